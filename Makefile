@@ -1,0 +1,30 @@
+# make demo: install and upscale a cat.  make test: install what tests need and check everything.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test clean
+
+demo: .venv/demo
+	$(BIN)/python examples/demo.py
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e .
+	@touch $@
+
+.venv/test: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[test]'
+	@touch $@ .venv/demo
+
+clean:
+	rm -rf .venv demo dist .pytest_cache .ruff_cache

@@ -1,0 +1,25 @@
+"""The errors that a user can cause, each one line that says what was wrong, the value, what was expected and how to mend it."""
+
+
+class GleansrError(Exception):
+    """Base of all errors that gleansr raises on purpose. The command line prints its message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class RequestError(GleansrError, ValueError):
+    """The request itself cannot be met: an unknown model, a missing device, options that exclude each other."""
+
+    exit_code = 2
+
+
+class CheckpointError(RequestError):
+    """A file that should hold weights is missing, truncated, hostile, of another kind, or does not fit its architecture."""
+
+
+class PictureError(GleansrError, ValueError):
+    """A picture cannot be read or written."""
+
+
+class DownloadError(GleansrError):
+    """A file could not be fetched: the network, the server or the disk failed, or the contents are not the expected."""
