@@ -1,0 +1,168 @@
+"""GLEAN: an encoder, a frozen generative latent bank and a decoder.
+
+Source: Chan et al., "GLEAN: Generative Latent Bank for Large-Factor Image Super-Resolution", CVPR 2021; sizes and order of layers as in the
+official code (mmagic's GLEANStyleGANv2).
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gleansr.models.rrdb import RRDBTrunk, conv3x3
+from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, stylegan2_channels
+
+
+@dataclass(frozen=True)
+class GLEANConfig:
+    """Architecture of a GLEAN. Encoder and decoder follow the channel table of the bank."""
+
+    in_size: int
+    """Height and width of the low-resolution picture, a power of two."""
+    bank: StyleGAN2Config
+    """The generative latent bank; its size is the output's."""
+    n_rrdb: int = 23
+    """Residual-in-residual dense blocks in front of the encoder."""
+    features: int = 64
+    """Channels of those blocks."""
+    growth: int = 32
+    """Channels that each of their convolutions adds."""
+    out_features: int = 64
+    """Channels between the last two convolutions of the decoder."""
+
+    def __post_init__(self):
+        sizes = (self.in_size, self.out_size)
+        if any(size < 4 or size > 1024 or size & (size - 1) for size in sizes) or sizes[0] >= sizes[1]:
+            raise ValueError(f"GLEAN takes powers of two with 4 <= in < out <= 1024, not {sizes[0]} -> {sizes[1]}")
+        if not (0 <= self.n_rrdb <= 256 and all(0 < n <= 8192 for n in (self.features, self.growth, self.out_features))):
+            raise ValueError("n_rrdb must be 0 to 256; features, growth and out_features must be positive")
+
+    @property
+    def out_size(self) -> int:
+        """Height and width of the result."""
+        return self.bank.size
+
+    def channels(self, size: int) -> int:
+        """Channels at `size` px."""
+        return self.bank.channels[int(math.log2(size)) - 2]
+
+
+def glean_full(in_size: int, out_size: int) -> GLEANConfig:
+    """The full-size network of the paper, 64 -> 1024 for instance, on a StyleGAN2 of configuration F."""
+    return GLEANConfig(in_size, StyleGAN2Config(stylegan2_channels(out_size)))
+
+
+class Encoder(nn.Module):
+    """Low-resolution picture to features of 4 ... in px and W+ codes."""
+
+    def __init__(self, config: GLEANConfig):
+        super().__init__()
+        self.code_shape = (config.bank.n_codes, config.bank.code_dim)
+        channels = [config.channels(2**power) for power in range(int(math.log2(config.in_size)), 1, -1)]  # in ... 4 px
+        self.trunk = RRDBTrunk(3, config.features, config.growth, config.n_rrdb)
+        self.head = conv3x3(config.features, channels[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(conv3x3(a, b, stride=2), nn.LeakyReLU(0.2), conv3x3(b, b), nn.LeakyReLU(0.2))
+            for a, b in itertools.pairwise(channels)
+        )
+        self.tail = conv3x3(channels[-1], channels[-1])
+        self.code = nn.Linear(16 * channels[-1], math.prod(self.code_shape))
+
+    def forward(self, low: Tensor) -> tuple[list[Tensor], Tensor]:
+        """low (N, 3, in, in) -> features [(N, C(4), 4, 4), ..., (N, C(in), in, in)] and codes (N, L, code_dim), used as they are."""
+        x = F.leaky_relu(self.head(self.trunk(low)), 0.2)
+        features = [x]
+        for block in self.down:
+            x = block(x)
+            features.append(x)
+        x = F.leaky_relu(self.tail(x), 0.2)
+        return features[::-1], self.code(x.flatten(1)).view(-1, *self.code_shape)
+
+
+class PixelShuffleUp(nn.Module):
+    """3x3 convolution to four times the channels, folded into twice the size. x (N, in, H, W) -> (N, out, 2H, 2W)."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.conv = conv3x3(n_in, 4 * n_out)
+        # The four sub-pixels of an output start equal, so that the untrained block is nearest-neighbour enlargement and leaves no
+        # checkerboard to unlearn (Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017).
+        kernel = torch.empty(n_out, *self.conv.weight.shape[1:])
+        nn.init.kaiming_normal_(kernel)
+        self.conv.load_state_dict({"weight": kernel.repeat_interleave(4, 0), "bias": torch.zeros(4 * n_out)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+class Decoder(nn.Module):
+    """Encoder feature and bank features to the picture. There is no activation between the enlargements."""
+
+    def __init__(self, config: GLEANConfig):
+        super().__init__()
+        sizes = [2**power for power in range(int(math.log2(config.in_size)), int(math.log2(config.out_size)))]  # in ... out/2
+        self.up = nn.ModuleList(
+            PixelShuffleUp(config.channels(size) * (1 if i == 0 else 2), config.channels(2 * size)) for i, size in enumerate(sizes)
+        )
+        self.last = conv3x3(2 * config.channels(config.out_size), config.out_features)
+        self.out = conv3x3(config.out_features, 3)
+
+    def forward(self, x: Tensor, bank_features: Iterator[Tensor]) -> Tensor:
+        """x (N, C(in), in, in) and the bank's features of 2in ... out px in turn -> (N, 3, out, out)."""
+        for up in self.up:
+            x = torch.cat([up(x), next(bank_features)], 1)
+        return self.out(F.leaky_relu(self.last(x), 0.2))
+
+
+class GLEAN(nn.Module):
+    """Encoder-bank-decoder.
+
+    `fusion_skip`, the bank's mapping and its RGB layers never reach the output: official checkpoints hold them, so they are kept, but they
+    are not computed.
+    """
+
+    def __init__(self, config: GLEANConfig):
+        super().__init__()
+        self.config = config
+        fused = [config.channels(2**power) for power in range(2, int(math.log2(config.in_size)) + 1)]  # 4 ... in px
+        self.encoder = Encoder(config)
+        self.bank = StyleGAN2(config.bank).requires_grad_(False)
+        self.fusion_out = nn.ModuleList(conv3x3(2 * n, n) for n in fused)
+        self.fusion_skip = nn.ModuleList(conv3x3(n + 3, 3) for n in fused)
+        self.decoder = Decoder(config)
+
+    def encode(self, low: Tensor) -> Tensor:
+        """low (N, 3, in, in) in [-1, 1], RGB -> W+ codes (N, L, code_dim)."""
+        return self.encoder(self._check(low))[1]
+
+    def forward(self, low: Tensor) -> Tensor:
+        """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
+        features, codes = self.encoder(self._check(low))
+        return self.decoder(features[-1], self._bank_features(features, codes))
+
+    def _bank_features(self, features: list[Tensor], codes: Tensor) -> Iterator[Tensor]:
+        """The bank's features of 2in ... out px. Up to `in` px the encoder's features are fused in before each enlargement."""
+        bank = self.bank.synthesis
+        noises = bank.noises("fixed", len(codes))
+        x = bank.layers[0](bank.constant.expand(len(codes), -1, -1, -1).to(features[0].dtype), codes[:, 0], noises[0])
+        for j in range(len(bank.layers) // 2):
+            if j < len(features):
+                x = self.fusion_out[j](torch.cat([x, features[j]], 1))
+            for i in (2 * j + 1, 2 * j + 2):
+                x = bank.layers[i](x, codes[:, i], noises[i])
+            if j + 1 >= len(features):
+                yield x
+
+    def _check(self, low: Tensor) -> Tensor:
+        size = self.config.in_size
+        if low.ndim != 4 or low.shape[1:] != (3, size, size):
+            raise ValueError(f"this GLEAN takes pictures (N, 3, {size}, {size}), not {tuple(low.shape)}")
+        return low
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the output depends on and that training changes: all but the bank and `fusion_skip`."""
+        return [p for part in (self.encoder, self.fusion_out, self.decoder) for p in part.parameters()]

@@ -1,0 +1,250 @@
+"""StyleGAN2: the generator (mapping and synthesis) that serves as latent bank, and its discriminator.
+
+Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020: the "skip" generator and the "resnet"
+discriminator.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gleansr.models.layers import EqualConv, EqualLinear, ModulatedConv, UpsampleRGB, full_precision, leaky_relu
+
+Noise = str | Sequence[Tensor]
+
+
+def stylegan2_channels(size: int, multiplier: float = 2, limit: int = 512) -> tuple[int, ...]:
+    """Channels at 4, 8, ..., `size` px of the published networks (`multiplier` 2 is "config-f", 1 its half)."""
+    return tuple(min(limit, int(16384 * multiplier) // 2**power) for power in range(2, int(math.log2(size)) + 1))
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config:
+    """Architecture of one generator or discriminator. The number of resolutions, hence the size, follows from `channels`."""
+
+    channels: tuple[int, ...]
+    """Channels at 4, 8, ..., size px."""
+    code_dim: int = 512
+    """Width of z, of w and of the mapping's layers (generator)."""
+    mapping_layers: int = 8
+    """Layers of the mapping network (generator)."""
+    clamp: float | None = None
+    """Activations are limited to this magnitude; 256 in NVIDIA's networks that were trained in half precision."""
+    stddev_group: int | None = 4
+    """Pictures that share one minibatch standard deviation; None: the whole batch (discriminator)."""
+
+    def __post_init__(self):
+        if not 1 <= len(self.channels) <= 9 or not all(0 < n <= 8192 for n in self.channels):
+            raise ValueError(f"channels must be 1 to 9 positive numbers, for 4, 8, ... 1024 px, not {self.channels}")
+        if not (1 <= self.mapping_layers <= 64 and 1 <= self.code_dim <= 8192):
+            raise ValueError(f"mapping_layers {self.mapping_layers} or code_dim {self.code_dim} is out of range")
+        if self.stddev_group is not None and self.stddev_group < 1:
+            raise ValueError(f"stddev_group must be positive, not {self.stddev_group}")
+
+    @property
+    def size(self) -> int:
+        """Height and width of the picture in pixels."""
+        return 2 ** (len(self.channels) + 1)
+
+    @property
+    def n_codes(self) -> int:
+        """Rows L of a W+ code: 14 at 256 px, 18 at 1024 px."""
+        return 2 * len(self.channels)
+
+
+class Mapping(nn.Module):
+    """z (N, code_dim), standard normal -> w (N, code_dim)."""
+
+    def __init__(self, code_dim: int, n_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(EqualLinear(code_dim, code_dim, lr_mul=0.01, activation=True) for _ in range(n_layers))
+
+    def forward(self, z: Tensor) -> Tensor:
+        with full_precision(z):
+            w = z.to(next(self.parameters()).dtype)
+            w = w * torch.rsqrt(w.square().mean(1, keepdim=True) + 1e-8)
+            for layer in self.layers:
+                w = layer(w)
+        return w
+
+
+class StyledConv(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, activation."""
+
+    def __init__(self, n_in: int, n_out: int, config: StyleGAN2Config, *, up: bool):
+        super().__init__()
+        self.conv = ModulatedConv(n_in, n_out, 3, config.code_dim, up=up)
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+        self.clamp = config.clamp
+
+    def forward(self, x: Tensor, code: Tensor, noise: Tensor | None) -> Tensor:
+        """x (N, in, H, W), code (N, code_dim), noise (N or 1, 1, H', W') or None -> (N, out, H', W')."""
+        x = self.conv(x, code)
+        if noise is not None:
+            x = x + (noise * self.noise_strength).to(x.dtype)
+        x = leaky_relu(x + self.bias.to(x.dtype)[:, None, None])
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+
+class ToRGB(nn.Module):
+    """Features to RGB, added to the doubled RGB of the resolution below."""
+
+    def __init__(self, n_in: int, config: StyleGAN2Config):
+        super().__init__()
+        self.conv = ModulatedConv(n_in, 3, 1, config.code_dim, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.up = UpsampleRGB()
+        self.clamp = config.clamp
+
+    def forward(self, x: Tensor, code: Tensor, rgb: Tensor | None) -> Tensor:
+        """x (N, in, H, W), code (N, code_dim), rgb (N, 3, H/2, W/2) or None -> (N, 3, H, W) of full precision."""
+        y = self.conv(x, code).to(self.bias.dtype) + self.bias[:, None, None]
+        if self.clamp is not None:
+            y = y.clamp(-self.clamp, self.clamp)
+        return y if rgb is None else y + self.up(rgb)
+
+
+class Synthesis(nn.Module):
+    """W+ codes to a picture. Layer i reads code i; the RGB of resolution 4 * 2^j reads code 2j + 1."""
+
+    def __init__(self, config: StyleGAN2Config):
+        super().__init__()
+        self.config = config
+        channels = config.channels
+        self.constant = nn.Parameter(torch.randn(1, channels[0], 4, 4))
+        self.layers = nn.ModuleList([StyledConv(channels[0], channels[0], config, up=False)])
+        for n_in, n_out in itertools.pairwise(channels):
+            self.layers += [StyledConv(n_in, n_out, config, up=True), StyledConv(n_out, n_out, config, up=False)]
+        self.to_rgb = nn.ModuleList(ToRGB(n, config) for n in channels)
+        for i in range(len(self.layers)):
+            size = 4 * 2 ** ((i + 1) // 2)
+            self.register_buffer(f"noise_{i}", torch.randn(1, 1, size, size))
+
+    def noises(self, noise: Noise, n: int) -> list[Tensor | None]:
+        """One noise picture per layer: "fixed" the stored ones, "random" fresh ones, "none", or those given, (n or 1, 1, H, W) each."""
+        fixed = [self.get_buffer(f"noise_{i}") for i in range(len(self.layers))]
+        if not isinstance(noise, str):
+            if len(noise) != len(fixed):
+                raise ValueError(f"{len(noise)} noise pictures were given, but this network has {len(fixed)} layers with noise")
+            return list(noise)
+        if noise == "fixed":
+            return list(fixed)
+        if noise == "random":
+            return [torch.randn(n, *f.shape[1:], device=f.device) for f in fixed]
+        if noise == "none":
+            return [None] * len(fixed)
+        raise ValueError(f'noise is {noise!r}, but must be "fixed", "random", "none" or a sequence of tensors')
+
+    def forward(self, codes: Tensor, noise: Noise = "fixed") -> Tensor:
+        """codes (N, L, code_dim) in W+ -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != (self.config.n_codes, self.config.code_dim):
+            wanted = f"(N, {self.config.n_codes}, {self.config.code_dim})"
+            raise ValueError(f"W+ codes have the shape {tuple(codes.shape)}, but this network takes {wanted}")
+        noises = self.noises(noise, len(codes))
+        x = self.constant.expand(len(codes), -1, -1, -1)
+        rgb: Any = None
+        for i, layer in enumerate(self.layers):
+            x = layer(x, codes[:, i], noises[i])
+            if i % 2 == 0:
+                rgb = self.to_rgb[i // 2](x, codes[:, i + 1], rgb)
+        return rgb
+
+
+class StyleGAN2(nn.Module):
+    """The generator: z -> w -> W+ -> picture."""
+
+    mean_code: Tensor | None
+
+    def __init__(self, config: StyleGAN2Config):
+        super().__init__()
+        self.config = config
+        self.mapping = Mapping(config.code_dim, config.mapping_layers)
+        self.synthesis = Synthesis(config)
+        self.register_buffer("mean_code", None)
+
+    def forward(self, z: Tensor, truncation: float = 1.0, noise: Noise = "fixed") -> Tensor:
+        """z (N, code_dim), standard normal -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
+
+        `truncation` psi moves w towards the mean code: mean + psi * (w - mean). Where the checkpoint holds no mean code it is estimated
+        once, from 16,384 seeded samples. `noise`: see `Synthesis.noises`.
+        """
+        w = self.mapping(z)
+        if truncation != 1:
+            if self.mean_code is None:
+                self.mean_code = self.estimate_mean_code()
+            w = self.mean_code + truncation * (w - self.mean_code)
+        return self.synthesis(w[:, None].expand(-1, self.config.n_codes, -1), noise)
+
+    @torch.no_grad()
+    def estimate_mean_code(self, n: int = 16_384, seed: int = 0) -> Tensor:
+        """Mean (code_dim) of w over `n` standard normal z drawn on the CPU with `seed`, the same on every device."""
+        z = torch.randn(n, self.config.code_dim, generator=torch.Generator().manual_seed(seed))
+        return self.mapping(z.to(self.synthesis.constant.device)).mean(0)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Two 3x3 convolutions beside a 1x1 skip, halving the size. x (N, in, H, W) -> (N, out, H/2, W/2)."""
+
+    def __init__(self, n_in: int, n_out: int, clamp: float | None):
+        super().__init__()
+        self.conv1 = EqualConv(n_in, n_in, 3)
+        self.conv2 = EqualConv(n_in, n_out, 3, down=True)
+        self.skip = EqualConv(n_in, n_out, 1, down=True, activation=False)
+        self.clamp = clamp
+
+    def _limit(self, x: Tensor) -> Tensor:
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._limit(self.conv2(self._limit(self.conv1(x))))
+        return (y + self.skip(x)) * math.sqrt(0.5)  # NVIDIA limits convolutions with an activation only
+
+
+def minibatch_stddev(x: Tensor, group: int | None) -> Tensor:
+    """Appends the mean standard deviation over groups of the batch as one channel: (N, C, H, W) -> (N, C + 1, H, W).
+
+    Sample n belongs to group n mod (N / G): the groups are strided, as in all public implementations.
+    """
+    n, c, h, w = x.shape
+    size = n if group is None else min(group, n)
+    if n % size:
+        raise ValueError(f"the discriminator takes at most {size} pictures at once or a multiple of {size}, not {n}")
+    y = x.float().reshape(size, n // size, c, h, w)
+    y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (N / G)
+    return torch.cat([x, y.to(x.dtype).repeat(size)[:, None, None, None].expand(n, 1, h, w)], 1)
+
+
+class StyleGAN2Discriminator(nn.Module):
+    """Picture (N, 3, size, size), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
+
+    def __init__(self, config: StyleGAN2Config):
+        super().__init__()
+        self.config = config
+        top_down = config.channels[::-1]
+        self.from_rgb = EqualConv(3, top_down[0], 1)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(n_in, n_out, config.clamp) for n_in, n_out in itertools.pairwise(top_down))
+        width = config.channels[0]
+        self.conv = EqualConv(width + 1, width, 3)
+        self.dense = EqualLinear(width * 16, width, activation=True)
+        self.out = EqualLinear(width, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (N, 3, size, size) -> (N, 1). N is at most `stddev_group` or a multiple of it."""
+        size = self.config.size
+        if image.shape[1:] != (3, size, size):
+            raise ValueError(f"the discriminator takes pictures (N, 3, {size}, {size}), not {tuple(image.shape)}")
+        limit = self.config.clamp
+        x = self.from_rgb(image)
+        x = x if limit is None else x.clamp(-limit, limit)
+        for block in self.blocks:
+            x = block(x)
+        x = self.conv(minibatch_stddev(x, self.config.stddev_group))
+        x = x if limit is None else x.clamp(-limit, limit)
+        with full_precision(x):
+            return self.out(self.dense(x.to(self.out.weight.dtype).flatten(1)))

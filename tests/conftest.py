@@ -1,0 +1,32 @@
+"""Shared by all tests: one thread, so that tiny tensors are not spread over cores, and small pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cat() -> Image.Image:
+    """A smooth coloured picture 64x64."""
+    y, x = np.mgrid[0:64, 0:64] / 63
+    pixels = np.stack([x, y, 0.5 + 0.4 * np.sin(9 * x) * np.cos(7 * y)], -1)
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A native file with an untrained GLEAN 8 -> 32, whose results are close to mid-grey but depend on the picture."""
+    from gleansr.checkpoints import native
+    from gleansr.models.glean import GLEAN, GLEANConfig
+    from gleansr.models.stylegan2 import StyleGAN2Config
+
+    torch.manual_seed(0)
+    model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    native.save(path, {"generator": model}, native.About("tiny", "blobs", "CC0-1.0", "nobody"))
+    return path
