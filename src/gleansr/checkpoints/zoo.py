@@ -1,0 +1,213 @@
+"""The models that have a name: where their files come from, where they lie, and what may be done with them.
+
+Environment variables: GLEANSR_HOME is the folder that holds downloaded files (in models/) instead of the user's cache
+folder; GLEANSR_OFFLINE=1 forbids every download.
+"""
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import urlsplit
+
+from gleansr.checkpoints.download import Progress, download
+from gleansr.errors import CheckpointError, DownloadError, RequestError
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that is known by name: one file, either part of this package or published elsewhere."""
+
+    name: str
+    """What `load` and the command line call it."""
+    kind: Literal["glean", "stylegan2"]
+    """The architecture."""
+    category: str
+    """What its pictures show."""
+    in_size: int | None
+    """Side of the square low-resolution input in pixels; None for a bank, which draws from latent codes."""
+    out_size: int
+    """Side of the square output in pixels (StyleGAN2's cars leave a quarter of theirs black: 512 wide, 384 high)."""
+    licence: str
+    """What the weights may be used for."""
+    credit: str
+    """Whom to name: authors, publisher, training pictures and their terms."""
+    asset: str | None = None
+    """Name of the file in this package's assets folder, for a bundled model."""
+    url: str | None = None
+    """Where the file is published, for a model that is downloaded."""
+    sha256_prefix: str | None = None
+    """How the sha256 of the downloaded file begins, as its publisher writes it into the file name."""
+    size: int | None = None
+    """Size of the downloaded file in bytes, where it is known."""
+    parts: tuple[str, ...] = ("generator", "discriminator")
+    """The networks in the file."""
+
+
+def named_models() -> tuple[NamedModel, ...]:
+    """All named models, the bundled one first."""
+    return _MODELS
+
+
+def find(name: str) -> NamedModel:
+    """The model of that name.
+
+    Raises:
+        RequestError: no model has that name; the message names the nearest one.
+    """
+    names = [model.name for model in _MODELS]
+    if name in names:
+        return _MODELS[names.index(name)]
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RequestError(f"no model is named {name!r}: {hint}`gleansr models` lists all; a file is given by its path")
+
+
+def model_path(
+    name_or_path: str | os.PathLike[str],
+    *,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The file of a model, downloaded first where that is needed.
+
+    Args:
+        name_or_path: an existing file, which wins, or the name of a model.
+        offline: refuse to download; None asks the environment variable GLEANSR_OFFLINE.
+        progress: called during a download with the bytes received and the size in bytes (None while it is unknown).
+
+    Raises:
+        RequestError: neither a file nor a name, or a download is needed but forbidden.
+        DownloadError: the download failed.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if not isinstance(name_or_path, str) or _looks_like_path(name_or_path):
+        problem = "is a folder; expected a file" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{name_or_path}: {problem}; `gleansr models` lists the models that have a name")
+
+    model = find(name_or_path)
+    path = file_of(model)
+    if installed(model):
+        return path
+    if not model.url or not model.sha256_prefix:
+        raise CheckpointError(f"{path}: no such file; this installation is incomplete, install gleansr again")
+    by_hand = f"fetch {model.url} by hand and save it as {path}"
+    if _offline_by_environment() if offline is None else offline:
+        raise RequestError(f"{model.name} is not on this machine and downloads are switched off: {by_hand}")
+    try:
+        return download(model.url, path, sha256_prefix=model.sha256_prefix, size=model.size, progress=progress)
+    except DownloadError as error:
+        raise DownloadError(f"{error}; or {by_hand}") from error
+
+
+def file_of(model: NamedModel) -> Path:
+    """Where a model's file lies on this machine, or would lie once it is downloaded."""
+    if model.asset:
+        return Path(str(resources.files("gleansr"))) / "assets" / model.asset
+    return cache_folder() / "models" / PurePosixPath(urlsplit(model.url or "").path).name
+
+
+def installed(model: NamedModel) -> bool:
+    """Whether a model's file is on this machine."""
+    return file_of(model).is_file()
+
+
+def cache_folder() -> Path:
+    """The folder for what can be fetched again: $GLEANSR_HOME, otherwise gleansr/ in the user's cache folder."""
+    if home := os.environ.get("GLEANSR_HOME"):
+        return Path(home).expanduser()
+    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    base = Path(os.environ.get(variable, ""))
+    # The XDG specification has relative paths ignored.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "gleansr"
+
+
+def _looks_like_path(text: str) -> bool:
+    return "/" in text or "\\" in text or text.lower().endswith((".pth", ".pt", ".pkl", ".safetensors", ".onnx"))
+
+
+def _offline_by_environment() -> bool:
+    return os.environ.get("GLEANSR_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+# ---------------------------------------------------------------------------------------------------------- the models
+
+_OPENMMLAB = "https://download.openmmlab.com/mmediting"
+# A GLEAN file holds the bank, and a discriminator that was trained on from the bank's own: NVIDIA's terms come first.
+# MMagic's licence is that of its code; its model pages say nothing about the weights.
+_NVIDIA = (
+    "Nvidia Source Code License-NC (non-commercial), see https://github.com/NVlabs/stylegan2/blob/master/LICENSE.txt"
+)
+_NVIDIA_AND_MMAGIC = (
+    f"{_NVIDIA}, for the StyleGAN2 in it; its publisher MMagic is Apache-2.0, see https://github.com/open-mmlab/mmagic"
+)
+_FFHQ = "FFHQ (CC BY-NC-SA 4.0 by NVIDIA, see https://github.com/NVlabs/ffhq-dataset)"
+_CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
+_LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
+
+
+def _glean(name: str, category: str, in_size: int, out_size: int, pictures: str, file: str, sha256: str) -> NamedModel:
+    return NamedModel(
+        name=name,
+        kind="glean",
+        category=category,
+        in_size=in_size,
+        out_size=out_size,
+        licence=_NVIDIA_AND_MMAGIC,
+        credit="GLEAN: Chan, Wang, Xu, Gu, Loy, CVPR 2021, published by MMagic (OpenMMLab); bank: StyleGAN2, Karras, "
+        f"Laine, Aittala, Hellsten, Lehtinen, Aila, CVPR 2020 (NVIDIA); trained on {pictures}",
+        url=f"{_OPENMMLAB}/restorers/glean/{file}-{sha256}.pth",
+        sha256_prefix=sha256,
+    )
+
+
+def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str, sha256: str) -> NamedModel:
+    return NamedModel(
+        name=name,
+        kind="stylegan2",
+        category=category,
+        in_size=None,
+        out_size=out_size,
+        licence=_NVIDIA,
+        credit="StyleGAN2: Karras, Laine, Aittala, Hellsten, Lehtinen, Aila, CVPR 2020 (NVIDIA), converted by MMagic "
+        f"(OpenMMLab); trained on {pictures}",
+        url=f"{_OPENMMLAB}/stylegan2/official_weights/stylegan2-{file}-{sha256}.pth",
+        sha256_prefix=sha256,
+    )
+
+
+_MODELS = (
+    NamedModel(
+        name="cats-8x",
+        kind="glean",
+        category="cats",
+        in_size=32,
+        out_size=256,
+        licence="CC-BY-NC-4.0",
+        credit="AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
+        asset="cats-8x.safetensors",
+        parts=("generator",),
+    ),
+    _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
+    _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
+    _glean(
+        "glean-faces-8x",
+        "faces",
+        128,
+        1024,
+        f"{_FFHQ} and {_CELEBA_HQ}",
+        "glean_in128out1024_4x2_300k_ffhq_celebahq_20210812",
+        "acbcb04f",
+    ),
+    _glean("glean-faces-16x", "faces", 64, 1024, _FFHQ, "glean_ffhq_16x_20210527", "61a3afad"),
+    _stylegan2("stylegan2-ffhq", "faces", 1024, _FFHQ, "ffhq-config-f-official_20210327_171224", "bce9310c"),
+    _stylegan2("stylegan2-cat", "cats", 256, _LSUN, "cat-config-f-official_20210327_172444", "15bc485b"),
+    _stylegan2("stylegan2-car", "cars", 512, _LSUN, "car-config-f-official_20210327_172340", "8cfe053c"),
+    _stylegan2("stylegan2-church", "churches", 256, _LSUN, "church-config-f-official_20210327_172657", "1d42b7d1"),
+    _stylegan2("stylegan2-horse", "horses", 256, _LSUN, "horse-config-f-official_20210327_173203", "ef3e69ca"),
+)
