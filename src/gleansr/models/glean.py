@@ -6,7 +6,6 @@ official code (mmagic's GLEANStyleGANv2).
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +65,7 @@ class Encoder(nn.Module):
         self.trunk = RRDBTrunk(3, config.features, config.growth, config.n_rrdb)
         self.head = conv3x3(config.features, channels[0])
         self.down = nn.ModuleList(
-            nn.Sequential(conv3x3(a, b, stride=2), nn.LeakyReLU(0.2), conv3x3(b, b), nn.LeakyReLU(0.2))
+            nn.Sequential(conv3x3(a, b, stride=2), nn.LeakyReLU(0.2, inplace=True), conv3x3(b, b), nn.LeakyReLU(0.2, inplace=True))
             for a, b in itertools.pairwise(channels)
         )
         self.tail = conv3x3(channels[-1], channels[-1])
@@ -74,12 +73,12 @@ class Encoder(nn.Module):
 
     def forward(self, low: Tensor) -> tuple[list[Tensor], Tensor]:
         """low (N, 3, in, in) -> features [(N, C(4), 4, 4), ..., (N, C(in), in, in)] and codes (N, L, code_dim), used as they are."""
-        x = F.leaky_relu(self.head(self.trunk(low)), 0.2)
+        x = F.leaky_relu_(self.head(self.trunk(low)), 0.2)
         features = [x]
         for block in self.down:
             x = block(x)
             features.append(x)
-        x = F.leaky_relu(self.tail(x), 0.2)
+        x = F.leaky_relu_(self.tail(x), 0.2)
         return features[::-1], self.code(x.flatten(1)).view(-1, *self.code_shape)
 
 
@@ -100,7 +99,7 @@ class PixelShuffleUp(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Encoder feature and bank features to the picture. There is no activation between the enlargements."""
+    """The layers that enlarge the encoder's feature beside the bank's to the picture. There is no activation between the enlargements."""
 
     def __init__(self, config: GLEANConfig):
         super().__init__()
@@ -111,11 +110,9 @@ class Decoder(nn.Module):
         self.last = conv3x3(2 * config.channels(config.out_size), config.out_features)
         self.out = conv3x3(config.out_features, 3)
 
-    def forward(self, x: Tensor, bank_features: Iterator[Tensor]) -> Tensor:
-        """x (N, C(in), in, in) and the bank's features of 2in ... out px in turn -> (N, 3, out, out)."""
-        for up in self.up:
-            x = torch.cat([up(x), next(bank_features)], 1)
-        return self.out(F.leaky_relu(self.last(x), 0.2))
+    def finish(self, x: Tensor) -> Tensor:
+        """x (N, 2C(out), out, out) -> (N, 3, out, out)."""
+        return self.out(F.leaky_relu_(self.last(x), 0.2))
 
 
 class GLEAN(nn.Module):
@@ -142,20 +139,19 @@ class GLEAN(nn.Module):
     def forward(self, low: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
         features, codes = self.encoder(self._check(low))
-        return self.decoder(features[-1], self._bank_features(features, codes))
-
-    def _bank_features(self, features: list[Tensor], codes: Tensor) -> Iterator[Tensor]:
-        """The bank's features of 2in ... out px. Up to `in` px the encoder's features are fused in before each enlargement."""
         bank = self.bank.synthesis
         noises = bank.noises("fixed", len(codes))
-        x = bank.layers[0](bank.constant.expand(len(codes), -1, -1, -1).to(features[0].dtype), codes[:, 0], noises[0])
-        for j in range(len(bank.layers) // 2):
+        x = bank.layers[0](bank.constant.expand(len(codes), -1, -1, -1), codes[:, 0], noises[0])
+        high = features[-1]
+        for j in range(len(bank.layers) // 2):  # from 4 * 2^j px to twice that
             if j < len(features):
                 x = self.fusion_out[j](torch.cat([x, features[j]], 1))
             for i in (2 * j + 1, 2 * j + 2):
                 x = bank.layers[i](x, codes[:, i], noises[i])
             if j + 1 >= len(features):
-                yield x
+                high = torch.cat([self.decoder.up[j + 1 - len(features)](high), x], 1)
+        del x  # a picture's worth of features at the output size, needed no more
+        return self.decoder.finish(high)
 
     def _check(self, low: Tensor) -> Tensor:
         size = self.config.in_size

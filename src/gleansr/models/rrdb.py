@@ -30,7 +30,7 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dense = x
         for conv in self.convs[:4]:
-            dense = torch.cat([dense, F.leaky_relu(conv(dense), 0.2)], 1)
+            dense = torch.cat([dense, F.leaky_relu_(conv(dense), 0.2)], 1)
         return torch.add(x, self.convs[4](dense), alpha=0.2)
 
 
@@ -100,5 +100,5 @@ class RRDBNet(nn.Module):
             raise ValueError(f"height and width must be multiples of {self.fold}, not {tuple(x.shape[-2:])}")
         x = self.trunk(F.pixel_unshuffle(x, self.fold))
         for conv in (self.up1, self.up2):
-            x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0.2)
-        return self.out(F.leaky_relu(self.high(x), 0.2))
+            x = F.leaky_relu_(conv(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0.2)
+        return self.out(F.leaky_relu_(self.high(x), 0.2))

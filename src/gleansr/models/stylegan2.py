@@ -87,8 +87,8 @@ class StyledConv(nn.Module):
         """x (N, in, H, W), code (N, code_dim), noise (N or 1, 1, H', W') or None -> (N, out, H', W')."""
         x = self.conv(x, code)
         if noise is not None:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        x = leaky_relu(x + self.bias.to(x.dtype)[:, None, None])
+            x.add_((noise * self.noise_strength).to(x.dtype))
+        x = leaky_relu(x.add_(self.bias.to(x.dtype)[:, None, None]))
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 

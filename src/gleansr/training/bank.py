@@ -1,0 +1,197 @@
+"""Training of a StyleGAN2 bank. One flat function in the order in which things happen."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gleansr.checkpoints import native
+from gleansr.errors import RequestError
+from gleansr.models.layers import placed
+from gleansr.models.projected import ProjectedDiscriminator
+from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
+from gleansr.training.augment import AdaptiveProbability, Augment
+from gleansr.training.config import BankRecipe
+from gleansr.training.data import load_pictures, training_batch
+from gleansr.training.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty, squeezenet
+from gleansr.training.state import Log, average, load_state, passed, save_grid, save_state, step
+
+Progress = Callable[[int, dict[str, Any]], None]
+
+
+def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress: Progress | None = None) -> Path:
+    """Trains a bank and returns the file with its generator (averaged) and discriminator.
+
+    `output` receives state.pt (the run goes on from it), log.jsonl, samples/ and the bank. `progress(images, log line)` is called after
+    each line of the log.
+    """
+    run, network = recipe.run, recipe.network
+    (output / "samples").mkdir(parents=True, exist_ok=True)
+    pictures = load_pictures(recipe.data.train, network.size)
+    if device.type == "cuda":
+        pictures = pictures.to(device)
+
+    torch.manual_seed(run.seed)
+    generator = StyleGAN2(network)
+    projected = recipe.discriminator == "projected"
+    discriminator = ProjectedDiscriminator(squeezenet(), network.size) if projected else StyleGAN2Discriminator(network)
+    if recipe.start:
+        _start_from(recipe.start, generator, discriminator)
+    generator = placed(generator, device)
+    discriminator = placed(discriminator, device)
+    trained = discriminator.heads if isinstance(discriminator, ProjectedDiscriminator) else discriminator
+    averaged = copy.deepcopy(generator).eval()
+    g_optimizer = _adam(generator, recipe.lr, recipe, recipe.path_length_every if recipe.path_length_weight else None)
+    d_optimizer = _adam(trained, recipe.discriminator_lr or recipe.lr, recipe, None if projected else recipe.r1_every)
+    augment = Augment().to(device)
+    probability = AdaptiveProbability(target=recipe.ada_target, adjust_images=max(1, recipe.ada_images))
+    mean_length = torch.zeros((), device=device)
+    r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
+    grid_z = torch.randn(24, network.code_dim, generator=torch.Generator().manual_seed(run.seed)).to(device)
+
+    images = 0
+    resolved = dataclasses.asdict(recipe)
+    if state := load_state(output / "state.pt", resolved, device):
+        images, mean_length = state["images"], state["mean_length"]
+        for name, part in (("generator", generator), ("discriminator", discriminator), ("averaged", averaged)):
+            part.load_state_dict(state[name])
+        g_optimizer.load_state_dict(state["g_optimizer"])
+        d_optimizer.load_state_dict(state["d_optimizer"])
+        probability.load_state_dict(state["probability"])
+
+    log = Log(output / "log.jsonl")
+    finished = output / f"{recipe.about.name}.safetensors"
+    while images < run.images:
+        number = images // run.batch_size
+        torch.manual_seed(run.seed * 1_000_003 + images)  # everything drawn in a step follows from the seed and the pictures seen
+        real = training_batch(pictures, images, run.batch_size, run.seed, flip=recipe.data.flip, device=device)
+        real = real.to(memory_format=torch.channels_last)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+
+        # Discriminator: non-saturating logistic loss, R1 every now and then.
+        generator.requires_grad_(False)
+        trained.requires_grad_(True)
+        with autocast:
+            fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
+            real = augment(real, probability.p)
+            real_logits = discriminator(real)
+            d_loss = discriminator_loss(discriminator(augment(fake, probability.p)), real_logits)
+        losses = {"d_loss": d_loss, "real_sign": real_logits.sign().mean()}
+        if isinstance(discriminator, StyleGAN2Discriminator) and number % recipe.r1_every == 0:
+            penalty = r1_penalty(discriminator, real)
+            d_loss = d_loss + penalty * (r1_gamma / 2 * recipe.r1_every)
+            losses["r1"] = penalty
+        step(d_optimizer, d_loss)
+
+        # Generator: non-saturating logistic loss, path length every now and then on half a batch.
+        generator.requires_grad_(True)
+        trained.requires_grad_(False)
+        with autocast:
+            fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
+            g_loss = generator_loss(discriminator(augment(fake, probability.p)))
+        losses["g_loss"] = g_loss
+        if projected:
+            # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
+            losses["overshoot"] = (fake.abs() - 1).relu().square().mean()
+            g_loss = g_loss + 10 * losses["overshoot"]
+        if recipe.path_length_weight and number % recipe.path_length_every == 0:
+            codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing)
+            penalty, mean_length = path_length_penalty(generator, codes, mean_length)
+            g_loss = g_loss + penalty * (recipe.path_length_weight * recipe.path_length_every)
+            losses["path_length"] = penalty
+        step(g_optimizer, g_loss)
+
+        images += run.batch_size
+        half_life = min(recipe.ema_half_life, images * recipe.ema_ramp_up)
+        average(averaged, generator, 0.5 ** (run.batch_size / half_life))
+        log.add(losses)
+        if passed(images, run.batch_size, run.log_every) or images >= run.images:
+            line = log.write(images, augment_p=probability.p)
+            if recipe.ada_images:
+                probability.update(line["real_sign"], run.log_every)
+            if progress:
+                progress(images, line)
+        if passed(images, run.batch_size, run.checkpoint_every) or images >= run.images:
+            with torch.no_grad():
+                save_grid(output / "samples" / f"{images:09d}.png", list(averaged(grid_z).split(8)))
+            save_state(
+                output / "state.pt",
+                {
+                    "recipe": resolved,
+                    "images": images,
+                    "mean_length": mean_length,
+                    "generator": generator.state_dict(),
+                    "discriminator": discriminator.state_dict(),
+                    "averaged": averaged.state_dict(),
+                    "g_optimizer": g_optimizer.state_dict(),
+                    "d_optimizer": d_optimizer.state_dict(),
+                    "probability": probability.state_dict(),
+                },
+            )
+            _export(finished, averaged, discriminator, recipe, images)
+    if not finished.exists():
+        _export(finished, averaged, discriminator, recipe, images)
+    return finished
+
+
+def _codes(generator: StyleGAN2, n: int, mixing: float) -> Tensor:
+    """W+ codes (n, L, code_dim) of random z; a share `mixing` of them changes to a second code at a random row."""
+    width, rows = generator.config.code_dim, generator.config.n_codes
+    device = generator.synthesis.constant.device
+    first, second = generator.mapping(torch.randn(2 * n, width, device=device))[:, None].expand(-1, rows, -1).chunk(2)
+    crossover = torch.randint(1, rows, (n, 1, 1), device=device)
+    crossover = torch.where(torch.rand(n, 1, 1, device=device) < mixing, crossover, rows)
+    return torch.where(torch.arange(rows, device=device)[:, None] < crossover, first, second)
+
+
+def _adam(model: nn.Module, lr: float, recipe: BankRecipe, every: int | None) -> torch.optim.Adam:
+    """Adam, its rate and decays corrected for a penalty every so many steps (StyleGAN2, appendix B)."""
+    share = every / (every + 1) if every else 1.0
+    betas = (recipe.betas[0] ** share, recipe.betas[1] ** share)
+    return torch.optim.Adam(model.parameters(), lr * share, betas, eps=1e-8)
+
+
+def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> None:
+    """Copies a bank of the same or a smaller size; layers of new resolutions keep their random start.
+
+    The discriminator's blocks are numbered from the top, so those of the smaller one are its last. What reads the picture is new unless the
+    size is the same.
+    """
+    checkpoint = native.read(source)
+    parts: dict[str, StyleGAN2 | StyleGAN2Discriminator] = {"generator": generator}
+    if isinstance(discriminator, StyleGAN2Discriminator):
+        parts["discriminator"] = discriminator
+    for part, model in parts.items():
+        network = checkpoint.networks.get(part)
+        if network is None:
+            raise RequestError(f"{source}: has no {part} to start from")
+        n_new, n_old = len(model.config.channels), len(network.config.channels)
+        expected = dataclasses.replace(model.config, channels=model.config.channels[:n_old])
+        if n_old > n_new or network.config != expected:
+            raise RequestError(f"{source}: its {part} is {network.config}, which cannot grow into {model.config}")
+        tensors = dict(network.tensors)
+        if part == "discriminator" and n_old < n_new:
+            tensors = {
+                ".".join(["blocks", str(int(name.split(".")[1]) + n_new - n_old), *name.split(".")[2:]])
+                if name.startswith("blocks.")
+                else name: tensor
+                for name, tensor in tensors.items()
+                if not name.startswith("from_rgb")
+            }
+        tensors.pop("mean_code", None)
+        model.load_state_dict(tensors, strict=False)
+
+
+def _export(path: Path, averaged: StyleGAN2, discriminator: nn.Module, recipe: BankRecipe, images: int) -> None:
+    bank = copy.deepcopy(averaged).cpu()
+    bank.mean_code = bank.estimate_mean_code()
+    training = {"images": images, "recipe": dataclasses.asdict(recipe)}
+    training["recipe"]["data"].pop("train")
+    training["recipe"]["data"].pop("validation")
+    about = native.About(**dataclasses.asdict(recipe.about), training=training)
+    kept = {"discriminator": discriminator} if isinstance(discriminator, StyleGAN2Discriminator) else {}
+    native.save(path, {"generator": bank, **kept}, about)

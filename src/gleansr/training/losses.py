@@ -1,0 +1,69 @@
+"""The losses of GLEAN, named after the equations of its supplement, and those of StyleGAN2."""
+
+from importlib import resources
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gleansr.checkpoints import native
+from gleansr.models.features import SqueezeNet, feature_distance
+from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
+
+
+def squeezenet() -> SqueezeNet:
+    """SqueezeNet 1.1 with its ImageNet weights, which come with the package, frozen."""
+    with resources.as_file(resources.files("gleansr") / "assets" / "squeezenet.safetensors") as path:
+        network = native.read(path).build("features", path)
+    return cast("SqueezeNet", network).requires_grad_(False)
+
+
+def mse_loss(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Equation (1): the mean squared error over all values of pictures (N, 3, H, W) in [-1, 1].
+
+    N of the equation is taken as the number of values, three per pixel, as the official code does.
+    """
+    return F.mse_loss(prediction.float(), truth)
+
+
+def perceptual_loss(network: SqueezeNet, prediction: Tensor, truth: Tensor) -> Tensor:
+    """Equation (2) with SqueezeNet 1.1 in place of VGG16: `feature_distance`, mean over pictures."""
+    with torch.no_grad():
+        wanted = network(truth)
+    return feature_distance(network(prediction), wanted).mean()
+
+
+def generator_loss(logits: Tensor, form: str = "non-saturating") -> Tensor:
+    """Equation (3) on the discriminator's logits of the results, D = sigmoid(logit): log(1 - D) as printed ("saturating"), or -log D."""
+    return -F.softplus(logits).mean() if form == "saturating" else F.softplus(-logits).mean()
+
+
+def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """Equation (5), negated to be minimised: -log(1 - D(result)) - log D(truth)."""
+    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+
+
+def r1_penalty(discriminator: StyleGAN2Discriminator, real: Tensor) -> Tensor:
+    """Mean over pictures of the squared gradient of the logit with respect to the real picture (Mescheder et al., 2018), without gamma / 2.
+
+    Taken in float32, and with respect to the pictures as the discriminator sees them, augmented.
+    """
+    with torch.autocast(real.device.type, enabled=False):
+        real = real.detach().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
+
+
+def path_length_penalty(bank: StyleGAN2, codes: Tensor, mean_length: Tensor, decay: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Squared deviation of the path length from its running mean (StyleGAN2, equation 4) and the new running mean.
+
+    codes (N, L, code_dim) must require gradients.
+    """
+    with torch.autocast(codes.device.type, enabled=False):
+        image = bank.synthesis(codes, "random")
+        noise = torch.randn_like(image) / (image.shape[2] * image.shape[3]) ** 0.5
+        (gradient,) = torch.autograd.grad((image * noise).sum(), codes, create_graph=True)
+    lengths = gradient.square().sum(2).mean(1).sqrt()
+    mean_length = mean_length.lerp(lengths.detach().mean(), decay)
+    return (lengths - mean_length).square().mean(), mean_length
