@@ -1,0 +1,42 @@
+"""The command line: one thin file per command."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+
+from gleansr.cli.models import models
+from gleansr.cli.train import train, train_bank
+from gleansr.cli.upscale import upscale
+from gleansr.errors import GleansrError
+
+DESCRIPTION = (
+    "Large-factor image super-resolution with a generative latent bank. Exit status: 0 done, 1 some work failed, "
+    "2 wrong request. --debug, anywhere, shows the traceback of an error."
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line on `args`, by default those of the process, and exits."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    commands = {"upscale": upscale, "models": models, "train": train, "train-bank": train_bank}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="gleansr",
+            description=DESCRIPTION,
+            args=[argument for argument in arguments if argument != "--debug"] or ["--help"],
+        )
+    except GleansrError as error:
+        if debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"gleansr: {error}", markup=False, highlight=False, style="red")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

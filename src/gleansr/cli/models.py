@@ -1,0 +1,102 @@
+"""`gleansr models`: what models there are, what a file holds, and conversion to the native format."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from gleansr.errors import RequestError
+
+
+def models(
+    action: tyro.conf.Positional[Literal["list", "info", "convert", "fetch"]] = "list",
+    model: tyro.conf.Positional[str | None] = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    half: bool = False,
+    overwrite: bool = False,
+    offline: bool = False,
+) -> None:
+    """List models, show what a file holds, convert a file to the native format, or fetch an official model.
+
+    Args:
+        action: list: bundled and official models. info: the networks in MODEL. convert: write MODEL in the native format. fetch: download
+            MODEL.
+        model: Name of a model, or a file of any supported layout.
+        output: Where `convert` writes, a .safetensors file.
+        half: Let `convert` store bfloat16, half the size; it is read back as float32.
+        overwrite: Let `convert` replace a file.
+        offline: Never download.
+    """
+    if action == "list":
+        _list()
+        return
+    if model is None:
+        raise RequestError(f"`gleansr models {action}` wants the name of a model or a file")
+    if action == "info":
+        _info(model, offline)
+    elif action == "convert":
+        _convert(model, output, half, overwrite, offline)
+    else:
+        Console().print(str(_path(model, offline)), soft_wrap=True, highlight=False)
+
+
+def _list() -> None:
+    from gleansr.checkpoints.zoo import file_of, installed, named_models
+
+    table = Table("name", "scale", "input", "output", "category", "licence", "file", box=None, pad_edge=False)
+    for entry in named_models():
+        size = (f"{entry.out_size // entry.in_size}x", str(entry.in_size)) if entry.in_size else ("bank", "")
+        place = str(file_of(entry)) if installed(entry) else entry.url or "missing"
+        table.add_row(entry.name, *size, str(entry.out_size), entry.category, entry.licence, place)
+    Console().print(table)
+
+
+def _info(model: str, offline: bool) -> None:
+    from gleansr import checkpoints
+
+    path = _path(model, offline)
+    checkpoint = checkpoints.read(path)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{path}\nlayout: {checkpoint.layout}", markup=False)
+    for part, network in checkpoint.networks.items():
+        count = sum(p.numel() for p in network.build(path).parameters())
+        console.print(f"{part}: {network.kind}, {count:,} parameters", markup=False)
+        console.print(f"  {json.dumps(dataclasses.asdict(network.config))}", markup=False)
+    for key, value in dataclasses.asdict(checkpoint.about).items():
+        if value:
+            console.print(f"{key}: {json.dumps(value) if isinstance(value, dict) else value}", markup=False)
+
+
+def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offline: bool) -> None:
+    import torch
+
+    from gleansr import checkpoints
+    from gleansr.checkpoints import native, zoo
+
+    if output is None or output.suffix != ".safetensors":
+        raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
+    if output.exists() and not overwrite:
+        raise RequestError(f"{output}: exists already; --overwrite replaces it")
+    path = _path(model, offline)
+    checkpoint = checkpoints.read(path)
+    for network in checkpoint.networks.values():
+        network.build(path)  # what does not fit its architecture is not worth converting
+    named = next((entry for entry in zoo.named_models() if entry.name == model), None)
+    if named and not checkpoint.about.licence:
+        about = native.About(named.name, named.category, named.licence, named.credit)
+        checkpoint = dataclasses.replace(checkpoint, about=about)
+    try:
+        native.write(output, checkpoint, dtype=torch.bfloat16 if half else torch.float32)
+    except OSError as error:
+        raise RequestError(f"{output}: cannot be written ({error.strerror})") from None
+    Console(stderr=True, soft_wrap=True).print(f"{path} ({checkpoint.layout}) -> {output}", markup=False, highlight=False)
+
+
+def _path(model: str, offline: bool) -> Path:
+    from gleansr.cli.progress import fetched
+
+    return fetched(model, offline)

@@ -1,0 +1,205 @@
+"""The command line as a user meets it: what it writes, says and exits with, and that it never leaves half a file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gleansr.cli import main
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Runs the command in this process; returns its exit status and what it printed, both streams together."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        status: int | str | None = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return int(status or 0), captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def folder(cat: Image.Image, tmp_path: Path) -> Path:
+    """pictures/a.png, pictures/a.jpg, pictures/sub/b.webp and a text file."""
+    root = tmp_path / "pictures"
+    (root / "sub").mkdir(parents=True)
+    cat.save(root / "a.png")
+    cat.save(root / "a.jpg")
+    cat.save(root / "sub" / "b.webp")
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_one_picture(run, tiny_model: Path, folder: Path):
+    status, said = run("upscale", folder / "a.png", "-o", folder / "out.png", "--model", tiny_model)
+    assert status == 0, said
+    assert size_of(folder / "out.png") == (32, 32)
+    assert "64x64: shrunk to the model's 8x8" in said
+    status, said = run("upscale", folder / "a.png", "-m", tiny_model)
+    assert status == 0
+    assert (folder / "a_4x.png").exists()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_formats_carry_the_mark(run, tiny_model: Path, folder: Path, suffix: str):
+    out = folder / f"out{suffix}"
+    assert run("upscale", folder / "a.png", "-o", out, "-m", tiny_model)[0] == 0
+    data = out.read_bytes()
+    assert b"compositeWithTrainedAlgorithmicMedia" in data
+    assert b"gleansr" in data
+
+
+def test_a_folder_is_mirrored_and_names_do_not_collide(run, tiny_model: Path, folder: Path, tmp_path: Path):
+    status, said = run("upscale", folder, "-o", tmp_path / "out", "-m", tiny_model, "--batch-size", 2)
+    assert status == 0, said
+    assert files(tmp_path / "out") == ["a.png", "a.png.png", "sub/b.png"]
+    assert "3 of 3 pictures upscaled 4x" in said
+    assert run("upscale", folder, "-m", tiny_model)[0] == 0
+    assert len(files(tmp_path / "pictures_4x")) == 3
+
+
+def test_one_bad_file_does_not_stop_the_others(run, tiny_model: Path, folder: Path, tmp_path: Path):
+    (folder / "bad.png").write_text("text")
+    (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
+    status, said = run("upscale", folder, folder / "missing.png", "-o", tmp_path / "out", "-m", tiny_model)
+    assert status == 1
+    assert len(files(tmp_path / "out")) == 3
+    assert "3 of 6 pictures upscaled 4x" in said
+    assert "3 failed" in said
+    for name in ("bad.png", "cut.jpg", "missing.png"):
+        assert sum(f"gleansr: {folder / name}: " in line for line in said.splitlines()) == 1, said
+
+
+def test_existing_results_are_kept_unless_told(run, tiny_model: Path, folder: Path):
+    out = folder / "out.png"
+    out.write_text("precious")
+    status, said = run("upscale", folder / "a.png", "-o", out, "-m", tiny_model)
+    assert status == 1
+    assert "exists" in said
+    assert out.read_text() == "precious"
+    assert run("upscale", folder / "a.png", "-o", out, "-m", tiny_model, "--overwrite")[0] == 0
+    assert size_of(out) == (32, 32)
+
+
+def test_wrong_requests_exit_2_in_one_line_and_write_nothing(run, tiny_model: Path, folder: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("x")
+    (tmp_path / "junk.pth").write_bytes(os.urandom(1000))
+    before = files(tmp_path)
+    cat = folder / "a.png"
+    for arguments, words in {
+        (cat, "-m", "cats-9x"): "did you mean 'cats-8x'?",
+        (cat, "-m", tmp_path / "none.pth"): "no such file",
+        (cat, "-m", tmp_path / "junk.pth"): "junk.pth",
+        (cat, "-m", cat): "a.png",
+        (cat, "-m", tiny_model, "--device", "cuda:99"): "--device cpu",
+        (cat, "-m", tiny_model, "--batch-size", 0): "--batch-size",
+        (cat, "-m", tiny_model, "--quality", 101): "--quality",
+        (cat, "-m", tiny_model, "-o", tmp_path / "out.xyz"): ".png",
+        (cat, cat, "-m", tiny_model, "-o", tmp_path / "out.png"): "give a folder",
+        (tmp_path / "empty", "-m", tiny_model): "empty folder",
+        (tmp_path / "texts", "-m", tiny_model): "notes.txt",
+        (cat, "-m", "glean-cats-8x", "--offline"): "by hand",
+    }.items():
+        status, said = run("upscale", *arguments)
+        assert status == 2, (arguments, said)
+        assert words in said, (arguments, said)
+        assert len(said.strip().splitlines()) == 1, said
+        assert "Traceback" not in said
+    assert files(tmp_path) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
+def test_an_unwritable_folder(run, tiny_model: Path, folder: Path):
+    status, said = run("upscale", folder / "a.png", "-o", "/proc/out.png", "-m", tiny_model)
+    assert status == 1
+    assert "cannot be written" in said
+    assert len(said.strip().splitlines()) == 1
+    assert run("upscale", folder, "-o", "/proc/out", "-m", tiny_model)[0] == 2
+
+
+def test_an_output_below_a_file(run, tiny_model: Path, folder: Path):
+    status, said = run("upscale", folder / "a.png", "-o", folder / "a.jpg" / "out", "-m", tiny_model)
+    assert status == 2
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(tiny_model: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="empty folder"):
+        main(["upscale", str(tmp_path), "--model", str(tiny_model), "--debug"])
+
+
+def test_models_list_info_and_convert(run, tiny_model: Path, tmp_path: Path):
+    status, said = run("models")
+    assert status == 0
+    assert "cats-8x" in said
+    status, said = run("models", "info", tiny_model)
+    assert status == 0
+    assert "generator: glean," in said
+    assert '"in_size": 8' in said
+    assert "CC0-1.0" in said
+    out = tmp_path / "half.safetensors"
+    assert run("models", "convert", tiny_model, "-o", out, "--half")[0] == 0
+    assert out.stat().st_size < 0.7 * tiny_model.stat().st_size
+    assert run("models", "info", out)[0] == 0
+    assert run("models", "convert", tiny_model, "-o", out)[0] == 2  # exists
+    assert run("models", "convert", tiny_model, "-o", tmp_path / "x.pth")[0] == 2
+    assert run("models", "info")[0] == 2
+
+
+def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
+    bank = tmp_path / "bank.toml"
+    bank.write_text(
+        '[about]\nname = "b"\n[network]\nchannels = [4, 4, 4]\ncode_dim = 4\nmapping_layers = 1\n'
+        "[run]\nimages = 4\nbatch_size = 2\nlog_every = 2\n"
+    )
+    glean = tmp_path / "glean.toml"
+    glean.write_text('[about]\nname = "g"\n[network]\nin_size = 4\nn_rrdb = 1\nfeatures = 4\n[run]\nimages = 4\nbatch_size = 2\n')
+    status, said = run("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--set", "lr=0.001", "--device", "cpu")
+    assert status == 0, said
+    status, said = run("train", glean, "--output", tmp_path / "runs2", "--data", folder, "--bank", tmp_path / "runs" / "b.safetensors")
+    assert status == 0, said
+    assert run("upscale", folder / "a.png", "-o", tmp_path / "o.png", "-m", tmp_path / "runs2" / "g.safetensors")[0] == 0
+    status, said = run("train", glean, "-o", tmp_path / "runs3", "--dry-run", "--set", "lr=0.5")
+    assert status == 0
+    assert json.loads(said)["lr"] == 0.5
+    assert not (tmp_path / "runs3").exists()
+    status, said = run("train", glean, "-o", tmp_path / "runs3", "--set", "lrr=0.5")
+    assert status == 2
+    assert "did you mean lr?" in said
+
+
+def test_python_m_gleansr():
+    done = subprocess.run([sys.executable, "-m", "gleansr", "upscale", "--help"], capture_output=True, text=True, check=True)
+    for option in ("--output", "-o", "--model", "--fit", "--device", "--precision", "--batch-size", "--overwrite"):
+        assert option in done.stdout
+
+
+def test_results_equal_those_of_the_python_interface(run, tiny_model: Path, folder: Path):
+    import gleansr
+
+    assert run("upscale", folder / "a.png", "-o", folder / "out.png", "-m", tiny_model, "--device", "cpu")[0] == 0
+    expected = gleansr.load(tiny_model, device="cpu")(folder / "a.png")
+    with Image.open(folder / "out.png") as image:
+        assert np.array_equal(np.array(image), np.array(expected))
