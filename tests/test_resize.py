@@ -210,15 +210,18 @@ def test_degrade_equals_the_slow_data_preparation_bit_for_bit(scale, size):
     assert torch.equal(result, normalised(expected))
 
 
-def test_degrade_rounds_exact_halves_to_even_in_every_form():
+@pytest.mark.parametrize("scale", [6, 8, 10, 22])
+def test_degrade_rounds_exact_halves_to_even_in_every_form(scale):
     # The edge is in the middle of an output pixel, which becomes (dark + bright) / 2.
-    steps = np.zeros((1, 3, 24, 24), np.uint8)
-    for channel, (dark, bright) in enumerate([(0, 255), (1, 2), (2, 3)]):
-        steps[0, channel, :, :12], steps[0, channel, :, 12:] = dark, bright
+    dark = np.arange(0, 254, 2)
+    steps = np.zeros((len(dark), 3, 3 * scale, 3 * scale), np.uint8)
+    middle = 3 * scale // 2
+    steps[..., :middle] = dark[:, None, None, None]
+    steps[..., middle:] = 255
     images = normalised(steps)
-    expected = normalised(np.array([128.0, 2.0, 2.0]))
-    for form in (images, images.double(), images.flip(-1), images.mT, images.repeat(5, 1, 1, 1)):
-        assert torch.equal(degrade(form, 8)[0, :, 1, 1].float(), expected)
+    expected = normalised(np.rint((dark + 255) / 2))
+    for form in (images, images.double(), images.flip(-1), images.mT):
+        assert torch.equal(degrade(form, scale)[:, 0, 1, 1].float(), expected)
 
 
 def test_degrade_is_clipped_exact_and_independent_of_the_batch():

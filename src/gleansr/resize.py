@@ -94,6 +94,12 @@ def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
         raise RequestError(f"degrade takes a whole scale from 1 up, such as 8 or 16, not {scale!r}")
     if not isinstance(images, torch.Tensor) or images.dtype not in (torch.float32, torch.float64) or images.ndim != 4:
         raise RequestError("degrade takes a float32 or float64 tensor of shape (N, 3, H, W) in [-1, 1]")
+    if images.device.type == "cpu":  # one by one, the pictures' float64 copies stay in the cache, which is four times as fast
+        return torch.cat([_degrade(image, scale) for image in images.split(1)])
+    return _degrade(images, scale)
+
+
+def _degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
     home = images.device
     # An 8-bit picture in float32 is 1e-5 of a step off its values. Put back on them, it degrades like the stored file.
     steps = images.to("cpu" if home.type == "mps" else home, torch.float64, copy=True).mul_(127.5).add_(127.5)
