@@ -284,6 +284,18 @@ def test_feature_distance_by_hand():
     b = [torch.tensor([[[[4.0]], [[3.0]]]])]
     assert torch.allclose(feature_distance(a, b), torch.tensor([0.08]))
     assert torch.allclose(feature_distance(a, [a[0] * 7]), torch.zeros(1), atol=1e-6)
+    nothing = torch.zeros(1, 2, 1, 1, requires_grad=True)
+    distance = feature_distance([nothing], a)
+    assert torch.allclose(distance, torch.ones(1))
+    distance.sum().backward()
+    assert nothing.grad is not None
+    assert bool(nothing.grad.isfinite().all())
+
+
+def test_feature_distance_is_that_of_normalised_features():
+    a, b = torch.rand(2, 5, 4, 3), torch.rand(2, 5, 4, 3)
+    expected = (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2))
+    assert torch.allclose(feature_distance([a, a], [b, b]), 2 * expected, atol=1e-5)
 
 
 def test_squeezenet_feature_sizes():

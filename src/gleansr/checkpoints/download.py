@@ -271,8 +271,7 @@ def _network_failure(error: Exception, timeout: float) -> _AttemptError:
         return _AttemptError(f"the host name is not found ({cause.strerror}); is this machine online?")
     if isinstance(cause, ssl.SSLCertVerificationError):
         return _AttemptError(
-            f"the server's certificate is not trusted ({cause}); "
-            "SSL_CERT_FILE may name a file of further trusted certificates"
+            f"the server's certificate is not trusted ({cause}); SSL_CERT_FILE may name a file of further trusted certificates"
         )
     if isinstance(cause, TimeoutError):
         return _AttemptError(f"the server was silent for {timeout:g} s", wait=0)

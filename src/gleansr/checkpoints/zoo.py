@@ -140,12 +140,8 @@ def _offline_by_environment() -> bool:
 _OPENMMLAB = "https://download.openmmlab.com/mmediting"
 # A GLEAN file holds the bank, and a discriminator that was trained on from the bank's own: NVIDIA's terms come first.
 # MMagic's licence is that of its code; its model pages say nothing about the weights.
-_NVIDIA = (
-    "Nvidia Source Code License-NC (non-commercial), see https://github.com/NVlabs/stylegan2/blob/master/LICENSE.txt"
-)
-_NVIDIA_AND_MMAGIC = (
-    f"{_NVIDIA}, for the StyleGAN2 in it; its publisher MMagic is Apache-2.0, see https://github.com/open-mmlab/mmagic"
-)
+_NVIDIA = "Nvidia Source Code License-NC (non-commercial), see https://github.com/NVlabs/stylegan2/blob/master/LICENSE.txt"
+_NVIDIA_AND_MMAGIC = f"{_NVIDIA}, for the StyleGAN2 in it; its publisher MMagic is Apache-2.0, see https://github.com/open-mmlab/mmagic"
 _FFHQ = "FFHQ (CC BY-NC-SA 4.0 by NVIDIA, see https://github.com/NVlabs/ffhq-dataset)"
 _CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
 _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"

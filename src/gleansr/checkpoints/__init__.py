@@ -1,0 +1,71 @@
+"""Files in, models out. Importing this package loads neither torch nor any model; reading a file does."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gleansr.checkpoints.zoo import model_path
+from gleansr.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gleansr.checkpoints.native import Checkpoint
+
+__all__ = ["load_model", "model_path", "read"]
+
+
+def load_model(name_or_path: str | os.PathLike[str], *, part: str | None = None) -> "nn.Module":
+    """A network in eval mode, float32, on the CPU.
+
+    Args:
+        name_or_path: the name of a model, downloaded at its first use, or a file of any known layout.
+        part: "generator" or "discriminator"; by default the generator, or the only network there is.
+
+    Raises:
+        RequestError: no model has that name.
+        DownloadError: its download failed.
+        CheckpointError: the file is missing, broken, of an unknown layout, or has no such part.
+    """
+    path = model_path(name_or_path)
+    return read(path).build(part, path)
+
+
+def read(path: str | os.PathLike[str]) -> "Checkpoint":
+    """The networks in a file of any known layout, which is recognised by its contents. Nothing in the file is executed.
+
+    Raises:
+        CheckpointError: the file is missing, broken, hostile or of an unknown layout.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+        return _read(path, head)
+    except CheckpointError as error:  # it may quote names from the file
+        raise CheckpointError(_one_line(str(error))) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (MemoryError, RecursionError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        # What a file can hold has no end: whatever the readers have not foreseen is a fault of the file too.
+        reason = _one_line(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and the control characters of a terminal, and of bounded length."""
+    return "".join(c if c.isprintable() else " " for c in text[:2000])
+
+
+def _read(path: Path, head: bytes) -> "Checkpoint":
+    from gleansr.checkpoints import foreign, native, nvidia, pickles
+
+    if not head:
+        raise CheckpointError(f"{path}: an empty file")
+    if head[4:9] == b"\0\0\0\0{":  # safetensors: the length of a JSON header, below 4 GiB, and the header
+        return native.read(path)
+    if head.startswith(b"PK\x03\x04") or pickles.is_legacy(head):
+        return foreign.read(pickles.load_torch(path), path)
+    if head.startswith(b"\x80"):
+        return nvidia.read_pickle(pickles.load_persistent(path), path)
+    raise CheckpointError(f"{path}: not a file of weights; known are {foreign.KNOWN}")

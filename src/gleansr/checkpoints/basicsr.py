@@ -1,0 +1,87 @@
+"""StyleGAN2 and RRDBNet (ESRGAN, Real-ESRGAN) in BasicSR's layout: files {"params_ema"} or {"params"}."""
+
+from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
+from gleansr.checkpoints.weights import Weights, pair
+from gleansr.models.rrdb import RRDBNetConfig
+
+LAYOUT = StyleGAN2Layout(
+    generator={
+        "mapping.layers.{n}.weight": "style_mlp.{k1}.weight",
+        "mapping.layers.{n}.bias": "style_mlp.{k1}.bias",
+        "synthesis.constant": "constant_input.weight",
+        "synthesis.layers.{i}.conv.weight": "{layer}.modulated_conv.weight",
+        "synthesis.layers.{i}.conv.affine.weight": "{layer}.modulated_conv.modulation.weight",
+        "synthesis.layers.{i}.conv.affine.bias": "{layer}.modulated_conv.modulation.bias",
+        "synthesis.layers.{i}.noise_strength": "{layer}.weight",  # not the convolution's
+        "synthesis.layers.{i}.bias": "{layer}.activate.bias",
+        "synthesis.to_rgb.{j}.conv.weight": "{rgb}.modulated_conv.weight",
+        "synthesis.to_rgb.{j}.conv.affine.weight": "{rgb}.modulated_conv.modulation.weight",
+        "synthesis.to_rgb.{j}.conv.affine.bias": "{rgb}.modulated_conv.modulation.bias",
+        "synthesis.to_rgb.{j}.bias": "{rgb}.bias",
+        "synthesis.noise_{i}": "noises.noise{k}",
+        "mean_code": "latent_avg",
+    },
+    discriminator={
+        "from_rgb.weight": "conv_body.0.0.weight",
+        "from_rgb.bias": "conv_body.0.1.bias",
+        "blocks.{b}.conv1.weight": "{block}.conv1.0.weight",
+        "blocks.{b}.conv1.bias": "{block}.conv1.1.bias",
+        "blocks.{b}.conv2.weight": "{block}.conv2.1.weight",
+        "blocks.{b}.conv2.bias": "{block}.conv2.2.bias",
+        "blocks.{b}.skip.weight": "{block}.skip.1.weight",
+        "conv.weight": "final_conv.0.weight",
+        "conv.bias": "final_conv.1.bias",
+        "dense.weight": "final_linear.0.weight",
+        "dense.bias": "final_linear.0.bias",
+        "out.weight": "final_linear.1.weight",
+        "out.bias": "final_linear.1.bias",
+    },
+    layer=lambda i: f"style_convs.{i - 1}" if i else "style_conv1",
+    rgb=lambda j: f"to_rgbs.{j - 1}" if j else "to_rgb1",
+    block=lambda b, _: f"conv_body.{b + 1}",
+    filters={},
+)
+
+
+def generator(weights: Weights) -> Network:
+    """A generator; "latent_avg", which the file has beside it, is the mean code."""
+    return LAYOUT.read_generator(weights)
+
+
+def discriminator(weights: Weights) -> Network:
+    """A discriminator."""
+    return LAYOUT.read_discriminator(weights)
+
+
+def rrdbnet(weights: Weights) -> Network:
+    """An ESRGAN network. The channels of its folded input tell the scale."""
+    n_in = weights.size("conv_first.weight", 1)
+    scales = {3: 4, 12: 2, 48: 1}
+    if n_in not in scales:
+        raise weights.error(f"{weights.prefix}conv_first.weight reads {n_in} channels, but an RRDBNet's reads 3, 12 or 48")
+    features, growth, n_blocks = trunk_sizes(weights)
+    names = trunk_names("trunk", "", n_blocks)
+    for ours, theirs in {"up1": "conv_up1", "up2": "conv_up2", "high": "conv_hr", "out": "conv_last"}.items():
+        names |= pair(ours, theirs)
+    return weights.translate("rrdbnet", RRDBNetConfig(scales[n_in], features, growth, n_blocks), names)
+
+
+def trunk_sizes(weights: Weights) -> tuple[int, int, int]:
+    """Features, growth and number of blocks of an RRDB trunk."""
+    n_blocks = weights.count(lambda k: f"body.{k}.rdb1.conv1.weight")
+    growth = weights.size("body.0.rdb1.conv1.weight", 0) if n_blocks else RRDBNetConfig.growth
+    return weights.size("conv_first.weight", 0), growth, n_blocks
+
+
+def trunk_names(ours: str, theirs: str, n_blocks: int) -> dict[str, str]:
+    """Our name -> their name of an RRDB trunk's tensors; `theirs` is a prefix with its dot, or empty."""
+    names = pair(f"{ours}.first", f"{theirs}conv_first") | pair(f"{ours}.last", f"{theirs}conv_body")
+    for block in range(n_blocks):
+        for dense in range(3):
+            for conv in range(5):
+                names |= pair(
+                    f"{ours}.body.{block}.blocks.{dense}.convs.{conv}",
+                    f"{theirs}body.{block}.rdb{dense + 1}.conv{conv + 1}",
+                )
+    return names

@@ -1,0 +1,100 @@
+"""What the public implementations of StyleGAN2 have in common: the same tensors under other names.
+
+None of them transposes, flips or scales a weight relative to another.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.weights import Shape, Weights
+from gleansr.models.stylegan2 import StyleGAN2Config
+
+
+def leading_axis(name: str, shape: Shape) -> Shape:
+    """The shape of a tensor where convolutions have an axis for the batch and scalars are vectors of one."""
+    if ".noise_strength" in name:
+        return (1,)
+    if "synthesis.to_rgb." in name and name.endswith(".bias") and "affine" not in name:
+        return (1, 3, 1, 1)
+    if "synthesis." in name and name.endswith(".conv.weight"):
+        return (1, *shape)
+    return shape
+
+
+@dataclass(frozen=True)
+class StyleGAN2Layout:
+    """How one implementation names the tensors.
+
+    The tables go from our names to theirs. In ours `{n}` numbers the layers of the mapping, `{i}` those of the
+    synthesis, `{j}` the RGB layers and `{b}` the discriminator's blocks. In theirs `{k}` is that number, `{k1}` the next
+    one, and `{layer}`, `{rgb}`, `{block}` and `{top}` (the discriminator's first block) are what the functions make of it.
+    """
+
+    generator: Mapping[str, str]
+    """The generator's tensors; `mean_code`, where it is listed, may be absent."""
+    discriminator: Mapping[str, str]
+    """The discriminator's tensors."""
+    layer: Callable[[int], str]
+    """Name of the synthesis layer i."""
+    rgb: Callable[[int], str]
+    """Name of the RGB layer j."""
+    block: Callable[[int, int], str]
+    """Name of block b of so many, from the largest pictures down."""
+    filters: Mapping[str, float]
+    """Stored filters, see `Weights.translate`."""
+    shape: Callable[[str, Shape], Shape] = leading_axis
+    """Foreign shapes, see `Weights.translate`."""
+
+    def generator_config(self, weights: Weights, clamp: float | None = None) -> StyleGAN2Config:
+        """The architecture of a generator, from the shapes of its tensors."""
+        n_layers = weights.count(lambda i: self._generator_name("synthesis.layers.{i}.bias", i))
+        return StyleGAN2Config(
+            channels=tuple(weights.size(self._generator_name("synthesis.layers.{i}.bias", i), 0) for i in range(0, n_layers + 1, 2)),
+            code_dim=weights.size(self._generator_name("synthesis.layers.{i}.conv.affine.weight", 0), 1),
+            mapping_layers=weights.count(lambda n: self._generator_name("mapping.layers.{n}.weight", n)),
+            clamp=clamp,
+        )
+
+    def generator_names(self, config: StyleGAN2Config) -> dict[str, str]:
+        """Our name -> their name of every tensor of a generator."""
+        n = len(config.channels)
+        counts = {"{n}": config.mapping_layers, "{i}": 2 * n - 1, "{j}": n}
+        return {
+            ours.format(n=k, i=k, j=k): self._generator_name(ours, k)
+            for ours in self.generator
+            for k in range(next((count for field, count in counts.items() if field in ours), 1))
+        }
+
+    def read_generator(self, weights: Weights, clamp: float | None = None) -> Network:
+        """The generator; `clamp` is what the shapes cannot tell."""
+        config = self.generator_config(weights, clamp)
+        names = self.generator_names(config)
+        if names.get("mean_code") not in weights.tensors:
+            names.pop("mean_code", None)
+        return weights.translate("stylegan2", config, names, self.shape, self.filters)
+
+    def read_discriminator(self, weights: Weights, clamp: float | None = None, stddev_group: int | None = 4) -> Network:
+        """The discriminator; `clamp` and `stddev_group` are what the shapes cannot tell."""
+        n_blocks = max(n for n in range(9) if n == 0 or {self.block(0, n), self.block(n - 1, n)} <= self._blocks(weights))
+        top_down = [
+            weights.size(self._discriminator_name("from_rgb.bias", 0, n_blocks), 0),
+            *(weights.size(self._discriminator_name("blocks.{b}.conv2.bias", b, n_blocks), 0) for b in range(n_blocks)),
+        ]
+        config = StyleGAN2Config(tuple(top_down[::-1]), clamp=clamp, stddev_group=stddev_group)
+        names = {
+            ours.format(b=b): self._discriminator_name(ours, b, n_blocks)
+            for ours in self.discriminator
+            for b in range(n_blocks if "{b}" in ours else 1)
+        }
+        return weights.translate("stylegan2-discriminator", config, names, filters=self.filters)
+
+    def _generator_name(self, ours: str, k: int) -> str:
+        return self.generator[ours].format(k=k, k1=k + 1, layer=self.layer(k), rgb=self.rgb(k))
+
+    def _discriminator_name(self, ours: str, b: int, n_blocks: int) -> str:
+        return self.discriminator[ours].format(block=self.block(b, n_blocks), top=self.block(0, n_blocks))
+
+    def _blocks(self, weights: Weights) -> set[str]:
+        ending = self.discriminator["blocks.{b}.conv2.bias"].removeprefix("{block}")
+        return {name.removesuffix(ending) for name in weights.tensors if name.endswith(ending)}

@@ -1,0 +1,148 @@
+"""The native format: what is written comes back, and what does not fit is refused."""
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gleansr.checkpoints import load_model, native, read
+from gleansr.checkpoints.native import About
+from gleansr.errors import CheckpointError
+from gleansr.models.features import SqueezeNet
+from gleansr.models.glean import GLEAN, GLEANConfig
+from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
+from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
+
+BANK = StyleGAN2Config((4, 6, 5), code_dim=8, mapping_layers=2, clamp=256.0, stddev_group=None)
+MODELS = {
+    "glean": lambda: GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=2, out_features=3)),
+    "stylegan2": lambda: StyleGAN2(BANK),
+    "stylegan2-discriminator": lambda: StyleGAN2Discriminator(BANK),
+    "rrdbnet": lambda: RRDBNet(RRDBNetConfig(2, 4, 2, 1)),
+    "squeezenet": SqueezeNet,
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    torch.manual_seed(0)
+    return tmp_path / "model.safetensors"
+
+
+def rewrite(path, metadata=None, tensors=None, networks=None):
+    """Changes parts of a native file: its metadata, its tensors (None removes one) or its networks' descriptions."""
+    with path.open("rb") as file:
+        found = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))["__metadata__"]
+    if networks:
+        found["networks"] = json.dumps(networks(json.loads(found["networks"])))
+    values = load_file(path) | (tensors or {})
+    save_file({name: t for name, t in values.items() if t is not None}, path, found | (metadata or {}))
+
+
+@pytest.mark.parametrize("kind", native.KINDS)
+def test_every_kind_comes_back(kind, path):
+    model = MODELS[kind]()
+    about = About("tiny", "cats", "CC0-1.0", "nobody", {"images": 3})
+    native.save(path, {"generator": model}, about)
+    checkpoint = read(path)
+    assert (checkpoint.layout, checkpoint.about) == ("gleansr", about)
+    assert checkpoint.networks["generator"].kind == kind
+    again = load_model(path)
+    assert type(again) is type(model)
+    assert not again.training
+    assert getattr(again, "config", None) == getattr(model, "config", None)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_output_comes_back(path):
+    model = MODELS["glean"]().eval()
+    native.save(path, {"generator": model}, About())
+    low = torch.rand(2, 3, 8, 8)
+    again = load_model(path)
+    with torch.inference_mode():
+        assert torch.equal(again(low), model(low))
+    assert not any(parameter.requires_grad for parameter in again.get_submodule("bank").parameters())
+
+
+def test_parts_and_mean_code(path):
+    generator, discriminator = StyleGAN2(BANK), StyleGAN2Discriminator(BANK)
+    generator.mean_code = torch.randn(8)
+    native.save(path, {"generator": generator, "discriminator": discriminator}, About())
+    assert torch.equal(load_model(path).get_buffer("mean_code"), generator.mean_code)
+    assert isinstance(load_model(path, part="discriminator"), StyleGAN2Discriminator)
+    with pytest.raises(CheckpointError, match="no encoder in this file, only generator and discriminator"):
+        load_model(path, part="encoder")
+
+
+def test_half_precision_is_stored_and_float32_built(path):
+    model = MODELS["rrdbnet"]()
+    native.save(path, {"generator": model}, About(), dtype=torch.float16)
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+    for name, tensor in load_model(path).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name].half().float())
+
+
+def test_a_module_without_a_format(path):
+    with pytest.raises(TypeError, match="Linear has no native format"):
+        native.save(path, {"generator": nn.Linear(1, 1)}, About())
+    assert list(path.parent.iterdir()) == []
+
+
+def config(**changes):
+    def change(networks):
+        networks["generator"]["config"] |= changes
+        return networks
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"tensors": {"generator.out.bias": None}}, r"missing out\.bias \[3\]"),
+        ({"tensors": {"generator.extra": torch.zeros(2)}}, r"unexpected extra \[2\]"),
+        ({"tensors": {"generator.out.bias": torch.zeros(4)}}, r"out\.bias is \[4\], not \[3\]"),
+        ({"tensors": {"discriminator.bias": torch.zeros(4)}}, r"tensors of no network: discriminator\.bias"),
+        ({"metadata": {"format": "gleansr/9"}}, "format 'gleansr/9' in its metadata, but 'gleansr/1' is expected"),
+        ({"metadata": {"networks": "no json"}}, "metadata"),
+        ({"metadata": {"networks": "[" * 100_000}}, "."),
+        ({"metadata": {"networks": "9" * 10_000}}, "."),
+        ({"metadata": {"networks": "{}"}}, "tensors of no network"),
+        ({"metadata": {"about": '{"colour": "red"}'}}, "unknown key colour"),
+        ({"networks": lambda n: {"generator": n["generator"] | {"kind": "os.system"}}}, "os.system"),
+        ({"networks": lambda _: {"generator": 3}}, "metadata"),
+        ({"networks": config(scale=3)}, "enlarges by 1, 2 or 4, not by 3"),
+        ({"networks": config(features=10**15)}, "features and growth must be positive"),
+        ({"networks": config(features=-1)}, "features and growth must be positive"),
+        ({"networks": config(n_blocks=10**9)}, "n_blocks must be 0 to 256"),
+        ({"networks": config(features="64")}, "features must be int, not '64'"),
+        ({"networks": config(growth=8192)}, "the weights do not fit the architecture"),
+        ({"networks": config(widht=3)}, "unknown key widht"),
+    ],
+)
+def test_files_that_do_not_fit(changes, match, path):
+    native.save(path, {"generator": MODELS["rrdbnet"]()}, About())
+    rewrite(path, **changes)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_model(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [0.01, 0.3, 0.99])
+def test_truncated_files(part, path):
+    native.save(path, {"generator": MODELS["rrdbnet"]()}, About())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_model(path)
+
+
+def test_a_safetensors_file_of_others(path):
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="no format in its metadata"):
+        read(path)
