@@ -10,6 +10,13 @@ from PIL import Image
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What this machine cannot do is skipped with the reason."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture
 def cat() -> Image.Image:
     """A smooth coloured picture 64x64."""

@@ -126,7 +126,6 @@ def test_devices_and_precisions(tiny_model: Path, cat: Image.Image):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_agrees_with_the_cpu(tiny_model: Path, cat: Image.Image):
     on_cpu = np.array(gleansr.load(tiny_model, device="cpu")(cat)).astype(int)
     on_gpu = np.array(gleansr.load(tiny_model, device="cuda", precision="float32")(cat)).astype(int)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gleansr import checkpoints
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
 from gleansr.models.layers import placed
@@ -161,7 +162,7 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> 
     The discriminator's blocks are numbered from the top, so those of the smaller one are its last. What reads the picture is new unless the
     size is the same.
     """
-    checkpoint = native.read(source)
+    checkpoint = checkpoints.read(source)
     parts: dict[str, StyleGAN2 | StyleGAN2Discriminator] = {"generator": generator}
     if isinstance(discriminator, StyleGAN2Discriminator):
         parts["discriminator"] = discriminator

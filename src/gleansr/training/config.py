@@ -124,7 +124,10 @@ class GLEANRecipe:
     network: GLEANNetworkConfig
     run: RunConfig
     bank: str = ""
-    """The trained bank: a file of any StyleGAN2 layout. Its discriminator, if it is in the file, is where the discriminator starts."""
+    """The trained bank: a file of any StyleGAN2 layout."""
+    discriminator: StyleGAN2Config | None = None
+    """Architecture of a discriminator that starts anew; None: start from the one in the bank's file, as the paper does, or where there is
+    none from a new one with the bank's channels."""
     data: DataConfig = field(default_factory=DataConfig)
     lr: float = 1e-4
     """Initial learning rate of Adam for both networks; cosine annealing over the whole run."""

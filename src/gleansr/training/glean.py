@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gleansr import checkpoints
 from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.models.features import SqueezeNet, feature_distance
@@ -166,18 +167,20 @@ def schedule(images: int, total: int, warm_up: int) -> float:
 
 
 def _bank(recipe: GLEANRecipe) -> tuple[StyleGAN2, StyleGAN2Discriminator]:
-    """The bank and the discriminator of the recipe; the latter starts anew, with a bank that has none."""
+    """The bank and the discriminator of the recipe."""
     if not recipe.bank:
         raise RequestError("GLEAN is trained around a bank: give one with --bank")
-    checkpoint = native.read(recipe.bank)
+    checkpoint = checkpoints.read(recipe.bank)
     bank = checkpoint.build("generator", recipe.bank)
     if not isinstance(bank, StyleGAN2):
         raise CheckpointError(f"{recipe.bank}: holds a {type(bank).__name__}, but a StyleGAN2 is wanted as bank")
-    if "discriminator" in checkpoint.networks:
+    if recipe.discriminator is None and "discriminator" in checkpoint.networks:
         discriminator = checkpoint.build("discriminator", recipe.bank)
-        if isinstance(discriminator, StyleGAN2Discriminator):
-            return bank, discriminator
-    return bank, StyleGAN2Discriminator(bank.config)
+    else:
+        discriminator = StyleGAN2Discriminator(recipe.discriminator or bank.config)
+    if not isinstance(discriminator, StyleGAN2Discriminator) or discriminator.config.size != bank.config.size:
+        raise RequestError(f"the discriminator must be a StyleGAN2's of {bank.config.size} px, as the bank is")
+    return bank, discriminator
 
 
 def _export(path: Path, model: GLEAN, recipe: GLEANRecipe, images: int, figures: dict[str, Any]) -> Path:
