@@ -78,6 +78,15 @@ def test_a_folder_is_mirrored_and_names_do_not_collide(run, tiny_model: Path, fo
     assert len(files(tmp_path / "pictures_4x")) == 3
 
 
+def test_pictures_of_one_name_do_not_replace_each_other(run, tiny_model: Path, folder: Path, cat: Image.Image, tmp_path: Path):
+    for name in "xyz":
+        (tmp_path / name).mkdir()
+        cat.save(tmp_path / name / "a.png")
+    inputs = [tmp_path / name / "a.png" for name in "xyz"]
+    assert run("upscale", *inputs, "-o", tmp_path / "out", "-m", tiny_model, "--overwrite")[0] == 0
+    assert files(tmp_path / "out") == ["a.png", "a.png.png", "a_2.png"]
+
+
 def test_one_bad_file_does_not_stop_the_others(run, tiny_model: Path, folder: Path, tmp_path: Path):
     (folder / "bad.png").write_text("text")
     (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
@@ -136,13 +145,20 @@ def test_an_unwritable_folder(run, tiny_model: Path, folder: Path):
     assert status == 1
     assert "cannot be written" in said
     assert len(said.strip().splitlines()) == 1
-    assert run("upscale", folder, "-o", "/proc/out", "-m", tiny_model)[0] == 2
+    assert run("upscale", folder, "-o", "/proc/out", "-m", tiny_model)[0] == 1
 
 
 def test_an_output_below_a_file(run, tiny_model: Path, folder: Path):
     status, said = run("upscale", folder / "a.png", "-o", folder / "a.jpg" / "out", "-m", tiny_model)
-    assert status == 2
+    assert status == 1
+    assert "cannot be made" in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_folder_is_not_made_for_nothing(run, tiny_model: Path, tmp_path: Path):
+    assert run("upscale", tmp_path / "missing.png", "-o", tmp_path / "new" / "folder", "-m", tiny_model)[0] == 1
+    assert files(tmp_path) == []
+    assert not (tmp_path / "new").exists()
 
 
 def test_debug_shows_the_traceback(tiny_model: Path, tmp_path: Path):

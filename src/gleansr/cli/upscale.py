@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gleansr.errors import GleansrError, RequestError
+from gleansr.errors import GleansrError, PictureError, RequestError
 
 if TYPE_CHECKING:
     from gleansr.upscaler import Fit, Upscaler
@@ -105,7 +105,8 @@ def _results(
         fitted = []
         for job in chunk:
             try:
-                check_output(job.target, overwrite=overwrite)
+                if job.target.parent.exists():  # otherwise it is made when there is something to put into it
+                    check_output(job.target, overwrite=overwrite)
                 fitted.append((job, upscaler.fit(decode(job.source), fit)))
             except GleansrError as error:
                 yield job, error
@@ -113,6 +114,7 @@ def _results(
             continue
         for (job, one), image in zip(fitted, upscaler.run([one for _, one in fitted]), strict=True):
             try:
+                _make_folder(job.target.parent)
                 metadata = one.picture.metadata
                 encode(
                     image,
@@ -128,8 +130,7 @@ def _results(
 
 
 def _jobs(inputs: tuple[Path, ...], output: Path | None, suffix: str) -> Iterator[Job]:
-    """What to read and where to write, folders made. Results keep their input's name; of two that would collide the later keeps its suffix
-    in the name too."""
+    """What to read and where to write. Results keep their input's name; where that is taken, its suffix too, or a number."""
     taken: set[Path] = set()
     for source in inputs:
         if source.is_dir():
@@ -141,15 +142,17 @@ def _jobs(inputs: tuple[Path, ...], output: Path | None, suffix: str) -> Iterato
 
 
 def _job(source: Path, place: Path, suffix: str, taken: set[Path]) -> Job:
-    target = place.with_name(f"{place.stem}{suffix}.png")
-    if target in taken:
-        target = place.with_name(f"{place.name}{suffix}.png")
+    names = itertools.chain([place.stem, place.name], (f"{place.stem}_{i}" for i in itertools.count(2)))
+    target = next(path for name in names if (path := place.with_name(f"{name}{suffix}.png")) not in taken)
     taken.add(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"{target.parent}: the folder cannot be made ({error.strerror})") from None
     return Job(source, target)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PictureError(f"{folder}: the folder cannot be made ({error.strerror})") from None
 
 
 def _pictures(folder: Path) -> list[Path]:
