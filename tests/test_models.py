@@ -114,6 +114,17 @@ def test_glean_of_every_pair_of_sizes(in_size: int, out_size: int):
         assert model.encode(low).shape == (2, 2 * len(channels), 6)
 
 
+def test_glean_of_the_large_sizes_by_shape():
+    sizes = [2**power for power in range(2, 11)]
+    for in_size, out_size in itertools.combinations(sizes, 2):
+        if out_size < 128:
+            continue
+        with torch.device("meta"):
+            bank = StyleGAN2Config((4,) * (int(math.log2(out_size)) - 1), code_dim=4, mapping_layers=1)
+            model = GLEAN(GLEANConfig(in_size, bank, n_rrdb=1, features=4, growth=2, out_features=4)).to("meta")
+            assert model(torch.zeros(1, 3, in_size, in_size)).shape == (1, 3, out_size, out_size)
+
+
 @pytest.mark.parametrize("sizes", [(32, 32), (64, 32), (2, 32), (24, 256), (512, 2048)])
 def test_impossible_glean_sizes_are_refused(sizes: tuple[int, int]):
     channels = (4,) * (int(math.log2(sizes[1])) - 1)

@@ -97,6 +97,17 @@ def test_perceptual_loss_is_the_distance_of_features_and_reaches_the_result_only
     assert float(losses.perceptual_loss(network, truth, truth).detach()) < 1e-5
 
 
+def test_lattice_loss_sees_what_repeats_and_nothing_else():
+    truth = torch.rand(2, 3, 64, 64) * 2 - 1
+    pattern = torch.randn(4, 4)
+    pattern = (pattern - pattern.mean()).repeat(16, 16)
+    grid = losses.lattice_loss(truth + pattern, truth, 4)
+    assert torch.allclose(grid, pattern.square().mean(), rtol=1e-4)
+    assert float(losses.lattice_loss(truth + 0.3, truth, 4)) < 1e-10
+    noise = torch.randn_like(truth)
+    assert float(losses.lattice_loss(truth + noise, truth, 4)) < 0.03 * float(noise.square().mean())
+
+
 def test_r1_is_the_squared_gradient():
     discriminator = StyleGAN2Discriminator(StyleGAN2Config((4, 4)))
     real = torch.randn(2, 3, 8, 8)

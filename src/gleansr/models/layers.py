@@ -5,7 +5,8 @@ scaled at run time (equalised learning rate), as in every public implementation.
 """
 
 import math
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,9 @@ def scale(x: Tensor, factor: Tensor | float) -> Tensor:
     return x * factor if torch.is_grad_enabled() else x.mul_(factor)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """A context in which autocast is off on the device of `x`: styles and demodulation need the range
-    and precision that the weights have."""
-    return torch.autocast(x.device.type, enabled=False)
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which autocast is off on the device of `x`: styles and demodulation need the range and precision that the weights have."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def placed(model: M, device: torch.device) -> M:

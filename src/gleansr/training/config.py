@@ -139,6 +139,8 @@ class GLEANRecipe:
     """alpha_percep of equation (4)."""
     adversarial_weight: float = 1e-2
     """alpha_gen of equation (4); 0 trains without a discriminator."""
+    lattice_weight: float = 0
+    """Weight of a penalty on error that repeats with the low-resolution pixels, which shows as a grid on fur; 0: none, as in the paper."""
     adversarial_from: int = 0
     """Pictures after which the adversarial loss begins."""
     adversarial: Literal["non-saturating", "saturating"] = "non-saturating"

@@ -34,6 +34,18 @@ def perceptual_loss(network: SqueezeNet, prediction: Tensor, truth: Tensor) -> T
     return feature_distance(network(prediction), wanted).mean()
 
 
+def lattice_loss(prediction: Tensor, truth: Tensor, scale: int, window: int = 8) -> Tensor:
+    """Mean square of that part of the error which repeats with the lattice of the low-resolution pixels. Not in the paper.
+
+    The error at each of the scale x scale places within a low-resolution pixel is averaged over windows of `window` x `window` such pixels, less
+    the mean over the places. Honest errors average out; the grid that a perceptual loss rewards, since it gives texture for nothing, does not.
+    """
+    n, channels = truth.shape[:2]
+    error = F.pixel_unshuffle(prediction.float() - truth, scale)  # (N, 3 * scale^2, in, in)
+    places = F.avg_pool2d(error, window, stride=max(1, window // 2)).view(n, channels, scale * scale, -1)
+    return (places - places.mean(2, keepdim=True)).square().mean()
+
+
 def generator_loss(logits: Tensor, form: str = "non-saturating") -> Tensor:
     """Equation (3) on the discriminator's logits of the results, D = sigmoid(logit): log(1 - D) as printed ("saturating"), or -log D."""
     return -F.softplus(logits).mean() if form == "saturating" else F.softplus(-logits).mean()
