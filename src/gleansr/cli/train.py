@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,19 +36,10 @@ def train(
         dry_run: Check the recipe, print it resolved and stop.
     """
     from gleansr.training.config import GLEANRecipe, load_recipe
+    from gleansr.training.glean import train_glean
 
     changes = _changes(data, validation) | ({"bank": str(bank)} if bank else {})
-    resolved = load_recipe(GLEANRecipe, recipe, set, changes)
-    if dry_run:
-        _show(resolved)
-        return
-    from gleansr.cli.progress import training
-    from gleansr.training.glean import train_glean
-    from gleansr.upscaler import find_device
-
-    with training(resolved.run.images) as report:
-        path = train_glean(resolved, output, find_device(device), report)
-    Console(stderr=True, soft_wrap=True).print(f"the model is {path}", markup=False, highlight=False)
+    _run(train_glean, load_recipe(GLEANRecipe, recipe, set, changes), output, device, dry_run)
 
 
 def train_bank(
@@ -70,20 +62,11 @@ def train_bank(
         device: auto, cpu, cuda, cuda:1.
         dry_run: Check the recipe, print it resolved and stop.
     """
+    from gleansr.training import bank
     from gleansr.training.config import BankRecipe, load_recipe
 
     changes = _changes(data, ()) | ({"start": str(start)} if start else {})
-    resolved = load_recipe(BankRecipe, recipe, set, changes)
-    if dry_run:
-        _show(resolved)
-        return
-    from gleansr.cli.progress import training
-    from gleansr.training.bank import train_bank as run
-    from gleansr.upscaler import find_device
-
-    with training(resolved.run.images) as report:
-        path = run(resolved, output, find_device(device), report)
-    Console(stderr=True, soft_wrap=True).print(f"the bank is {path}", markup=False, highlight=False)
+    _run(bank.train_bank, load_recipe(BankRecipe, recipe, set, changes), output, device, dry_run)
 
 
 def _changes(data: Paths, validation: Paths) -> dict[str, Any]:
@@ -92,5 +75,14 @@ def _changes(data: Paths, validation: Paths) -> dict[str, Any]:
     return {"data": {key: value for key, value in given.items() if value}}
 
 
-def _show(recipe: Any) -> None:
-    print(json.dumps(dataclasses.asdict(recipe), indent=2))
+def _run(train: Callable[..., Path], recipe: Any, output: Path, device: str, dry_run: bool) -> None:
+    """Trains with progress, or prints the resolved recipe."""
+    if dry_run:
+        print(json.dumps(dataclasses.asdict(recipe), indent=2))
+        return
+    from gleansr.cli.progress import training
+    from gleansr.upscaler import find_device
+
+    with training(recipe.run.images) as report:
+        path = train(recipe, output, find_device(device), report)
+    Console(stderr=True, soft_wrap=True).print(f"finished: {path}", markup=False, highlight=False)
