@@ -27,7 +27,7 @@ def scale(x: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which autocast is off on the device of `x`: styles and demodulation need the range and precision that the weights have."""
+    """A context in which autocast is off for `x`: styles and demodulation need the range and precision that the weights have."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 

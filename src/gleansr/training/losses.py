@@ -37,8 +37,8 @@ def perceptual_loss(network: SqueezeNet, prediction: Tensor, truth: Tensor) -> T
 def lattice_loss(prediction: Tensor, truth: Tensor, scale: int, window: int = 8) -> Tensor:
     """Mean square of that part of the error which repeats with the lattice of the low-resolution pixels. Not in the paper.
 
-    The error at each of the scale x scale places within a low-resolution pixel is averaged over windows of `window` x `window` such pixels, less
-    the mean over the places. Honest errors average out; the grid that a perceptual loss rewards, since it gives texture for nothing, does not.
+    The error at each of the scale x scale places within a low-resolution pixel is averaged over windows of `window` x `window` such pixels,
+    less the mean over the places. Honest errors average out; a grid, which a perceptual loss rewards as texture for nothing, does not.
     """
     n, channels = truth.shape[:2]
     error = F.pixel_unshuffle(prediction.float() - truth, scale)  # (N, 3 * scale^2, in, in)
