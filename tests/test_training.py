@@ -263,6 +263,9 @@ def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(pictures: str, ba
     cut = train_glean(glean_recipe(pictures, bank), tmp_path / "cut", CPU, stop)
     for name, tensor in _tensors(whole).items():
         assert torch.equal(tensor, _tensors(cut)[name]), name
+    for run in ("whole", "cut"):
+        lines = (tmp_path / run / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["images"] for line in lines] == [4, 8, 12, 16]
 
 
 def test_glean_wants_a_whole_bank(pictures: str, bank: str, tmp_path: Path):
@@ -288,6 +291,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
     log.add({"mse": torch.tensor(float("nan"))})
     with pytest.raises(GleansrError, match="not finite after 7 pictures"):
         log.write(7)
+
+
+def test_a_resumed_log_drops_what_is_done_again_and_half_a_line(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"images": 4}\n{"images": 8}\n{"images": 12}\n{"ima')
+    Log(path, 8)
+    assert path.read_text() == '{"images": 4}\n{"images": 8}\n'
 
 
 def test_passed():

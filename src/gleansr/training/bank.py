@@ -19,7 +19,7 @@ from gleansr.training.augment import AdaptiveProbability, Augment
 from gleansr.training.config import BankRecipe
 from gleansr.training.data import load_pictures, training_batch
 from gleansr.training.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty, squeezenet
-from gleansr.training.state import Log, average, load_state, passed, save_grid, save_state, step
+from gleansr.training.state import Log, average, load_state, make_folder, passed, save_grid, save_state, step
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -31,7 +31,6 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     each line of the log.
     """
     run, network = recipe.run, recipe.network
-    (output / "samples").mkdir(parents=True, exist_ok=True)
     pictures = load_pictures(recipe.data.train, network.size)
     if device.type == "cuda":
         pictures = pictures.to(device)
@@ -54,6 +53,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
     grid_z = torch.randn(24, network.code_dim, generator=torch.Generator().manual_seed(run.seed)).to(device)
 
+    make_folder(output / "samples")
     images = 0
     resolved = dataclasses.asdict(recipe)
     if state := load_state(output / "state.pt", resolved, device):
@@ -64,7 +64,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         d_optimizer.load_state_dict(state["d_optimizer"])
         probability.load_state_dict(state["probability"])
 
-    log = Log(output / "log.jsonl")
+    log = Log(output / "log.jsonl", images)
     finished = output / f"{recipe.about.name}.safetensors"
     while images < run.images:
         number = images // run.batch_size

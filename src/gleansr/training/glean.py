@@ -22,7 +22,7 @@ from gleansr.resize import degrade, resize
 from gleansr.training.config import GLEANRecipe
 from gleansr.training.data import load_pictures, training_batch
 from gleansr.training.losses import discriminator_loss, generator_loss, lattice_loss, mse_loss, perceptual_loss, squeezenet
-from gleansr.training.state import Log, average, load_state, passed, save_grid, save_state, step
+from gleansr.training.state import Log, average, load_state, make_folder, passed, save_grid, save_state, step
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -34,7 +34,6 @@ def train_glean(recipe: GLEANRecipe, output: Path, device: torch.device, progres
     `progress(images, log line)` is called after each line of the log.
     """
     run = recipe.run
-    (output / "samples").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
     bank, discriminator = _bank(recipe)
     config = GLEANConfig(bank=bank.config, **dataclasses.asdict(recipe.network))
@@ -59,6 +58,7 @@ def train_glean(recipe: GLEANRecipe, output: Path, device: torch.device, progres
     if recipe.data.validation:
         held_back = load_pictures(recipe.data.validation, config.out_size, recipe.data.n_validation)
 
+    make_folder(output / "samples")
     images = 0
     resolved = dataclasses.asdict(recipe)
     if state := load_state(output / "state.pt", resolved, device):
@@ -70,7 +70,7 @@ def train_glean(recipe: GLEANRecipe, output: Path, device: torch.device, progres
             discriminator.load_state_dict(state["discriminator"])
             d_optimizer.load_state_dict(state["d_optimizer"])
 
-    log = Log(output / "log.jsonl")
+    log = Log(output / "log.jsonl", images)
     figures: dict[str, Any] = {}
     while images < run.images:
         torch.manual_seed(run.seed * 1_000_003 + images)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gleansr.errors import CheckpointError, GleansrError
+from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.files import replacing
 
 
@@ -34,11 +34,26 @@ def load_state(path: Path, recipe: dict[str, Any], device: torch.device) -> dict
     return state
 
 
-class Log:
-    """Appends JSON lines to a file and keeps the mean of what was reported since the last line."""
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder}: the folder cannot be made ({error.strerror})") from None
 
-    def __init__(self, path: Path):
+
+class Log:
+    """Appends JSON lines to a file and keeps the mean of what was reported since the last line.
+
+    Lines of an earlier run beyond `images`, where this one goes on, are removed.
+    """
+
+    def __init__(self, path: Path, images: int = 0):
         self.path = path
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            with replacing(path) as temporary:
+                temporary.write_text("".join(line for line in lines if 0 <= _images(line) <= images), encoding="utf-8")
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.started = time.monotonic()
@@ -60,6 +75,14 @@ class Log:
         if not all(math.isfinite(value) for value in means.values()):
             raise GleansrError(f"a loss is not finite after {images} pictures: {means}; the last good state is in {self.path.parent}")
         return line
+
+
+def _images(line: str) -> int:
+    """The pictures seen of a line of the log; -1 for half a line, left by a run that was killed."""
+    try:
+        return json.loads(line)["images"]
+    except (ValueError, KeyError, TypeError):
+        return -1
 
 
 @torch.no_grad()
