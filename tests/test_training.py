@@ -108,6 +108,20 @@ def test_lattice_loss_sees_what_repeats_and_nothing_else():
     assert float(losses.lattice_loss(truth + noise, truth, 4)) < 0.03 * float(noise.square().mean())
 
 
+def test_spectrum_loss_sees_hatching_and_forgives_softness():
+    torch.manual_seed(0)
+    truth = torch.rand(2, 3, 192, 192) * 2 - 1
+    assert float(losses.spectrum_loss(truth, truth)) == 0
+    assert float(losses.spectrum_loss(truth * 0.5, truth)) == 0
+    assert float(losses.spectrum_loss(truth.flip(0), truth)) < 1e-3  # another picture of the same texture
+    stripes = torch.sin(torch.arange(192) * 1.35)[:, None].expand(192, 192)
+    hatched = (truth + 0.5 * stripes).requires_grad_()
+    loss = losses.spectrum_loss(hatched, truth)
+    assert 0.005 < float(loss.detach()) < 0.2  # a few frequencies of many
+    (gradient,) = torch.autograd.grad(loss, hatched)
+    assert float((gradient.mean(1) * stripes).sum()) > 0  # less of the stripes is what it asks for
+
+
 def test_r1_is_the_squared_gradient():
     discriminator = StyleGAN2Discriminator(StyleGAN2Config((4, 4)))
     real = torch.randn(2, 3, 8, 8)

@@ -141,6 +141,8 @@ class GLEANRecipe:
     """alpha_gen of equation (4); 0 trains without a discriminator."""
     lattice_weight: float = 0
     """Weight of a penalty on error that repeats with the low-resolution pixels, which shows as a grid on fur; 0: none, as in the paper."""
+    spectrum_weight: float = 0
+    """Weight of a penalty on frequencies that are stronger than in the true picture, which shows as hatching; 0: none, as in the paper."""
     adversarial_from: int = 0
     """Pictures after which the adversarial loss begins."""
     adversarial: Literal["non-saturating", "saturating"] = "non-saturating"

@@ -21,7 +21,7 @@ from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.resize import degrade, resize
 from gleansr.training.config import GLEANRecipe
 from gleansr.training.data import load_pictures, training_batch
-from gleansr.training.losses import discriminator_loss, generator_loss, lattice_loss, mse_loss, perceptual_loss, squeezenet
+from gleansr.training.losses import discriminator_loss, generator_loss, lattice_loss, mse_loss, perceptual_loss, spectrum_loss, squeezenet
 from gleansr.training.state import Log, average, load_state, make_folder, passed, save_grid, save_state, step
 
 Progress = Callable[[int, dict[str, Any]], None]
@@ -91,6 +91,9 @@ def train_glean(recipe: GLEANRecipe, output: Path, device: torch.device, progres
             if recipe.lattice_weight:
                 losses["lattice"] = lattice_loss(result, truth, scale)
                 loss = loss + recipe.lattice_weight * losses["lattice"]
+            if recipe.spectrum_weight:
+                losses["spectrum"] = spectrum_loss(result, truth)
+                loss = loss + recipe.spectrum_weight * losses["spectrum"]
             if adversarial:
                 discriminator.requires_grad_(False)
                 losses["adversarial"] = generator_loss(discriminator(result), recipe.adversarial)
