@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from gleansr.errors import RequestError
 
@@ -47,12 +46,12 @@ def models(
 def _list() -> None:
     from gleansr.checkpoints.zoo import file_of, installed, named_models
 
-    table = Table("name", "scale", "input", "output", "category", "licence", "file", box=None, pad_edge=False)
     for entry in named_models():
-        size = (f"{entry.out_size // entry.in_size}x", str(entry.in_size)) if entry.in_size else ("bank", "")
-        place = str(file_of(entry)) if installed(entry) else entry.url or "missing"
-        table.add_row(entry.name, *size, str(entry.out_size), entry.category, entry.licence, place)
-    Console().print(table)
+        scale = f"{entry.out_size // entry.in_size}x" if entry.in_size else "bank"
+        sizes = f"{entry.in_size} -> {entry.out_size}" if entry.in_size else str(entry.out_size)
+        print(f"{entry.name:<18}{scale:<6}{sizes:<14}{entry.category}")
+        print(f"    licence: {entry.licence}")
+        print(f"    file: {file_of(entry)}" if installed(entry) else f"    fetched on first use from {entry.url}")
 
 
 def _info(model: str, offline: bool) -> None:
