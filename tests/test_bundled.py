@@ -1,0 +1,72 @@
+"""What comes with the package: the model that the README promises, light, licensed, and better than bicubic."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gleansr
+from gleansr.checkpoints import native, zoo
+from gleansr.models.features import feature_distance
+from gleansr.resize import degrade, resize
+from gleansr.training.losses import squeezenet
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def upscaler() -> gleansr.Upscaler:
+    return gleansr.load("cats-8x", device="cpu")
+
+
+def test_it_is_light_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscaler):
+    path = zoo.model_path("cats-8x")
+    assert path.stat().st_size < 40e6
+    assert sum(p.stat().st_size for p in path.parent.iterdir()) < 80e6
+    about = native.read(path).about
+    assert about.name == "cats-8x"
+    assert about.licence == "CC-BY-NC-4.0" == upscaler.licence
+    assert about.credit is not None
+    assert "NAVER" in about.credit
+    assert about.training["images"] > 0
+    assert "recipe" in about.training
+    facts = (upscaler.input_size, upscaler.output_size, upscaler.scale, upscaler.category)
+    assert facts == (32, 256, 8, "cats")
+    entry = zoo.find("cats-8x")
+    assert (entry.in_size, entry.out_size, entry.licence) == (32, 256, about.licence)
+
+
+def test_it_beats_bicubic_on_a_cat(upscaler: gleansr.Upscaler):
+    """Chelsea is not one of the cats it was trained on, nor framed as they were."""
+    truth = _tensor(EXAMPLES / "chelsea-256.png")
+    low = degrade(truth, 8)
+    bicubic = resize(low, size=256).clamp(-1, 1)
+    result = _tensor(upscaler((low[0] + 1) / 2))
+    network = squeezenet()
+    with torch.inference_mode():
+        wanted = network(truth)
+        distances = [float(feature_distance(network(picture), wanted)) for picture in (bicubic, result)]
+    assert distances[1] < 0.8 * distances[0]
+    errors = [float((picture - truth).square().mean()) for picture in (bicubic, result)]
+    assert errors[1] < 1.05 * errors[0]
+    # Detail is added, the picture is not changed: it still looks like the input from afar.
+    assert float((degrade(result, 8) - low).square().mean()) < 0.1 * errors[0]
+
+
+def test_it_leaves_no_grid(upscaler: gleansr.Upscaler):
+    """On a picture without edges, gradients must not depend on the position within the 8x8 block that an input pixel becomes."""
+    truth = _tensor(EXAMPLES / "chelsea-256.png")
+    low = degrade(truth, 8)
+    result = _tensor(upscaler((low[0] + 1) / 2)).mean(1)
+    for axis in (1, 2):
+        steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[:248]
+        by_phase = steps.view(-1, 8).mean(0)
+        assert float(by_phase.max() / by_phase.min()) < 1.6
+
+
+def _tensor(picture: Path | Image.Image) -> torch.Tensor:
+    image = Image.open(picture) if isinstance(picture, Path) else picture
+    with image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
