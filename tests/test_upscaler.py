@@ -145,3 +145,20 @@ def test_only_a_glean_enlarges(tmp_path: Path):
     native.save(bank, {"generator": StyleGAN2(StyleGAN2Config((4, 4), 4, 1))}, native.About("b"))
     with pytest.raises(RequestError, match="StyleGAN2, which does not enlarge pictures; give a GLEAN"):
         gleansr.load(bank)
+
+
+def test_an_official_file_in_the_cache_runs_by_name_and_says_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cat: Image.Image):
+    import foreign_layouts
+
+    from gleansr.checkpoints import zoo
+
+    monkeypatch.setenv("GLEANSR_HOME", str(tmp_path))
+    path = zoo.file_of(zoo.find("glean-cats-8x"))
+    path.parent.mkdir()
+    tensors = foreign_layouts.glean_tensors(8, (8, 8, 6, 4))
+    torch.save({"meta": {}, "state_dict": {f"generator.{name}": tensor for name, tensor in tensors.items()}}, path)
+    upscaler = gleansr.load("glean-cats-8x", device="cpu", offline=True)
+    assert upscaler.category == "cats"
+    assert upscaler.licence is not None
+    assert "Nvidia" in upscaler.licence
+    assert upscaler(cat).size == (32, 32)

@@ -1,9 +1,11 @@
 """Files in, models out. Importing this package loads neither torch nor any model; reading a file does."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gleansr.checkpoints import zoo
 from gleansr.checkpoints.zoo import model_path
 from gleansr.errors import CheckpointError
 
@@ -34,14 +36,23 @@ def load_model(name_or_path: str | os.PathLike[str], *, part: str | None = None)
 def read(path: str | os.PathLike[str]) -> "Checkpoint":
     """The networks in a file of any known layout, which is recognised by its contents. Nothing in the file is executed.
 
+    Category, licence and credit of a named model's file are added where the file does not hold them.
+
     Raises:
         CheckpointError: the file is missing, broken, hostile or of an unknown layout.
     """
+    from gleansr.checkpoints import native
+
     path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(64)
-        return _read(path, head)
+        checkpoint = _read(path, head)
+        named = zoo.entry_of(path)
+        if named and not checkpoint.about.licence:  # other layouts do not say it themselves
+            about = native.About(named.name, named.category, named.licence, named.credit)
+            return dataclasses.replace(checkpoint, about=about)
+        return checkpoint
     except CheckpointError as error:  # it may quote names from the file
         raise CheckpointError(_one_line(str(error))) from error
     except OSError as error:

@@ -112,6 +112,11 @@ def file_of(model: NamedModel) -> Path:
     return cache_folder() / "models" / PurePosixPath(urlsplit(model.url or "").path).name
 
 
+def entry_of(path: Path) -> NamedModel | None:
+    """The named model whose file on this machine is `path`."""
+    return next((model for model in _MODELS if file_of(model) == path), None)
+
+
 def installed(model: NamedModel) -> bool:
     """Whether a model's file is on this machine."""
     return file_of(model).is_file()

@@ -74,7 +74,7 @@ def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offli
     import torch
 
     from gleansr import checkpoints
-    from gleansr.checkpoints import native, zoo
+    from gleansr.checkpoints import native
 
     if output is None or output.suffix != ".safetensors":
         raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
@@ -84,10 +84,6 @@ def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offli
     checkpoint = checkpoints.read(path)
     for network in checkpoint.networks.values():
         network.build(path)  # what does not fit its architecture is not worth converting
-    named = next((entry for entry in zoo.named_models() if entry.name == model), None)
-    if named and not checkpoint.about.licence:
-        about = native.About(named.name, named.category, named.licence, named.credit)
-        checkpoint = dataclasses.replace(checkpoint, about=about)
     try:
         native.write(output, checkpoint, dtype=torch.bfloat16 if half else torch.float32)
     except OSError as error:
