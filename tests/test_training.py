@@ -196,6 +196,7 @@ def test_bank_file_holds_both_networks_and_its_facts(bank: str):
     assert checkpoint.about.licence == "CC0-1.0"
     assert checkpoint.about.training["images"] == 16
     assert "train" not in checkpoint.about.training["recipe"]["data"]
+    assert str(Path(bank).parent) not in json.dumps(checkpoint.about.training)
     folder = Path(bank).parent
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == [4, 8, 12, 16]
@@ -231,6 +232,7 @@ def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Pat
     network = StyleGAN2Config((8, 8, 4, 4), code_dim=8, mapping_layers=2)
     path = train_bank(bank_recipe(pictures, network=network, run=run, start=bank, lr=0.0), tmp_path, CPU)
     small, large = _tensors(Path(bank)), _tensors(path)
+    assert native.read(path).about.training["recipe"]["start"] == "tiny-bank.safetensors"
     assert torch.equal(small["generator.synthesis.layers.4.conv.weight"], large["generator.synthesis.layers.4.conv.weight"])
     assert torch.equal(small["discriminator.blocks.1.conv1.weight"], large["discriminator.blocks.2.conv1.weight"])
     assert torch.equal(small["discriminator.out.weight"], large["discriminator.out.weight"])
@@ -303,6 +305,8 @@ def test_cosine_schedule():
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
     log = Log(tmp_path / "log.jsonl")
     log.add({"mse": torch.tensor(float("nan"))})
+    with pytest.raises(GleansrError, match="not finite after 6 pictures"):
+        log.check(6)
     with pytest.raises(GleansrError, match="not finite after 7 pictures"):
         log.write(7)
 

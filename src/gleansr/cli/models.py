@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
 
@@ -40,7 +41,7 @@ def models(
     elif action == "convert":
         _convert(model, output, half, overwrite, offline)
     else:
-        Console().print(str(_path(model, offline)), soft_wrap=True, highlight=False)
+        Console().print(str(fetched(model, offline)), soft_wrap=True, highlight=False)
 
 
 def _list() -> None:
@@ -57,7 +58,7 @@ def _list() -> None:
 def _info(model: str, offline: bool) -> None:
     from gleansr import checkpoints
 
-    path = _path(model, offline)
+    path = fetched(model, offline)
     checkpoint = checkpoints.read(path)
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{path}\nlayout: {checkpoint.layout}", markup=False)
@@ -80,7 +81,7 @@ def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offli
         raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
     if output.exists() and not overwrite:
         raise RequestError(f"{output}: exists already; --overwrite replaces it")
-    path = _path(model, offline)
+    path = fetched(model, offline)
     checkpoint = checkpoints.read(path)
     for network in checkpoint.networks.values():
         network.build(path)  # what does not fit its architecture is not worth converting
@@ -89,9 +90,3 @@ def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offli
     except OSError as error:
         raise RequestError(f"{output}: cannot be written ({error.strerror})") from None
     Console(stderr=True, soft_wrap=True).print(f"{path} ({checkpoint.layout}) -> {output}", markup=False, highlight=False)
-
-
-def _path(model: str, offline: bool) -> Path:
-    from gleansr.cli.progress import fetched
-
-    return fetched(model, offline)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gleansr.cli.progress import fetched
 from gleansr.errors import GleansrError, PictureError, RequestError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def upscale(
         offline: Never download a model.
     """
     from gleansr.pictures import FORMATS  # imports torch, which `gleansr --help` need not wait for
-    from gleansr.upscaler import load
+    from gleansr.upscaler import find_device, find_precision, load
 
     if not inputs:
         raise RequestError("give at least one picture or folder")
@@ -72,7 +73,8 @@ def upscale(
         raise RequestError(f"{output}: unknown kind of picture {output.suffix!r}; use one of {', '.join(FORMATS)}")
 
     console = Console(stderr=True, soft_wrap=True)
-    upscaler = load(model, device=device, precision=precision, offline=offline)
+    find_precision(precision, find_device(device))  # before a download that would be for nothing
+    upscaler = load(fetched(model, offline), device=device, precision=precision)
     jobs = [Job(source, output) for source in inputs] if to_file and output else list(_jobs(inputs, output, f"_{upscaler.scale}x"))
     failures = 0
     started = time.monotonic()

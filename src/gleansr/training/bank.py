@@ -19,7 +19,7 @@ from gleansr.training.augment import AdaptiveProbability, Augment
 from gleansr.training.config import BankRecipe
 from gleansr.training.data import load_pictures, training_batch
 from gleansr.training.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty, squeezenet
-from gleansr.training.state import Log, average, load_state, make_folder, passed, save_grid, save_state, step
+from gleansr.training.state import Log, average, facts, load_state, make_folder, passed, save_grid, save_state, step
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -190,9 +190,5 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> 
 def _export(path: Path, averaged: StyleGAN2, discriminator: nn.Module, recipe: BankRecipe, images: int) -> None:
     bank = copy.deepcopy(averaged).cpu()
     bank.mean_code = bank.estimate_mean_code()
-    training = {"images": images, "recipe": dataclasses.asdict(recipe)}
-    training["recipe"]["data"].pop("train")
-    training["recipe"]["data"].pop("validation")
-    about = native.About(**dataclasses.asdict(recipe.about), training=training)
     kept = {"discriminator": discriminator} if isinstance(discriminator, StyleGAN2Discriminator) else {}
-    native.save(path, {"generator": bank, **kept}, about)
+    native.save(path, {"generator": bank, **kept}, facts(recipe, images))

@@ -22,7 +22,7 @@ from gleansr.resize import degrade, resize
 from gleansr.training.config import GLEANRecipe
 from gleansr.training.data import load_pictures, training_batch
 from gleansr.training.losses import discriminator_loss, generator_loss, lattice_loss, mse_loss, perceptual_loss, spectrum_loss, squeezenet
-from gleansr.training.state import Log, average, load_state, make_folder, passed, save_grid, save_state, step
+from gleansr.training.state import Log, average, facts, load_state, make_folder, passed, save_grid, save_state, step
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -116,6 +116,7 @@ def train_glean(recipe: GLEANRecipe, output: Path, device: torch.device, progres
         log.add(losses)
         end = images >= run.images
         if end or passed(images, run.batch_size, run.checkpoint_every):
+            log.check(images)
             if held_back is not None:
                 figures = validate(averaged, network, held_back, output / "samples" / f"{images:09d}.png", run.batch_size)
             save_state(
@@ -138,7 +139,9 @@ def train_glean(recipe: GLEANRecipe, output: Path, device: torch.device, progres
     for name, tensor in averaged.bank.state_dict().items():
         if not torch.equal(tensor.cpu(), frozen[name]):
             raise GleansrError(f"the bank has changed during training ({name}); this is a defect, and the model was not saved")
-    return _export(output / f"{recipe.about.name}.safetensors", averaged, recipe, images, figures)
+    finished = output / f"{recipe.about.name}.safetensors"
+    native.save(finished, {"generator": averaged}, facts(recipe, images, figures=figures))
+    return finished
 
 
 @torch.no_grad()
@@ -187,13 +190,3 @@ def _bank(recipe: GLEANRecipe) -> tuple[StyleGAN2, StyleGAN2Discriminator]:
     if not isinstance(discriminator, StyleGAN2Discriminator) or discriminator.config.size != bank.config.size:
         raise RequestError(f"the discriminator must be a StyleGAN2's of {bank.config.size} px, as the bank is")
     return bank, discriminator
-
-
-def _export(path: Path, model: GLEAN, recipe: GLEANRecipe, images: int, figures: dict[str, Any]) -> Path:
-    training = {"images": images, "figures": figures, "recipe": dataclasses.asdict(recipe)}
-    for key in ("train", "validation"):
-        training["recipe"]["data"].pop(key)  # paths of this machine say nothing to others
-    training["recipe"]["bank"] = Path(recipe.bank).name
-    about = native.About(**dataclasses.asdict(recipe.about), training=training)
-    native.save(path, {"generator": model}, about)
-    return path

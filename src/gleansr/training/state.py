@@ -1,5 +1,6 @@
 """What the training loops share: the state file, the log, the samples, averaging of weights."""
 
+import dataclasses
 import json
 import math
 import time
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.files import replacing
 
@@ -67,14 +69,34 @@ class Log:
 
     def write(self, images: int, **more: Any) -> dict[str, Any]:
         """Writes one line: pictures seen, seconds, means of the losses, and `more`. A loss that is not finite stops the run."""
-        means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
+        means = self.means()
         line = {"images": images, "seconds": round(time.monotonic() - self.started, 1), **means, **more}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.check(images)
         self.sums, self.count = {}, 0
+        return line
+
+    def means(self) -> dict[str, float]:
+        """Means of the losses since the last line."""
+        return {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
+
+    def check(self, images: int) -> None:
+        """Stops the run if a loss since the last line is not finite; to be called before a state is saved over the last good one."""
+        means = self.means()
         if not all(math.isfinite(value) for value in means.values()):
             raise GleansrError(f"a loss is not finite after {images} pictures: {means}; the last good state is in {self.path.parent}")
-        return line
+
+
+def facts(recipe: Any, images: int, **more: Any) -> native.About:
+    """What a trained model says of itself: the recipe without the paths of this machine, pictures seen, and `more`."""
+    resolved = dataclasses.asdict(recipe)
+    for key in ("train", "validation"):
+        resolved["data"].pop(key)
+    for key in ("bank", "start"):
+        if resolved.get(key):
+            resolved[key] = Path(resolved[key]).name
+    return native.About(**resolved["about"], training={"images": images, **more, "recipe": resolved})
 
 
 def _images(line: str) -> int:
