@@ -1,7 +1,7 @@
 """Progress of downloads and of training on the terminal."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ def fetched(model: str, offline: bool) -> Path:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(model, total=None, visible=False)
+    with ExitStack() as shown:  # nothing is shown for a file that is here already
+        progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        task = progress.add_task(model, total=None)
 
         def received(done: int, total: int | None) -> None:
-            progress.update(task, completed=done, total=total, visible=True)
+            if not progress.live.is_started:
+                shown.enter_context(progress)
+            progress.update(task, completed=done, total=total)
 
         return model_path(model, offline=offline or None, progress=received)
 
