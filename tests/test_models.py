@@ -164,7 +164,7 @@ def test_glean_is_deterministic_and_independent_of_the_batch():
 def test_glean_noise_buffers_are_part_of_its_function():
     model, low = tiny_glean(), torch.randn(1, 3, 8, 8)
     before = model(low)
-    model.bank.synthesis.get_buffer("noise_3").normal_()
+    model.get_buffer("bank.synthesis.noise_3").normal_()
     assert not torch.allclose(model(low), before)
 
 

@@ -14,6 +14,7 @@ from gleansr.errors import CheckpointError
 from gleansr.models.features import SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
+from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 
 BANK = StyleGAN2Config((4, 6, 5), code_dim=8, mapping_layers=2, clamp=256.0, stddev_group=None)
@@ -21,6 +22,8 @@ MODELS = {
     "glean": lambda: GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=2, out_features=3)),
     "stylegan2": lambda: StyleGAN2(BANK),
     "stylegan2-discriminator": lambda: StyleGAN2Discriminator(BANK),
+    "stylegan": lambda: StyleGAN(StyleGANConfig((4, 6, 5), code_dim=8, mapping_layers=2, lod=0.5)),
+    "stylegan-discriminator": lambda: StyleGANDiscriminator(StyleGANConfig((4, 6, 5), lod=1.0, stddev_group=None)),
     "rrdbnet": lambda: RRDBNet(RRDBNetConfig(2, 4, 2, 1)),
     "squeezenet": SqueezeNet,
 }
@@ -45,7 +48,7 @@ def rewrite(path, metadata=None, tensors=None, networks=None):
 @pytest.mark.parametrize("kind", native.KINDS)
 def test_every_kind_comes_back(kind, path):
     model = MODELS[kind]()
-    about = About("tiny", "cats", "CC0-1.0", "nobody", {"images": 3})
+    about = About("tiny", "cats", "CC0-1.0", "nobody", training={"images": 3})
     native.save(path, {"generator": model}, about)
     checkpoint = read(path)
     assert (checkpoint.layout, checkpoint.about) == ("gleansr", about)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -24,6 +25,41 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str) -> T:
     return value
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number, for the annotation of a field: Annotated[int, Range(1)]."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+    """Whether `high` itself is out of range."""
+
+    def problem(self, name: str, value: Any) -> str | None:
+        """What is wrong with `value`, or with one of several; None if nothing is."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        if all(
+            number is None or (self.low <= number and (number < self.high or (number == self.high and not self.open))) for number in numbers
+        ):
+            return None
+        wanted = f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {'below ' if self.open else ''}{self.high:g}"
+        return f"{name} must be {wanted}, not {value}"
+
+
+def check(instance: Any, *conditions: tuple[bool, str]) -> None:
+    """For `__post_init__`: raises one ValueError. Its arguments are the messages of all fields out of their `Range` and of all conditions
+    that do not hold."""
+    problems = _out_of_range(type(instance), vars(instance))
+    problems += [message for holds, message in conditions if not holds]
+    if problems:
+        raise ValueError(*problems)
+
+
+def _out_of_range(cls: type, values: Mapping[str, Any]) -> list[str]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    bounds = ((name, bound) for name, hint in hints.items() for bound in getattr(hint, "__metadata__", ()) if isinstance(bound, Range))
+    return [problem for name, bound in bounds if name in values and (problem := bound.problem(name, values[name]))]
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, table by table."""
     merged = dict(base)
@@ -43,18 +79,24 @@ def _dataclass(cls: type, data: Any, where: str, problems: list[str]) -> Any:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             problems.append(f"unknown key {where}{key}" + (f", did you mean {where}{near[0]}?" if near else ""))
-    values = {}
+    values: dict[str, Any] = {}
+    wrong: set[str] = set()
+    before = len(problems)
     for name, field in fields.items():
         if name in data:
+            so_far = len(problems)
             values[name] = _value(hints[name], data[name], f"{where}{name}", problems)
+            wrong |= {name} if len(problems) > so_far else set()
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"missing key {where}{name}")
-    if problems:
+    place = f"{where.removesuffix('.')}: " if where else ""
+    if len(problems) > before:
+        problems += [f"{place}{problem}" for problem in _out_of_range(cls, {name: values[name] for name in values.keys() - wrong})]
         return None
     try:
         return cls(**values)
     except ValueError as error:  # the dataclass's own checks
-        problems.append(str(error))
+        problems += [f"{place}{problem}" for problem in error.args]
         return None
 
 
@@ -64,12 +106,16 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if value is None and type(None) in arguments:
             return None
         options = [a for a in arguments if a is not type(None)]
+        attempts: list[list[str]] = []
         for option in options:
-            attempt: list[str] = []
-            result = _value(option, value, where, attempt)
-            if not attempt:
+            attempts.append([])
+            result = _value(option, value, where, attempts[-1])
+            if not attempts[-1]:
                 return result
-        problems.append(f"{where} must be {_name(hint)}, not {value!r}")
+        if isinstance(value, Mapping):  # of several dataclasses the one that it comes closest to is meant
+            problems += min(attempts, key=len)
+        else:
+            problems.append(f"{where} must be {_name(hint)}, not {value!r}")
         return None
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _dataclass(hint, value, f"{where}.", problems)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gleansr.checkpoints import basicsr, mmagic, nvidia, rosinality
+from gleansr.checkpoints import basicsr, genforce, mmagic, nvidia, rosinality
 from gleansr.checkpoints.native import Checkpoint, Network
 from gleansr.checkpoints.weights import Weights
 from gleansr.errors import CheckpointError
@@ -14,6 +14,7 @@ from gleansr.errors import CheckpointError
 READERS: dict[str, tuple[str, str, Callable[[Weights], Network]]] = {
     "encoder.0.0.conv_first.weight": ("mmagic", "generator", mmagic.glean),
     "constant_input.input": ("mmagic", "generator", mmagic.generator),
+    "convs.0.conv1.input": ("mmagic", "generator", mmagic.stylegan1),
     "convs.0.0.conv.weight_orig": ("mmagic", "discriminator", mmagic.discriminator),
     "input.input": ("rosinality", "generator", rosinality.generator),
     "convs.0.0.weight": ("rosinality", "discriminator", rosinality.discriminator),
@@ -22,13 +23,18 @@ READERS: dict[str, tuple[str, str, Callable[[Weights], Network]]] = {
     "conv_up1.weight": ("basicsr", "generator", basicsr.rrdbnet),
     "synthesis.b4.const": ("nvidia", "generator", nvidia.generator),
     "b4.fc.weight": ("nvidia", "discriminator", nvidia.discriminator),
+    "synthesis.layer0.const": ("genforce", "generator", genforce.generator),
+    "layer1.blur.kernel": ("genforce", "discriminator", genforce.discriminator),
 }
 """A tensor that only one kind of network has -> its layout, its part and its reader."""
 
-CONTAINERS = ("g_ema", "g", "d", "params_ema", "params", "G_ema", "G", "D")
+CONTAINERS = ("g_ema", "g", "d", "params_ema", "params", "G_ema", "G", "D", "generator_smooth", "generator", "discriminator")
 """The keys under which one file holds several networks; of two generators the one listed first, an average, is read."""
 
-KNOWN = "gleansr's own, GLEAN and StyleGAN2 of mmagic (mmediting, mmgen), StyleGAN2 of rosinality, BasicSR and NVIDIA, RRDBNet of BasicSR"
+KNOWN = (
+    "gleansr's own, GLEAN and StyleGAN2 of mmagic (mmediting, mmgen), StyleGAN2 of rosinality, BasicSR and NVIDIA, StyleGAN of GenForce, "
+    "RRDBNet of BasicSR"
+)
 """The files that can be read, for messages."""
 
 
@@ -53,8 +59,9 @@ def read(contents: Any, source: str | Path) -> Checkpoint:
 
 def _state_dicts(contents: Any, source: str | Path) -> Iterator[Weights]:
     """The state dicts of single networks in a file's contents, the preferred ones first."""
-    if isinstance(contents, Mapping) and isinstance(contents.get("state_dict"), Mapping):
-        contents = contents["state_dict"]
+    for outer in ("state_dict", "models"):
+        if isinstance(contents, Mapping) and isinstance(contents.get(outer), Mapping):
+            contents = contents[outer]
     if not isinstance(contents, Mapping) or not contents:
         held = f"an empty {type(contents).__name__}" if contents in ({}, [], ()) else f"a {type(contents).__name__}"
         raise CheckpointError(f"{source}: holds {held}, but named tensors are expected")

@@ -66,6 +66,13 @@ def generator(weights: Weights) -> Network:
     return LAYOUT.read_generator(weights)
 
 
+def stylegan1(weights: Weights) -> Network:
+    """Refused: mmagic's StyleGAN of the first version computes otherwise than the official one."""
+    raise weights.error(
+        "a StyleGAN1 of mmagic (styleganv1), which is not the official architecture; StyleGAN is read from GenForce's files"
+    )
+
+
 def discriminator(weights: Weights) -> Network:
     """A StyleGAN2 discriminator, also that of a GLEAN; augmentation (ADA), which is for training only, is left out."""
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("ada_aug.")}

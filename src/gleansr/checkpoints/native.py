@@ -20,8 +20,10 @@ from gleansr.configs import from_dict
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.files import replacing
 from gleansr.models.features import SqueezeNet
+from gleansr.models.generator import Generator
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
+from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 
 FORMAT = "gleansr/1"
@@ -36,6 +38,8 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "glean": (GLEAN, GLEANConfig),
     "stylegan2": (StyleGAN2, StyleGAN2Config),
     "stylegan2-discriminator": (StyleGAN2Discriminator, StyleGAN2Config),
+    "stylegan": (StyleGAN, StyleGANConfig),
+    "stylegan-discriminator": (StyleGANDiscriminator, StyleGANConfig),
     "rrdbnet": (RRDBNet, RRDBNetConfig),
     "squeezenet": (SqueezeNet, NoConfig),
 }
@@ -53,6 +57,8 @@ class About:
     """SPDX identifier or name of the licence of the weights."""
     credit: str | None = None
     """Who must be named."""
+    content_height: int | None = None
+    """Rows in the middle of a result that are picture, between black bars (384 of 512 for LSUN's cars); None: all."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts of the training: data, pictures seen, recipe, figures."""
 
@@ -79,7 +85,7 @@ class Network:
         model_type, _ = KINDS[self.kind]
         with torch.device("meta"):
             model = model_type() if isinstance(self.config, NoConfig) else model_type(self.config)
-        if isinstance(model, StyleGAN2) and "mean_code" in self.tensors:
+        if isinstance(model, Generator) and "mean_code" in self.tensors:
             model.register_buffer("mean_code", torch.empty(model.config.code_dim, device="meta"))
         check_tensors(self.tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()}, source)
         model.load_state_dict({name: t.to(torch.float32) for name, t in self.tensors.items()}, assign=True)

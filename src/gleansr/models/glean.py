@@ -13,7 +13,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.models.rrdb import RRDBTrunk, conv3x3
+from gleansr.models.stylegan import StyleGAN, StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, stylegan2_channels
+
+
+@dataclass(frozen=True)
+class NoBankConfig:
+    """In the place of a bank: none, the ablation of encoder head and decoder alone. A file tells it from a bank by the field's name."""
+
+    plain_channels: tuple[int, ...]
+    """Channels at 4, 8, ..., out px, the table of the bank that is compared with."""
+
+    def __post_init__(self):
+        if not 1 <= len(self.plain_channels) <= 9 or not all(0 < n <= 8192 for n in self.plain_channels):
+            raise ValueError(f"plain_channels must be 1 to 9 positive numbers, for 4, 8, ... 1024 px, not {self.plain_channels}")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels at 4, 8, ..., out px."""
+        return self.plain_channels
+
+    @property
+    def size(self) -> int:
+        """Height and width of the result."""
+        return 2 ** (len(self.plain_channels) + 1)
 
 
 @dataclass(frozen=True)
@@ -22,7 +45,7 @@ class GLEANConfig:
 
     in_size: int
     """Height and width of the low-resolution picture, a power of two."""
-    bank: StyleGAN2Config
+    bank: StyleGAN2Config | StyleGANConfig | NoBankConfig
     """The generative latent bank; its size is the output's."""
     n_rrdb: int = 23
     """Residual-in-residual dense blocks in front of the encoder."""
@@ -39,6 +62,8 @@ class GLEANConfig:
             raise ValueError(f"GLEAN takes powers of two with 4 <= in < out <= 1024, not {sizes[0]} -> {sizes[1]}")
         if not (0 <= self.n_rrdb <= 256 and all(0 < n <= 8192 for n in (self.features, self.growth, self.out_features))):
             raise ValueError("n_rrdb must be 0 to 256; features, growth and out_features must be positive")
+        if isinstance(self.bank, StyleGANConfig) and self.bank.lod:
+            raise ValueError(f"the bank must be trained up to its full size, where lod is 0, not {self.bank.lod}")
 
     @property
     def out_size(self) -> int:
@@ -55,25 +80,36 @@ def glean_full(in_size: int, out_size: int) -> GLEANConfig:
     return GLEANConfig(in_size, StyleGAN2Config(stylegan2_channels(out_size)))
 
 
-class Encoder(nn.Module):
-    """Low-resolution picture to features of 4 ... in px and W+ codes."""
+class EncoderHead(nn.Module):
+    """The encoder's layers at the size of the low-resolution picture."""
 
     def __init__(self, config: GLEANConfig):
         super().__init__()
-        self.code_shape = (config.bank.n_codes, config.bank.code_dim)
-        channels = [config.channels(2**power) for power in range(int(math.log2(config.in_size)), 1, -1)]  # in ... 4 px
         self.trunk = RRDBTrunk(3, config.features, config.growth, config.n_rrdb)
-        self.head = conv3x3(config.features, channels[0])
+        self.head = conv3x3(config.features, config.channels(config.in_size))
+
+    def enter(self, low: Tensor) -> Tensor:
+        """low (N, 3, in, in) -> (N, C(in), in, in)."""
+        return F.leaky_relu_(self.head(self.trunk(low)), 0.2)
+
+
+class Encoder(EncoderHead):
+    """Low-resolution picture to features of 4 ... in px and W+ codes."""
+
+    def __init__(self, config: GLEANConfig, n_codes: int, code_dim: int):
+        super().__init__(config)
+        self.code_shape = (n_codes, code_dim)
+        channels = [config.channels(2**power) for power in range(int(math.log2(config.in_size)), 1, -1)]  # in ... 4 px
         self.down = nn.ModuleList(
             nn.Sequential(conv3x3(a, b, stride=2), nn.LeakyReLU(0.2, inplace=True), conv3x3(b, b), nn.LeakyReLU(0.2, inplace=True))
             for a, b in itertools.pairwise(channels)
         )
         self.tail = conv3x3(channels[-1], channels[-1])
-        self.code = nn.Linear(16 * channels[-1], math.prod(self.code_shape))
+        self.code = nn.Linear(16 * channels[-1], n_codes * code_dim)
 
     def forward(self, low: Tensor) -> tuple[list[Tensor], Tensor]:
         """low (N, 3, in, in) -> features [(N, C(4), 4, 4), ..., (N, C(in), in, in)] and codes (N, L, code_dim), used as they are."""
-        x = F.leaky_relu_(self.head(self.trunk(low)), 0.2)
+        x = self.enter(low)
         features = [x]
         for block in self.down:
             x = block(x)
@@ -104,15 +140,20 @@ class Decoder(nn.Module):
     def __init__(self, config: GLEANConfig):
         super().__init__()
         sizes = [2**power for power in range(int(math.log2(config.in_size)), int(math.log2(config.out_size)))]  # in ... out/2
+        beside = 1 if isinstance(config.bank, NoBankConfig) else 2  # the bank's feature doubles the channels
         self.up = nn.ModuleList(
-            PixelShuffleUp(config.channels(size) * (1 if i == 0 else 2), config.channels(2 * size)) for i, size in enumerate(sizes)
+            PixelShuffleUp(config.channels(size) * (1 if i == 0 else beside), config.channels(2 * size)) for i, size in enumerate(sizes)
         )
-        self.last = conv3x3(2 * config.channels(config.out_size), config.out_features)
+        self.last = conv3x3(beside * config.channels(config.out_size), config.out_features)
         self.out = conv3x3(config.out_features, 3)
 
     def finish(self, x: Tensor) -> Tensor:
-        """x (N, 2C(out), out, out) -> (N, 3, out, out)."""
+        """x (N, 2C(out), out, out), C(out) without a bank -> (N, 3, out, out)."""
         return self.out(F.leaky_relu_(self.last(x), 0.2))
+
+
+class NoBank(nn.Module):
+    """Nothing, in the place of a bank."""
 
 
 class GLEAN(nn.Module):
@@ -122,34 +163,49 @@ class GLEAN(nn.Module):
     are not computed.
     """
 
+    bank: StyleGAN2 | StyleGAN | NoBank
+
     def __init__(self, config: GLEANConfig):
         super().__init__()
         self.config = config
+        bank = config.bank
         fused = [config.channels(2**power) for power in range(2, int(math.log2(config.in_size)) + 1)]  # 4 ... in px
-        self.encoder = Encoder(config)
-        self.bank = StyleGAN2(config.bank).requires_grad_(False)
+        if isinstance(bank, NoBankConfig):
+            self.encoder = EncoderHead(config)
+            self.bank = NoBank()
+            fused = []
+        else:
+            self.encoder = Encoder(config, bank.n_codes, bank.code_dim)
+            self.bank = (StyleGAN2(bank) if isinstance(bank, StyleGAN2Config) else StyleGAN(bank)).requires_grad_(False)
         self.fusion_out = nn.ModuleList(conv3x3(2 * n, n) for n in fused)
         self.fusion_skip = nn.ModuleList(conv3x3(n + 3, 3) for n in fused)
         self.decoder = Decoder(config)
 
     def encode(self, low: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> W+ codes (N, L, code_dim)."""
+        if isinstance(self.bank, NoBank):
+            raise ValueError("this GLEAN has no bank, hence no codes of one: it cannot encode, only enlarge")
         return self.encoder(self._check(low))[1]
 
     def forward(self, low: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
+        if isinstance(self.bank, NoBank):
+            high = self.encoder.enter(self._check(low))
+            for up in self.decoder.up:
+                high = up(high)
+            return self.decoder.finish(high)
         features, codes = self.encoder(self._check(low))
         bank = self.bank.synthesis
         noises = bank.noises("fixed", len(codes))
-        x = bank.layers[0](bank.constant.expand(len(codes), -1, -1, -1), codes[:, 0], noises[0])
+        x = bank.constant.expand(len(codes), -1, -1, -1)
         high = features[-1]
-        for j in range(len(bank.layers) // 2):  # from 4 * 2^j px to twice that
+        for j in range(len(self.config.bank.channels)):  # 4 * 2^j px
+            for i in bank.layers_at(j):
+                x = bank.layers[i](x, codes[:, i], noises[i])
             if j < len(features):
                 x = self.fusion_out[j](torch.cat([x, features[j]], 1))
-            for i in (2 * j + 1, 2 * j + 2):
-                x = bank.layers[i](x, codes[:, i], noises[i])
-            if j + 1 >= len(features):
-                high = torch.cat([self.decoder.up[j + 1 - len(features)](high), x], 1)
+            else:
+                high = torch.cat([self.decoder.up[j - len(features)](high), x], 1)
         del x  # a picture's worth of features at the output size, needed no more
         return self.decoder.finish(high)
 

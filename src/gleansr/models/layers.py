@@ -1,10 +1,11 @@
-"""Building blocks of StyleGAN2: equalised layers, FIR resampling and the modulated convolution.
+"""Building blocks of StyleGAN2, and of StyleGAN where they are the same: equalised layers, FIR resampling and the modulated convolution.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020. Weights are stored with unit variance and
 scaled at run time (equalised learning rate), as in every public implementation.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -39,13 +40,13 @@ def placed(model: M, device: torch.device) -> M:
 
 
 class EqualLinear(nn.Module):
-    """y = x (W * lr_mul / sqrt(fan_in))^T + b * lr_mul, then optionally the activation. x: (N, in) -> (N, out)."""
+    """y = x (W * gain * lr_mul / sqrt(fan_in))^T + b * lr_mul, then optionally the activation. x: (N, in) -> (N, out)."""
 
-    def __init__(self, n_in: int, n_out: int, *, bias_init: float = 0.0, lr_mul: float = 1.0, activation: bool = False):
+    def __init__(self, n_in: int, n_out: int, *, bias_init: float = 0.0, lr_mul: float = 1.0, gain: float = 1.0, activation: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in) / lr_mul)
         self.bias = nn.Parameter(torch.full((n_out,), bias_init))
-        self.scale = lr_mul / math.sqrt(n_in)
+        self.scale = gain * lr_mul / math.sqrt(n_in)
         self.lr_mul = lr_mul
         self.activation = activation
 
@@ -54,13 +55,13 @@ class EqualLinear(nn.Module):
         return leaky_relu(y) if self.activation else y
 
 
-def binomial_kernel(gain: float) -> Tensor:
-    """The low-pass filter [1, 3, 3, 1] x [1, 3, 3, 1] (4, 4) with the sum `gain`.
+def binomial_kernel(gain: float, taps: Sequence[float] = (1, 3, 3, 1)) -> Tensor:
+    """The low-pass filter `taps` x `taps`, (4, 4) unless told, with the sum `gain`.
 
     Always made on the CPU, so that a model that is laid out on the meta device still has it: no file holds it.
     """
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device="cpu")
-    return torch.outer(taps, taps) * (gain / 64)
+    line = torch.tensor(taps, dtype=torch.float32, device="cpu")
+    return torch.outer(line, line) * (gain / sum(taps) ** 2)
 
 
 class Blur(nn.Module):
@@ -71,13 +72,13 @@ class Blur(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, padding: int, *, stride: int = 1, gain: float = 1.0):
+    def __init__(self, padding: int, *, stride: int = 1, gain: float = 1.0, taps: Sequence[float] = (1, 3, 3, 1)):
         super().__init__()
-        self.register_buffer("kernel", binomial_kernel(gain), persistent=False)
+        self.register_buffer("kernel", binomial_kernel(gain, taps), persistent=False)
         self.padding, self.stride = padding, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, *self.kernel.shape)
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
 
 
@@ -144,3 +145,17 @@ class EqualConv(nn.Module):
             x = self.blur(x)
         x = F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
         return x if self.bias is None else leaky_relu(x.add_(self.bias.to(x.dtype)[:, None, None]))
+
+
+def minibatch_stddev(x: Tensor, group: int | None) -> Tensor:
+    """Appends the mean standard deviation over groups of the batch as one channel: (N, C, H, W) -> (N, C + 1, H, W).
+
+    Sample n belongs to group n mod (N / G): the groups are strided, as in all public implementations.
+    """
+    n, c, h, w = x.shape
+    size = n if group is None else min(group, n)
+    if n % size:
+        raise ValueError(f"the discriminator takes at most {size} pictures at once or a multiple of {size}, not {n}")
+    y = x.float().reshape(size, n // size, c, h, w)
+    y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (N / G)
+    return torch.cat([x, y.to(x.dtype).repeat(size)[:, None, None, None].expand(n, 1, h, w)], 1)

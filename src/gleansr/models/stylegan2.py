@@ -6,16 +6,14 @@ discriminator.
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gleansr.models.layers import EqualConv, EqualLinear, ModulatedConv, UpsampleRGB, full_precision, leaky_relu
-
-Noise = str | Sequence[Tensor]
+from gleansr.models.generator import Generator, GeneratorConfig, Noise, Synthesis
+from gleansr.models.layers import EqualConv, EqualLinear, ModulatedConv, UpsampleRGB, full_precision, leaky_relu, minibatch_stddev
 
 
 def stylegan2_channels(size: int, multiplier: float = 2, limit: int = 512) -> tuple[int, ...]:
@@ -24,37 +22,11 @@ def stylegan2_channels(size: int, multiplier: float = 2, limit: int = 512) -> tu
 
 
 @dataclass(frozen=True)
-class StyleGAN2Config:
+class StyleGAN2Config(GeneratorConfig):
     """Architecture of one generator or discriminator. The number of resolutions, hence the size, follows from `channels`."""
 
-    channels: tuple[int, ...]
-    """Channels at 4, 8, ..., size px."""
-    code_dim: int = 512
-    """Width of z, of w and of the mapping's layers (generator)."""
-    mapping_layers: int = 8
-    """Layers of the mapping network (generator)."""
     clamp: float | None = None
     """Activations are limited to this magnitude; 256 in NVIDIA's networks that were trained in half precision."""
-    stddev_group: int | None = 4
-    """Pictures that share one minibatch standard deviation; None: the whole batch (discriminator)."""
-
-    def __post_init__(self):
-        if not 1 <= len(self.channels) <= 9 or not all(0 < n <= 8192 for n in self.channels):
-            raise ValueError(f"channels must be 1 to 9 positive numbers, for 4, 8, ... 1024 px, not {self.channels}")
-        if not (1 <= self.mapping_layers <= 64 and 1 <= self.code_dim <= 8192):
-            raise ValueError(f"mapping_layers {self.mapping_layers} or code_dim {self.code_dim} is out of range")
-        if self.stddev_group is not None and self.stddev_group < 1:
-            raise ValueError(f"stddev_group must be positive, not {self.stddev_group}")
-
-    @property
-    def size(self) -> int:
-        """Height and width of the picture in pixels."""
-        return 2 ** (len(self.channels) + 1)
-
-    @property
-    def n_codes(self) -> int:
-        """Rows L of a W+ code: 14 at 256 px, 18 at 1024 px."""
-        return 2 * len(self.channels)
 
 
 class Mapping(nn.Module):
@@ -110,7 +82,7 @@ class ToRGB(nn.Module):
         return y if rgb is None else y + self.up(rgb)
 
 
-class Synthesis(nn.Module):
+class StyleGAN2Synthesis(Synthesis):
     """W+ codes to a picture. Layer i reads code i; the RGB of resolution 4 * 2^j reads code 2j + 1."""
 
     def __init__(self, config: StyleGAN2Config):
@@ -126,27 +98,12 @@ class Synthesis(nn.Module):
             size = 4 * 2 ** ((i + 1) // 2)
             self.register_buffer(f"noise_{i}", torch.randn(1, 1, size, size))
 
-    def noises(self, noise: Noise, n: int) -> list[Tensor | None]:
-        """One noise picture per layer: "fixed" the stored ones, "random" fresh ones, "none", or those given, (n or 1, 1, H, W) each."""
-        fixed = [self.get_buffer(f"noise_{i}") for i in range(len(self.layers))]
-        if not isinstance(noise, str):
-            if len(noise) != len(fixed):
-                raise ValueError(f"{len(noise)} noise pictures were given, but this network has {len(fixed)} layers with noise")
-            return list(noise)
-        if noise == "fixed":
-            return list(fixed)
-        if noise == "random":
-            return [torch.randn(n, *f.shape[1:], device=f.device) for f in fixed]
-        if noise == "none":
-            return [None] * len(fixed)
-        raise ValueError(f'noise is {noise!r}, but must be "fixed", "random", "none" or a sequence of tensors')
+    def layers_at(self, j: int) -> range:
+        return range(2 * j - 1, 2 * j + 1) if j else range(1)
 
     def forward(self, codes: Tensor, noise: Noise = "fixed") -> Tensor:
         """codes (N, L, code_dim) in W+ -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != (self.config.n_codes, self.config.code_dim):
-            wanted = f"(N, {self.config.n_codes}, {self.config.code_dim})"
-            raise ValueError(f"W+ codes have the shape {tuple(codes.shape)}, but this network takes {wanted}")
-        noises = self.noises(noise, len(codes))
+        noises = self.noises(noise, len(self.check(codes)))
         x = self.constant.expand(len(codes), -1, -1, -1)
         rgb: Any = None
         for i, layer in enumerate(self.layers):
@@ -156,36 +113,15 @@ class Synthesis(nn.Module):
         return rgb
 
 
-class StyleGAN2(nn.Module):
+class StyleGAN2(Generator):
     """The generator: z -> w -> W+ -> picture."""
 
-    mean_code: Tensor | None
+    config: StyleGAN2Config
+    mapping: Mapping
+    synthesis: StyleGAN2Synthesis
 
     def __init__(self, config: StyleGAN2Config):
-        super().__init__()
-        self.config = config
-        self.mapping = Mapping(config.code_dim, config.mapping_layers)
-        self.synthesis = Synthesis(config)
-        self.register_buffer("mean_code", None)
-
-    def forward(self, z: Tensor, truncation: float = 1.0, noise: Noise = "fixed") -> Tensor:
-        """z (N, code_dim), standard normal -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
-
-        `truncation` psi moves w towards the mean code: mean + psi * (w - mean). Where the checkpoint holds no mean code it is estimated
-        once, from 16,384 seeded samples. `noise`: see `Synthesis.noises`.
-        """
-        w = self.mapping(z)
-        if truncation != 1:
-            if self.mean_code is None:
-                self.mean_code = self.estimate_mean_code()
-            w = self.mean_code + truncation * (w - self.mean_code)
-        return self.synthesis(w[:, None].expand(-1, self.config.n_codes, -1), noise)
-
-    @torch.no_grad()
-    def estimate_mean_code(self, n: int = 16_384, seed: int = 0) -> Tensor:
-        """Mean (code_dim) of w over `n` standard normal z drawn on the CPU with `seed`, the same on every device."""
-        z = torch.randn(n, self.config.code_dim, generator=torch.Generator().manual_seed(seed))
-        return self.mapping(z.to(self.synthesis.constant.device)).mean(0)
+        super().__init__(config, Mapping(config.code_dim, config.mapping_layers), StyleGAN2Synthesis(config))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -204,20 +140,6 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self._limit(self.conv2(self._limit(self.conv1(x))))
         return (y + self.skip(x)) * math.sqrt(0.5)  # NVIDIA limits convolutions with an activation only
-
-
-def minibatch_stddev(x: Tensor, group: int | None) -> Tensor:
-    """Appends the mean standard deviation over groups of the batch as one channel: (N, C, H, W) -> (N, C + 1, H, W).
-
-    Sample n belongs to group n mod (N / G): the groups are strided, as in all public implementations.
-    """
-    n, c, h, w = x.shape
-    size = n if group is None else min(group, n)
-    if n % size:
-        raise ValueError(f"the discriminator takes at most {size} pictures at once or a multiple of {size}, not {n}")
-    y = x.float().reshape(size, n // size, c, h, w)
-    y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (N / G)
-    return torch.cat([x, y.to(x.dtype).repeat(size)[:, None, None, None].expand(n, 1, h, w)], 1)
 
 
 class StyleGAN2Discriminator(nn.Module):

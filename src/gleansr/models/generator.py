@@ -1,0 +1,120 @@
+"""What the generators of StyleGAN and StyleGAN2 have in common: sizes, noise pictures, W+ codes and truncation.
+
+Source: Karras et al., "A Style-Based Generator Architecture for Generative Adversarial Networks", CVPR 2019.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Noise = str | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Architecture of one generator or discriminator. The number of resolutions, hence the size, follows from `channels`."""
+
+    channels: tuple[int, ...]
+    """Channels at 4, 8, ..., size px."""
+    code_dim: int = 512
+    """Width of z, of w and of the mapping's layers (generator)."""
+    mapping_layers: int = 8
+    """Layers of the mapping network (generator)."""
+    stddev_group: int | None = 4
+    """Pictures that share one minibatch standard deviation; None: the whole batch (discriminator)."""
+
+    def __post_init__(self):
+        if not 1 <= len(self.channels) <= 9 or not all(0 < n <= 8192 for n in self.channels):
+            raise ValueError(f"channels must be 1 to 9 positive numbers, for 4, 8, ... 1024 px, not {self.channels}")
+        if not (1 <= self.mapping_layers <= 64 and 1 <= self.code_dim <= 8192):
+            raise ValueError(f"mapping_layers {self.mapping_layers} or code_dim {self.code_dim} is out of range")
+        if self.stddev_group is not None and self.stddev_group < 1:
+            raise ValueError(f"stddev_group must be positive, not {self.stddev_group}")
+
+    @property
+    def size(self) -> int:
+        """Height and width of the picture in pixels."""
+        return 2 ** (len(self.channels) + 1)
+
+    @property
+    def n_codes(self) -> int:
+        """Rows L of a W+ code: 14 at 256 px, 18 at 1024 px."""
+        return 2 * len(self.channels)
+
+
+class Synthesis(nn.Module):
+    """W+ codes to a picture. `layers` turn `constant` (1, C(4), 4, 4) into features of 4, 8, ..., size px.
+
+    A layer takes (x, code, noise); layer i reads code i and has the stored noise picture `noise_i`.
+    """
+
+    config: GeneratorConfig
+    constant: nn.Parameter
+    layers: nn.ModuleList
+
+    def layers_at(self, j: int) -> range:
+        """The numbers of the layers whose result is of 4 * 2^j px."""
+        raise NotImplementedError
+
+    def noises(self, noise: Noise, n: int) -> list[Tensor | None]:
+        """One noise picture per layer: "fixed" the stored ones, "random" fresh ones, "none", or those given, (n or 1, 1, H, W) each."""
+        fixed = [self.get_buffer(f"noise_{i}") for i in range(len(self.layers))]
+        if not isinstance(noise, str):
+            if len(noise) != len(fixed):
+                raise ValueError(f"{len(noise)} noise pictures were given, but this network has {len(fixed)} layers with noise")
+            return list(noise)
+        if noise == "fixed":
+            return list(fixed)
+        if noise == "random":
+            return [torch.randn(n, *f.shape[1:], device=f.device) for f in fixed]
+        if noise == "none":
+            return [None] * len(fixed)
+        raise ValueError(f'noise is {noise!r}, but must be "fixed", "random", "none" or a sequence of tensors')
+
+    def check(self, codes: Tensor) -> Tensor:
+        """`codes`, which must be (N, L, code_dim)."""
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != (self.config.n_codes, self.config.code_dim):
+            wanted = f"(N, {self.config.n_codes}, {self.config.code_dim})"
+            raise ValueError(f"W+ codes have the shape {tuple(codes.shape)}, but this network takes {wanted}")
+        return codes
+
+
+class Generator(nn.Module):
+    """z -> w -> W+ -> picture."""
+
+    mean_code: Tensor | None
+
+    def __init__(self, config: Any, mapping: nn.Module, synthesis: nn.Module):
+        super().__init__()
+        self.config = config
+        self.mapping = mapping
+        self.synthesis = synthesis
+        self.register_buffer("mean_code", None)
+
+    def forward(self, z: Tensor, truncation: float = 1.0, noise: Noise = "fixed", truncation_layers: int | None = None) -> Tensor:
+        """z (N, code_dim), standard normal -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
+
+        `truncation` psi moves w towards the mean code: mean + psi * (w - mean), in the first `truncation_layers` of the L codes or in all
+        of them. Where the checkpoint holds no mean code it is estimated once, from 16,384 seeded samples. `noise`: see
+        `Synthesis.noises`.
+        """
+        w = self.mapping(z)
+        codes = w[:, None].expand(-1, self.config.n_codes, -1)
+        if truncation != 1:
+            n = self.config.n_codes if truncation_layers is None else truncation_layers
+            if not 0 <= n <= self.config.n_codes:
+                raise ValueError(f"truncation_layers must be 0 to {self.config.n_codes}, not {n}")
+            if self.mean_code is None:
+                self.mean_code = self.estimate_mean_code()
+            near = self.mean_code + truncation * (w - self.mean_code)
+            codes = torch.cat([near[:, None].expand(-1, n, -1), codes[:, n:]], 1)
+        return self.synthesis(codes, noise)
+
+    @torch.no_grad()
+    def estimate_mean_code(self, n: int = 16_384, seed: int = 0) -> Tensor:
+        """Mean (code_dim) of w over `n` standard normal z drawn on the CPU with `seed`, the same on every device."""
+        z = torch.randn(n, self.config.code_dim, generator=torch.Generator().manual_seed(seed))
+        return self.mapping(z.to(next(self.parameters()).device)).mean(0)
