@@ -97,7 +97,7 @@ def model_path(
     if not model.url or not model.sha256_prefix:
         raise CheckpointError(f"{path}: no such file; this installation is incomplete, install gleansr again")
     by_hand = f"fetch {model.url} by hand and save it as {path}"
-    if _offline_by_environment() if offline is None else offline:
+    if offline_by_environment() if offline is None else offline:
         raise RequestError(f"{model.name} is not on this machine and downloads are switched off: {by_hand}")
     try:
         return download(model.url, path, sha256_prefix=model.sha256_prefix, size=model.size, progress=progress)
@@ -136,7 +136,7 @@ def _looks_like_path(text: str) -> bool:
     return "/" in text or "\\" in text or text.lower().endswith((".pth", ".pt", ".pkl", ".safetensors", ".onnx"))
 
 
-def _offline_by_environment() -> bool:
+def offline_by_environment() -> bool:
     return os.environ.get("GLEANSR_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 

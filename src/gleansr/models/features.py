@@ -1,10 +1,14 @@
 """Networks trained on ImageNet whose features measure likeness: perceptual losses and distances."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-6
+
+InputRange = Literal["signed", "unit"]
 
 
 class Fire(nn.Module):
@@ -47,6 +51,102 @@ class SqueezeNet(nn.Module):
             if i % 2:
                 features.append(x)
         return features
+
+
+class VGG16(nn.Module):
+    """The convolutions of VGG16 (Simonyan and Zisserman, 2014) up to conv4_3, torchvision's `vgg16().features[:22]` and its names.
+
+    `input_range` is what becomes of pictures in [-1, 1] before ImageNet's mean is subtracted and its deviation divided by, both meant for
+    [0, 1]. "signed": nothing, as in all of GLEAN's official configurations but one (mmagic's `norm_img=False`): a slip, but what the
+    published models were trained with. "unit": (x + 1) / 2, what VGG16 itself was trained for, as in the blind 128 -> 1024 configuration.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, input_range: InputRange = "signed"):
+        super().__init__()
+        self.input_range = input_range
+        widths = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512)  # None: max-pooling
+        layers: list[nn.Module] = []
+        n_in = 3
+        for width in widths:
+            if width is None:
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(n_in, width, 3, padding=1), nn.ReLU(inplace=True)]
+                n_in = width
+        self.features = nn.Sequential(*layers[:-1])
+        _register_imagenet_statistics(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (N, 3, H, W), RGB in [-1, 1] -> the output of conv4_3 before its ReLU (N, 512, H / 8, W / 8)."""
+        if self.input_range == "unit":
+            image = (image + 1) / 2
+        return self.features((image - self.mean) / self.deviation)
+
+
+class InvertedResidual(nn.Module):
+    """A block of MobileNetV2: widen by 1x1, 3x3 within each channel, narrow by 1x1 without activation.
+
+    x (N, in, H, W) -> (N, out, H / stride, W / stride); the input is added where the shape allows.
+    """
+
+    def __init__(self, n_in: int, n_out: int, stride: int, expansion: int):
+        super().__init__()
+        self.residual = stride == 1 and n_in == n_out
+        hidden = n_in * expansion
+        self.conv = nn.Sequential(
+            *([_conv_bn_relu6(n_in, hidden, 1)] if expansion > 1 else []),
+            _conv_bn_relu6(hidden, hidden, 3, stride, groups=hidden),
+            nn.Conv2d(hidden, n_out, 1, bias=False),
+            nn.BatchNorm2d(n_out),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """The convolutions of MobileNetV2 (Sandler et al., 2018) under torchvision's names: a judge that no model was trained with."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self):
+        super().__init__()
+        stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+        layers: list[nn.Module] = [_conv_bn_relu6(3, 32, 3, stride=2)]
+        n_in = 32
+        for expansion, width, blocks, stride in stages:
+            for block in range(blocks):
+                layers.append(InvertedResidual(n_in, width, stride if block == 0 else 1, expansion))
+                n_in = width
+        self.features = nn.Sequential(*layers, _conv_bn_relu6(n_in, 1280, 1))
+        _register_imagenet_statistics(self)
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """image (N, 3, H, W), RGB in [-1, 1] -> the outputs of blocks 1, 3, 6, 13 and 17, and the last features averaged over positions
+        (N, 1280)."""
+        x = ((image + 1) / 2 - self.mean) / self.deviation
+        features = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in (1, 3, 6, 13, 17):
+                features.append(x)
+        return features, x.mean((2, 3))
+
+
+def _conv_bn_relu6(n_in: int, n_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(n_out), nn.ReLU6(inplace=True)
+    )
+
+
+def _register_imagenet_statistics(network: nn.Module) -> None:
+    """Mean and deviation (3, 1, 1) of ImageNet's RGB in [0, 1], on the CPU even where a network is made without memory for its weights."""
+    for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):
+        network.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
 
 
 def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
