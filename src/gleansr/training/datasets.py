@@ -1,0 +1,297 @@
+"""The data sets of the paper's Table 1 as they are published: where their pictures lie, and which part of each is used."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from gleansr.errors import PictureError, RequestError
+from gleansr.training.fit import Aspect, Small
+from gleansr.training.sources import FileItem, Item, Source, stem
+
+Crop = Literal["none", "head", "box"]
+KindName = Literal["ffhq", "celeba-hq", "lsun", "lsun-cars", "cat", "cars", "folder"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A data set that is known by name, with what `gleansr data prepare` does to it unless told otherwise."""
+
+    name: KindName
+    shows: str
+    """What its pictures show, and what the paper uses it for."""
+    where: str
+    """Where to get it."""
+    licence: str
+    """What may be done with it, as far as its publisher says."""
+    size: int | None
+    """Side of the pictures in the paper's experiments."""
+    aspect: Aspect
+    """What is done with pictures that are not square."""
+    small: Small
+    """What is done with pictures that would have to be enlarged."""
+    crop: Crop | None = None
+    """The cut-out that its annotations allow."""
+
+
+KINDS = (
+    Kind(
+        "ffhq",
+        "human faces: training",
+        "https://github.com/NVlabs/ffhq-dataset (images1024x1024)",
+        "CC BY-NC-SA 4.0 by NVIDIA; each photograph has its own Creative Commons or public-domain licence",
+        1024,
+        "squash",
+        "enlarge",
+    ),
+    Kind(
+        "celeba-hq",
+        "human faces: test (100 pictures)",
+        "https://github.com/tkarras/progressive_growing_of_gans",
+        "non-commercial research, by the terms of CelebA (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)",
+        1024,
+        "squash",
+        "enlarge",
+    ),
+    Kind(
+        "lsun",
+        "cats, bedrooms, towers: training; bedrooms, towers: test (the validation sets)",
+        "https://github.com/fyu/lsun (scenes), https://www.yf.io/p/lsun (objects)",
+        "research; the photographs belong to their authors",
+        256,
+        "squash",
+        "enlarge",
+    ),
+    Kind(
+        "lsun-cars",
+        "cars: training",
+        "https://www.yf.io/p/lsun (car, of the objects)",
+        "research; the photographs belong to their authors",
+        512,
+        "bars",
+        "skip",
+    ),
+    Kind(
+        "cat",
+        "cats: test (100 pictures)",
+        "https://archive.org/details/CAT_DATASET",
+        "none stated; the photographs are from Flickr",
+        256,
+        "squash",
+        "enlarge",
+        "head",
+    ),
+    Kind(
+        "cars",
+        "cars: test",
+        "Stanford Cars; its page https://ai.stanford.edu/~jkrause/cars/car_dataset.html has closed, copies go round",
+        "none stated; research use is customary",
+        512,
+        "bars",
+        "skip",
+        "box",
+    ),
+    Kind("folder", "an own category", "whatever --data takes: a folder, archives, WebDataset, LMDB", "yours", None, "crop", "skip"),
+)
+
+
+def find_kind(name: str) -> Kind:
+    """The kind of that name. Raises RequestError that lists the known ones."""
+    for kind in KINDS:
+        if kind.name == name:
+            return kind
+    raise RequestError(f"no kind of data set is named {name!r}; expected one of {', '.join(kind.name for kind in KINDS)}")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture, in pixels from its upper left corner."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def within(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the nearest box of whole pixels in a picture of that size.
+
+        It is moved inside, and made smaller where that is not enough, a square one to a square. Raises PictureError where it holds no
+        pixel.
+        """
+        rows, columns = round(self.height), round(self.width)
+        if rows < 1 or columns < 1 or self.left >= width or self.top >= height or self.left + columns <= 0 or self.top + rows <= 0:
+            raise PictureError(f"its annotation is for {columns}x{rows} at ({self.left:g}, {self.top:g}) of a picture of {width}x{height}")
+        if rows == columns:
+            rows = columns = min(rows, height, width)
+        rows, columns = min(rows, height), min(columns, width)
+        top = min(max(round(self.top + (self.height - rows) / 2), 0), height - rows)
+        left = min(max(round(self.left + (self.width - columns) / 2), 0), width - columns)
+        return slice(top, top + rows), slice(left, left + columns)
+
+
+@dataclass(frozen=True)
+class Original:
+    """A picture of a data set before it is prepared."""
+
+    name: str
+    item: Item
+    box: Box | None
+    """The part to cut out, None for all."""
+    problem: str = ""
+    """Why it cannot be used, such as a missing annotation."""
+
+
+class Dataset:
+    """The chosen pictures of a data set, sorted by name."""
+
+    def __init__(self, source: Source, chosen: Sequence[int], missing: Sequence[str], annotate: Callable[[Item], Box | None]):
+        self.source, self.chosen, self.annotate = source, chosen, annotate
+        self.missing = missing
+        """The names in the list that the source does not have."""
+        self.names = [source.names[i] for i in chosen]
+
+    def __iter__(self) -> Iterator[Original]:
+        for index in self.chosen:
+            name, item = self.source.names[index], self.source.item(index)
+            try:
+                yield Original(name, item, self.annotate(item))
+            except PictureError as error:
+                yield Original(name, item, None, str(error))
+
+
+def open_dataset(source: Source, spec: str, crop: Crop = "none", names: Sequence[str] | None = None) -> Dataset:
+    """The pictures of a data set.
+
+    Args:
+        source: the pictures at `spec`.
+        crop: which cut-out: "head" of CAT's landmarks, "box" of Stanford Cars' boxes.
+        names: take these only, see `read_list`.
+
+    Raises RequestError where annotations are wanted that are not there, or a name in `names` fits several pictures.
+    """
+    chosen, missing = (range(len(source)), []) if names is None else _choose(source, names)
+    annotate = _CarBoxes(spec) if crop == "box" else _head if crop == "head" else _whole
+    return Dataset(source, chosen, missing, annotate)
+
+
+def _whole(_: Item) -> None:
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------------ lists
+
+
+def read_list(path: Path) -> list[str]:
+    """The names in a text file, one a line: `NAME` or, as in MMagic's lists, `NAME (H,W,C)`. Raises RequestError if it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read as a list of names: {getattr(error, 'strerror', None) or error}") from None
+    names = [_first_field(line) for line in lines if line.strip()]
+    if not names:
+        raise RequestError(f"{path}: is an empty list; expected one name a line")
+    return list(dict.fromkeys(names))
+
+
+def _first_field(line: str) -> str:
+    """The name in a line; it may hold blanks where nothing but a size in brackets follows."""
+    first = line.split()[0]
+    return first if stem(first) != first else re.sub(r"\s+\([\d,\s]*\)$", "", line.strip())
+
+
+def _choose(source: Source, names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The indices of the pictures named, sorted, and the names that fit none. Suffixes need not agree, and folders may be left out."""
+    exact: dict[str, int] = {}
+    similar: dict[str, list[int]] = {}
+    asked, by_stem = set(names), {stem(name): name for name in names}
+    for i, name in enumerate(source.names):
+        if name in asked:
+            exact[name] = i
+            continue
+        key = stem(name)
+        if wanted := by_stem.get(key) or by_stem.get(PurePosixPath(key).name):
+            similar.setdefault(wanted, []).append(i)
+    chosen, missing = [], []
+    for name in names:
+        fitting = [exact[name]] if name in exact else similar.get(name, [])
+        if len(fitting) > 1:
+            fits = " or ".join(source.names[i] for i in fitting[:2])
+            raise RequestError(f"the list's {name} may be {fits}: write names in the list with their folders and suffixes")
+        chosen += fitting
+        missing += [] if fitting else [name]
+    return sorted(chosen), missing
+
+
+# ------------------------------------------------------------------------------------------------------------ annotations
+
+HEAD = 1.4
+"""Side of the square around a cat's head, relative to the longer side of its landmarks' bounding box. The box ends at the tips of the ears
+and at the mouth, and this leaves room for chin and cheeks."""
+
+
+def _head(item: Item) -> Box:
+    """The square around a cat's head, by the landmark file beside the picture: `9 x y x y …`, eyes, mouth and three points an ear."""
+    if not isinstance(item, FileItem):
+        raise RequestError(f"{item.label}: --crop head reads the landmark files beside the pictures: unpack the archive")
+    file = item.path.with_name(f"{item.path.name}.cat")
+    try:
+        count, *values = (int(number) for number in file.read_text(encoding="ascii").split())
+    except FileNotFoundError:
+        raise PictureError(f"has no landmark file {file.name}") from None
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{file.name} cannot be read: {error}") from None
+    if count != 9 or len(values) != 18:
+        raise PictureError(f"{file.name} holds {len(values)} numbers after {count}; expected 18 after 9")
+    x, y = np.array(values).reshape(9, 2).T
+    side = HEAD * float(max(np.ptp(x), np.ptp(y)))
+    if side < 1:
+        raise PictureError(f"{file.name}: all landmarks are one point")
+    return Box((x.min() + x.max() - side) / 2, (y.min() + y.max() - side) / 2, side, side)
+
+
+class _CarBoxes:
+    """The bounding boxes of Stanford Cars, by the name of a picture's folder and its own.
+
+    Two layouts: `cars_annos.mat`, whose field relative_im_path holds both names, and the development kit's `cars_train_annos.mat` and
+    `cars_test_annos.mat` (or …_withlabels), whose field fname belongs into cars_train and cars_test.
+    """
+
+    def __init__(self, spec: str):
+        root = Path(spec).expanduser()
+        places = (root, root / "devkit", root.parent, root.parent / "devkit")
+        self.files = [file for place in places for file in sorted(place.glob("cars_*annos*.mat"))]
+        if not self.files:
+            raise RequestError(
+                f"{spec}: --crop box wants cars_annos.mat or the folder devkit/ with cars_test_annos.mat in or beside this folder"
+            )
+        self.boxes = {name: box for file in self.files for name, box in _boxes(file)}
+
+    def __call__(self, item: Item) -> Box:
+        if not isinstance(item, FileItem):
+            raise RequestError(f"{item.label}: --crop box knows pictures by their folders: unpack the archive")
+        path = item.path.absolute()
+        if (box := self.boxes.get(f"{path.parent.name}/{path.name}")) is None:
+            raise PictureError(f"has no bounding box in {', '.join(file.name for file in self.files)}")
+        return box
+
+
+def _boxes(file: Path) -> Iterator[tuple[str, Box]]:
+    """(folder/name, box) of each annotation."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise RequestError(f"{file}: reading it wants a package: pip install 'gleansr[train]'") from None
+    folder = file.name.partition("_annos")[0]
+    try:
+        rows = np.atleast_1d(loadmat(str(file), squeeze_me=True)["annotations"])
+        name = "relative_im_path" if "relative_im_path" in (rows.dtype.names or ()) else "fname"
+        for row in rows:
+            left, top, right, bottom = (int(row[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))
+            path = PurePosixPath(folder, str(row[name]))
+            # MATLAB counts from 1, and the right and bottom pixels belong to the box.
+            yield f"{path.parent.name}/{path.name}", Box(left - 1, top - 1, right - left + 1, bottom - top + 1)
+    except Exception as error:  # damaged files make scipy raise errors of many kinds
+        raise RequestError(f"{file}: is not an annotation file of Stanford Cars: {' '.join(str(error).split())}") from None

@@ -1,0 +1,401 @@
+"""Where training pictures lie: folders, archives here or far away, LMDB. A source gives each picture's bytes by its number."""
+
+import abc
+import json
+import os
+import struct
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gleansr.errors import PictureError, RequestError
+from gleansr.pictures import readable_suffixes
+from gleansr.training.shards import expand, fetch, shown
+
+PREPARED = "gleansr-pictures/1"
+"""What the manifest of a prepared set says of its format."""
+
+MANIFEST = "manifest.json"
+"""The file by which a folder is known as a prepared set, see `gleansr.training.prepare`."""
+
+_TAR = -1  # beside zipfile's numbers of compression methods
+
+
+# ----------------------------------------------------------------------------------------------------------- one picture
+
+
+@dataclass(frozen=True)
+class Item(abc.ABC):
+    """Where one picture lies; small, so that it can be sent to another process."""
+
+    label: str
+    """What messages call it: its path, or its archive and its name in there."""
+
+    def read(self) -> bytes:
+        """The contents of the picture's file. Raises PictureError that says why not; `label` is not repeated in it."""
+        try:
+            return self._bytes()
+        except Exception as error:  # LMDB and zlib have errors of their own
+            raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+    @abc.abstractmethod
+    def _bytes(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class FileItem(Item):
+    """A file of its own."""
+
+    path: Path
+
+    def _bytes(self) -> bytes:
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class MemberItem(Item):
+    """A member of a tar or zip archive."""
+
+    path: Path
+    offset: int
+    """Of a tar archive's data; of a zip archive's local header."""
+    size: int
+    """Bytes in the archive."""
+    method: int
+    crc: int
+
+    def _bytes(self) -> bytes:
+        # Opened anew for each picture: next to decoding it costs nothing, and no handle or position is shared with a thread or a fork.
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            if self.method != _TAR:
+                header = file.read(30)
+                if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
+                    raise ValueError("the archive has changed since it was listed")
+                file.seek(sum(struct.unpack("<26x2H", header)), os.SEEK_CUR)  # past the name and the extra field
+            data = file.read(self.size)
+        if len(data) != self.size:
+            raise ValueError("the archive has changed since it was listed")
+        if self.method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompress(data, -zlib.MAX_WBITS)
+        if self.method != _TAR and zlib.crc32(data) != self.crc:
+            raise ValueError("its checksum is wrong")
+        return data
+
+
+@dataclass(frozen=True)
+class LMDBItem(Item):
+    """A value of an LMDB."""
+
+    folder: Path
+    key: bytes
+
+    def _bytes(self) -> bytes:
+        with _environment(self.folder).begin() as transaction:
+            value = transaction.get(self.key)
+        if value is None:
+            raise ValueError("the database has changed since it was listed")
+        return value
+
+
+# ----------------------------------------------------------------------------------------------------------- the sources
+
+
+class Source(abc.ABC):
+    """Pictures by number. It can be pickled, and read in several threads and processes at once, forked ones too."""
+
+    names: Sequence[str]
+    """The pictures' names in the source, sorted, none twice, with / between folders; those of an LMDB have no suffix."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abc.abstractmethod
+    def item(self, index: int) -> Item:
+        """Where a picture lies, for another process to read it."""
+
+    def read(self, index: int) -> bytes:
+        """The contents of a picture's file. Raises PictureError that says why not, without `label`."""
+        return self.item(index).read()
+
+    def label(self, index: int) -> str:
+        """What messages call a picture: its path, or its archive and its name in there."""
+        return self.item(index).label
+
+
+class FolderSource(Source):
+    """The pictures of a folder and the folders in it."""
+
+    def __init__(self, root: Path, names: Sequence[str]):
+        self.root, self.names = root, names
+
+    def item(self, index: int) -> Item:
+        path = self.root / self.names[index]
+        return FileItem(str(path), path)
+
+
+class ArchiveSource(Source):
+    """The pictures of one or more tar and zip archives."""
+
+    def __init__(self, archives: Sequence[tuple[str, Path]]):
+        """`archives`: what messages call them, and their local files."""
+        self.archives = archives
+        found = [(name, i, *place) for i, (label, path) in enumerate(archives) for name, place in _members(label, path).items()]
+        if len({name for name, *_ in found}) < len(found):  # the shards number their pictures each for itself
+            stems = [PurePosixPath(label.replace(os.sep, "/")).stem for label, _ in archives]
+            folders = stems if len(set(stems)) == len(stems) else [f"{i:06}" for i in range(len(stems))]
+            found = [(f"{folders[row[0]]}/{name}", *row) for name, *row in found]
+        found.sort()
+        self.names = [name for name, *_ in found]
+        self.places = np.array([row for _, *row in found], np.int64).reshape(-1, 5)  # archive, offset, size, method, checksum
+
+    def item(self, index: int) -> Item:
+        archive, *place = self.places[index].tolist()
+        label, path = self.archives[archive]
+        return MemberItem(f"{label}: {self.names[index]}", path, *place)
+
+
+class LMDBSource(Source):
+    """The values of an LMDB, all of them pictures, as LSUN has them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.resolve()
+        with _environment(self.folder).begin() as transaction, transaction.cursor() as cursor:
+            self.names = sorted(key.decode(errors="surrogateescape") for key in cursor.iternext(keys=True, values=False))
+
+    def item(self, index: int) -> Item:
+        name = self.names[index]
+        return LMDBItem(f"{self.folder}: {name}", self.folder, name.encode(errors="surrogateescape"))
+
+
+def open_source(spec: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Source:
+    """The pictures of a place, recognised by what is there.
+
+    Args:
+        spec: a folder (searched with all its folders, those behind links too); a set made by `gleansr data prepare`; an LMDB folder; a zip
+            or uncompressed tar archive (WebDataset), or several by a pattern with braces, `cats-{0000..0011}.tar`; such archives by
+            address, `https://…`, `s3://…`, which are fetched into the cache folder first. Files and folders whose names begin with a dot
+            are left out. Of consecutive members of a tar that differ after the first dot of their names only, which WebDataset calls a
+            sample, the first with a picture's suffix is the picture.
+        progress: called with the number of remote archives that are here and the number of all.
+
+    Raises:
+        RequestError: it is missing, empty, damaged or of no known kind, or reading it wants an optional package.
+        DownloadError: a remote archive could not be fetched.
+    """
+    spec = os.fspath(spec)
+    try:
+        source = _open(spec, progress)
+    except OSError as error:
+        raise RequestError(f"{error.filename or spec}: cannot be read: {error.strerror or error}") from None
+    if not len(source):
+        raise RequestError(f"{shown(spec)}: no pictures in it{_contents(Path(spec))}")
+    return source
+
+
+def _open(spec: str, progress: Callable[[int, int], None] | None) -> Source:
+    path = Path(spec).expanduser()
+    if "://" in spec:
+        urls = expand(spec)
+        return ArchiveSource([(shown(url), file) for url, file in zip(urls, fetch(urls, progress), strict=True)])
+    if (path / "data.mdb").is_file():
+        return LMDBSource(path)
+    if manifest := read_manifest(path):
+        pictures = path / manifest["pictures"]
+        if not manifest["complete"]:
+            raise RequestError(
+                f"{spec}: its preparation was stopped; go on with the same `gleansr data prepare`, or give {pictures} as it is"
+            )
+        return FolderSource(pictures, sorted(_files(pictures)))
+    if path.is_dir():
+        return FolderSource(path, sorted(_files(path)))
+    archives = [path] if path.exists() else [Path(name) for name in expand(str(path))]
+    missing = [archive for archive in archives if not archive.is_file()]
+    if missing:
+        of_many = f", {len(missing):,} of {len(archives):,} files of {spec} are missing" if len(archives) > 1 else ""
+        raise RequestError(
+            f"{missing[0]}: no such file or folder{of_many}; expected a folder, an LMDB folder, a zip or tar archive, or a URL"
+        )
+    return ArchiveSource([(str(archive), archive) for archive in archives])
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared set, None for any other folder."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == PREPARED else None
+
+
+# ------------------------------------------------------------------------------------------------------------------ pairs
+
+
+def stem(name: str) -> str:
+    """A picture's name without its suffix; of a name without a picture's suffix, such as an LMDB's key, all of it."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in readable_suffixes() else name
+
+
+def prepared_low(spec: str, scale: int) -> str | None:
+    """The folder with the low-resolution pictures of the prepared set `spec`, None where there are none at that scale."""
+    manifest = read_manifest(Path(spec).expanduser())
+    folder = (manifest or {}).get("low", {}).get(str(scale))
+    return str(Path(spec) / folder) if folder else None
+
+
+def open_pairs(high_spec: str, low_spec: str) -> list[tuple[int, int]]:
+    """(index in the source `high_spec`, index in the source `low_spec`) of each picture, matched by name without suffix, sorted by name.
+
+    Raises RequestError where a picture of either has no partner or more than one, and what `open_source` raises.
+    """
+    high, low = ({stem(name): i for i, name in enumerate(_unambiguous(spec))} for spec in (high_spec, low_spec))
+    problems = [
+        f"{len(alone):,} of {spec} have no partner in {other}, such as {', '.join(alone[:3])}"
+        for spec, other, alone in (
+            (high_spec, low_spec, [name for name in high if name not in low]),
+            (low_spec, high_spec, [name for name in low if name not in high]),
+        )
+        if alone
+    ]
+    if problems:
+        raise RequestError(f"pictures and low-resolution pictures do not match by name: {'; '.join(problems)}")
+    return [(index, low[name]) for name, index in high.items()]
+
+
+def _unambiguous(spec: str) -> Sequence[str]:
+    names = open_source(spec).names
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(stem(name), name)) != name:
+            raise RequestError(f"{spec}: {other} and {name} differ in their suffix only, so that they cannot be matched by name")
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------------------- listing
+
+
+def _is_picture(name: PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
+    return not hidden and name.suffix.lower() in readable_suffixes()
+
+
+def _files(root: Path) -> Iterator[str]:
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    seen = {root.resolve()}
+    for base, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
+        below = Path(base).relative_to(root)
+        # Each real folder is searched once, or links could lead in a circle.
+        folders[:] = [f for f in sorted(folders) if not f.startswith(".") and _first_time((Path(base) / f).resolve(), seen)]
+        yield from ((below / file).as_posix() for file in files if _is_picture(PurePosixPath(file)))
+
+
+def _first_time(folder: Path, seen: set[Path]) -> bool:
+    if folder in seen:
+        return False
+    seen.add(folder)
+    return True
+
+
+class _Place(NamedTuple):
+    """As `MemberItem` has it."""
+
+    offset: int
+    size: int
+    method: int
+    crc: int
+
+
+def _members(label: str, path: Path) -> dict[str, _Place]:
+    """The pictures in an archive by name; of members of one name the last."""
+    try:
+        members = _zip_members(label, path) if zipfile.is_zipfile(path) else _tar_members(path)
+        return {name.as_posix(): place for name, place in members}
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            compressed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
+        mend = "it is compressed: decompress it, since pictures are read out of its middle" if compressed else str(error)
+        raise RequestError(f"{label}: cannot be read as a zip or tar archive: {mend}") from None
+
+
+def _zip_members(label: str, path: Path) -> Iterator[tuple[PurePosixPath, _Place]]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name = PurePosixPath(info.filename.lstrip("/"))
+            if not _is_picture(name) or info.is_dir():
+                continue
+            if info.flag_bits & 1:
+                raise RequestError(f"{label}: {name} is encrypted; make an archive without a password")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise RequestError(f"{label}: {name} is compressed by another method than deflate; make a stored archive, as with zip -0")
+            yield name, _Place(info.header_offset, info.compress_size, info.compress_type, info.CRC)
+
+
+def _tar_members(path: Path) -> Iterator[tuple[PurePosixPath, _Place]]:
+    sample, has_picture = None, False
+    with tarfile.open(path, "r:") as archive:
+        for info in archive:
+            name = PurePosixPath(info.name.lstrip("/"))
+            key = name.with_name(name.name.partition(".")[0]) if name.name.partition(".")[0] else name
+            if key != sample:
+                sample, has_picture = key, False
+            if info.isreg() and not info.issparse() and not has_picture and _is_picture(name):
+                has_picture = True
+                yield name, _Place(info.offset_data, info.size, _TAR, 0)
+
+
+def _contents(path: Path) -> str:
+    """What there is instead of pictures, where that can be seen."""
+    if not path.is_dir():
+        return ""
+    files = sorted(str((Path(base) / name).relative_to(path)) for base, _, names in os.walk(path) for name in names)
+    return (
+        f", only {', '.join(files[:3])}{f' and {len(files) - 3:,} more' if len(files) > 3 else ''}" if files else ": it is an empty folder"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- LMDB
+
+_ENVIRONMENTS: dict[Path, Any] = {}  # LMDB allows a process one environment a database, and a forked process none of its parent's
+_OPENING = threading.Lock()
+
+
+def _environment(folder: Path) -> Any:
+    """The open LMDB in `folder`, an absolute path without links."""
+    with _OPENING:
+        if folder not in _ENVIRONMENTS:
+            try:
+                import lmdb
+            except ImportError:
+                raise RequestError(f"{folder}: reading an LMDB wants a package: pip install 'gleansr[train]'") from None
+            try:
+                environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+            except lmdb.Error as error:
+                raise RequestError(f"{folder}: cannot be read as an LMDB: {error}") from None
+            size, needed = (folder / "data.mdb").stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if size < needed:  # reading beyond its end would kill the process
+                environment.close()
+                raise RequestError(f"{folder}: data.mdb is cut off: {size:,} of {needed:,} bytes; fetch it again")
+            _ENVIRONMENTS[folder] = environment
+        return _ENVIRONMENTS[folder]
+
+
+def _after_fork() -> None:
+    for environment in _ENVIRONMENTS.values():
+        environment.close()
+    _ENVIRONMENTS.clear()
+    _OPENING.release()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_after_fork)

@@ -1,0 +1,374 @@
+"""Sources of training pictures: one contract for every kind of place, what is refused, and what travels over the network."""
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from gleansr.errors import DownloadError, PictureError, RequestError
+from gleansr.training import shards, sources
+from gleansr.training.shards import expand
+from gleansr.training.sources import open_pairs, open_source
+
+CONTENTS = {
+    name: os.urandom(size) for name, size in {"b c.png": 300, "a.JPG": 70_000, "sub/ü.webp": 1, "sub/a.jpg": 10, "z.jpeg": 0}.items()
+}
+
+
+def folder_of(path: Path, contents: Mapping[str, bytes]) -> Path:
+    for name, data in contents.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def zip_of(path: Path, contents: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return path
+
+
+def tar_of(path: Path, contents: Mapping[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        for name, data in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def lmdb_of(path: Path, contents: Mapping[str, bytes]) -> Path:
+    with lmdb.open(str(path), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+        for name, data in contents.items():
+            transaction.put(name.encode(), data)
+    return path
+
+
+MAKERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
+    "folder": folder_of,
+    "zip": zip_of,
+    "deflated": partial(zip_of, method=zipfile.ZIP_DEFLATED),
+    "tar": tar_of,
+    "lmdb": lmdb_of,
+}
+
+
+@pytest.fixture(params=MAKERS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place of each kind with `CONTENTS` and, where other things may lie beside pictures, a text."""
+    extra = {} if request.param == "lmdb" else {"readme.txt": b"no picture", ".hidden.png": b"x", "__MACOSX/._a.png": b"x"}
+    return str(MAKERS[request.param](tmp_path / f"place-{request.param}", CONTENTS | extra))
+
+
+def read_all(source: sources.Source) -> dict[str, bytes]:
+    return {name: source.read(i) for i, name in enumerate(source.names)}
+
+
+def test_names_are_sorted_and_contents_are_theirs(place: str):
+    source = open_source(place)
+    assert len(source) == len(CONTENTS)
+    assert list(source.names) == sorted(CONTENTS)
+    assert read_all(source) == CONTENTS
+    assert source.read(-1) == CONTENTS["z.jpeg"]
+    for i, name in enumerate(source.names):
+        assert source.label(i).endswith(name)
+        assert source.label(i).startswith(place)
+
+
+def test_a_source_is_read_by_threads_forks_and_copies(place: str):
+    source = open_source(place)
+    assert read_all(source) == CONTENTS  # whatever is opened at the first reading is open now
+    copy = pickle.loads(pickle.dumps(source))
+    assert read_all(copy) == CONTENTS
+    item = pickle.loads(pickle.dumps(source.item(1)))
+    assert item.read() == source.read(1)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda i: source.read(i % 5), range(200))) == [source.read(i % 5) for i in range(200)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_processes_read_what_their_parent_has_open(place: str):
+    source = open_source(place)
+    assert read_all(source) == CONTENTS
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(source.read, range(5)) == [source.read(i) for i in range(5)]
+        assert read_all(source) == CONTENTS
+
+
+def test_a_process_that_knows_nothing_reads_them_all(tmp_path: Path):
+    opened = [open_source(str(make(tmp_path / name, CONTENTS))) for name, make in MAKERS.items()]
+    (tmp_path / "sources.pickle").write_bytes(pickle.dumps(opened))
+    script = "import pickle, sys; [s.read(i) for s in pickle.load(open(sys.argv[1], 'rb')) for i in range(len(s))]; print('read')"
+    process = subprocess.run([sys.executable, "-c", script, tmp_path / "sources.pickle"], capture_output=True, text=True, check=False)
+    assert process.stdout == "read\n", process.stderr
+
+
+def test_what_vanishes_or_changes_is_a_picture_error(place: str, tmp_path: Path):
+    source = open_source(place)
+    if isinstance(source, sources.LMDBSource):
+        item = sources.LMDBItem("label", source.folder, b"none")
+        with pytest.raises(PictureError, match=r"^cannot be read: the database has changed"):
+            item.read()
+        return
+    if isinstance(source, sources.FolderSource):
+        (Path(place) / "z.jpeg").unlink()
+        with pytest.raises(PictureError, match=r"^cannot be read: No such file"):
+            source.read(4)
+        return
+    Path(place).write_bytes(b"\0" * 50)
+    with pytest.raises(PictureError, match="has changed since it was listed"):
+        source.read(0)
+
+
+def test_a_spoilt_member_of_a_zip_is_noticed(tmp_path: Path):
+    path = zip_of(tmp_path / "a.zip", {"a.png": b"picture" * 9})
+    path.write_bytes(path.read_bytes().replace(b"picture", b"pictuRe", 1))
+    with pytest.raises(PictureError, match="checksum"):
+        open_source(str(path)).read(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_links_are_followed_once(tmp_path: Path):
+    folder_of(tmp_path / "elsewhere", {"x.png": b"x"})
+    root = folder_of(tmp_path / "root", {"a/y.png": b"y", ".git/z.png": b"z"})
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "again").symlink_to(root / "a" / "up")
+    assert list(open_source(root).names) == ["a/y.png", "linked/x.png"]
+
+
+def test_refusals_say_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    texts = folder_of(tmp_path / "texts", {"notes.txt": b"x", "more/data.bin": b"x"})
+    (tmp_path / "empty").mkdir()
+    junk = folder_of(tmp_path, {"junk.tar": os.urandom(2000)}) / "junk.tar"
+    cut = tar_of(tmp_path / "cut.tar", {"a.png": b"x" * 9000, "b.png": b"x" * 9000})
+    os.truncate(cut, 15_000)
+    mdb = folder_of(tmp_path / "mdb", {"data.mdb": os.urandom(10_000)})
+    short = lmdb_of(tmp_path / "short", {f"{i}": b"x" * 5000 for i in range(9)})
+    os.truncate(short / "data.mdb", 20_000)
+    for spec, words in {
+        tmp_path / "none": "no such file or folder",
+        texts: "only more/data.bin, notes.txt",
+        tmp_path / "empty": "empty folder",
+        junk: "cannot be read as a zip or tar archive",
+        cut: "unexpected end of data",
+        tar_of(tmp_path / "small.tar", {"a.png": b"x"}, "w:gz"): "decompress it",
+        tar_of(tmp_path / "texts.tar", {"a.txt": b"x"}): "no pictures in it",
+        zip_of(tmp_path / "packed.zip", {"a.png": b"x"}, zipfile.ZIP_LZMA): "make a stored archive",
+        mdb: "cannot be read as an LMDB",
+        short: "is cut off",
+        f"{tmp_path}/s-{{0..2}}.tar": "3 of 3 files of",
+        "gopher://host/a.tar": "expected http://",
+        "s3://bucket/a.tar": "pip install s3fs",
+    }.items():
+        with pytest.raises(RequestError) as refusal:
+            open_source(spec)
+        assert words in str(refusal.value)
+        assert str(spec).split("{", maxsplit=1)[0] in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(RequestError, match=r"pip install 'gleansr\[train\]'"):
+        open_source(folder_of(tmp_path / "other", {"data.mdb": b""}))
+
+
+def test_an_unreadable_folder_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder_of(tmp_path, {"a/b.png": b"", "c.png": b""})
+    scandir = os.scandir
+
+    def denied(path: str):
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(RequestError, match="a: cannot be read: Permission denied"):
+        open_source(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------------- shards
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a",
+        "{a,b}",
+        "x{8..11}y",
+        "{0008..0011}.tar",
+        "{3..1}",
+        "{a,b}-{0..1}",
+        "{a,b{1,2}}",
+        "a{b}c",
+        "{x",
+        "a{,b}",
+        "{00..2}{,z}",
+        "{1..010}",
+    ],
+)
+def test_braces_mean_what_they_mean_to_a_shell(pattern: str):
+    shell = subprocess.run(["bash", "-c", f"printf '%s\\n' {pattern}"], capture_output=True, text=True, check=True)  # noqa: S607
+    assert expand(pattern) == shell.stdout.splitlines()
+
+
+def test_a_slip_of_the_pen_does_not_fill_the_memory():
+    for pattern in ("{0..999999999999}", "{0..9999}{0..9999}"):
+        with pytest.raises(RequestError, match="stands for more than"):
+            expand(pattern)
+
+
+def test_of_a_sample_the_first_picture_counts(tmp_path: Path):
+    members = {
+        "000.json": b"{}",
+        "000.jpg": b"cat 0",
+        "000.seg.png": b"mask 0",
+        "./001.cls": b"1",
+        "./001.webp": b"cat 1",
+        "d/000.jpg": b"cat 2",
+    }
+    assert read_all(open_source(tar_of(tmp_path / "s.tar", members))) == {"000.jpg": b"cat 0", "001.webp": b"cat 1", "d/000.jpg": b"cat 2"}
+
+
+def test_shards_are_one_source_whatever_their_numbering(tmp_path: Path):
+    for name, contents in {"s-00": {"0.jpg": b"a", "1.jpg": b"b"}, "s-01": {"2.jpg": b"c"}, "s-02": {"1.jpg": b"d"}}.items():
+        tar_of(tmp_path / f"{name}.tar", contents)
+    assert read_all(open_source(f"{tmp_path}/s-{{00..01}}.tar")) == {"0.jpg": b"a", "1.jpg": b"b", "2.jpg": b"c"}
+    source = open_source(f"{tmp_path}/s-{{00..02}}.tar")
+    assert read_all(source) == {"s-00/0.jpg": b"a", "s-00/1.jpg": b"b", "s-01/2.jpg": b"c", "s-02/1.jpg": b"d"}
+    assert source.label(3) == f"{tmp_path}/s-02.tar: s-02/1.jpg"
+    (tmp_path / "s-01.tar").unlink()
+    with pytest.raises(RequestError, match=r"s-01\.tar: no such file or folder, 1 of 3 files"):
+        open_source(f"{tmp_path}/s-{{00..02}}.tar")
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves the server's folder, unless it is told to fail first."""
+
+    server: "Server"
+
+    def do_GET(self) -> None:
+        with self.server.counting:
+            self.server.requests += 1
+            failing = self.server.failures > 0
+            self.server.failures -= 1
+        if failing:
+            self.send_response(200)
+            self.send_header("Content-Length", "10000")
+            self.end_headers()
+            self.wfile.write(b"half")
+        else:
+            super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """Of a folder, on this machine."""
+
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.requests = self.failures = 0
+        self.counting = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("GLEANSR_OFFLINE", raising=False)
+    monkeypatch.setattr(shards, "sleep", float)
+    root = tmp_path / "served"
+    root.mkdir()
+    for i in range(3):
+        tar_of(root / f"s-{i}.tar", {f"{i}.jpg": bytes([i]) * 5000})
+    with Server(root) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_remote_shards_are_fetched_once(server: Server, tmp_path: Path):
+    seen: list[tuple[int, int]] = []
+    source = open_source(f"{server.url}/s-{{0..2}}.tar?token=secret", lambda done, total: seen.append((done, total)))
+    assert read_all(source) == {f"{i}.jpg": bytes([i]) * 5000 for i in range(3)}
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert source.label(1) == f"{server.url}/s-1.tar: 1.jpg"
+    assert server.requests == 3
+    with ThreadPoolExecutor(4) as pool:
+        assert [s.names for s in pool.map(open_source, [f"{server.url}/s-{{0..2}}.tar?token=secret"] * 4)] == [source.names] * 4
+    assert server.requests == 3
+    assert not list((tmp_path / "home").rglob("*.part"))
+
+
+def test_many_that_want_one_shard_fetch_it_once(server: Server):
+    with ThreadPoolExecutor(6) as pool:
+        opened = list(pool.map(open_source, [f"{server.url}/s-0.tar"] * 6))
+    assert all(s.read(0) == bytes(5000) for s in opened)
+    assert server.requests == 1
+
+
+def test_a_broken_line_is_tried_again(server: Server, tmp_path: Path):
+    server.failures = 2
+    assert read_all(open_source(f"{server.url}/s-0.tar")) == {"0.jpg": bytes(5000)}
+    assert server.requests == 3
+    server.failures = 99
+    with pytest.raises(DownloadError, match=r"s-1\.tar: .*run the same command again"):
+        open_source(f"{server.url}/s-1.tar?token=secret")
+    assert not list((tmp_path / "home").rglob("*s-1.tar*.part"))
+
+
+def test_remote_refusals(server: Server, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(RequestError, match=r"s-9\.tar: there is no such file"):
+        open_source(f"{server.url}/s-9.tar")
+    monkeypatch.setenv("GLEANSR_OFFLINE", "1")
+    with pytest.raises(RequestError, match="downloads are switched off"):
+        open_source(f"{server.url}/s-0.tar")
+    monkeypatch.delenv("GLEANSR_OFFLINE")
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(RequestError, match=r"pip install 'gleansr\[train\]'"):
+        open_source(f"{server.url}/s-0.tar")
+
+
+# ------------------------------------------------------------------------------------------------------------------ pairs
+
+
+def test_pairs_match_by_name_without_suffix(tmp_path: Path):
+    high = zip_of(tmp_path / "high.zip", {"b/2.jpg": b"", "1.jpg": b"", "b/1.jpg": b""})
+    low = folder_of(tmp_path / "low", {"1.png": b"", "b/2.png": b"", "b/1.webp": b""})
+    pairs = open_pairs(str(high), str(low))
+    names = [(open_source(high).names[i], open_source(low).names[j]) for i, j in pairs]
+    assert names == [("1.jpg", "1.png"), ("b/1.jpg", "b/1.webp"), ("b/2.jpg", "b/2.png")]
+    (low / "1.png").unlink()
+    (low / "b" / "3.png").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"1 of .*high\.zip have no partner .* such as 1; 1 of .*low have no partner .* such as b/3$"):
+        open_pairs(str(high), str(low))
+    (low / "b" / "2.jpg").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"b/2\.jpg and b/2\.png differ in their suffix only"):
+        open_pairs(str(high), str(low))
+
+
+def test_another_programs_manifest_makes_no_prepared_set(tmp_path: Path):
+    folder_of(tmp_path, {"manifest.json": json.dumps({"format": "other"}).encode(), "x8/a.png": b""})
+    assert list(open_source(tmp_path).names) == ["x8/a.png"]
+    (tmp_path / "manifest.json").write_text("[]")
+    assert list(open_source(tmp_path).names) == ["x8/a.png"]
