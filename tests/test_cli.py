@@ -188,10 +188,12 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     bank = tmp_path / "bank.toml"
     bank.write_text(
         '[about]\nname = "b"\n[network]\nchannels = [4, 4, 4]\ncode_dim = 4\nmapping_layers = 1\n'
-        "[run]\nimages = 4\nbatch_size = 2\nlog_every = 2\n"
+        "[run]\niterations = 2\nbatch_size = 2\nlog_every = 2\n"
     )
     glean = tmp_path / "glean.toml"
-    glean.write_text('[about]\nname = "g"\n[network]\nin_size = 4\nn_rrdb = 1\nfeatures = 4\n[run]\nimages = 4\nbatch_size = 2\n')
+    glean.write_text(
+        '[about]\nname = "g"\n[network]\nin_size = 4\nout_size = 16\nn_rrdb = 1\nfeatures = 4\n[run]\niterations = 2\nbatch_size = 2\n'
+    )
     status, said = run("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--set", "lr=0.001", "--device", "cpu")
     assert status == 0, said
     status, said = run("train", glean, "--output", tmp_path / "runs2", "--data", folder, "--bank", tmp_path / "runs" / "b.safetensors")
@@ -199,11 +201,23 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     assert run("upscale", folder / "a.png", "-o", tmp_path / "o.png", "-m", tmp_path / "runs2" / "g.safetensors")[0] == 0
     status, said = run("train", glean, "-o", tmp_path / "runs3", "--dry-run", "--set", "lr=0.5")
     assert status == 0
-    assert json.loads(said)["lr"] == 0.5
+    plan = json.loads(said)
+    assert plan["recipe"]["lr"] == 0.5
+    assert plan["images"] == 4
+    assert plan["parameters"]["bank and other frozen"] > 10_000_000  # no bank is given: the published one
+    assert sum(list(plan["memory per device, MiB (estimate)"].values())[:2]) == plan["memory per device, MiB (estimate)"]["sum"] > 0
+    assert len(plan["step"]) == 5
+    status, said = run("train", glean, "--dry-run", "--bank", tmp_path / "runs" / "b.safetensors")
+    assert json.loads(said)["bank"]["channels"] == [4, 4, 4]
+    status, said = run("train-bank", bank, "--dry-run")
+    assert json.loads(said)["parameters"]["generator"] > 0
     assert not (tmp_path / "runs3").exists()
     status, said = run("train", glean, "-o", tmp_path / "runs3", "--set", "lrr=0.5")
     assert status == 2
     assert "did you mean lr?" in said
+    status, said = run("train", glean, "--bank", tmp_path / "runs" / "b.safetensors", "--data", folder)
+    assert status == 2
+    assert "--output" in said
 
 
 def test_python_m_gleansr():

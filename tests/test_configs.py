@@ -8,7 +8,7 @@ import pytest
 
 from gleansr.configs import from_dict, merge
 from gleansr.errors import RequestError
-from gleansr.training.config import BankRecipe, GLEANRecipe, load_recipe
+from gleansr.training.config import BankRecipe, GLEANRecipe, load_recipe, recipe_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +63,81 @@ def test_merge_goes_table_by_table():
     assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}
 
 
-def test_every_bundled_recipe_is_valid():
-    import gleansr.recipes
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_bundled_recipe_is_valid(name: str):
+    load_recipe(BankRecipe if "bank" in name else GLEANRecipe, name)
 
-    folder = Path(next(iter(gleansr.recipes.__path__)))
-    names = sorted(path.stem for path in folder.glob("*.toml"))
-    assert names
-    for name in names:
-        load_recipe(BankRecipe if "bank" in name else GLEANRecipe, name)
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if not name.endswith(("-compact", "-medium"))])
+def test_the_supplements_numbers_are_in_the_recipes(name: str):
+    recipe = load_recipe(GLEANRecipe, name)
+    category, scale = name.split("-")[0], int(name.split("-")[-1].removesuffix("x"))
+    out = {"faces": 1024, "cars": 512}.get(category, 256)
+    assert (recipe.network.out_size, recipe.network.in_size) == (out, out // scale)
+    assert recipe.run.iterations == 300_000
+    assert recipe.run.batch_size == (8 if category == "faces" else 16)
+    assert recipe.run.devices == (4 if "blind" in name else 2)
+    assert (recipe.lr, recipe.betas, recipe.warm_up, recipe.ema_half_life) == (1e-4, (0.9, 0.99), 0, 0)
+    assert recipe.perceptual_weight == recipe.adversarial_weight == 1e-2
+    assert recipe.lattice_weight == recipe.spectrum_weight == 0
+    assert recipe.perceptual == "vgg16"
+    assert recipe.bank == ("stylegan" if category in ("bedrooms", "towers") else "stylegan2")
+    assert recipe.network.content_height == (384 if category == "cars" else None)
+    assert recipe.data.degradation == ("blind" if "blind" in name else "bicubic")
+
+
+def test_every_experiment_of_the_supplement_has_a_recipe():
+    wanted = {f"faces-{scale}x" for scale in (8, 16, 32, 64)}
+    wanted |= {f"{category}-{scale}x" for category in ("cats", "cars", "bedrooms", "towers") for scale in (8, 16)}
+    assert wanted | {"faces-blind-8x", "cats-8x-compact", "cats-16x-compact"} <= set(recipe_names())
 
 
 def test_overrides(tmp_path: Path):
     path = tmp_path / "r.toml"
-    path.write_text('[about]\nname = "x"\n[network]\nin_size = 8\n[run]\nimages = 5\n')
-    recipe = load_recipe(GLEANRecipe, str(path), ["run.images=7", "bank=some/file", "lr=2e-4"], {"data": {"train": ["a"]}})
-    assert (recipe.run.images, recipe.bank, recipe.lr, recipe.data.train) == (7, "some/file", 2e-4, ("a",))
-    with pytest.raises(RequestError, match=r"must look like run.images=1000"):
-        load_recipe(GLEANRecipe, str(path), ["run.images"])
-    with pytest.raises(RequestError, match=r"did you mean run.images\?"):
-        load_recipe(GLEANRecipe, str(path), ["run.image=7"])
+    path.write_text('[about]\nname = "x"\n[network]\nin_size = 8\nout_size = 16\n[run]\niterations = 5\n')
+    recipe = load_recipe(GLEANRecipe, str(path), ["run.iterations=7", "bank_file=some/file", "lr=2e-4"], {"data": {"train": ["a"]}})
+    assert (recipe.run.images, recipe.bank_file, recipe.lr, recipe.data.train) == (7 * 16, "some/file", 2e-4, ("a",))
+    with pytest.raises(RequestError, match=r"must look like run.iterations=1000"):
+        load_recipe(GLEANRecipe, str(path), ["run.iterations"])
+    with pytest.raises(RequestError, match=r"did you mean run.iterations\?"):
+        load_recipe(GLEANRecipe, str(path), ["run.iteration=7"])
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    wrong = {
+        "lrr": 3,
+        "lr": -1.0,
+        "run.iterations": '"x"',
+        "run.batch_size": -15,
+        "run.devicez": 3,
+        "network.in_size": 33,
+        "data.small": '"no"',
+    }
+    with pytest.raises(RequestError) as error:
+        load_recipe(GLEANRecipe, "cats-8x", [f"{key}={value}" for key, value in wrong.items()])
+    for problem in (
+        "unknown key lrr, did you mean lr?",
+        "lr must be 0 or more, not -1.0",
+        "run.iterations must be int, not 'x'",
+        "run: batch_size must be 1 or more, not -15",
+        "unknown key run.devicez, did you mean run.devices?",
+        "network: GLEAN takes powers of two with 4 <= in_size < out_size <= 1024, not 33 -> 256",
+        "data.small must be 'refuse' or 'skip' or 'enlarge', not 'no'",
+    ):
+        assert problem in str(error.value)
+
+
+def test_values_that_do_not_go_together():
+    with pytest.raises(RequestError, match="batch_size 16 cannot be shared evenly by devices 3"):
+        load_recipe(GLEANRecipe, "cats-8x", ["run.devices=3"])
+    with pytest.raises(RequestError, match=r"discriminator.channels are those of 16 px, but network.out_size is 256"):
+        load_recipe(GLEANRecipe, "cats-8x", ["discriminator.channels=[4, 4, 4]"])
+    with pytest.raises(RequestError, match="content_height must be at most out_size and an even number of low-resolution rows, not 388"):
+        load_recipe(GLEANRecipe, "cars-8x", ["network.content_height=388"])
+    with pytest.raises(RequestError, match="betas must be 0 to below 1"):
+        load_recipe(GLEANRecipe, "cats-8x", ["betas=[0.9, 1.0]"])
+    with pytest.raises(RequestError, match="a bank is trained on one device"):
+        load_recipe(BankRecipe, "cats-bank-compact", ["run.devices=2"])
 
 
 def test_missing_and_broken_recipes(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -11,15 +13,16 @@ import torch
 from PIL import Image
 
 from gleansr.checkpoints import native
-from gleansr.errors import CheckpointError, GleansrError, PictureError, RequestError
+from gleansr.errors import CheckpointError, GleansrError, RequestError
+from gleansr.models.features import VGG16
 from gleansr.models.glean import GLEAN
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training import losses
 from gleansr.training.bank import train_bank
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, GLEANNetworkConfig, GLEANRecipe, RunConfig
-from gleansr.training.data import batch_order, load_pictures, training_batch
+from gleansr.training.devices import find_devices, launch
 from gleansr.training.glean import schedule, train_glean
-from gleansr.training.state import Log, passed
+from gleansr.training.state import Log, Meter, States, StoppedError, passed
 
 CPU = torch.device("cpu")
 
@@ -42,8 +45,8 @@ def bank_recipe(pictures: str, **changes) -> BankRecipe:
     values = {
         "about": AboutConfig("tiny-bank", "blobs", "CC0-1.0", "nobody"),
         "network": StyleGAN2Config((8, 8, 4), code_dim=8, mapping_layers=2),
-        "run": RunConfig(images=16, batch_size=4, checkpoint_every=8, log_every=4),
-        "data": DataConfig(train=(pictures,)),
+        "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4),
+        "data": DataConfig(train=(pictures,), small="enlarge"),
         "r1_every": 2,
         "path_length_every": 2,
     }
@@ -55,13 +58,13 @@ def bank(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(train_bank(bank_recipe(pictures), tmp_path_factory.mktemp("bank"), CPU))
 
 
-def glean_recipe(pictures: str, bank: str, **changes) -> GLEANRecipe:
+def glean_recipe(pictures: str, bank_file: str, **changes) -> GLEANRecipe:
     values = {
         "about": AboutConfig("tiny-glean", "blobs", "CC0-1.0", "nobody"),
-        "network": GLEANNetworkConfig(in_size=4, n_rrdb=1, features=4, growth=3, out_features=4),
-        "run": RunConfig(images=16, batch_size=4, checkpoint_every=8, log_every=4),
+        "network": GLEANNetworkConfig(in_size=4, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4),
+        "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4),
         "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3),
-        "bank": bank,
+        "bank_file": bank_file,
         "lr": 1e-3,
         "ema_half_life": 8,
     }
@@ -73,28 +76,47 @@ def glean_recipe(pictures: str, bank: str, **changes) -> GLEANRecipe:
 
 def test_equations_by_hand():
     prediction, truth = torch.zeros(1, 3, 1, 2), torch.tensor([[[[0.5, 0]], [[0, 1]], [[0, 0]]]])
-    assert math.isclose(float(losses.mse_loss(prediction, truth)), (0.25 + 1) / 6, rel_tol=1e-6)  # (1)
+    mse = losses.equation1_mse(prediction, truth)
+    assert math.isclose(float(mse), (0.25 + 1) / 6, rel_tol=1e-6)
     fake, real = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [-1.0]])
     d_fake, d_real = [[1 / (1 + math.exp(-float(logit))) for logit in logits] for logits in (fake, real)]
     printed = sum(math.log(1 - d) for d in d_fake) / 2
-    assert math.isclose(float(losses.generator_loss(fake, "saturating")), printed, rel_tol=1e-6)  # (3)
+    saturating = losses.equation3_adversarial(fake, "saturating")
+    assert math.isclose(float(saturating), printed, rel_tol=1e-6)
     other = -sum(math.log(d) for d in d_fake) / 2
-    assert math.isclose(float(losses.generator_loss(fake, "non-saturating")), other, rel_tol=1e-6)
+    assert math.isclose(float(losses.equation3_adversarial(fake, "non-saturating")), other, rel_tol=1e-6)
+    whole = losses.equation4_objective(mse, torch.tensor(3.0), saturating, 1e-2, 2e-2)
+    assert math.isclose(float(whole), 1.25 / 6 + 0.01 * 3 + 0.02 * printed, rel_tol=1e-6)
+    assert math.isclose(float(losses.equation4_objective(mse, torch.tensor(3.0), None, 1e-2, 2e-2)), 1.25 / 6 + 0.03, rel_tol=1e-6)
     maximised = printed + sum(math.log(d) for d in d_real) / 2
-    assert math.isclose(float(losses.discriminator_loss(fake, real)), -maximised, rel_tol=1e-6)  # (5)
+    assert math.isclose(float(losses.equation5_discriminator(fake, real)), -maximised, rel_tol=1e-6)
 
 
-def test_perceptual_loss_is_the_distance_of_features_and_reaches_the_result_only():
-    network = losses.squeezenet()
+def test_both_forms_of_equation_3_pull_the_same_way_but_differently_hard():
+    logits = torch.tensor([[-6.0]], requires_grad=True)  # the discriminator is sure that it is a result
+    gradients = {}
+    for form in ("saturating", "non-saturating"):
+        (gradients[form],) = torch.autograd.grad(losses.equation3_adversarial(logits, form).sum(), logits)
+    assert float(gradients["non-saturating"]) < 100 * float(gradients["saturating"]) < 0
+
+
+@pytest.mark.parametrize("network", ["squeezenet", "vgg16"])
+def test_equation_2_is_the_distance_of_features_and_reaches_the_result_only(network: str):
+    torch.manual_seed(0)
+    features = losses.squeezenet() if network == "squeezenet" else VGG16().requires_grad_(False)
     truth = torch.rand(2, 3, 32, 32).mul(2).sub(1).requires_grad_()
     result = (truth.detach() + 0.1 * torch.randn_like(truth)).requires_grad_()
-    loss = losses.perceptual_loss(network, result, truth)
+    loss = losses.equation2_perceptual(features, result, truth)
     loss.backward()
     assert float(loss.detach()) > 0
     assert truth.grad is None
     assert result.grad is not None
     assert result.grad.abs().sum() > 0
-    assert float(losses.perceptual_loss(network, truth, truth).detach()) < 1e-5
+    assert float(losses.equation2_perceptual(features, truth, truth).detach()) < 1e-5
+    if isinstance(features, VGG16):
+        with torch.no_grad():
+            by_hand = (features(result) - features(truth)).square().sum() / features(truth).numel()
+        assert torch.allclose(loss, by_hand)
 
 
 def test_lattice_loss_sees_what_repeats_and_nothing_else():
@@ -144,46 +166,18 @@ def test_path_length_mean_moves_by_the_decay():
     assert float(penalty.detach()) > 0
 
 
-# -------------------------------------------------------------------------------------------------------------------- data
-
-
-def test_order_shuffles_each_epoch_and_depends_on_the_position_alone():
-    whole = batch_order(5, 0, 15, seed=3)
-    for epoch in whole.view(3, 5):
-        assert sorted(epoch.tolist()) == [0, 1, 2, 3, 4]
-    assert len({tuple(epoch.tolist()) for epoch in whole.view(3, 5)}) > 1
-    assert torch.equal(torch.cat([batch_order(5, start, 3, seed=3) for start in range(0, 15, 3)]), whole)
-    assert not torch.equal(batch_order(5, 0, 15, seed=4), whole)
-
-
-def test_pictures_are_cut_and_resized(pictures: str, tmp_path: Path):
-    loaded = load_pictures([pictures], 16)
-    assert loaded.shape == (6, 3, 16, 16)
-    assert loaded.dtype == torch.uint8
-    with zipfile.ZipFile(pictures) as archive:
-        original = np.array(Image.open(archive.open("0.png")))
-    assert torch.equal(loaded[0], torch.from_numpy(original[:, 2:18]).permute(2, 0, 1))
-    assert load_pictures([pictures], 8, limit=2).shape == (2, 3, 8, 8)
-    with pytest.raises(RequestError, match="neither a folder nor a zip"):
-        load_pictures([str(tmp_path / "none")], 8)
-    with pytest.raises(RequestError, match="no pictures in"):
-        load_pictures([str(tmp_path)], 8)
-    (tmp_path / "bad.png").write_text("text")
-    with pytest.raises(PictureError, match=r"bad\.png"):
-        load_pictures([str(tmp_path)], 8)
-
-
-def test_batches_are_in_range_and_half_are_mirrored(pictures: str):
-    loaded = load_pictures([pictures], 16)
-    plain = training_batch(loaded, 0, 600, 1, flip=False, device=CPU)
-    batch = training_batch(loaded, 0, 600, 1, flip=True, device=CPU)
-    assert float(batch.min()) >= -1
-    assert float(batch.max()) <= 1
-    mirrored = sum(torch.equal(a, b.flip(2)) and not torch.equal(a, b) for a, b in zip(batch, plain, strict=True))
-    assert 250 < mirrored < 350
-
-
 # ------------------------------------------------------------------------------------------------------------------- loops
+
+
+def glean(recipe: GLEANRecipe, output: Path, progress=None, resume: str = "auto") -> Path:
+    """Trains in this process, on the CPU."""
+    return train_glean(recipe, output, launch(recipe.run, "cpu", 1), progress, resume)
+
+
+def log_lines(folder: Path) -> list[dict]:
+    """The lines of a log that tell of steps."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "seconds" in line]
 
 
 def test_bank_file_holds_both_networks_and_its_facts(bank: str):
@@ -198,7 +192,7 @@ def test_bank_file_holds_both_networks_and_its_facts(bank: str):
     assert "train" not in checkpoint.about.training["recipe"]["data"]
     assert str(Path(bank).parent) not in json.dumps(checkpoint.about.training)
     folder = Path(bank).parent
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = log_lines(folder)
     assert [line["images"] for line in lines] == [4, 8, 12, 16]
     assert {"d_loss", "g_loss", "r1", "path_length", "augment_p"} <= set(lines[0])
     assert _size(folder / "samples" / "000000016.png") == (8 * 16, 3 * 16)
@@ -214,7 +208,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_an_interrupted_bank_run_ends_as_an_uninterrupted_one(pictures: str, bank: str, tmp_path: Path):
-    train_bank(bank_recipe(pictures, run=RunConfig(images=8, batch_size=4, checkpoint_every=8, log_every=4)), tmp_path, CPU)
+    train_bank(bank_recipe(pictures, run=RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4)), tmp_path, CPU)
     path = train_bank(bank_recipe(pictures), tmp_path, CPU)
     whole, resumed = _tensors(Path(bank)), _tensors(path)
     assert whole.keys() == resumed.keys()
@@ -228,7 +222,7 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(pictures: str, bank: str):
 
 
 def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Path):
-    run = RunConfig(images=4, batch_size=4, checkpoint_every=4, log_every=4)
+    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4)
     network = StyleGAN2Config((8, 8, 4, 4), code_dim=8, mapping_layers=2)
     path = train_bank(bank_recipe(pictures, network=network, run=run, start=bank, lr=0.0), tmp_path, CPU)
     small, large = _tensors(Path(bank)), _tensors(path)
@@ -242,16 +236,16 @@ def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Pat
 
 
 def test_projected_discriminator_trains_the_bank_and_is_not_kept(pictures: str, tmp_path: Path):
-    run = RunConfig(images=8, batch_size=4, checkpoint_every=8, log_every=4, precision="bfloat16")
+    run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, precision="bfloat16")
     network = StyleGAN2Config((8, 8, 8, 4), code_dim=8, mapping_layers=2)
     path = train_bank(bank_recipe(pictures, discriminator="projected", network=network, run=run), tmp_path, CPU)
     assert set(native.read(path).networks) == {"generator"}
 
 
 def test_glean_learns_and_leaves_the_bank_alone(pictures: str, bank: str, tmp_path: Path):
-    run = RunConfig(images=240, batch_size=4, checkpoint_every=80, log_every=40)
-    path = train_glean(glean_recipe(pictures, bank, run=run, adversarial_from=80, lr=3e-3), tmp_path, CPU)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    run = RunConfig(iterations=60, batch_size=4, checkpoint_every=80, log_every=40)
+    path = glean(glean_recipe(pictures, bank, run=run, adversarial_from=80, lr=3e-3), tmp_path)
+    lines = log_lines(tmp_path)
     assert lines[-1]["mse"] < 0.8 * lines[0]["mse"]
     assert "adversarial" not in lines[0]
     assert {"adversarial", "discriminator", "psnr", "bicubic_psnr", "feature_distance"} <= set(lines[-1])
@@ -261,11 +255,11 @@ def test_glean_learns_and_leaves_the_bank_alone(pictures: str, bank: str, tmp_pa
     for name, tensor in model.bank.state_dict().items():
         assert torch.equal(tensor, trained[name]), name
     assert _size(tmp_path / "samples" / "000000240.png") == (4 * 16, 3 * 16)
-    assert native.read(path).about.training["recipe"]["bank"] == "tiny-bank.safetensors"
+    assert native.read(path).about.training["recipe"]["bank_file"] == "tiny-bank.safetensors"
 
 
 def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(pictures: str, bank: str, tmp_path: Path):
-    whole = train_glean(glean_recipe(pictures, bank), tmp_path / "whole", CPU)
+    whole = glean(glean_recipe(pictures, bank), tmp_path / "whole")
     stopped = False
 
     def stop(images: int, line: dict) -> None:
@@ -275,24 +269,23 @@ def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(pictures: str, ba
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_glean(glean_recipe(pictures, bank), tmp_path / "cut", CPU, stop)
-    cut = train_glean(glean_recipe(pictures, bank), tmp_path / "cut", CPU, stop)
+        glean(glean_recipe(pictures, bank), tmp_path / "cut", stop)
+    cut = glean(glean_recipe(pictures, bank), tmp_path / "cut", stop)
     for name, tensor in _tensors(whole).items():
         assert torch.equal(tensor, _tensors(cut)[name]), name
     for run in ("whole", "cut"):
-        lines = (tmp_path / run / "log.jsonl").read_text().splitlines()
-        assert [json.loads(line)["images"] for line in lines] == [4, 8, 12, 16]
+        assert [line["images"] for line in log_lines(tmp_path / run)] == [4, 8, 12, 16]
 
 
 def test_glean_wants_a_whole_bank(pictures: str, bank: str, tmp_path: Path):
     with pytest.raises(RequestError, match="--bank"):
-        train_glean(glean_recipe(pictures, ""), tmp_path, CPU)
+        glean(glean_recipe(pictures, ""), tmp_path)
     checkpoint = native.read(bank)
     del checkpoint.networks["generator"].tensors["synthesis.layers.1.conv.weight"]
     broken = tmp_path / "broken.safetensors"
     native.write(broken, checkpoint)
     with pytest.raises(CheckpointError, match=r"missing synthesis.layers.1.conv.weight"):
-        train_glean(glean_recipe(pictures, str(broken)), tmp_path, CPU)
+        glean(glean_recipe(pictures, str(broken)), tmp_path)
 
 
 def test_cosine_schedule():
@@ -302,13 +295,16 @@ def test_cosine_schedule():
     assert schedule(0, 100, 9) == pytest.approx(0.1)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
-    log = Log(tmp_path / "log.jsonl")
-    log.add({"mse": torch.tensor(float("nan"))})
-    with pytest.raises(GleansrError, match="not finite after 6 pictures"):
-        log.check(6)
-    with pytest.raises(GleansrError, match="not finite after 7 pictures"):
-        log.write(7)
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path: Path):
+    states = States(tmp_path / "states", keep=2)
+    states.save({"images": 2, "recipe": {}})
+    meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
+    for images, mse in ((4, 1.0), (6, math.nan), (8, math.inf), (10, 3.0)):
+        meter.add(images, {"mse": torch.tensor(mse), "perceptual": torch.tensor(0.5)})
+    with pytest.raises(GleansrError, match=r"step 3 \(6 pictures\): mse nan, perceptual 0.5; the last good state is .*000000002.pt"):
+        meter.check(states)
+    with pytest.raises(GleansrError, match="not finite"):
+        meter.write(10, states)
 
 
 def test_a_resumed_log_drops_what_is_done_again_and_half_a_line(tmp_path: Path):
@@ -320,3 +316,145 @@ def test_a_resumed_log_drops_what_is_done_again_and_half_a_line(tmp_path: Path):
 
 def test_passed():
     assert [images for images in range(4, 41, 4) if passed(images, 4, 10)] == [12, 20, 32, 40]
+
+
+# ------------------------------------------------------------------------------------------------- states, signals, devices
+
+
+def _state(images: int, **recipe) -> dict:
+    whole = {"data": {"flip": True}, "run": {"seed": 0}, "lr": 1.0} | recipe
+    return {"images": images, "recipe": whole, "weights": torch.full((4,), float(images))}
+
+
+def test_the_last_states_and_the_best_are_kept(tmp_path: Path):
+    states = States(tmp_path, keep=2)
+    for images, score in ((4, 3.0), (8, 1.0), (12, 2.0), (16, None)):
+        states.save(_state(images), score)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000012.pt", "000000016.pt", "best.json", "best.pt"]
+    assert torch.load(tmp_path / "best.pt")["images"] == 8
+    loaded = states.load(_state(0)["recipe"], CPU)
+    assert loaded is not None
+    assert torch.equal(loaded["weights"], torch.full((4,), 16.0))
+    from_best = states.load(_state(0)["recipe"], CPU, str(tmp_path / "best.pt"))
+    assert from_best is not None
+    assert from_best["images"] == 8
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path):
+    states = States(tmp_path, keep=3)
+    for images in (4, 8):
+        states.save(_state(images))
+    (tmp_path / "000000008.pt").write_bytes(b"half a file")
+    loaded = states.load(_state(0)["recipe"], CPU)
+    assert loaded is not None
+    assert loaded["images"] == 4
+    (tmp_path / "000000004.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        states.load(_state(0)["recipe"], CPU)
+
+
+def test_resume_never_refuses_a_folder_with_states(tmp_path: Path):
+    states = States(tmp_path, keep=1)
+    assert states.load(_state(0)["recipe"], CPU, "never") is None
+    states.save(_state(4))
+    with pytest.raises(RequestError, match="holds the states of a run"):
+        states.load(_state(0)["recipe"], CPU, "never")
+    with pytest.raises(CheckpointError, match=r"another recipe \(lr differ"):
+        states.load(_state(0, lr=2.0)["recipe"], CPU)
+
+
+def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    states = States(tmp_path, keep=1)
+    states.save(_state(4))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
+        with pytest.raises(GleansrError, match=r"cannot be saved .*last good state is .*000000004\.pt"):
+            states.save(_state(8) | {"more": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in tmp_path.iterdir()] == ["000000004.pt"]
+    loaded = states.load(_state(0)["recipe"], CPU)
+    assert loaded is not None
+    assert loaded["images"] == 4
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(pictures: str, bank: str, tmp_path: Path, name: str):
+    recipe = glean_recipe(pictures, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4))
+    whole = glean(recipe, tmp_path / "whole")
+
+    def ask(images: int, line: dict) -> None:
+        if images == 8:
+            os.kill(os.getpid(), signal.Signals[name])
+
+    with pytest.raises(StoppedError, match=f"stopped by {name}; the last good state is .*000000012.pt") as stopped:
+        glean(recipe, tmp_path / "cut", ask)
+    assert stopped.value.exit_code == 128 + signal.Signals[name]
+    cut = glean(recipe, tmp_path / "cut")
+    for tensor_name, tensor in _tensors(whole).items():
+        assert torch.equal(tensor, _tensors(cut)[tensor_name]), tensor_name
+
+
+def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(pictures: str, bank: str, tmp_path: Path):
+    network = GLEANNetworkConfig(in_size=8, out_size=32, n_rrdb=1, features=4, growth=3)
+    with pytest.raises(RequestError, match=r"makes pictures of 16 px, but network\.out_size is 32"):
+        glean(glean_recipe(pictures, bank, network=network), tmp_path)
+    with pytest.raises(CheckpointError, match="holds stylegan2, but the recipe takes bank = stylegan;"):
+        glean(glean_recipe(pictures, bank, bank="stylegan"), tmp_path)
+
+
+def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: Path):
+    small = glean(glean_recipe(pictures, bank), tmp_path / "4")
+    network = GLEANNetworkConfig(in_size=8, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4)
+    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4)
+    path = glean(glean_recipe(pictures, bank, network=network, run=run, lr=0.0, start=str(small)), tmp_path / "8")
+    old, new = _tensors(small), _tensors(path)
+    for name in ("encoder.trunk.first.weight", "encoder.code.weight", "decoder.out.weight", "fusion_out.0.weight"):
+        assert torch.equal(old[f"generator.{name}"], new[f"generator.{name}"]), name
+    assert old["generator.decoder.up.1.conv.weight"].shape != new["generator.decoder.up.0.conv.weight"].shape
+    first = json.loads((tmp_path / "8" / "log.jsonl").read_text().splitlines()[0])
+    assert "encoder.down.0.0.weight" in first["new_layers"]
+    assert "encoder.tail.weight" not in first["new_layers"]
+
+
+def test_the_bank_of_a_glean_serves_another(pictures: str, bank: str, tmp_path: Path):
+    small = glean(glean_recipe(pictures, bank), tmp_path / "4")
+    network = GLEANNetworkConfig(in_size=8, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4)
+    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4)
+    path = glean(glean_recipe(pictures, str(small), network=network, run=run), tmp_path / "8")
+    old, new = _tensors(small), _tensors(path)
+    for name in old:
+        if name.startswith("generator.bank."):
+            assert torch.equal(old[name], new[name]), name
+
+
+def test_the_same_decoder_trains_without_a_bank(pictures: str, bank: str, tmp_path: Path):
+    path = glean(glean_recipe(pictures, bank, bank="none"), tmp_path)
+    model = native.read(path).build(None, path)
+    assert isinstance(model, GLEAN)
+    assert not [name for name in model.state_dict() if name.startswith("bank.")]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch):
+    run = RunConfig(iterations=1, batch_size=8, devices=2)
+    assert find_devices(run, "cpu")[:3] == ("cpu", 1, 1)
+    assert "the recipe has 2 devices, here is 1" in find_devices(run, "cpu")[3]
+    assert find_devices(run, "cpu", devices=4, nodes=2)[:3] == ("cpu", 4, 2)
+    with pytest.raises(RequestError, match="a batch of 8 cannot be shared evenly by 3"):
+        find_devices(run, "cpu", devices=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert find_devices(run)[:3] == ("cuda", 1, 1)
+    assert find_devices(run, "cuda:0")[1] == [0]
+    with pytest.raises(RequestError, match="8 devices are asked for, but there are 1 here"):
+        find_devices(run, devices=8)
+    with pytest.raises(RequestError, match="'cuda:3' is not there"):
+        find_devices(run, "cuda:3")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert find_devices(run, "cpu")[:3] == ("cpu", 2, 2)

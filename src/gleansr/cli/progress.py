@@ -1,5 +1,6 @@
 """Progress of downloads and of training on the terminal."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -41,16 +42,31 @@ def fetched(model: str, offline: bool) -> Path:
 
 
 @contextmanager
-def training(total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """A bar over `total` pictures; yields what to call with the pictures seen and the line of the log."""
+def training(total: int, *, shown: bool = True) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """A bar over `total` pictures; yields what to call with the pictures seen and the line of the log. Warnings appear above the bar."""
     console = Console(stderr=True, soft_wrap=True)
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=total)
+    speed = TextColumn("{task.fields[speed]} pictures/s")
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn(elapsed_when_finished=True))
+    handler = _Printing(console)
+    logging.getLogger("gleansr").addHandler(handler)
+    try:
+        with Progress(*columns, console=console, disable=not shown, speed_estimate_period=600) as progress:
+            task = progress.add_task("training", total=total, speed="-")
 
-        def report(images: int, line: dict[str, Any]) -> None:
-            progress.update(task, completed=images)
-            values = (f"{key} {value:.4g}" for key, value in line.items() if isinstance(value, float))
-            console.print(f"{images:>9,}  {'  '.join(values)}", markup=False, highlight=False)
+            def report(images: int, line: dict[str, Any]) -> None:
+                progress.update(task, completed=images, speed=f"{line.get('images_per_second', 0):.1f}")
+                values = (f"{key} {value:.4g}" for key, value in line.items() if isinstance(value, float))
+                console.print(f"{images:>9,}  {'  '.join(values)}", markup=False, highlight=False)
 
-        yield report
+            yield report
+    finally:
+        logging.getLogger("gleansr").removeHandler(handler)
+
+
+class _Printing(logging.Handler):
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(f"gleansr: {record.getMessage()}", markup=False, highlight=False, style="yellow")

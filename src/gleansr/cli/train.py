@@ -1,88 +1,123 @@
 """`gleansr train` and `gleansr train-bank`: recipes in, models out."""
 
-import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-Folder = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-Paths = tuple[Path, ...]
+Folder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
+Sources = tuple[str, ...]
 
 
 def train(
     recipe: tyro.conf.Positional[str],
-    output: Folder,
-    bank: Path | None = None,
-    data: Paths = (),
-    validation: Paths = (),
+    output: Folder = None,
+    bank: str | None = None,
+    data: Sources = (),
+    validation: Sources = (),
     set: tuple[str, ...] = (),
     device: str = "auto",
+    devices: int | None = None,
+    nodes: int = 1,
+    resume: str = "auto",
     dry_run: bool = False,
 ) -> None:
     """Train a GLEAN around a bank. A run that was stopped goes on where it was when the same command is given again.
 
     Args:
         recipe: A .toml file or the name of a bundled recipe.
-        output: Folder for the state, the log, sample sheets and the model.
-        bank: File with the trained bank.
-        data: Folders or zip archives of pictures to learn from.
-        validation: Folders or zip archives of pictures to report on.
-        set: Changes to the recipe, such as run.images=1000 lr=2e-4.
+        output: Folder for the states, the log, sample sheets and the model.
+        bank: The trained bank: a file of any supported layout, or the name of an official one.
+        data: Pictures to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
+        validation: Pictures to report on.
+        set: Changes to the recipe, such as run.iterations=1000 lr=2e-4.
         device: auto, cpu, cuda, cuda:1.
-        dry_run: Check the recipe, print it resolved and stop.
+        devices: GPUs per node, or processes on a CPU; by default the recipe's number, or as many GPUs as there are.
+        nodes: Machines that take part; each gets the same command, see docs/training.md.
+        resume: auto: go on from the newest state in the folder, if there is one. never: refuse a folder with states. Or a state file.
+        dry_run: Check the recipe, print it resolved with its parameters, memory and the order of a step, and stop.
     """
     from gleansr.training.config import GLEANRecipe, load_recipe
+
+    changes = _changes(data, validation) | ({"bank_file": bank} if bank else {})
+    resolved = load_recipe(GLEANRecipe, recipe, set, changes)
+    if dry_run:
+        from gleansr.training.plan import glean_plan
+
+        print(json.dumps(glean_plan(resolved, devices), indent=2))
+        return
+    from gleansr.cli.progress import training
+    from gleansr.training.devices import find_devices, launch
     from gleansr.training.glean import train_glean
 
-    changes = _changes(data, validation) | ({"bank": str(bank)} if bank else {})
-    _run(train_glean, load_recipe(GLEANRecipe, recipe, set, changes), output, device, dry_run)
+    accelerator, chosen, machines, remark = find_devices(resolved.run, device, devices, nodes)
+    folder = _wanted(output)
+    fabric = launch(resolved.run, accelerator, chosen, machines)
+    first = fabric.global_rank == 0
+    if remark and first:
+        _say(remark)
+    with training(resolved.run.images, shown=first) as report:
+        path = train_glean(resolved, folder, fabric, report, resume)
+    if first:
+        _say(f"finished: {path}")
 
 
 def train_bank(
     recipe: tyro.conf.Positional[str],
-    output: Folder,
+    output: Folder = None,
     start: Path | None = None,
-    data: Paths = (),
+    data: Sources = (),
     set: tuple[str, ...] = (),
     device: str = "auto",
+    resume: str = "auto",
     dry_run: bool = False,
 ) -> None:
     """Train a StyleGAN2 bank. A run that was stopped goes on where it was when the same command is given again.
 
     Args:
         recipe: A .toml file or the name of a bundled recipe.
-        output: Folder for the state, the log, sample sheets and the bank.
+        output: Folder for the states, the log, sample sheets and the bank.
         start: A bank of the same or a smaller size to start from.
-        data: Folders or zip archives of pictures to learn from.
-        set: Changes to the recipe, such as run.images=1000 lr=2e-3.
+        data: Pictures to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
+        set: Changes to the recipe, such as run.iterations=1000 lr=2e-3.
         device: auto, cpu, cuda, cuda:1.
-        dry_run: Check the recipe, print it resolved and stop.
+        resume: auto: go on from the newest state in the folder, if there is one. never: refuse a folder with states. Or a state file.
+        dry_run: Check the recipe, print it resolved with its parameters, memory and the order of a step, and stop.
     """
-    from gleansr.training import bank
     from gleansr.training.config import BankRecipe, load_recipe
 
     changes = _changes(data, ()) | ({"start": str(start)} if start else {})
-    _run(bank.train_bank, load_recipe(BankRecipe, recipe, set, changes), output, device, dry_run)
+    resolved = load_recipe(BankRecipe, recipe, set, changes)
+    if dry_run:
+        from gleansr.training.plan import bank_plan
+
+        print(json.dumps(bank_plan(resolved), indent=2))
+        return
+    from gleansr.cli.progress import training
+    from gleansr.training import bank
+    from gleansr.upscaler import find_device
+
+    folder, place = _wanted(output), find_device(device)
+    with training(resolved.run.images) as report:
+        path = bank.train_bank(resolved, folder, place, report, resume)
+    _say(f"finished: {path}")
 
 
-def _changes(data: Paths, validation: Paths) -> dict[str, Any]:
+def _changes(data: Sources, validation: Sources) -> dict[str, Any]:
     """What the command line says of the data, as part of a recipe."""
-    given = {"train": [str(p) for p in data], "validation": [str(p) for p in validation]}
+    given = {"train": list(data), "validation": list(validation)}
     return {"data": {key: value for key, value in given.items() if value}}
 
 
-def _run(train: Callable[..., Path], recipe: Any, output: Path, device: str, dry_run: bool) -> None:
-    """Trains with progress, or prints the resolved recipe."""
-    if dry_run:
-        print(json.dumps(dataclasses.asdict(recipe), indent=2))
-        return
-    from gleansr.cli.progress import training
-    from gleansr.upscaler import find_device
+def _wanted(output: Path | None) -> Path:
+    from gleansr.errors import RequestError
 
-    with training(recipe.run.images) as report:
-        path = train(recipe, output, find_device(device), report)
-    Console(stderr=True, soft_wrap=True).print(f"finished: {path}", markup=False, highlight=False)
+    if output is None:
+        raise RequestError("a run needs a folder for its states and its model: give one with --output")
+    return output
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)

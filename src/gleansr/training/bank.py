@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,25 @@ from gleansr.models.projected import ProjectedDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.training.augment import AdaptiveProbability, Augment
 from gleansr.training.config import BankRecipe
-from gleansr.training.data import load_pictures, training_batch
-from gleansr.training.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty, squeezenet
-from gleansr.training.state import Log, average, facts, load_state, make_folder, passed, save_grid, save_state, step
+from gleansr.training.data import Batches, open_pictures, warn_left_out
+from gleansr.training.losses import equation3_adversarial, equation5_discriminator, path_length_penalty, r1_penalty, squeezenet
+from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid, stoppable
 
 Progress = Callable[[int, dict[str, Any]], None]
 
 
-def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress: Progress | None = None) -> Path:
+def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress: Progress | None = None, resume: str = "auto") -> Path:
     """Trains a bank and returns the file with its generator (averaged) and discriminator.
 
-    `output` receives state.pt (the run goes on from it), log.jsonl, samples/ and the bank. `progress(images, log line)` is called after
-    each line of the log.
+    `output` receives states/ (the run goes on from them, see `States.load` for `resume`), log.jsonl, samples/ and the bank.
+    `progress(images, log line)` is called after each line of the log.
+
+    Raises:
+        RequestError: the recipe and the pictures do not fit together.
+        GleansrError: a loss was not finite, or a file could not be written.
+        StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
     run, network = recipe.run, recipe.network
-    pictures = load_pictures(recipe.data.train, network.size)
-    if device.type == "cuda":
-        pictures = pictures.to(device)
-
     torch.manual_seed(run.seed)
     generator = StyleGAN2(network)
     projected = recipe.discriminator == "projected"
@@ -54,89 +56,112 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     grid_z = torch.randn(24, network.code_dim, generator=torch.Generator().manual_seed(run.seed)).to(device)
 
     make_folder(output / "samples")
+    states = States(output / "states", run.keep)
     images = 0
     resolved = dataclasses.asdict(recipe)
-    if state := load_state(output / "state.pt", resolved, device):
+    if state := states.load(resolved, device, resume):
         images, mean_length = state["images"], state["mean_length"]
         for name, part in (("generator", generator), ("discriminator", discriminator), ("averaged", averaged)):
             part.load_state_dict(state[name])
         g_optimizer.load_state_dict(state["g_optimizer"])
         d_optimizer.load_state_dict(state["d_optimizer"])
         probability.load_state_dict(state["probability"])
+        del state
 
-    log = Log(output / "log.jsonl", images)
+    pictures = open_pictures(recipe.data, network.size)
+    log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
+    log.write(images, pictures=len(pictures), in_memory=pictures.held is not None, device=str(device))
+    meter = Meter(log, run.batch_size)
+    batches = Batches(pictures, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
     finished = output / f"{recipe.about.name}.safetensors"
-    while images < run.images:
-        number = images // run.batch_size
-        torch.manual_seed(run.seed * 1_000_003 + images)  # everything drawn in a step follows from the seed and the pictures seen
-        real = training_batch(pictures, images, run.batch_size, run.seed, flip=recipe.data.flip, device=device)
-        real = real.to(memory_format=torch.channels_last)
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+    fetched = time.perf_counter()
+    with stoppable() as stop:
+        for real, _ in batches:
+            waited = time.perf_counter() - fetched
+            number = images // run.batch_size
+            torch.manual_seed(run.seed * 1_000_003 + images)  # everything drawn in a step follows from the seed and the pictures seen
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
-        # Discriminator: non-saturating logistic loss, R1 every now and then.
-        generator.requires_grad_(False)
-        trained.requires_grad_(True)
-        with autocast:
-            fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
-            real = augment(real, probability.p)
-            real_logits = discriminator(real)
-            d_loss = discriminator_loss(discriminator(augment(fake, probability.p)), real_logits)
-        losses = {"d_loss": d_loss, "real_sign": real_logits.sign().mean()}
-        if isinstance(discriminator, StyleGAN2Discriminator) and number % recipe.r1_every == 0:
-            penalty = r1_penalty(discriminator, real)
-            d_loss = d_loss + penalty * (r1_gamma / 2 * recipe.r1_every)
-            losses["r1"] = penalty
-        step(d_optimizer, d_loss)
+            # Discriminator: non-saturating logistic loss, R1 every now and then.
+            generator.requires_grad_(False)
+            trained.requires_grad_(True)
+            with autocast:
+                fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
+                real = augment(real, probability.p)
+                real_logits = discriminator(real)
+                d_loss = equation5_discriminator(discriminator(augment(fake, probability.p)), real_logits)
+            losses = {"d_loss": d_loss, "real_sign": real_logits.sign().mean()}
+            if isinstance(discriminator, StyleGAN2Discriminator) and number % recipe.r1_every == 0:
+                penalty = r1_penalty(discriminator, real)
+                d_loss = d_loss + penalty * (r1_gamma / 2 * recipe.r1_every)
+                losses["r1"] = penalty
+            _step(d_optimizer, d_loss)
 
-        # Generator: non-saturating logistic loss, path length every now and then on half a batch.
-        generator.requires_grad_(True)
-        trained.requires_grad_(False)
-        with autocast:
-            fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
-            g_loss = generator_loss(discriminator(augment(fake, probability.p)))
-        losses["g_loss"] = g_loss
-        if projected:
-            # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
-            losses["overshoot"] = (fake.abs() - 1).relu().square().mean()
-            g_loss = g_loss + 10 * losses["overshoot"]
-        if recipe.path_length_weight and number % recipe.path_length_every == 0:
-            codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing)
-            penalty, mean_length = path_length_penalty(generator, codes, mean_length)
-            g_loss = g_loss + penalty * (recipe.path_length_weight * recipe.path_length_every)
-            losses["path_length"] = penalty
-        step(g_optimizer, g_loss)
+            # Generator: non-saturating logistic loss, path length every now and then on half a batch.
+            generator.requires_grad_(True)
+            trained.requires_grad_(False)
+            with autocast:
+                fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
+                g_loss = equation3_adversarial(discriminator(augment(fake, probability.p)))
+            losses["g_loss"] = g_loss
+            if projected:
+                # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
+                losses["overshoot"] = (fake.abs() - 1).relu().square().mean()
+                g_loss = g_loss + 10 * losses["overshoot"]
+            if recipe.path_length_weight and number % recipe.path_length_every == 0:
+                codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing)
+                penalty, mean_length = path_length_penalty(generator, codes, mean_length)
+                g_loss = g_loss + penalty * (recipe.path_length_weight * recipe.path_length_every)
+                losses["path_length"] = penalty
+            _step(g_optimizer, g_loss)
 
-        images += run.batch_size
-        half_life = min(recipe.ema_half_life, images * recipe.ema_ramp_up)
-        average(averaged, generator, 0.5 ** (run.batch_size / half_life))
-        log.add(losses)
-        if passed(images, run.batch_size, run.log_every) or images >= run.images:
-            line = log.write(images, augment_p=probability.p)
-            if recipe.ada_images:
-                probability.update(line["real_sign"], run.log_every)
-            if progress:
-                progress(images, line)
-        if passed(images, run.batch_size, run.checkpoint_every) or images >= run.images:
-            with torch.no_grad():
-                save_grid(output / "samples" / f"{images:09d}.png", list(averaged(grid_z).split(8)))
-            save_state(
-                output / "state.pt",
-                {
-                    "recipe": resolved,
-                    "images": images,
-                    "mean_length": mean_length,
-                    "generator": generator.state_dict(),
-                    "discriminator": discriminator.state_dict(),
-                    "averaged": averaged.state_dict(),
-                    "g_optimizer": g_optimizer.state_dict(),
-                    "d_optimizer": d_optimizer.state_dict(),
-                    "probability": probability.state_dict(),
-                },
-            )
-            _export(finished, averaged, discriminator, recipe, images)
+            images += run.batch_size
+            half_life = min(recipe.ema_half_life, images * recipe.ema_ramp_up)
+            average(averaged, generator, 0.5 ** (run.batch_size / half_life))
+            meter.add(images, losses, waited)
+
+            end = images >= run.images
+            stopping = meter.agreed(stop.name)
+            if end or stopping or passed(images, run.batch_size, run.log_every):
+                warn_left_out(sorted(batches.left_out))
+                batches.left_out.clear()
+                line = meter.write(images, states, augment_p=probability.p) or {}
+                if recipe.ada_images and not stopping:
+                    probability.update(line["real_sign"], run.log_every)
+                if progress:
+                    progress(images, line)
+            if end or stopping or passed(images, run.batch_size, run.checkpoint_every):
+                meter.check(states)
+                sheet = output / "samples" / f"{images:09d}.png"
+                with torch.no_grad():
+                    save_grid(sheet, list(averaged(grid_z).split(8)))
+                log.picture("samples", sheet, images)
+                states.save(
+                    {
+                        "recipe": resolved,
+                        "images": images,
+                        "mean_length": mean_length,
+                        "generator": generator.state_dict(),
+                        "discriminator": discriminator.state_dict(),
+                        "averaged": averaged.state_dict(),
+                        "g_optimizer": g_optimizer.state_dict(),
+                        "d_optimizer": d_optimizer.state_dict(),
+                        "probability": probability.state_dict(),
+                    }
+                )
+                _export(finished, averaged, discriminator, recipe, images)
+            if stopping and not end:
+                raise StoppedError(stopping, states.last_good())
+            fetched = time.perf_counter()
     if not finished.exists():
         _export(finished, averaged, discriminator, recipe, images)
     return finished
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def _codes(generator: StyleGAN2, n: int, mixing: float) -> Tensor:

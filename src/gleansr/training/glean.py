@@ -4,170 +4,278 @@ import collections
 import copy
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gleansr import checkpoints
 from gleansr.checkpoints import native
+from gleansr.checkpoints.torchvision import load_vgg16
 from gleansr.errors import CheckpointError, GleansrError, RequestError
-from gleansr.models.features import SqueezeNet, feature_distance
-from gleansr.models.glean import GLEAN, GLEANConfig
+from gleansr.evaluation.metrics import psnr, ssim
+from gleansr.models.features import VGG16, SqueezeNet, feature_distance
+from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import placed
-from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
+from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
+from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.resize import degrade, resize
+from gleansr.training import losses as L
 from gleansr.training.config import GLEANRecipe
-from gleansr.training.data import load_pictures, training_batch
-from gleansr.training.losses import discriminator_loss, generator_loss, lattice_loss, mse_loss, perceptual_loss, spectrum_loss, squeezenet
-from gleansr.training.state import Log, average, facts, load_state, make_folder, passed, save_grid, save_state, step
+from gleansr.training.data import Batches, Share, load_pictures, open_pictures, warn_left_out
+from gleansr.training.devices import Fabric
+from gleansr.training.state import (
+    Log,
+    Meter,
+    States,
+    StoppedError,
+    average,
+    facts,
+    make_folder,
+    passed,
+    save_grid,
+    set_rate,
+    stoppable,
+)
 
 Progress = Callable[[int, dict[str, Any]], None]
+Bank = StyleGAN2 | StyleGAN
+BankConfig = StyleGAN2Config | StyleGANConfig
+Discriminator = StyleGAN2Discriminator | StyleGANDiscriminator
 
 
-def train_glean(recipe: GLEANRecipe, output: Path, device: torch.device, progress: Progress | None = None) -> Path:
+class Trainable(nn.Module):
+    """What several processes keep equal: the layers of a GLEAN that learn. The frozen bank is none of its modules."""
+
+    model: GLEAN
+
+    def __init__(self, model: GLEAN):
+        super().__init__()
+        self.learning = nn.ParameterList(model.trainable_parameters())
+        object.__setattr__(self, "model", model)  # past nn.Module, which would count the bank in
+
+    def forward(self, low: Tensor) -> Tensor:
+        """low (N, 3, in, in) in [-1, 1] -> (N, 3, out, out)."""
+        return self.model(low)
+
+
+def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Progress | None = None, resume: str = "auto") -> Path:
     """Trains a GLEAN and returns its file.
 
-    `output` receives state.pt (the run goes on from it), log.jsonl, samples/ (low | bicubic | GLEAN | truth) and the model.
-    `progress(images, log line)` is called after each line of the log.
+    `output` receives states/ (the run goes on from them, see `States.load` for `resume`), log.jsonl, samples/ (low | bicubic | GLEAN |
+    truth) and the model. `progress(images, log line)` is called after each line of the log, in the first process.
+
+    Raises:
+        RequestError: the recipe, the bank and the pictures do not fit together.
+        GleansrError: a loss was not finite, a file could not be written, or the bank has changed.
+        StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
-    run = recipe.run
+    run, device, first = recipe.run, fabric.device, fabric.global_rank == 0
     torch.manual_seed(run.seed)
-    bank, discriminator = _bank(recipe)
-    config = GLEANConfig(bank=bank.config, **dataclasses.asdict(recipe.network))
-    scale = config.out_size // config.in_size
-    model = GLEAN(config)
-    # The dead RGB path included, strictly: a bank that is not wholly there must never be trained on.
-    model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "mean_code"})
-    model.fusion_skip.requires_grad_(False)
+    bank, discriminator = load_bank(recipe)
+    model = GLEAN(glean_config(recipe, bank.config))
+    if recipe.bank != "none":
+        # The dead RGB path included, strictly: a bank that is not wholly there must never be trained on.
+        model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "mean_code"})
+        model.bank.requires_grad_(False)
+    new_layers = start_from(recipe.start, model) if recipe.start else []
     frozen = {name: tensor.clone() for name, tensor in model.bank.state_dict().items()}
+    scale = recipe.network.out_size // recipe.network.in_size
     model = placed(model, device)
     averaged = copy.deepcopy(model).eval() if recipe.ema_half_life else model
-    network = squeezenet().to(device)
-    optimizer = torch.optim.Adam(model.trainable_parameters(), recipe.lr, recipe.betas)
+    perceptual_network, perceptual_name = perceptual(recipe)
+    perceptual_network = perceptual_network.to(device)
+    judge = perceptual_network if isinstance(perceptual_network, SqueezeNet) else L.squeezenet().to(device)
+
+    learner, optimizer = fabric.setup(
+        compiled(Trainable(model), run.compile),
+        torch.optim.Adam(model.trainable_parameters(), recipe.lr, recipe.betas),
+        move_to_device=False,
+    )
     if recipe.adversarial_weight:
         discriminator = placed(discriminator, device)
-        d_optimizer = torch.optim.Adam(discriminator.parameters(), recipe.lr, recipe.betas)
-
-    pictures = load_pictures(recipe.data.train, config.out_size)
-    if device.type == "cuda":
-        pictures = pictures.to(device)
-    held_back = None
-    if recipe.data.validation:
-        held_back = load_pictures(recipe.data.validation, config.out_size, recipe.data.n_validation)
+        # Equation (5) goes through `critic`, which shares gradients between processes; (3) through the bare network, which has none then.
+        critic, d_optimizer = fabric.setup(
+            compiled(discriminator, run.compile),
+            torch.optim.Adam(discriminator.parameters(), recipe.lr, recipe.betas),
+            move_to_device=False,
+        )
 
     make_folder(output / "samples")
+    states = States(output / "states", run.keep)
     images = 0
     resolved = dataclasses.asdict(recipe)
-    if state := load_state(output / "state.pt", resolved, device):
+    if state := states.load(resolved, device, resume):
         images = state["images"]
         model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
+        averaged.load_state_dict(state["averaged"] or state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if recipe.adversarial_weight:
             discriminator.load_state_dict(state["discriminator"])
             d_optimizer.load_state_dict(state["d_optimizer"])
+        del state  # as large as all networks and optimisers
 
-    log = Log(output / "log.jsonl", images)
+    pictures = open_pictures(recipe.data, recipe.network.out_size, recipe.network.in_size)
+    held_back = None
+    if recipe.data.validation:
+        held_back = load_pictures(recipe.data.validation, recipe.network.out_size, recipe.data, recipe.data.n_validation)
+    batches = Batches(
+        pictures,
+        in_size=recipe.network.in_size,
+        start=images,
+        end=run.images,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        device=device,
+        share=Share(fabric.global_rank, fabric.world_size),
+    )
+    log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard) if first else None
+    if log:
+        log.write(
+            images,
+            pictures=len(pictures),
+            in_memory=pictures.held is not None,
+            processes=fabric.world_size,
+            device=str(device),
+            perceptual_network=perceptual_name,
+            new_layers=new_layers,
+            parameters={"trainable": sum(p.numel() for p in model.trainable_parameters()), "bank": sum(t.numel() for t in frozen.values())},
+        )
+
     figures: dict[str, Any] = {}
-    while images < run.images:
-        torch.manual_seed(run.seed * 1_000_003 + images)
-        adversarial = recipe.adversarial_weight > 0 and images >= recipe.adversarial_from
-        rate = recipe.lr * schedule(images, run.images, recipe.warm_up)
-        truth = training_batch(pictures, images, run.batch_size, run.seed, flip=recipe.data.flip, device=device)
-        truth = truth.to(memory_format=torch.channels_last)
-        low = degrade(truth, scale)
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+    meter = Meter(log, run.batch_size, fabric)
+    fetched = time.perf_counter()
+    with stoppable() as stop:
+        for truth, low in batches:
+            waited = time.perf_counter() - fetched
+            rate = recipe.lr * schedule(images, run.images, recipe.warm_up)
+            set_rate(optimizer, rate)
+            adversarial = recipe.adversarial_weight > 0 and images >= recipe.adversarial_from
 
-        # Equation (4).
-        with autocast:
-            result = model(low)
-            mse = mse_loss(result, truth)
-            perceptual = perceptual_loss(network, result, truth)
-            loss = mse + recipe.perceptual_weight * perceptual
-            losses = {"mse": mse, "perceptual": perceptual}
-            if recipe.lattice_weight:
-                losses["lattice"] = lattice_loss(result, truth, scale)
-                loss = loss + recipe.lattice_weight * losses["lattice"]
-            if recipe.spectrum_weight:
-                losses["spectrum"] = spectrum_loss(result, truth)
-                loss = loss + recipe.spectrum_weight * losses["spectrum"]
+            # Equation (4).
+            with fabric.autocast():
+                result = learner(low)
+                losses = {
+                    "mse": L.equation1_mse(result, truth),
+                    "perceptual": L.equation2_perceptual(perceptual_network, result, truth),
+                }
+                if adversarial:
+                    discriminator.requires_grad_(False)
+                    losses["adversarial"] = L.equation3_adversarial(discriminator(result), recipe.adversarial)
+                loss = L.equation4_objective(
+                    losses["mse"],
+                    losses["perceptual"],
+                    losses.get("adversarial"),
+                    recipe.perceptual_weight,
+                    recipe.adversarial_weight,
+                )
+                if recipe.lattice_weight:
+                    losses["lattice"] = L.lattice_loss(result, truth, scale)
+                    loss = loss + recipe.lattice_weight * losses["lattice"]
+                if recipe.spectrum_weight:
+                    losses["spectrum"] = L.spectrum_loss(result, truth)
+                    loss = loss + recipe.spectrum_weight * losses["spectrum"]
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+
+            # Equation (5), on the same results.
             if adversarial:
-                discriminator.requires_grad_(False)
-                losses["adversarial"] = generator_loss(discriminator(result), recipe.adversarial)
-                loss = loss + recipe.adversarial_weight * losses["adversarial"]
-        step(optimizer, loss, rate)
+                discriminator.requires_grad_(True)
+                set_rate(d_optimizer, rate)
+                with fabric.autocast():
+                    fake_logits, real_logits = critic(result.detach()), critic(truth)
+                    losses["discriminator"] = L.equation5_discriminator(fake_logits, real_logits)
+                losses["fake_logit"], losses["real_logit"] = fake_logits.mean(), real_logits.mean()
+                d_optimizer.zero_grad()
+                fabric.backward(losses["discriminator"])
+                d_optimizer.step()
 
-        # Equation (5), on the same results.
-        if adversarial:
-            discriminator.requires_grad_(True)
-            with autocast:
-                fake_logits, real_logits = discriminator(result.detach()), discriminator(truth)
-                losses["discriminator"] = discriminator_loss(fake_logits, real_logits)
-            losses["fake_logit"], losses["real_logit"] = fake_logits.mean(), real_logits.mean()
-            step(d_optimizer, losses["discriminator"], rate)
+            images += run.batch_size
+            if recipe.ema_half_life:
+                half_life = min(recipe.ema_half_life, images * 0.05)
+                average(averaged, model, 0.5 ** (run.batch_size / half_life))
+            meter.add(images, losses, waited)
 
-        images += run.batch_size
-        if recipe.ema_half_life:
-            half_life = min(recipe.ema_half_life, images * 0.05)
-            average(averaged, model, 0.5 ** (run.batch_size / half_life))
-        log.add(losses)
-        end = images >= run.images
-        if end or passed(images, run.batch_size, run.checkpoint_every):
-            log.check(images)
-            if held_back is not None:
-                figures = validate(averaged, network, held_back, output / "samples" / f"{images:09d}.png", run.batch_size)
-            save_state(
-                output / "state.pt",
-                {
-                    "recipe": resolved,
-                    "images": images,
-                    "model": model.state_dict(),
-                    "averaged": averaged.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "discriminator": discriminator.state_dict() if recipe.adversarial_weight else None,
-                    "d_optimizer": d_optimizer.state_dict() if recipe.adversarial_weight else None,
-                },
-            )
-        if end or passed(images, run.batch_size, run.log_every):
-            line = log.write(images, rate=rate, **figures)
-            if progress:
-                progress(images, line)
+            end = images >= run.images
+            stopping = meter.agreed(stop.name)
+            if end or stopping or passed(images, run.batch_size, run.checkpoint_every):
+                meter.check(states)
+                if held_back is not None and not stopping:
+                    sheet = output / "samples" / f"{images:09d}.png"
+                    figures = validate(averaged, judge, held_back, sheet, run.batch_size, fabric)
+                    if log:
+                        log.picture("samples", sheet, images)
+                if first:
+                    state = {
+                        "recipe": resolved,
+                        "images": images,
+                        "model": model.state_dict(),
+                        "averaged": averaged.state_dict() if recipe.ema_half_life else None,
+                        "optimizer": optimizer.state_dict(),
+                        "discriminator": discriminator.state_dict() if recipe.adversarial_weight else None,
+                        "d_optimizer": d_optimizer.state_dict() if recipe.adversarial_weight else None,
+                    }
+                    states.save(state, None if stopping else figures.get("feature_distance"))
+                    del state
+                fabric.barrier()
+            if end or stopping or passed(images, run.batch_size, run.log_every):
+                warn_left_out(sorted(batches.left_out))
+                batches.left_out.clear()
+                line = meter.write(images, states, rate=rate, **figures)
+                if progress and line:
+                    progress(images, line)
+            if stopping and not end:
+                raise StoppedError(stopping, states.last_good())
+            fetched = time.perf_counter()
 
-    for name, tensor in averaged.bank.state_dict().items():
-        if not torch.equal(tensor.cpu(), frozen[name]):
-            raise GleansrError(f"the bank has changed during training ({name}); this is a defect, and the model was not saved")
     finished = output / f"{recipe.about.name}.safetensors"
-    native.save(finished, {"generator": averaged}, facts(recipe, images, figures=figures))
+    if first:
+        for name, tensor in averaged.bank.state_dict().items():
+            if not torch.equal(tensor.cpu(), frozen[name]):
+                raise GleansrError(f"the bank has changed during training ({name}); this is a defect, and the model was not saved")
+        about = facts(recipe, images, figures=figures)
+        native.save(finished, {"generator": averaged}, dataclasses.replace(about, content_height=recipe.network.content_height))
+    fabric.barrier()
     return finished
 
 
 @torch.no_grad()
-def validate(model: GLEAN, network: SqueezeNet, truths: Tensor, sheet: Path, batch_size: int) -> dict[str, float]:
-    """PSNR (RGB, mean over pictures, results clamped and not rounded) and SqueezeNet feature distance of `truths`, bytes (N, 3, H, W),
-    for the model and for bicubic enlargement. Saves the first eight as rows of low | bicubic | GLEAN | truth."""
+def validate(model: GLEAN, network: SqueezeNet, truths: Tensor, sheet: Path, batch_size: int, fabric: Fabric) -> dict[str, float]:
+    """PSNR and SSIM (RGB, mean over pictures, results clamped and not rounded) and SqueezeNet feature distance of `truths`, bytes
+    (N, 3, H, W), for the model and for bicubic enlargement; each process takes its share. The first one saves eight pictures as rows of
+    low | bicubic | GLEAN | truth."""
     config = model.config
     device = next(model.parameters()).device
-    sums: dict[str, float] = collections.defaultdict(float)
-    for start in range(0, len(truths), batch_size):
-        truth = truths[start : start + batch_size].to(device).float() / 127.5 - 1
+    sums: dict[str, Tensor] = collections.defaultdict(lambda: torch.zeros((), device=device))
+    mine = truths[fabric.global_rank :: fabric.world_size]
+    for start in range(0, len(mine), batch_size):
+        truth = mine[start : start + batch_size].to(device).float() / 127.5 - 1
         low = degrade(truth, config.out_size // config.in_size)
         bicubic = resize(low, size=config.out_size).clamp(-1, 1)
         result = model(low.to(memory_format=torch.channels_last)).float().clamp(-1, 1)
         wanted = network(truth)
         for prefix, picture in (("", result), ("bicubic_", bicubic)):
-            error = (picture - truth).square().mean((1, 2, 3))
-            sums[f"{prefix}psnr"] += float((10 * torch.log10(4 / error)).sum())
-            sums[f"{prefix}feature_distance"] += float(feature_distance(network(picture), wanted).sum())
-        if start == 0:
+            sums[f"{prefix}psnr"] += psnr(picture, truth).sum()
+            sums[f"{prefix}ssim"] += ssim(picture, truth).sum()
+            sums[f"{prefix}feature_distance"] += feature_distance(network(picture), wanted).sum()
+        if start == 0 and fabric.global_rank == 0:
             nearest = nn.functional.interpolate(low, size=config.out_size)
             save_grid(
                 sheet,
                 [torch.cat(row) for row in zip(*(p[:8].split(1) for p in (nearest, bicubic, result, truth)), strict=True)],
             )
-    return {name: round(total / len(truths), 4) for name, total in sums.items()}
+    names = [f"{prefix}{name}" for prefix in ("", "bicubic_") for name in ("psnr", "ssim", "feature_distance")]
+    totals = fabric.all_reduce(torch.stack([sums[name] for name in names]), reduce_op="sum")
+    return {name: round(float(total) / len(truths), 4) for name, total in zip(names, totals, strict=True)}
+
+
+def compiled(network: nn.Module, wanted: bool) -> nn.Module:
+    """`network`, compiled by torch.compile if wanted; its parameters stay the same objects."""
+    return cast("nn.Module", torch.compile(network)) if wanted else network
 
 
 def schedule(images: int, total: int, warm_up: int) -> float:
@@ -175,18 +283,90 @@ def schedule(images: int, total: int, warm_up: int) -> float:
     return min(1.0, (images + 1) / (warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, images / total)))
 
 
-def _bank(recipe: GLEANRecipe) -> tuple[StyleGAN2, StyleGAN2Discriminator]:
-    """The bank and the discriminator of the recipe."""
-    if not recipe.bank:
+def load_bank(recipe: GLEANRecipe) -> tuple[Bank, Discriminator]:
+    """The bank and the discriminator of the recipe.
+
+    Raises:
+        RequestError: there is none, or it is of another kind or size than the recipe's.
+    """
+    if not recipe.bank_file:
         raise RequestError("GLEAN is trained around a bank: give one with --bank")
-    checkpoint = checkpoints.read(recipe.bank)
-    bank = checkpoint.build("generator", recipe.bank)
-    if not isinstance(bank, StyleGAN2):
-        raise CheckpointError(f"{recipe.bank}: holds a {type(bank).__name__}, but a StyleGAN2 is wanted as bank")
+    path = checkpoints.model_path(recipe.bank_file)
+    checkpoint = bank_within(checkpoints.read(path))
+    config = check_bank(recipe, checkpoint, path)
+    bank = checkpoint.build("generator", path)
     if recipe.discriminator is None and "discriminator" in checkpoint.networks:
-        discriminator = checkpoint.build("discriminator", recipe.bank)
+        discriminator = checkpoint.build("discriminator", path)
     else:
-        discriminator = StyleGAN2Discriminator(recipe.discriminator or bank.config)
-    if not isinstance(discriminator, StyleGAN2Discriminator) or discriminator.config.size != bank.config.size:
-        raise RequestError(f"the discriminator must be a StyleGAN2's of {bank.config.size} px, as the bank is")
-    return bank, discriminator
+        discriminator = StyleGAN2Discriminator(recipe.discriminator or StyleGAN2Config(config.channels))
+    if not isinstance(discriminator, StyleGAN2Discriminator | StyleGANDiscriminator) or discriminator.config.size != config.size:
+        raise RequestError(f"{path}: the discriminator must be a StyleGAN's of {config.size} px, as the bank is")
+    return cast("Bank", bank), discriminator
+
+
+def bank_within(checkpoint: native.Checkpoint) -> native.Checkpoint:
+    """The bank in the file of a GLEAN; any other file's contents as they are."""
+    network = checkpoint.networks.get("generator")
+    if network is None or network.kind != "glean" or isinstance(network.config.bank, NoBankConfig):
+        return checkpoint
+    kind = "stylegan2" if isinstance(network.config.bank, StyleGAN2Config) else "stylegan"
+    tensors = {name.removeprefix("bank."): tensor for name, tensor in network.tensors.items() if name.startswith("bank.")}
+    networks = {**checkpoint.networks, "generator": native.Network(kind, network.config.bank, tensors)}
+    return dataclasses.replace(checkpoint, networks=networks)
+
+
+def check_bank(recipe: GLEANRecipe, checkpoint: native.Checkpoint, path: Path) -> BankConfig:
+    """The architecture of the bank in a file, which must be what the recipe wants."""
+    network = checkpoint.networks.get("generator")
+    kind = network.kind if network else "no generator"
+    allowed = ("stylegan2", "stylegan") if recipe.bank == "none" else (recipe.bank,)
+    if network is None or kind not in allowed:
+        raise CheckpointError(f"{path}: holds {kind}, but the recipe takes bank = {' or '.join(allowed)}; --set bank=... changes it")
+    if network.config.size != recipe.network.out_size:
+        raise RequestError(
+            f"{path}: the bank makes pictures of {network.config.size} px, but network.out_size is {recipe.network.out_size}"
+        )
+    return network.config
+
+
+def glean_config(recipe: GLEANRecipe, bank: BankConfig) -> GLEANConfig:
+    """The architecture that a recipe and the configuration of its bank make."""
+    own = dataclasses.asdict(recipe.network)
+    for key in ("out_size", "content_height"):
+        own.pop(key)
+    return GLEANConfig(bank=NoBankConfig(bank.channels) if recipe.bank == "none" else bank, **own)
+
+
+def perceptual(recipe: GLEANRecipe) -> tuple[SqueezeNet | VGG16, str]:
+    """The network of equation (2), and what to say of it."""
+    if recipe.perceptual == "squeezenet":
+        return L.squeezenet(), "SqueezeNet 1.1, bundled"
+    network = load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input)
+    return network.requires_grad_(False), f"VGG16 conv4_3 on pictures as {recipe.perceptual_input}"
+
+
+def start_from(source: str, model: GLEAN) -> list[str]:
+    """Copies the layers of a trained GLEAN around the same bank that fit, and returns the names of those that start anew.
+
+    Of another scale, layers correspond that work at the same number of pixels.
+    """
+    path = checkpoints.model_path(source)
+    other = checkpoints.read(path).build(None, path)
+    if not isinstance(other, GLEAN) or other.config.bank != model.config.bank:
+        raise RequestError(f"{path}: start must be a GLEAN around the same bank")
+    shift = int(math.log2(other.config.in_size // 4)) - int(math.log2(model.config.in_size // 4))
+    theirs = other.state_dict()
+    anew: list[str] = []
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.split(".")
+        # Blocks are numbered from the input's size: down from it in the encoder, up from it in the decoder.
+        if name.startswith(("encoder.down.", "decoder.up.")):
+            parts[2] = str(int(parts[2]) + (shift if name.startswith("encoder") else -shift))
+        match = theirs.get(".".join(parts))
+        fits = match is not None and match.shape == tensor.shape
+        tensors[name] = match if fits else tensor
+        if not fits:
+            anew.append(name)
+    model.load_state_dict(tensors)
+    return anew

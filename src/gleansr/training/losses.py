@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.checkpoints import native
-from gleansr.models.features import SqueezeNet, feature_distance
+from gleansr.models.features import VGG16, SqueezeNet, feature_distance
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 
 
@@ -19,19 +19,43 @@ def squeezenet() -> SqueezeNet:
     return cast("SqueezeNet", network).requires_grad_(False)
 
 
-def mse_loss(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Equation (1): the mean squared error over all values of pictures (N, 3, H, W) in [-1, 1].
+def equation1_mse(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Equation (1): the mean squared error of pictures (N, 3, H, W) in [-1, 1].
 
-    N of the equation is taken as the number of values, three per pixel, as the official code does.
+    Its N is the number of values, three per pixel, as in the official code.
     """
     return F.mse_loss(prediction.float(), truth)
 
 
-def perceptual_loss(network: SqueezeNet, prediction: Tensor, truth: Tensor) -> Tensor:
-    """Equation (2) with SqueezeNet 1.1 in place of VGG16: `feature_distance`, mean over pictures."""
+def equation2_perceptual(network: SqueezeNet | VGG16, prediction: Tensor, truth: Tensor) -> Tensor:
+    """Equation (2): distance between features of pictures (N, 3, H, W) in [-1, 1]; no gradient reaches `truth`.
+
+    With VGG16, as in the paper, the mean squared difference of conv4_3 before its ReLU, N being the number of values; with SqueezeNet its
+    `feature_distance`, mean over pictures.
+    """
     with torch.no_grad():
         wanted = network(truth)
+    if isinstance(network, VGG16):
+        return F.mse_loss(network(prediction).float(), wanted.float())
     return feature_distance(network(prediction), wanted).mean()
+
+
+def equation3_adversarial(logits: Tensor, form: str = "non-saturating") -> Tensor:
+    """Equation (3) on the discriminator's logits of the results, D = sigmoid(logit): log(1 - D) as printed ("saturating"), or -log D."""
+    return -F.softplus(logits).mean() if form == "saturating" else F.softplus(-logits).mean()
+
+
+def equation4_objective(
+    mse: Tensor, perceptual: Tensor, adversarial: Tensor | None, perceptual_weight: float, adversarial_weight: float
+) -> Tensor:
+    """Equation (4): (1) + alpha_percep * (2) + alpha_gen * (3); without (3) while there is no adversarial loss."""
+    loss = mse + perceptual_weight * perceptual
+    return loss if adversarial is None else loss + adversarial_weight * adversarial
+
+
+def equation5_discriminator(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """Equation (5), negated to be minimised: -log(1 - D(result)) - log D(truth)."""
+    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
 
 
 def lattice_loss(prediction: Tensor, truth: Tensor, scale: int, window: int = 8) -> Tensor:
@@ -62,16 +86,6 @@ def spectrum_loss(prediction: Tensor, truth: Tensor, patch: int = 32, margin: fl
         return (spectrum.mean(1) + 1e-2).log()  # (N, patch, patch / 2 + 1); the constant is about the noise of 8 bits
 
     return (log_power(prediction) - log_power(truth) - margin).relu().mean()
-
-
-def generator_loss(logits: Tensor, form: str = "non-saturating") -> Tensor:
-    """Equation (3) on the discriminator's logits of the results, D = sigmoid(logit): log(1 - D) as printed ("saturating"), or -log D."""
-    return -F.softplus(logits).mean() if form == "saturating" else F.softplus(-logits).mean()
-
-
-def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """Equation (5), negated to be minimised: -log(1 - D(result)) - log D(truth)."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
 
 
 def r1_penalty(discriminator: StyleGAN2Discriminator, real: Tensor) -> Tensor:
