@@ -8,8 +8,12 @@ import torch
 from PIL import Image
 
 import gleansr
+from gleansr.checkpoints.native import About
 from gleansr.errors import PictureError, RequestError
+from gleansr.models.glean import GLEAN, GLEANConfig
+from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.pictures import decode
+from gleansr.upscaler import Upscaler
 
 
 @pytest.fixture
@@ -162,3 +166,26 @@ def test_an_official_file_in_the_cache_runs_by_name_and_says_its_licence(tmp_pat
     assert upscaler.licence is not None
     assert "Nvidia" in upscaler.licence
     assert upscaler(cat).size == (32, 32)
+
+
+def test_pictures_between_black_bars(tmp_path: Path):
+    """A model of 512x384 in a square, in small: 32x24 in 32x32."""
+    torch.manual_seed(0)
+    model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
+    upscaler = Upscaler(model, About("cars", content_height=24), device="cpu")
+    assert upscaler.content_height == 24
+    pixels = torch.rand(3, 6, 8).mul(255).round().div(255)
+    fitted = upscaler.fit(decode(pixels), "exact")
+    assert fitted.keep == (4, 0, 24, 32)
+    assert torch.allclose((fitted.low[:, 1:7] + 1) / 2, pixels, atol=1e-6)
+    assert torch.equal(fitted.low[:, [0, 7]], torch.full((3, 2, 8), -1.0))
+    assert upscaler(pixels).size == (32, 24)
+    with pytest.raises(RequestError, match="is 12x6, but the model takes 8x6 exactly"):
+        upscaler.fit(decode(torch.rand(3, 6, 12)), "exact")
+    wide = upscaler.fit(decode(torch.rand(3, 6, 16)), "pad")
+    assert wide.keep == (4 + 6, 0, 12, 32)
+    assert "padded to 16x12" in wide.note
+    assert upscaler.fit(decode(torch.rand(3, 6, 16)), "crop").note == "16x6: cut to its centre 8x6"
+    assert upscaler(torch.rand(3, 9, 12)).size == (32, 24)
+    square = upscaler.fit(decode(torch.rand(3, 8, 8)), "exact")  # has its bars already
+    assert square.keep == (0, 0, 32, 32)

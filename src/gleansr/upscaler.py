@@ -50,6 +50,8 @@ class Upscaler:
         self.input_size = model.config.in_size
         self.output_size = model.config.out_size
         self.scale = self.output_size // self.input_size
+        # LSUN's cars stand between black bars: the model takes and makes squares, of which the middle rows are picture.
+        self.content_height = about.content_height or self.output_size
         self.category = about.category
         self.licence = about.licence
 
@@ -77,42 +79,52 @@ class Upscaler:
 
         "exact" takes pictures of that size only. "stretch" resizes both sides. "crop" cuts out the centre square, "pad" repeats the border
         up to a square, of which the result keeps the picture's part; both then resize. "auto" is "pad", which loses nothing.
+
+        A model of pictures between black bars (cars of 512x384) takes that aspect instead of a square, adds the bars itself and removes
+        them from the result; a picture of its square input size is taken to have them, and keeps them.
         """
         if fit not in get_args(Fit):
             raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
-        size, (height, width) = self.input_size, picture.pixels.shape[-2:]
+        size, rows = self.input_size, self.content_height // self.scale
+        height, width = picture.pixels.shape[-2:]
         planes = picture.premultiplied() if picture.alpha is None else torch.cat([picture.premultiplied(), picture.alpha])
         done: list[str] = []
         top = left = 0.0
         kept_height = kept_width = 1.0
-        if (height, width) != (size, size):
+        barred = (height, width) == (size, size)  # with the bars already there
+        if (height, width) != (rows, size) and not barred:
             if fit == "exact":
                 raise RequestError(
-                    f"{picture.name}: is {width}x{height}, but the model takes {size}x{size} exactly; "
+                    f"{picture.name}: is {width}x{height}, but the model takes {size}x{rows} exactly; "
                     "--fit crop, pad or stretch brings it there"
                 )
-            side = max(height, width)
-            if fit == "crop" and height != width:
-                side = min(height, width)
-                y, x = (height - side) // 2, (width - side) // 2
-                planes = planes[:, y : y + side, x : x + side]
-                done.append(f"cut to its centre {side}x{side}")
-            elif fit == "stretch" and height != width:
+            wide = width * rows > height * size
+            full_height, full_width = (round(width * rows / size), width) if wide else (height, round(height * size / rows))
+            if fit == "crop" and (full_height, full_width) != (height, width):
+                cut_height, cut_width = (height, round(height * size / rows)) if wide else (round(width * rows / size), width)
+                y, x = (height - cut_height) // 2, (width - cut_width) // 2
+                planes = planes[:, y : y + cut_height, x : x + cut_width]
+                done.append(f"cut to its centre {cut_width}x{cut_height}")
+            elif fit == "stretch" and (full_height, full_width) != (height, width):
                 done.append("aspect ratio not kept")
-            elif height != width:
-                y, x = (side - height) // 2, (side - width) // 2
-                pad = (x, side - width - x, y, side - height - y)
+            elif (full_height, full_width) != (height, width):
+                y, x = (full_height - height) // 2, (full_width - width) // 2
+                pad = (x, full_width - width - x, y, full_height - height - y)
                 planes = torch.nn.functional.pad(planes[None], pad, mode="replicate")[0]
-                top, left, kept_height, kept_width = y / side, x / side, height / side, width / side
-                done.append(f"padded to {side}x{side}")
-            if planes.shape[-2:] != (size, size):
+                top, left, kept_height, kept_width = y / full_height, x / full_width, height / full_height, width / full_width
+                done.append(f"padded to {full_width}x{full_height}")
+            if planes.shape[-2:] != (rows, size):
                 grown = "shrunk" if planes.shape[-1] > size else "enlarged" if planes.shape[-1] < size else "resized"
-                done.append(f"{grown} to the model's {size}x{size}")
-                planes = resize(planes, size=size).clamp(0, 1)
-        out = self.output_size
+                done.append(f"{grown} to the model's {size}x{rows}")
+                planes = resize(planes, size=(rows, size)).clamp(0, 1)
+        if not barred and rows != size:
+            bar = (size - rows) // 2
+            planes = torch.nn.functional.pad(planes, (0, 0, bar, size - rows - bar))
+        out, content = self.output_size, self.output_size if barred else self.content_height
+        bar = (out - content) // 2
         first, last = (
-            (round(top * out), round(left * out)),
-            (round((top + kept_height) * out), round((left + kept_width) * out)),
+            (bar + round(top * content), round(left * out)),
+            (bar + round((top + kept_height) * content), round((left + kept_width) * out)),
         )
         keep = (*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
         note = f"{width}x{height}: {', '.join(done)}" if done else ""
