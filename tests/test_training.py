@@ -16,12 +16,14 @@ from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.models.features import VGG16
 from gleansr.models.glean import GLEAN
+from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training import losses
 from gleansr.training.bank import train_bank
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, GLEANNetworkConfig, GLEANRecipe, RunConfig
 from gleansr.training.devices import find_devices, launch
 from gleansr.training.glean import schedule, train_glean
+from gleansr.training.plan import glean_plan
 from gleansr.training.state import Log, Meter, States, StoppedError, passed
 
 CPU = torch.device("cpu")
@@ -458,3 +460,22 @@ def test_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert find_devices(run, "cpu")[:3] == ("cpu", 2, 2)
+
+
+def test_glean_around_a_stylegan_and_its_discriminator(pictures: str, tmp_path: Path):
+    torch.manual_seed(0)
+    config = StyleGANConfig((8, 8, 4), code_dim=8, mapping_layers=1)
+    networks = {"generator": StyleGAN(config), "discriminator": StyleGANDiscriminator(config)}
+    native.save(tmp_path / "bank.safetensors", networks, native.About("bank"))
+    recipe = glean_recipe(pictures, str(tmp_path / "bank.safetensors"), bank="stylegan", lr=1e-4)
+    path = glean(recipe, tmp_path / "run")
+    model = native.read(path).build(None, path)
+    assert isinstance(model, GLEAN)
+    for name, tensor in networks["generator"].state_dict().items():
+        assert torch.equal(model.bank.state_dict()[name], tensor), name
+    state = torch.load(tmp_path / "run" / "states" / "000000016.pt", weights_only=True)
+    trained, given = state["discriminator"], networks["discriminator"].state_dict()
+    # Four steps of Adam away from the bank's own, not from anew.
+    assert all(float((trained[name] - given[name]).abs().max()) <= 5e-4 for name in given)
+    assert any(not torch.equal(trained[name], given[name]) for name in given)
+    assert glean_plan(recipe)["parameters"]["discriminator"] == sum(t.numel() for t in given.values())

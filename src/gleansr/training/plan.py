@@ -105,7 +105,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _count(module: nn.Module | None) -> int:
-    return sum(t.numel() for t in _tensors(module)) if module else 0
+    return sum(t.numel() for t in module.state_dict().values()) if module else 0
 
 
 def _activations(model: GLEAN, network: SqueezeNet | VGG16, discriminator: nn.Module | None, recipe: GLEANRecipe, batch_size: int) -> float:
