@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ iterations = 10
 batch_size = 8
 checkpoint_every = 40
 log_every = 8
+tensorboard = false
 """
 
 
@@ -144,3 +146,27 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe: Path, alone: Path, tmp_path: P
     for first, second in zip(lines(alone), lines(output), strict=True):
         for key in ("images", "mse", "discriminator", "rate"):
             assert first[key] == second[key]
+
+
+def test_a_signal_to_one_process_stops_them_all(recipe: Path, tmp_path: Path):
+    text = recipe.read_text().replace("iterations = 10", "iterations = 100000").replace("log_every = 8", "log_every = 80")
+    endless = tmp_path / "endless.toml"
+    endless.write_text(text)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gleansr", "train", str(endless), "-o", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", *command, "--device", "cpu"], stderr=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        try:
+            deadline = time.monotonic() + 120
+            while len(lines(tmp_path) if (tmp_path / "log.jsonl").exists() else []) < 2 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            running.send_signal(signal.SIGTERM)  # torchrun passes it on
+            _, said = running.communicate(timeout=120)
+        finally:
+            running.kill()
+    assert "stopped by SIGTERM; the last good state is" in said, said
+    newest = sorted((tmp_path / "states").glob("0*.pt"))[-1]
+    state = torch.load(newest, weights_only=True)
+    assert state["images"] == int(newest.stem) >= 160
+    assert lines(tmp_path)[-1]["images"] == state["images"]

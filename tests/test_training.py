@@ -47,7 +47,7 @@ def bank_recipe(pictures: str, **changes) -> BankRecipe:
     values = {
         "about": AboutConfig("tiny-bank", "blobs", "CC0-1.0", "nobody"),
         "network": StyleGAN2Config((8, 8, 4), code_dim=8, mapping_layers=2),
-        "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4),
+        "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False),
         "data": DataConfig(train=(pictures,), small="enlarge"),
         "r1_every": 2,
         "path_length_every": 2,
@@ -64,7 +64,7 @@ def glean_recipe(pictures: str, bank_file: str, **changes) -> GLEANRecipe:
     values = {
         "about": AboutConfig("tiny-glean", "blobs", "CC0-1.0", "nobody"),
         "network": GLEANNetworkConfig(in_size=4, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4),
-        "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4),
+        "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False),
         "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3),
         "bank_file": bank_file,
         "lr": 1e-3,
@@ -210,7 +210,9 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_an_interrupted_bank_run_ends_as_an_uninterrupted_one(pictures: str, bank: str, tmp_path: Path):
-    train_bank(bank_recipe(pictures, run=RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4)), tmp_path, CPU)
+    train_bank(
+        bank_recipe(pictures, run=RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)), tmp_path, CPU
+    )
     path = train_bank(bank_recipe(pictures), tmp_path, CPU)
     whole, resumed = _tensors(Path(bank)), _tensors(path)
     assert whole.keys() == resumed.keys()
@@ -224,7 +226,7 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(pictures: str, bank: str):
 
 
 def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Path):
-    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4)
+    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
     network = StyleGAN2Config((8, 8, 4, 4), code_dim=8, mapping_layers=2)
     path = train_bank(bank_recipe(pictures, network=network, run=run, start=bank, lr=0.0), tmp_path, CPU)
     small, large = _tensors(Path(bank)), _tensors(path)
@@ -238,14 +240,14 @@ def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Pat
 
 
 def test_projected_discriminator_trains_the_bank_and_is_not_kept(pictures: str, tmp_path: Path):
-    run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, precision="bfloat16")
+    run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, precision="bfloat16", tensorboard=False)
     network = StyleGAN2Config((8, 8, 8, 4), code_dim=8, mapping_layers=2)
     path = train_bank(bank_recipe(pictures, discriminator="projected", network=network, run=run), tmp_path, CPU)
     assert set(native.read(path).networks) == {"generator"}
 
 
 def test_glean_learns_and_leaves_the_bank_alone(pictures: str, bank: str, tmp_path: Path):
-    run = RunConfig(iterations=60, batch_size=4, checkpoint_every=80, log_every=40)
+    run = RunConfig(iterations=60, batch_size=4, checkpoint_every=80, log_every=40, tensorboard=False)
     path = glean(glean_recipe(pictures, bank, run=run, adversarial_from=80, lr=3e-3), tmp_path)
     lines = log_lines(tmp_path)
     assert lines[-1]["mse"] < 0.8 * lines[0]["mse"]
@@ -386,7 +388,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(pictures: str, bank: str, tmp_path: Path, name: str):
-    recipe = glean_recipe(pictures, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4))
+    recipe = glean_recipe(pictures, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4, tensorboard=False))
     whole = glean(recipe, tmp_path / "whole")
 
     def ask(images: int, line: dict) -> None:
@@ -412,7 +414,7 @@ def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(pictures: str, ba
 def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: Path):
     small = glean(glean_recipe(pictures, bank), tmp_path / "4")
     network = GLEANNetworkConfig(in_size=8, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4)
-    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4)
+    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
     path = glean(glean_recipe(pictures, bank, network=network, run=run, lr=0.0, start=str(small)), tmp_path / "8")
     old, new = _tensors(small), _tensors(path)
     for name in ("encoder.trunk.first.weight", "encoder.code.weight", "decoder.out.weight", "fusion_out.0.weight"):
@@ -426,7 +428,7 @@ def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: P
 def test_the_bank_of_a_glean_serves_another(pictures: str, bank: str, tmp_path: Path):
     small = glean(glean_recipe(pictures, bank), tmp_path / "4")
     network = GLEANNetworkConfig(in_size=8, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4)
-    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4)
+    run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
     path = glean(glean_recipe(pictures, str(small), network=network, run=run), tmp_path / "8")
     old, new = _tensors(small), _tensors(path)
     for name in old:
@@ -479,3 +481,16 @@ def test_glean_around_a_stylegan_and_its_discriminator(pictures: str, tmp_path: 
     assert all(float((trained[name] - given[name]).abs().max()) <= 5e-4 for name in given)
     assert any(not torch.equal(trained[name], given[name]) for name in given)
     assert glean_plan(recipe)["parameters"]["discriminator"] == sum(t.numel() for t in given.values())
+
+
+def test_tensorboard_gets_figures_and_samples(pictures: str, bank: str, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4)
+    glean(glean_recipe(pictures, bank, run=run), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"mse", "perceptual", "psnr", "bicubic_psnr", "images_per_second", "steps_without_waiting"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("mse")] == [4, 8]
+    (sheet,) = events.Images("samples")
+    assert (sheet.width, sheet.height) == (4 * 16, 3 * 16)

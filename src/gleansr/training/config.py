@@ -82,8 +82,8 @@ class RunConfig:
     """Pictures between two lines of the log."""
     keep: Positive = 2
     """States to keep beside the best one."""
-    tensorboard: bool = False
-    """Write the figures and samples for TensorBoard too."""
+    tensorboard: bool = True
+    """Write the figures and samples for TensorBoard too, into the folder tensorboard/."""
 
     def __post_init__(self):
         check(

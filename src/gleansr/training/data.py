@@ -4,6 +4,7 @@ import bisect
 import functools
 import itertools
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -295,11 +296,18 @@ class Batches:
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             collate_fn=collate,
+            worker_init_fn=_let_the_run_decide,
             # The loader draws a seed for its workers, who draw nothing: it must not advance the run's own generator.
             generator=torch.Generator(),
         )
         for sample in loader:
             yield _pinned(sample, pinned)
+
+
+def _let_the_run_decide(_: int) -> None:
+    """Ignores signals to the whole group of processes, Ctrl-C or torchrun's SIGTERM: the run finishes its step first, and needs pictures."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
 
 
 def _pinned(sample: Sample, wanted: bool) -> Sample:

@@ -209,8 +209,9 @@ class Meter:
     With several processes the means are over all of them, and all of them must call the same methods; the first has the log.
     """
 
-    STOP_EVERY = 16
-    """Steps after which several processes agree on whether one of them was asked to stop."""
+    AGREE_EVERY = 5.0
+    """Seconds, about, after which several processes agree on whether one of them was asked to stop: it makes them wait for the device, and
+    who sends SIGTERM often sends SIGKILL half a minute later."""
 
     def __init__(self, log: Log | None, batch_size: int, fabric: Any = None):
         self.log, self.batch_size = log, batch_size
@@ -219,6 +220,7 @@ class Meter:
         self.bad: dict[str, Tensor] = {}
         self.waits: list[float] = []
         self.steps = 0
+        self.agree_steps = 1
         self.started = self.last = time.monotonic()
 
     def add(self, images: int, losses: dict[str, Tensor], waited: float = 0.0) -> None:
@@ -239,10 +241,10 @@ class Meter:
         self.steps += 1
 
     def agreed(self, signal_name: str | None) -> str | None:
-        """The signal that asks the run to stop, if any process got one. Asking the others costs time, so it is not done in every step."""
+        """The signal that asks the run to stop, if any process got one; of several processes not in every step, see `AGREE_EVERY`."""
         if self.fabric is None:
             return signal_name
-        if self.steps % self.STOP_EVERY:
+        if self.steps % self.agree_steps:
             return None
         number = signal.Signals[signal_name] if signal_name else 0
         highest = self.fabric.all_reduce(torch.tensor(float(number), device=self.fabric.device), reduce_op="max")
@@ -272,6 +274,8 @@ class Meter:
         means = torch.stack(list(self.sums.values())) / steps if self.sums else torch.zeros(0)
         if self.fabric is not None:
             means = self.fabric.all_reduce(means, reduce_op="mean")
+            slowest = self.fabric.all_reduce(torch.tensor(elapsed / steps, device=self.fabric.device), reduce_op="max")
+            self.agree_steps = max(1, round(self.AGREE_EVERY / max(float(slowest), 1e-3)))
         named = dict(zip(self.sums, means.tolist(), strict=True))
         waited = sum(wait > 0.05 * elapsed / steps for wait in self.waits) / steps
         self.sums, self.waits = {}, []
