@@ -305,7 +305,7 @@ class Batches:
 
 
 def _let_the_run_decide(_: int) -> None:
-    """Ignores signals to the whole group of processes, Ctrl-C or torchrun's SIGTERM: the run finishes its step first, and needs pictures."""
+    """Ignores signals to the whole group of processes, Ctrl-C or torchrun's SIGTERM: the run ends its step first, and needs pictures."""
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
 
