@@ -13,6 +13,7 @@ from gleansr.models.layers import Blur, EqualConv, ModulatedConv, UpsampleRGB
 from gleansr.models.projected import ProjectedDiscriminator
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import (
+    StyledConv,
     StyleGAN2,
     StyleGAN2Config,
     StyleGAN2Discriminator,
@@ -332,3 +333,42 @@ def test_projected_discriminator_sees_contrast():
     trained = [name for name, p in discriminator.named_parameters() if p.requires_grad]
     assert trained
     assert all(name.startswith("heads.") for name in trained)
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_frozen_layer_has_the_gradients_of_the_plain_one(up: bool, noisy: bool):
+    torch.manual_seed(0)
+    layer = StyledConv(5, 4, StyleGAN2Config((4, 4), code_dim=6), up=up).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x, code = torch.randn(3, 5, 6, 6, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    noise = torch.randn(1, 1, 12 if up else 6, 12 if up else 6, dtype=torch.float64) if noisy else None
+    results = []
+    for frozen in (False, True):
+        layer.requires_grad_(not frozen)
+        inputs = x.clone().requires_grad_(), code.clone().requires_grad_()
+        y = layer(*inputs, noise)
+        results.append((y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)).sum(), inputs)))
+    assert results[1][0].grad_fn.name().startswith("FrozenStyled")
+    for plain, kept in zip(*results, strict=True):
+        assert torch.allclose(plain, kept, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frozen_bank_keeps_little_for_the_backward_pass():
+    kept: dict[bool, int] = {}
+    for frozen in (False, True):
+        bank = StyleGAN2(StyleGAN2Config((16, 16, 16, 16), code_dim=8)).requires_grad_(not frozen)
+        codes = torch.randn(2, 8, 8, requires_grad=True)
+        storages: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            if tensor.ndim == 4:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            picture = bank.synthesis(codes)
+        kept[frozen] = sum(storages.values())
+        picture.sum().backward()
+    assert kept[True] < 0.6 * kept[False]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 SQRT2 = math.sqrt(2.0)
 M = TypeVar("M", bound=nn.Module)
@@ -111,17 +112,69 @@ class ModulatedConv(nn.Module):
         self.demodulate = demodulate
         self.scale = 1 / math.sqrt(n_in * kernel * kernel)
 
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        with full_precision(x):
-            style = self.affine(code.to(self.weight.dtype))  # (N, in)
+    def factors(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The scales of the input's channels (N, in), the shared weight (out, in, k, k), and those of the output's (N, out), if any."""
+        with full_precision(code):
+            style = self.affine(code.to(self.weight.dtype))
             weight = self.weight * self.scale
             gain = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).t() + 1e-8) if self.demodulate else None
+        return style, weight, gain
+
+    def convolve(self, x: Tensor, style: Tensor, weight: Tensor) -> Tensor:
+        """The scaled input with the shared weight: (N, in, H, W) -> (N, out, H, W), or (N, out, 2H, 2W) with `up`."""
         x = x * style[:, :, None, None].to(x.dtype)
         if self.blur is not None:
-            x = self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))  # 2H + 1 -> 2H
-        else:
-            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+            return self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))  # 2H + 1 -> 2H
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        style, weight, gain = self.factors(code)
+        x = self.convolve(x, style, weight)
         return x if gain is None else scale(x, gain[:, :, None, None].to(x.dtype))
+
+
+class FrozenStyled(torch.autograd.Function):
+    """A modulated convolution with noise, bias and activation whose weights learn nothing, for training through a frozen bank.
+
+    All that its backward pass needs follows from its input and its output, which the layers beside it keep anyway: the activation and the
+    offset are undone. The plain formulation keeps the scaled input and the unscaled output too, each a whole map of features.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, style: Tensor, gain: Tensor, weight: Tensor, noise: Tensor | None, bias: Tensor, conv: ModulatedConv
+    ) -> Tensor:
+        """x (N, in, H, W), style (N, in), gain (N, out), noise (N or 1, 1, H', W') or None, bias (out): those that come after the
+        convolution times sqrt(2), the activation's gain, which commutes with it -> (N, out, H', W')."""
+        y = conv.convolve(x, style, weight)
+        y.mul_(gain[:, :, None, None].to(y.dtype)).add_(bias.to(y.dtype)[:, None, None])
+        if noise is not None:
+            y.add_(noise.to(y.dtype))
+        F.leaky_relu_(y, 0.2)
+        ctx.save_for_backward(x, style, gain, weight, noise, bias, y)
+        ctx.blur = conv.blur
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, style, gain, weight, noise, bias, y = ctx.saved_tensors
+        dtype = y.dtype
+        grad = torch.ops.aten.leaky_relu_backward(grad.to(dtype), y, 0.2, True)
+        before = torch.where(y > 0, y, y * 5).sub_(bias.to(dtype)[:, None, None])  # the convolution's output times gain
+        if noise is not None:
+            before.sub_(noise.to(dtype))
+        grad_gain = before.mul_(grad).sum((2, 3), dtype=gain.dtype) / gain
+        grad = grad * gain[:, :, None, None].to(dtype)
+        weight = weight.to(dtype)
+        if ctx.blur is not None:
+            kernel = ctx.blur.kernel.to(dtype).expand(grad.shape[1], 1, 4, 4)  # symmetric, so it is its own transpose
+            grad = F.conv2d(F.conv2d(grad, kernel, padding=2, groups=grad.shape[1]), weight.transpose(0, 1), stride=2)
+        else:
+            grad = F.conv_transpose2d(grad, weight, padding=weight.shape[-1] // 2)
+        grad_style = (grad * x.to(dtype)).sum((2, 3), dtype=style.dtype)
+        grad_x = (grad * style[:, :, None, None].to(dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_style, grad_gain, None, None, None, None
 
 
 class EqualConv(nn.Module):
@@ -143,8 +196,11 @@ class EqualConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.blur is not None:
             x = self.blur(x)
-        x = F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
-        return x if self.bias is None else leaky_relu(x.add_(self.bias.to(x.dtype)[:, None, None]))
+        if self.bias is None:
+            return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
+        # The activation's gain commutes with it; in the weight it costs no map of features of its own.
+        weight, bias = self.weight * (self.scale * SQRT2), self.bias * SQRT2
+        return F.leaky_relu_(F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding), 0.2)
 
 
 def minibatch_stddev(x: Tensor, group: int | None) -> Tensor:

@@ -7,13 +7,24 @@ discriminator.
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.models.generator import Generator, GeneratorConfig, Noise, Synthesis
-from gleansr.models.layers import EqualConv, EqualLinear, ModulatedConv, UpsampleRGB, full_precision, leaky_relu, minibatch_stddev
+from gleansr.models.layers import (
+    SQRT2,
+    EqualConv,
+    EqualLinear,
+    FrozenStyled,
+    ModulatedConv,
+    UpsampleRGB,
+    full_precision,
+    minibatch_stddev,
+    scale,
+)
 
 
 def stylegan2_channels(size: int, multiplier: float = 2, limit: int = 512) -> tuple[int, ...]:
@@ -57,10 +68,17 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor, noise: Tensor | None) -> Tensor:
         """x (N, in, H, W), code (N, code_dim), noise (N or 1, 1, H', W') or None -> (N, out, H', W')."""
-        x = self.conv(x, code)
-        if noise is not None:
-            x.add_((noise * self.noise_strength).to(x.dtype))
-        x = leaky_relu(x.add_(self.bias.to(x.dtype)[:, None, None]))
+        style, weight, gain = self.conv.factors(code)
+        # The activation's gain, sqrt(2), commutes with it and goes into what comes before.
+        gain, bias = cast("Tensor", gain) * SQRT2, self.bias * SQRT2
+        noise = None if noise is None else noise * (self.noise_strength * SQRT2)
+        frozen = not any(t is not None and t.requires_grad for t in (weight, bias, noise))
+        if frozen and torch.is_grad_enabled():
+            x = cast("Tensor", FrozenStyled.apply(x, style, gain, weight, noise, bias, self.conv))
+        else:
+            x = self.conv.convolve(x, style, weight)
+            x = scale(x, gain[:, :, None, None].to(x.dtype)).add_(bias.to(x.dtype)[:, None, None])
+            x = F.leaky_relu_(x if noise is None else x.add_(noise.to(x.dtype)), 0.2)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
