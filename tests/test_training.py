@@ -139,11 +139,13 @@ def test_spectrum_loss_sees_hatching_and_forgives_softness():
     assert float(losses.spectrum_loss(truth * 0.5, truth)) == 0
     assert float(losses.spectrum_loss(truth.flip(0), truth)) < 1e-3  # another picture of the same texture
     stripes = torch.sin(torch.arange(192) * 1.35)[:, None].expand(192, 192)
-    hatched = (truth + 0.5 * stripes).requires_grad_()
-    loss = losses.spectrum_loss(hatched, truth)
-    assert 0.005 < float(loss.detach()) < 0.2  # a few frequencies of many
-    (gradient,) = torch.autograd.grad(loss, hatched)
-    assert float((gradient.mean(1) * stripes).sum()) > 0  # less of the stripes is what it asks for
+    for colour in ((1.0, 1.0, 1.0), (1.0, -1.0, 0.0), (-0.5, -0.5, 1.0)):  # the last two leave brightness as it is
+        pattern = torch.tensor(colour)[:, None, None] * stripes
+        hatched = (truth + 0.5 * pattern).requires_grad_()
+        loss = losses.spectrum_loss(hatched, truth)
+        assert 0.002 < float(loss.detach()) < 0.2  # a few frequencies of many
+        (gradient,) = torch.autograd.grad(loss, hatched)
+        assert float((gradient * pattern).sum()) > 0  # less of the stripes is what it asks for
 
 
 def test_r1_is_the_squared_gradient():

@@ -73,17 +73,19 @@ def lattice_loss(prediction: Tensor, truth: Tensor, scale: int, window: int = 8)
 def spectrum_loss(prediction: Tensor, truth: Tensor, patch: int = 32, margin: float = 0.7) -> Tensor:
     """Mean over frequencies of what the log power spectrum of the result has beyond that of the truth plus `margin`. Not in the paper.
 
-    The spectrum is that of brightness in overlapping windowed patches, averaged over each picture. A result may be softer than the truth,
-    and the margin, 3 dB, forgives what chance does to honest texture. Hatching, another shortcut to a low perceptual loss, is 10 dB too
-    strong at a few frequencies.
+    The spectra are those of brightness and of two differences of colour, where hatching hides if only brightness is watched, in overlapping
+    windowed patches, averaged over each picture. A result may be softer than the truth, and the margin, 3 dB, forgives what chance does to
+    honest texture. Hatching, another shortcut to a low perceptual loss, is 10 dB too strong at a few frequencies.
     """
     window = torch.hann_window(patch, periodic=False, device=truth.device)
 
     def log_power(picture: Tensor) -> Tensor:
-        patches = F.unfold(picture.float().mean(1, keepdim=True), patch, stride=patch // 2).transpose(1, 2)
+        red, green, blue = picture.float().unbind(1)
+        planes = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1).flatten(0, 1)[:, None]
+        patches = F.unfold(planes, patch, stride=patch // 2).transpose(1, 2)
         patches = (patches - patches.mean(2, keepdim=True)).unflatten(2, (patch, patch)) * window * window[:, None]
         spectrum = torch.view_as_real(torch.fft.rfft2(patches)).square().sum(-1)
-        return (spectrum.mean(1) + 1e-2).log()  # (N, patch, patch / 2 + 1); the constant is about the noise of 8 bits
+        return (spectrum.mean(1) + 1e-2).log()  # (3N, patch, patch / 2 + 1); the constant is about the noise of 8 bits
 
     return (log_power(prediction) - log_power(truth) - margin).relu().mean()
 
