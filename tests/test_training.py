@@ -413,6 +413,20 @@ def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(pictures: str, ba
         glean(glean_recipe(pictures, bank, bank="stylegan"), tmp_path)
 
 
+def test_a_finished_run_writes_its_model_again_and_another_bank_is_refused(pictures: str, bank: str, tmp_path: Path):
+    path = glean(glean_recipe(pictures, bank), tmp_path)
+    before = native.read(path)
+    path.unlink()
+    glean(glean_recipe(pictures, bank), tmp_path)
+    assert native.read(path).about == before.about
+    assert all(torch.equal(tensor, _tensors(path)[f"generator.{name}"]) for name, tensor in before.networks["generator"].tensors.items())
+    checkpoint = native.read(bank)
+    checkpoint.networks["generator"].tensors["synthesis.layers.1.bias"] += 1
+    native.write(tmp_path / "other.safetensors", checkpoint)
+    with pytest.raises(CheckpointError, match=r"another bank than .*other\.safetensors \(synthesis\.layers\.1\.bias differs"):
+        glean(glean_recipe(pictures, str(tmp_path / "other.safetensors")), tmp_path)
+
+
 def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: Path):
     small = glean(glean_recipe(pictures, bank), tmp_path / "4")
     network = GLEANNetworkConfig(in_size=8, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4)

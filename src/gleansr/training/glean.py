@@ -107,10 +107,13 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
     make_folder(output / "samples")
     states = States(output / "states", run.keep)
     images = 0
+    figures: dict[str, Any] = {}
     resolved = dataclasses.asdict(recipe)
     if state := states.load(resolved, device, resume):
-        images = state["images"]
+        images, figures = state["images"], state["figures"]
         model.load_state_dict(state["model"])
+        if changed := changed_bank(model, frozen):
+            raise CheckpointError(f"{states.folder}: the run has another bank than {recipe.bank_file} ({changed} differs)")
         averaged.load_state_dict(state["averaged"] or state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if recipe.adversarial_weight:
@@ -145,7 +148,6 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
             parameters={"trainable": sum(p.numel() for p in model.trainable_parameters()), "bank": sum(t.numel() for t in frozen.values())},
         )
 
-    figures: dict[str, Any] = {}
     meter = Meter(log, run.batch_size, fabric)
     fetched = time.perf_counter()
     with stoppable() as stop:
@@ -213,6 +215,7 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
                     state = {
                         "recipe": resolved,
                         "images": images,
+                        "figures": figures,
                         "model": model.state_dict(),
                         "averaged": averaged.state_dict() if recipe.ema_half_life else None,
                         "optimizer": optimizer.state_dict(),
@@ -234,13 +237,17 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
 
     finished = output / f"{recipe.about.name}.safetensors"
     if first:
-        for name, tensor in averaged.bank.state_dict().items():
-            if not torch.equal(tensor.cpu(), frozen[name]):
-                raise GleansrError(f"the bank has changed during training ({name}); this is a defect, and the model was not saved")
+        if changed := changed_bank(averaged, frozen):
+            raise GleansrError(f"the bank has changed during training ({changed}); this is a defect, and the model was not saved")
         about = facts(recipe, images, figures=figures)
         native.save(finished, {"generator": averaged}, dataclasses.replace(about, content_height=recipe.network.content_height))
     fabric.barrier()
     return finished
+
+
+def changed_bank(model: GLEAN, frozen: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor of the bank that is not, bit for bit, what it was; None if there is none."""
+    return next((name for name, tensor in model.bank.state_dict().items() if not torch.equal(tensor.cpu(), frozen[name])), None)
 
 
 @torch.no_grad()
@@ -259,8 +266,8 @@ def validate(model: GLEAN, network: SqueezeNet, truths: Tensor, sheet: Path, bat
         result = model(low.to(memory_format=torch.channels_last)).float().clamp(-1, 1)
         wanted = network(truth)
         for prefix, picture in (("", result), ("bicubic_", bicubic)):
-            sums[f"{prefix}psnr"] += psnr(picture, truth).sum()
-            sums[f"{prefix}ssim"] += ssim(picture, truth).sum()
+            sums[f"{prefix}psnr"] += psnr(picture, truth, rounding="none").sum()
+            sums[f"{prefix}ssim"] += ssim(picture, truth, rounding="none").sum()
             sums[f"{prefix}feature_distance"] += feature_distance(network(picture), wanted).sum()
         if start == 0 and fabric.global_rank == 0:
             nearest = nn.functional.interpolate(low, size=config.out_size)
