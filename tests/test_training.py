@@ -65,7 +65,7 @@ def glean_recipe(pictures: str, bank_file: str, **changes) -> GLEANRecipe:
         "about": AboutConfig("tiny-glean", "blobs", "CC0-1.0", "nobody"),
         "network": GLEANNetworkConfig(in_size=4, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4),
         "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False),
-        "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3),
+        "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3, small="enlarge"),
         "bank_file": bank_file,
         "lr": 1e-3,
         "ema_half_life": 8,

@@ -49,7 +49,7 @@ def load_vgg16(
     """
     with torch.device("meta"):
         network = VGG16(input_range)
-    _fill(network, Path(path).expanduser() if path is not None else _fetched_vgg16(offline, progress), VGG16_EXCESS)
+    _fill(network, Path(path).expanduser() if path is not None else vgg16_file(offline=offline, progress=progress), VGG16_EXCESS)
     return network
 
 
@@ -61,7 +61,8 @@ def load_mobilenet_v2(path: str | os.PathLike[str]) -> MobileNetV2:
     return network
 
 
-def _fetched_vgg16(offline: bool | None, progress: Progress | None) -> Path:
+def vgg16_file(*, offline: bool | None = None, progress: Progress | None = None) -> Path:
+    """torchvision's vgg16-397923af.pth, fetched first where it is not on this machine; see `load_vgg16`."""
     path = zoo.cache_folder() / "models" / VGG16_URL.rsplit("/", 1)[-1]
     if path.is_file():
         return path

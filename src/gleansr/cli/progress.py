@@ -22,6 +22,13 @@ def fetched(model: str, offline: bool) -> Path:
     """The file of a model, with a progress bar where it is downloaded."""
     from gleansr.checkpoints.zoo import model_path
 
+    with fetching(model) as progress:
+        return model_path(model, offline=offline or None, progress=progress)
+
+
+@contextmanager
+def fetching(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for a download; yields what to call with the bytes received and the size. Nothing is shown for a file that is here already."""
     columns = (
         TextColumn("fetching {task.description}"),
         BarColumn(),
@@ -29,16 +36,16 @@ def fetched(model: str, offline: bool) -> Path:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with ExitStack() as shown:  # nothing is shown for a file that is here already
+    with ExitStack() as shown:
         progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        task = progress.add_task(model, total=None)
+        task = progress.add_task(name, total=None)
 
         def received(done: int, total: int | None) -> None:
             if not progress.live.is_started:
                 shown.enter_context(progress)
             progress.update(task, completed=done, total=total)
 
-        return model_path(model, offline=offline or None, progress=received)
+        yield received
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """`gleansr train` and `gleansr train-bank`: recipes in, models out."""
 
 import json
+import logging
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from gleansr.training.config import GLEANRecipe
 
 Folder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 Sources = tuple[str, ...]
@@ -52,8 +57,11 @@ def train(
     from gleansr.training.devices import find_devices, launch
     from gleansr.training.glean import train_glean
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says of itself is in our own log
     accelerator, chosen, machines, remark = find_devices(resolved.run, device, devices, nodes)
     folder = _wanted(output)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the others wait for the file
+        _fetch(resolved)
     fabric = launch(resolved.run, accelerator, chosen, machines)
     first = fabric.global_rank == 0
     if remark and first:
@@ -109,6 +117,19 @@ def _changes(data: Sources, validation: Sources) -> dict[str, Any]:
     """What the command line says of the data, as part of a recipe."""
     given = {"train": list(data), "validation": list(validation)}
     return {"data": {key: value for key, value in given.items() if value}}
+
+
+def _fetch(recipe: "GLEANRecipe") -> None:
+    """Downloads what the recipe names and this machine lacks, with progress."""
+    from gleansr.checkpoints.torchvision import vgg16_file
+    from gleansr.cli.progress import fetched, fetching
+
+    for model in (recipe.bank_file, recipe.start):
+        if model:
+            fetched(model, offline=False)
+    if recipe.perceptual == "vgg16" and not recipe.perceptual_file:
+        with fetching("VGG16") as progress:
+            vgg16_file(progress=progress)
 
 
 def _wanted(output: Path | None) -> Path:

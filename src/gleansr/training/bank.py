@@ -37,6 +37,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
     run, network = recipe.run, recipe.network
+    pictures = open_pictures(recipe.data, network.size)
     torch.manual_seed(run.seed)
     generator = StyleGAN2(network)
     projected = recipe.discriminator == "projected"
@@ -68,7 +69,6 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         probability.load_state_dict(state["probability"])
         del state
 
-    pictures = open_pictures(recipe.data, network.size)
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
     log.write(images, pictures=len(pictures), in_memory=pictures.held is not None, device=str(device))
     meter = Meter(log, run.batch_size)

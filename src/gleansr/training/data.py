@@ -111,11 +111,15 @@ class Pictures(Dataset[Sample]):
         """Reads all pictures into memory."""
         # Processes cost more than they save where there is little to do.
         loader = DataLoader(self, batch_size=16, num_workers=workers if self.n > 512 else 0, collate_fn=collate)
-        samples = list(loader)
-        self.left_out = sorted({problem for sample in samples for problem in sample.left_out})
-        self.held = torch.cat([sample.truth for sample in samples])
-        if self.pairs:
-            self.held_low = torch.cat([sample.low for sample in samples if sample.low is not None])
+        held = torch.empty(self.n, 3, self.size, self.size, dtype=torch.uint8)
+        held_low = torch.empty(self.n, 3, self.low_size or 0, self.low_size or 0, dtype=torch.uint8) if self.pairs else None
+        left_out: set[str] = set()
+        for start, sample in zip(range(0, self.n, 16), loader, strict=True):
+            held[start : start + 16] = sample.truth
+            if held_low is not None and sample.low is not None:
+                held_low[start : start + 16] = sample.low
+            left_out.update(sample.left_out)
+        self.held, self.held_low, self.left_out = held, held_low, sorted(left_out)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor | None]:
         place = bisect.bisect_right(self.ends, index)

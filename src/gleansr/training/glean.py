@@ -74,6 +74,10 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
         StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
     run, device, first = recipe.run, fabric.device, fabric.global_rank == 0
+    pictures = open_pictures(recipe.data, recipe.network.out_size, recipe.network.in_size)
+    held_back = None
+    if recipe.data.validation:
+        held_back = load_pictures(recipe.data.validation, recipe.network.out_size, recipe.data, recipe.data.n_validation)
     torch.manual_seed(run.seed)
     bank, discriminator = load_bank(recipe)
     model = GLEAN(glean_config(recipe, bank.config))
@@ -121,10 +125,6 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
             d_optimizer.load_state_dict(state["d_optimizer"])
         del state  # as large as all networks and optimisers
 
-    pictures = open_pictures(recipe.data, recipe.network.out_size, recipe.network.in_size)
-    held_back = None
-    if recipe.data.validation:
-        held_back = load_pictures(recipe.data.validation, recipe.network.out_size, recipe.data, recipe.data.n_validation)
     batches = Batches(
         pictures,
         in_size=recipe.network.in_size,
