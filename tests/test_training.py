@@ -1,5 +1,6 @@
 """Losses against hand-computed values, and tiny runs of both loops: they learn, go on where they stopped, and leave the bank alone."""
 
+import functools
 import json
 import math
 import os
@@ -510,3 +511,16 @@ def test_tensorboard_gets_figures_and_samples(pictures: str, bank: str, tmp_path
     assert [event.step for event in events.Scalars("mse")] == [4, 8]
     (sheet,) = events.Images("samples")
     assert (sheet.width, sheet.height) == (4 * 16, 3 * 16)
+
+
+def test_compiled_networks_train_alike(pictures: str, bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Traced and differentiated as torch.compile does, but run by eager kernels: generating code would take minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    losses_of = {}
+    for compiled in (False, True):
+        run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False, compile=compiled)
+        glean(glean_recipe(pictures, bank, run=run), tmp_path / str(compiled))
+        losses_of[compiled] = [
+            [line[name] for name in ("mse", "perceptual", "discriminator")] for line in log_lines(tmp_path / str(compiled))
+        ]
+    assert np.allclose(losses_of[False], losses_of[True], rtol=1e-4)
