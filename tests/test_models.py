@@ -11,7 +11,7 @@ from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.glean import GLEAN, GLEANConfig, PixelShuffleUp, glean_full
 from gleansr.models.layers import Blur, EqualConv, ModulatedConv, UpsampleRGB
 from gleansr.models.projected import ProjectedDiscriminator
-from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
+from gleansr.models.rrdb import DenseBlock, RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import (
     StyledConv,
     StyleGAN2,
@@ -372,3 +372,21 @@ def test_a_frozen_bank_keeps_little_for_the_backward_pass():
         kept[frozen] = sum(storages.values())
         picture.sum().backward()
     assert kept[True] < 0.6 * kept[False]
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_dense_block_has_the_gradients_of_its_plain_formulation(trainable: bool):
+    torch.manual_seed(0)
+    block = DenseBlock(5, 3).double().requires_grad_(trainable)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    dense = x
+    for conv in block.convs[:4]:
+        dense = torch.cat([dense, F.leaky_relu(conv(dense), 0.2)], 1)
+    plain = x + 0.2 * block.convs[4](dense)
+    wanted = [x, *block.parameters()] if trainable else [x]
+    ramp = torch.linspace(-1, 1, plain.numel(), dtype=torch.float64).view_as(plain)
+    assert torch.allclose(block(x), plain, rtol=1e-12)
+    for ours, theirs in zip(*(torch.autograd.grad((y * ramp).sum(), wanted) for y in (block(x), plain)), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)

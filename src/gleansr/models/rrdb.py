@@ -3,15 +3,63 @@
 Source: Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCVW 2018; layout of BasicSR's RRDBNet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def conv3x3(n_in: int, n_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, stride, 1)
+
+
+def _dense(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The result of a dense block, and what its last convolution has read."""
+    *growing, (weight, bias) = zip(parameters[0::2], parameters[1::2], strict=True)
+    dense = x
+    for grow, offset in growing:
+        dense = torch.cat([dense, F.leaky_relu_(F.conv2d(dense, grow, offset, padding=1), 0.2)], 1)
+    return torch.add(x, F.conv2d(dense, weight, bias, padding=1), alpha=0.2), dense
+
+
+class Dense(torch.autograd.Function):
+    """The computation of a dense block, which keeps for its backward pass what its last convolution reads.
+
+    What the others read is the beginning of that; kept each for itself, as autograd would, they take three times the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        """x (N, C, H, W), weight and bias of each of the five convolutions -> (N, C, H, W)."""
+        y, dense = _dense(x, parameters)
+        ctx.save_for_backward(dense, *parameters[0::2])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        dense, *weights = ctx.saved_tensors
+        grad = grad.to(dense.dtype)
+        grads: list[Tensor | None] = []
+        above = grad * 0.2  # gradient of a convolution's output
+        below = torch.zeros_like(dense)  # gradient of all that it read
+        for i in range(4, -1, -1):
+            width = weights[i].shape[1]
+            wanted = (True, ctx.needs_input_grad[1 + 2 * i], ctx.needs_input_grad[2 + 2 * i])
+            inputs = dense[:, :width].contiguous(memory_format=torch.channels_last)
+            of_inputs, of_weight, of_bias = torch.ops.aten.convolution_backward(
+                above, inputs, weights[i].to(dense.dtype), [len(weights[i])], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+            )
+            grads = [None if g is None else g.to(weights[i].dtype) for g in (of_weight, of_bias)] + grads
+            below[:, :width] += of_inputs
+            if i:
+                grown = weights[i - 1].shape[1]  # where the output of the convolution before begins
+                above = torch.ops.aten.leaky_relu_backward(below[:, grown:width], dense[:, grown:width], 0.2, True)
+        return below[:, : weights[0].shape[1]] + grad, *grads
 
 
 class DenseBlock(nn.Module):
@@ -28,10 +76,8 @@ class DenseBlock(nn.Module):
                 parameter.data *= 0.1  # residual branches start small (ESRGAN, section 3.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        dense = x
-        for conv in self.convs[:4]:
-            dense = torch.cat([dense, F.leaky_relu_(conv(dense), 0.2)], 1)
-        return torch.add(x, self.convs[4](dense), alpha=0.2)
+        parameters = tuple(self.parameters())
+        return cast("Tensor", Dense.apply(x, *parameters)) if torch.is_grad_enabled() else _dense(x, parameters)[0]
 
 
 class RRDB(nn.Module):
