@@ -16,32 +16,37 @@ from gleansr.training.losses import squeezenet
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.fixture(scope="module", params=[8, 16])
+def scale(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def upscaler() -> gleansr.Upscaler:
-    return gleansr.load("cats-8x", device="cpu")
+def upscaler(scale: int) -> gleansr.Upscaler:
+    return gleansr.load(f"cats-{scale}x", device="cpu")
 
 
-def test_it_is_light_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscaler):
-    path = zoo.model_path("cats-8x")
+def test_it_is_light_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscaler, scale: int):
+    path = zoo.model_path(f"cats-{scale}x")
     assert path.stat().st_size < 40e6
     assert sum(p.stat().st_size for p in path.parent.iterdir()) < 80e6
     about = native.read(path).about
-    assert about.name == "cats-8x"
+    assert about.name == f"cats-{scale}x"
     assert about.licence == "CC-BY-NC-4.0" == upscaler.licence
     assert about.credit is not None
     assert "NAVER" in about.credit
     assert about.training["images"] > 0
     assert "recipe" in about.training
     facts = (upscaler.input_size, upscaler.output_size, upscaler.scale, upscaler.category)
-    assert facts == (32, 256, 8, "cats")
-    entry = zoo.find("cats-8x")
-    assert (entry.in_size, entry.out_size, entry.licence) == (32, 256, about.licence)
+    assert facts == (256 // scale, 256, scale, "cats")
+    entry = zoo.find(f"cats-{scale}x")
+    assert (entry.in_size, entry.out_size, entry.licence) == (256 // scale, 256, about.licence)
 
 
-def test_it_beats_bicubic_on_a_cat(upscaler: gleansr.Upscaler):
+def test_it_beats_bicubic_on_a_cat(upscaler: gleansr.Upscaler, scale: int):
     """Chelsea is not one of the cats it was trained on, nor framed as they were."""
     truth = _tensor(EXAMPLES / "chelsea-256.png")
-    low = degrade(truth, 8)
+    low = degrade(truth, scale)
     bicubic = resize(low, size=256).clamp(-1, 1)
     result = _tensor(upscaler((low[0] + 1) / 2))
     network = squeezenet()
@@ -52,17 +57,17 @@ def test_it_beats_bicubic_on_a_cat(upscaler: gleansr.Upscaler):
     errors = [float((picture - truth).square().mean()) for picture in (bicubic, result)]
     assert errors[1] < 1.05 * errors[0]
     # Detail is added, the picture is not changed: it still looks like the input from afar.
-    assert float((degrade(result, 8) - low).square().mean()) < 0.1 * errors[0]
+    assert float((degrade(result, scale) - low).square().mean()) < 0.1 * errors[0]
 
 
-def test_it_leaves_no_grid(upscaler: gleansr.Upscaler):
-    """On a picture without edges, gradients must not depend on the position within the 8x8 block that an input pixel becomes."""
+def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int):
+    """On a picture without edges, gradients must not depend on the position within the block that an input pixel becomes."""
     truth = _tensor(EXAMPLES / "chelsea-256.png")
-    low = degrade(truth, 8)
+    low = degrade(truth, scale)
     result = _tensor(upscaler((low[0] + 1) / 2)).mean(1)
     for axis in (1, 2):
-        steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[:248]
-        by_phase = steps.view(-1, 8).mean(0)
+        steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[: 256 - scale]
+        by_phase = steps.view(-1, scale).mean(0)
         assert float(by_phase.max() / by_phase.min()) < 1.6
 
 

@@ -48,7 +48,7 @@ class NamedModel:
 
 
 def named_models() -> tuple[NamedModel, ...]:
-    """All named models, the bundled one first."""
+    """All named models, the bundled ones first."""
     return _MODELS
 
 
@@ -152,6 +152,20 @@ _CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projec
 _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 
+def _bundled(name: str, in_size: int) -> NamedModel:
+    return NamedModel(
+        name=name,
+        kind="glean",
+        category="cats",
+        in_size=in_size,
+        out_size=256,
+        licence="CC-BY-NC-4.0",
+        credit="AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
+        asset=f"{name}.safetensors",
+        parts=("generator",),
+    )
+
+
 def _glean(name: str, category: str, in_size: int, out_size: int, pictures: str, file: str, sha256: str) -> NamedModel:
     return NamedModel(
         name=name,
@@ -183,17 +197,8 @@ def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str
 
 
 _MODELS = (
-    NamedModel(
-        name="cats-8x",
-        kind="glean",
-        category="cats",
-        in_size=32,
-        out_size=256,
-        licence="CC-BY-NC-4.0",
-        credit="AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
-        asset="cats-8x.safetensors",
-        parts=("generator",),
-    ),
+    _bundled("cats-8x", 32),
+    _bundled("cats-16x", 16),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
     _glean(
