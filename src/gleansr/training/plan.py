@@ -14,7 +14,7 @@ from gleansr.models.stylegan import StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator, stylegan2_channels
 from gleansr.training import losses as L
 from gleansr.training.config import BankRecipe, GLEANRecipe
-from gleansr.training.glean import BankConfig, bank_within, check_bank, glean_config
+from gleansr.training.parts import BankConfig, bank_within, check_bank, glean_config
 
 MIB = 2**20
 
@@ -26,16 +26,14 @@ def glean_plan(recipe: GLEANRecipe, devices: int | None = None) -> dict[str, Any
     """
     run = recipe.run
     share = run.batch_size // (devices or run.devices)
-    bank = _bank_config(recipe)
+    bank, own = _published_or_given(recipe)
     with torch.device("meta"):
         model = GLEAN(glean_config(recipe, bank))
         network = VGG16() if recipe.perceptual == "vgg16" else SqueezeNet()
         discriminator = None
         if recipe.adversarial_weight:
-            if recipe.discriminator is None and isinstance(bank, StyleGANConfig):
-                discriminator = StyleGANDiscriminator(bank)
-            else:
-                discriminator = StyleGAN2Discriminator(recipe.discriminator or StyleGAN2Config(bank.channels))
+            config = recipe.discriminator or own or StyleGAN2Config(bank.channels)
+            discriminator = StyleGANDiscriminator(config) if isinstance(config, StyleGANConfig) else StyleGAN2Discriminator(config)
     for part in (model, network, discriminator):
         if part:
             part.to("meta")  # constants are always made on the CPU
@@ -89,15 +87,18 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
     }
 
 
-def _bank_config(recipe: GLEANRecipe) -> BankConfig:
+def _published_or_given(recipe: GLEANRecipe) -> tuple[BankConfig, BankConfig | None]:
+    """The architectures of the bank and of the discriminator in its file, if there is one; published files have both."""
     named = {model.name: model for model in zoo.named_models()}
     if recipe.bank_file and (recipe.bank_file not in named or zoo.installed(named[recipe.bank_file])):
         path = checkpoints.model_path(recipe.bank_file)
-        return check_bank(recipe, bank_within(checkpoints.read(path)), path)
+        checkpoint = bank_within(checkpoints.read(path))
+        own = checkpoint.networks.get("discriminator")
+        return check_bank(recipe, checkpoint, path), own and own.config
     size = recipe.network.out_size
-    return (
-        StyleGANConfig(stylegan2_channels(size, multiplier=1)) if recipe.bank == "stylegan" else StyleGAN2Config(stylegan2_channels(size))
-    )
+    v1 = recipe.bank == "stylegan"
+    bank = StyleGANConfig(stylegan2_channels(size, multiplier=1)) if v1 else StyleGAN2Config(stylegan2_channels(size))
+    return bank, bank
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
