@@ -100,19 +100,20 @@ class Upscaler:
                 )
             wide = width * rows > height * size
             full_height, full_width = (round(width * rows / size), width) if wide else (height, round(height * size / rows))
-            if fit == "crop" and (full_height, full_width) != (height, width):
-                cut_height, cut_width = (height, round(height * size / rows)) if wide else (round(width * rows / size), width)
-                y, x = (height - cut_height) // 2, (width - cut_width) // 2
-                planes = planes[:, y : y + cut_height, x : x + cut_width]
-                done.append(f"cut to its centre {cut_width}x{cut_height}")
-            elif fit == "stretch" and (full_height, full_width) != (height, width):
-                done.append("aspect ratio not kept")
-            elif (full_height, full_width) != (height, width):
-                y, x = (full_height - height) // 2, (full_width - width) // 2
-                pad = (x, full_width - width - x, y, full_height - height - y)
-                planes = torch.nn.functional.pad(planes[None], pad, mode="replicate")[0]
-                top, left, kept_height, kept_width = y / full_height, x / full_width, height / full_height, width / full_width
-                done.append(f"padded to {full_width}x{full_height}")
+            if (full_height, full_width) != (height, width):
+                if fit == "crop":
+                    cut_height, cut_width = (height, round(height * size / rows)) if wide else (round(width * rows / size), width)
+                    y, x = (height - cut_height) // 2, (width - cut_width) // 2
+                    planes = planes[:, y : y + cut_height, x : x + cut_width]
+                    done.append(f"cut to its centre {cut_width}x{cut_height}")
+                elif fit == "stretch":
+                    done.append("aspect ratio not kept")
+                else:
+                    y, x = (full_height - height) // 2, (full_width - width) // 2
+                    pad = (x, full_width - width - x, y, full_height - height - y)
+                    planes = torch.nn.functional.pad(planes[None], pad, mode="replicate")[0]
+                    top, left, kept_height, kept_width = y / full_height, x / full_width, height / full_height, width / full_width
+                    done.append(f"padded to {full_width}x{full_height}")
             if planes.shape[-2:] != (rows, size):
                 grown = "shrunk" if planes.shape[-1] > size else "enlarged" if planes.shape[-1] < size else "resized"
                 done.append(f"{grown} to the model's {size}x{rows}")

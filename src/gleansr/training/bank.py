@@ -123,7 +123,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
             end = images >= run.images
             stopping = meter.agreed(stop.name)
             if end or stopping or passed(images, run.batch_size, run.log_every):
-                warn_left_out(sorted(batches.left_out))
+                warn_left_out(batches.left_out)
                 batches.left_out.clear()
                 line = meter.write(images, states, augment_p=probability.p) or {}
                 if recipe.ada_images and not stopping:

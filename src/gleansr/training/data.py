@@ -5,7 +5,7 @@ import functools
 import itertools
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -86,11 +86,8 @@ class Pictures(Dataset[Sample]):
         counts = [len(pairs) for pairs in self.pairs] or [len(source) for source in self.sources]
         self.ends = list(itertools.accumulate(counts))
         self.n = min(self.ends[-1], limit or self.ends[-1])
-        if not self.n:
-            raise RequestError(f"no pictures in {', '.join(sources)}")
         self.held: Tensor | None = None
         self.held_low: Tensor | None = None
-        self.left_out: list[str] = []
 
     def __len__(self) -> int:
         return self.n
@@ -107,8 +104,8 @@ class Pictures(Dataset[Sample]):
                 left_out.append(str(error))
         raise PictureError(f"{len(left_out)} pictures in a row had to be left out, such as {left_out[0]}")
 
-    def hold(self, workers: int) -> None:
-        """Reads all pictures into memory."""
+    def hold(self, workers: int) -> Tensor:
+        """Reads all pictures into memory, says what was left out, and returns them (N, 3, size, size)."""
         # Processes cost more than they save where there is little to do.
         loader = DataLoader(self, batch_size=16, num_workers=workers if self.n > 512 else 0, collate_fn=collate)
         held = torch.empty(self.n, 3, self.size, self.size, dtype=torch.uint8)
@@ -119,7 +116,9 @@ class Pictures(Dataset[Sample]):
             if held_low is not None and sample.low is not None:
                 held_low[start : start + 16] = sample.low
             left_out.update(sample.left_out)
-        self.held, self.held_low, self.left_out = held, held_low, sorted(left_out)
+        self.held, self.held_low = held, held_low
+        warn_left_out(left_out)
+        return held
 
     def _read(self, index: int) -> tuple[Tensor, Tensor | None]:
         place = bisect.bisect_right(self.ends, index)
@@ -159,12 +158,7 @@ def _decode(source: Source, index: int, config: DataConfig) -> Tensor:
 
 def load_pictures(sources: Sequence[str], size: int, config: DataConfig, limit: int | None = None) -> Tensor:
     """The first `limit` pictures of the sources as bytes (N, 3, size, size), RGB."""
-    pictures = Pictures(sources, size, config, limit=limit)
-    pictures.hold(workers=0)
-    warn_left_out(pictures.left_out)
-    if pictures.held is None:
-        raise RequestError(f"no pictures in {', '.join(sources)}")
-    return pictures.held
+    return Pictures(sources, size, config, limit=limit).hold(workers=0)
 
 
 def open_pictures(config: DataConfig, size: int, low_size: int | None = None) -> Pictures:
@@ -172,13 +166,12 @@ def open_pictures(config: DataConfig, size: int, low_size: int | None = None) ->
     pictures = Pictures(config.train, size, config, config.train_low, low_size)
     if len(pictures) * 3 * size * size <= config.memory * 1e9:
         pictures.hold(config.workers)
-        warn_left_out(pictures.left_out)
     return pictures
 
 
-def warn_left_out(problems: Sequence[str]) -> None:
+def warn_left_out(left_out: Iterable[str]) -> None:
     """Says how many pictures were left out, and names the first."""
-    if problems:
+    if problems := sorted(left_out):
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         logger.warning("left out %d pictures: %s%s", len(problems), "; ".join(problems[:5]), more)
 
@@ -269,15 +262,13 @@ class Batches:
         starts = range(self.start, self.end, self.batch_size)
         for start, sample in zip(starts, self._samples(starts), strict=True):
             self.left_out.update(sample.left_out)
-            truth = sample.truth.to(self.device, non_blocking=True)
-            if scale == 1:
-                low = truth.float() / 127.5 - 1
-            elif sample.low is None:
-                low = degrade(truth.float() / 127.5 - 1, scale)
-            else:
+            truth = sample.truth.to(self.device, non_blocking=True).float() / 127.5 - 1
+            if sample.low is not None:
                 low = sample.low.to(self.device, non_blocking=True).float()
                 low = (low - 127.5) / torch.full_like(low, 127.5)  # as `degrade` does it, to the bit
-            truth = truth.to(memory_format=torch.channels_last).float() / 127.5 - 1
+            else:
+                low = truth if scale == 1 else degrade(truth, scale)
+            truth = truth.to(memory_format=torch.channels_last)
             if self.pictures.config.flip:
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start + 1)
                 mirrored = torch.rand(self.batch_size, generator=generator)[self.share.rank :: self.share.world] < 0.5
