@@ -8,17 +8,15 @@ gleansr. Without --peer our network is measured alone. Prints one JSON object.
 """
 
 import argparse
+import functools
 import json
 import platform
-import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.measure import in_turn, mmagic, peak_of, print_peak, times
 from gleansr.models.glean import GLEAN, glean_full
 from gleansr.models.layers import placed
 
@@ -28,10 +26,7 @@ def ours(in_size: int, out_size: int) -> nn.Module:
 
 
 def peer(folder: str, in_size: int, out_size: int) -> nn.Module:
-    sys.path.insert(0, folder)
-    from mmagic_glean import classes  # pyright: ignore[reportMissingImports]
-
-    return classes()["GLEANStyleGANv2"](in_size=in_size, out_size=out_size).eval()
+    return mmagic(folder)["GLEANStyleGANv2"](in_size=in_size, out_size=out_size).eval()
 
 
 def run(model: nn.Module, low: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -46,8 +41,7 @@ def peak_memory(which: str, options: argparse.Namespace) -> float:
     arguments = ["--in-size", str(options.in_size), "--out-size", str(options.out_size), "--alone", which]
     if options.peer:
         arguments += ["--peer", options.peer]
-    output = subprocess.run([sys.executable, "-m", "benchmarks.forward", *arguments], check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])["peak_mib"]  # mmagic prints a line of its own
+    return peak_of("forward", arguments)
 
 
 def main() -> None:
@@ -66,9 +60,7 @@ def main() -> None:
         model = ours(*sizes) if options.alone == "ours" else peer(options.peer, *sizes)
         for _ in range(2):
             run(model, low)
-        # Not getrusage: a child's figure there starts from its parent's.
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        print(json.dumps({"peak_mib": int(status["VmHWM"].split()[0]) / 1024}))
+        print_peak(torch.device("cpu"))
         return
 
     models: dict[str, nn.Module] = {"ours": ours(options.in_size, options.out_size)}
@@ -80,22 +72,22 @@ def main() -> None:
         state = {f"generator.{name}": tensor for name, tensor in theirs.state_dict().items()}
         same = foreign.read({"meta": {}, "state_dict": state}, "mmagic").build("generator", "mmagic")
         models = {"ours": placed(same, torch.device("cpu")), "peer": theirs}
-    results, seconds = {}, {name: [] for name in models}
-    for round_ in range(options.rounds + 1):
-        for name, model in models.items():
-            results[name], took = run(model, low)
-            if round_:  # the first is a warm-up
-                seconds[name].append(took)
+    results: dict[str, torch.Tensor] = {}
+
+    def timed(name: str) -> float:
+        results[name], took = run(models[name], low)
+        return took
+
+    seconds = times(in_turn({name: functools.partial(timed, name) for name in models}, options.rounds))
     if options.peer:
         difference = float((results["ours"] - results["peer"]).abs().max() / results["peer"].std())
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians = seconds["seconds_median"]
     memory = {name: peak_memory(name, options) for name in models}
     report = {
         "network": f"{options.in_size}->{options.out_size}",
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "rounds": options.rounds,
-        "seconds_median": medians,
-        "seconds_min_max": {name: (min(times), max(times)) for name, times in seconds.items()},
+        **seconds,
         "peak_mib": memory,
     }
     if options.peer:

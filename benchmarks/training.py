@@ -9,18 +9,16 @@ peak of a process of its own, on a GPU what torch has allocated at most, otherwi
 """
 
 import argparse
+import functools
 import json
 import platform
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.measure import in_turn, mmagic, peak_of, print_peak, times
 from gleansr.models.glean import GLEAN, glean_full
 from gleansr.models.layers import placed
 from gleansr.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, stylegan2_channels
@@ -37,10 +35,7 @@ def ours(in_size: int, out_size: int, device: torch.device) -> tuple[nn.Module, 
 
 
 def peer(folder: str, in_size: int, out_size: int, device: torch.device) -> tuple[nn.Module, nn.Module, list[nn.Parameter]]:
-    sys.path.insert(0, folder)
-    from mmagic_glean import classes  # pyright: ignore[reportMissingImports]
-
-    networks = classes()
+    networks = mmagic(folder)
     model = networks["GLEANStyleGANv2"](in_size=in_size, out_size=out_size).to(device)
     discriminator = networks["StyleGAN2Discriminator"](in_size=out_size).to(device)
     return model, discriminator, list(model.parameters())
@@ -106,9 +101,7 @@ def peak_memory(which: str, options: argparse.Namespace) -> float:
     arguments = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in ("in-size", "out-size", "batch", "precision", "device")]
     if options.peer:
         arguments += ["--peer", options.peer]
-    command = [sys.executable, "-m", "benchmarks.training", *arguments, "--alone", which]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])["peak_mib"]  # mmagic prints a line of its own
+    return peak_of("training", [*arguments, "--alone", which])
 
 
 def main() -> None:
@@ -130,31 +123,20 @@ def main() -> None:
         run = step(options.alone, options, device)
         for _ in range(2):
             run(truth)
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**20
-        else:  # not getrusage: a child's figure there starts from its parent's
-            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            peak = int(status["VmHWM"].split()[0]) / 1024
-        print(json.dumps({"peak_mib": peak}))
+        print_peak(device)
         return
 
     names = ["ours", "peer"] if options.peer else ["ours"]
     memory = {name: peak_memory(name, options) for name in names}
     steps = {name: step(name, options, device) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(options.rounds + 1):
-        for name, run in steps.items():
-            took = timed(run, truth)
-            if round_:  # the first is a warm-up
-                seconds[name].append(took)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    seconds = times(in_turn({name: functools.partial(timed, run, truth) for name, run in steps.items()}, options.rounds))
+    medians = seconds["seconds_median"]
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     report = {
         "network": f"{options.in_size}->{options.out_size}, batch {options.batch}, {options.precision}",
         "machine": f"{machine}, torch {torch.__version__}",
         "rounds": options.rounds,
-        "seconds_median": medians,
-        "seconds_min_max": {name: (min(times), max(times)) for name, times in seconds.items()},
+        **seconds,
         "peak_mib": memory,
     }
     if options.peer:

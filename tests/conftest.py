@@ -1,6 +1,8 @@
 """Shared by all tests: one thread, so that tiny tensors are not spread over cores, and small pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,17 @@ def cat() -> Image.Image:
     y, x = np.mgrid[0:64, 0:64] / 63
     pixels = np.stack([x, y, 0.5 + 0.4 * np.sin(9 * x) * np.cos(7 * y)], -1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    """Saves contents with torch and returns the path."""
+
+    def save(contents: Any, **options: Any) -> Path:
+        torch.save(contents, tmp_path / "weights", **options)
+        return tmp_path / "weights"
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -23,17 +23,6 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """Saves contents with torch and returns the path."""
-
-    def save(contents, **options):
-        torch.save(contents, tmp_path / "weights", **options)
-        return tmp_path / "weights"
-
-    return save
-
-
 def assert_equal(ours, theirs):
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 1e-5 * theirs.std()
