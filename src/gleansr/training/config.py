@@ -75,7 +75,7 @@ class RunConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the convolutions; weights, losses and optimiser stay float32."""
     compile: bool = False
-    """Compile the networks with torch.compile: minutes at the start for less time per step."""
+    """Compile the networks with torch.compile, which takes minutes at the start."""
     checkpoint_every: Positive = 20_000
     """Pictures between two saves of the state, samples and validation figures."""
     log_every: Positive = 1_000
