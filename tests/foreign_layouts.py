@@ -188,8 +188,8 @@ def trunk_tensors(prefix, n_in, features, growth, n_blocks):
 
 
 def rrdbnet_tensors(scale, features=6, growth=4, n_blocks=2):
-    t = trunk_tensors("", {1: 48, 2: 12, 4: 3}[scale], features, growth, n_blocks)
-    for name in ("conv_up1", "conv_up2", "conv_hr"):
+    t = trunk_tensors("", {1: 48, 2: 12}.get(scale, 3), features, growth, n_blocks)
+    for name in ("conv_up1", "conv_up2", *(("conv_up3",) if scale == 8 else ()), "conv_hr"):
         t |= conv(name, features, features)
     return t | conv("conv_last", features, 3)
 
@@ -334,10 +334,10 @@ def trunk(t, prefix, x):
 
 def rrdbnet(t, x, scale):
     n, c, h, w = x.shape
-    f = 4 // scale
+    f = max(4 // scale, 1)
     x = x.reshape(n, c, h // f, f, w // f, f).permute(0, 1, 3, 5, 2, 4).reshape(n, c * f * f, h // f, w // f)
     y = trunk(t, "", x)
-    for name in ("conv_up1", "conv_up2"):
+    for name in ("conv_up1", "conv_up2", *(("conv_up3",) if scale == 8 else ())):
         y = plain_lrelu(conv3(t, name, y.repeat_interleave(2, 2).repeat_interleave(2, 3)))
     return conv3(t, "conv_last", plain_lrelu(conv3(t, "conv_hr", y)))
 

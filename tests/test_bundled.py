@@ -9,9 +9,9 @@ from PIL import Image
 
 import gleansr
 from gleansr.checkpoints import native, zoo
+from gleansr.checkpoints.bundled import squeezenet
 from gleansr.models.features import feature_distance
 from gleansr.resize import degrade, resize
-from gleansr.training.losses import squeezenet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -1,4 +1,4 @@
-"""VGG16 and MobileNetV2 against plain functional code on the same weights, and the reading and fetching of their files."""
+"""VGG16, AlexNet and MobileNetV2 against plain functional code on the same weights, and the reading and fetching of their files."""
 
 import hashlib
 import http.server
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.checkpoints import torchvision
-from gleansr.checkpoints.torchvision import load_mobilenet_v2, load_vgg16
+from gleansr.checkpoints.torchvision import load_alexnet, load_mobilenet_v2, load_vgg16, load_vgg16_stages
 from gleansr.errors import CheckpointError, DownloadError, RequestError
-from gleansr.models.features import VGG16, InputRange, MobileNetV2
+from gleansr.models.features import VGG16, AlexNet, InputRange, MobileNetV2
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -126,6 +126,32 @@ def test_a_missing_or_broken_file_is_refused(tmp_path: Path):
         load_vgg16(tmp_path / "text.pth")
 
 
+# ------------------------------------------------------------------------------------------------------------------- VGG19
+
+
+def test_vgg19_is_conv5_4_before_its_relu(tmp_path: Path):
+    torch.manual_seed(0)
+    widths = {0: 64, 2: 64, 5: 128, 7: 128} | dict.fromkeys((10, 12, 14, 16), 256) | dict.fromkeys((19, 21, 23, 25, 28, 30, 32, 34), 512)
+    image = torch.rand(1, 3, 16, 32) * 2 - 1
+    weights: dict[str, Tensor] = {}
+    x, n_in = (image / 2 + 0.5 - MEAN) / DEVIATION, 3
+    for i, width in widths.items():  # torchvision's numbers of the convolutions, with their channels
+        kernel, bias = torch.randn(width, n_in, 3, 3) * (2 / (9 * n_in)) ** 0.5, torch.randn(width) * 0.1
+        weights |= {f"features.{i}.weight": kernel, f"features.{i}.bias": bias}
+        x = F.conv2d(F.max_pool2d(x, 2) if i in (5, 10, 19, 28) else x, kernel, bias, padding=1)
+        x, n_in = x if i == 34 else F.relu(x), width
+    for i in (0, 3, 6):
+        weights |= {f"classifier.{i}.weight": torch.zeros(1).expand(1000, 4096), f"classifier.{i}.bias": torch.zeros(1000)}
+    torch.save(weights, tmp_path / "vgg19.pth")
+    network = torchvision.load_vgg19(tmp_path / "vgg19.pth")
+    found = network(image)
+    assert found.shape == (1, 512, 1, 2)
+    assert torch.allclose(found, x, rtol=1e-4, atol=1e-5)
+    assert not any(p.requires_grad for p in network.parameters())
+    with pytest.raises(RequestError, match=r"VGG19 is not on this machine .*fetch .*/vgg19-dcbb9e9d\.pth by hand"):
+        torchvision.load_vgg19(offline=True)
+
+
 # ------------------------------------------------------------------------------------------------------------------- fetching
 
 
@@ -193,9 +219,71 @@ def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch):
         load_vgg16()
 
 
-def test_the_official_file_carries_its_hash_in_its_name(monkeypatch: pytest.MonkeyPatch):
+def test_the_official_files_carry_their_hashes_in_their_names(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
-    assert torchvision.VGG16_URL.endswith(f"/vgg16-{torchvision.VGG16_SHA256_PREFIX}.pth")
+    for network in ("vgg16", "vgg19", "alexnet-owt", "mobilenet_v2"):
+        constants = network.removesuffix("-owt").upper()
+        url, prefix = (getattr(torchvision, f"{constants}_{what}") for what in ("URL", "SHA256_PREFIX"))
+        assert url.endswith(f"/{network}-{prefix}.pth")
+
+
+@pytest.mark.parametrize("network", ["alexnet", "mobilenet_v2"])
+def test_other_networks_are_fetched_once(served: type[Handler], home: Path, monkeypatch: pytest.MonkeyPatch, network: str):
+    fetch = getattr(torchvision, f"{network}_file")
+    for what in ("URL", "SHA256_PREFIX"):
+        monkeypatch.setattr(torchvision, f"{network.upper()}_{what}", getattr(torchvision, f"VGG16_{what}"))
+    with pytest.raises(RequestError, match=r"switched off: use another, or fetch http.* by hand and save it as .*vgg16-random\.pth"):
+        fetch(instead="use another", offline=True)
+    assert fetch(instead="use another") == fetch(instead="use another", offline=True) == home / "models" / "vgg16-random.pth"
+    assert served.asked == ["/vgg16-random.pth"]
+
+
+# --------------------------------------------------------------------------------------------------------- what LPIPS looks at
+
+
+def test_vgg16_stages_are_the_outputs_before_poolings_and_the_last(vgg16_weights: dict[str, Tensor], tmp_path: Path):
+    torch.manual_seed(1)
+    last = {f"features.{i}.weight": torch.randn(512, 512, 3, 3) * (2 / 4608) ** 0.5 for i in (24, 26, 28)}
+    torch.save(vgg16_weights | last, tmp_path / "vgg16.pth")
+    network = load_vgg16_stages(tmp_path / "vgg16.pth")
+    assert not any(p.requires_grad for p in network.parameters())
+    image = torch.rand(2, 3, 33, 40) * 2 - 1
+    x, wanted = (image / 2 + 0.5 - MEAN) / DEVIATION, []
+    for stage in ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)):
+        x = F.max_pool2d(x, 2) if wanted else x
+        for i in stage:
+            weights = vgg16_weights | last
+            x = F.relu(F.conv2d(x, weights[f"features.{i}.weight"], weights[f"features.{i}.bias"], padding=1))
+        wanted.append(x)
+    found = network(image)
+    assert [tuple(f.shape[1:]) for f in found] == [(64, 33, 40), (128, 16, 20), (256, 8, 10), (512, 4, 5), (512, 2, 2)]
+    for f, w in zip(found, wanted, strict=True):
+        assert torch.allclose(f, w, rtol=1e-4, atol=1e-4)
+    assert network(image[:, :, :16, :16])[-1].shape == (2, 512, 1, 1)
+
+
+def test_alexnet_agrees_with_plain_code(tmp_path: Path):
+    torch.manual_seed(0)
+    geometry = {0: (64, 3, 11, 4, 2), 3: (192, 64, 5, 1, 2), 6: (384, 192, 3, 1, 1), 8: (256, 384, 3, 1, 1), 10: (256, 256, 3, 1, 1)}
+    weights: dict[str, Tensor] = {}
+    for i, (n_out, n_in, kernel, _, _) in geometry.items():
+        weights[f"features.{i}.weight"] = torch.randn(n_out, n_in, kernel, kernel) * (2 / (n_in * kernel**2)) ** 0.5
+        weights[f"features.{i}.bias"] = torch.randn(n_out) * 0.1
+    assert sum(p.numel() for p in AlexNet().parameters()) == sum(t.numel() for t in weights.values()) == 2_469_696  # as published
+    classifier = {f"classifier.{i}.{leaf}": torch.zeros(1) for i in (1, 4, 6) for leaf in ("weight", "bias")}
+    torch.save(weights | classifier, tmp_path / "alexnet.pth")
+    network = load_alexnet(tmp_path / "alexnet.pth")
+    image = torch.rand(2, 3, 63, 79) * 2 - 1
+    x, wanted = (image / 2 + 0.5 - MEAN) / DEVIATION, []
+    for i, (_, _, _, stride, padding) in geometry.items():
+        x = F.max_pool2d(x, 3, 2) if i in (3, 6) else x
+        x = F.relu(F.conv2d(x, weights[f"features.{i}.weight"], weights[f"features.{i}.bias"], stride, padding))
+        wanted.append(x)
+    found = network(image)
+    assert [tuple(f.shape[1:]) for f in found] == [(64, 15, 19), (192, 7, 9), (384, 3, 4), (256, 3, 4), (256, 3, 4)]
+    for f, w in zip(found, wanted, strict=True):
+        assert torch.allclose(f, w, rtol=1e-4, atol=1e-4)
+    assert network(image[:, :, :31, :31])[-1].shape == (2, 256, 1, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- MobileNetV2

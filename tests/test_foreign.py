@@ -105,7 +105,7 @@ def test_glean(in_size, saved):
         assert_equal(model(low), layouts.glean(tensors, low, 32))
 
 
-@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_rrdbnet(scale, saved):
     tensors = layouts.rrdbnet_tensors(scale)
     other = {name: tensor + 1 for name, tensor in tensors.items()}

@@ -258,7 +258,7 @@ def test_discriminator_size_is_checked():
         StyleGAN2Discriminator(TINY)(torch.zeros(1, 3, 16, 16))
 
 
-@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1, 2, 4, 8, 16])
 def test_rrdbnet_scales(scale: int):
     net = RRDBNet(RRDBNetConfig(scale=scale, features=4, growth=3, n_blocks=1))
     assert net(torch.rand(1, 3, 8, 12)).shape == (1, 3, 8 * scale, 12 * scale)

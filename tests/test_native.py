@@ -11,8 +11,11 @@ from torch import nn
 from gleansr.checkpoints import load_model, native, read
 from gleansr.checkpoints.native import About
 from gleansr.errors import CheckpointError
+from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
+from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig
+from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
@@ -25,7 +28,11 @@ MODELS = {
     "stylegan": lambda: StyleGAN(StyleGANConfig((4, 6, 5), code_dim=8, mapping_layers=2, lod=0.5)),
     "stylegan-discriminator": lambda: StyleGANDiscriminator(StyleGANConfig((4, 6, 5), lod=1.0, stddev_group=None)),
     "rrdbnet": lambda: RRDBNet(RRDBNetConfig(2, 4, 2, 1)),
+    "esrgan+": lambda: ESRGANPlus(ESRGANPlusConfig(8, 4, 2, 1, noise=0.0)),
+    "residual": lambda: ResidualNet(ResidualNetConfig(3, 4, 1)),
     "squeezenet": SqueezeNet,
+    "biggan": lambda: BigGAN(BigGANConfig(4, 64, n_classes=3, z_chunk=2, shared_dim=4)),
+    "biggan-discriminator": lambda: BigGANDiscriminator(BigGANConfig(4, 64, attention=(16,), n_classes=3)),
 }
 
 
@@ -118,7 +125,7 @@ def config(**changes):
         ({"metadata": {"about": '{"colour": "red"}'}}, "unknown key colour"),
         ({"networks": lambda n: {"generator": n["generator"] | {"kind": "os.system"}}}, "os.system"),
         ({"networks": lambda _: {"generator": 3}}, "metadata"),
-        ({"networks": config(scale=3)}, "enlarges by 1, 2 or 4, not by 3"),
+        ({"networks": config(scale=3)}, "enlarges by 1, 2, 4, 8 or 16, not by 3"),
         ({"networks": config(features=10**15)}, "features and growth must be positive"),
         ({"networks": config(features=-1)}, "features and growth must be positive"),
         ({"networks": config(n_blocks=10**9)}, "n_blocks must be 0 to 256"),

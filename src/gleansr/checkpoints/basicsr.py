@@ -1,5 +1,7 @@
 """StyleGAN2 and RRDBNet (ESRGAN, Real-ESRGAN) in BasicSR's layout: files {"params_ema"} or {"params"}."""
 
+from collections.abc import Callable
+
 from gleansr.checkpoints.native import Network
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Weights, pair
@@ -55,16 +57,25 @@ def discriminator(weights: Weights) -> Network:
 
 
 def rrdbnet(weights: Weights) -> Network:
-    """An ESRGAN network. The channels of its folded input tell the scale."""
-    n_in = weights.size("conv_first.weight", 1)
-    scales = {3: 4, 12: 2, 48: 1}
-    if n_in not in scales:
-        raise weights.error(f"{weights.prefix}conv_first.weight reads {n_in} channels, but an RRDBNet's reads 3, 12 or 48")
+    """An ESRGAN network."""
+    doublings = max(weights.count(lambda u: f"conv_up{u + 1}.weight"), 2)  # BasicSR's has no fewer
+    scale, folded = enlargement(weights, "conv_first.weight", doublings)
     features, growth, n_blocks = trunk_sizes(weights)
-    names = trunk_names("trunk", "", n_blocks)
-    for ours, theirs in {"up1": "conv_up1", "up2": "conv_up2", "high": "conv_hr", "out": "conv_last"}.items():
-        names |= pair(ours, theirs)
-    return weights.translate("rrdbnet", RRDBNetConfig(scales[n_in], features, growth, n_blocks), names)
+    names = trunk_names("trunk", "", n_blocks) | pair("high", "conv_hr") | pair("out", "conv_last")
+    for u in range(doublings):
+        names |= pair(f"ups.{u}", f"conv_up{u + 1}")
+    return weights.translate("rrdbnet", RRDBNetConfig(scale, features, growth, n_blocks, folded), names)
+
+
+def enlargement(weights: Weights, first: str, doublings: int) -> tuple[int, bool]:
+    """Scale of an ESRGAN network, and whether it folds its input, from the channels that the weight `first` reads."""
+    n_in = weights.size(first, 1)
+    folds = {3: 1, 12: 2, 48: 4}
+    if n_in not in folds:
+        raise weights.error(f"{weights.prefix}{first} reads {n_in} channels, but an RRDBNet's reads 3, 12 or 48")
+    if n_in > 3 and doublings != 2:
+        raise weights.error(f"a network that folds its input has 2 convolutions that double the size, not {doublings}")
+    return 2**doublings // folds[n_in], n_in > 3 or doublings > 1
 
 
 def trunk_sizes(weights: Weights) -> tuple[int, int, int]:
@@ -77,11 +88,14 @@ def trunk_sizes(weights: Weights) -> tuple[int, int, int]:
 def trunk_names(ours: str, theirs: str, n_blocks: int) -> dict[str, str]:
     """Our name -> their name of an RRDB trunk's tensors; `theirs` is a prefix with its dot, or empty."""
     names = pair(f"{ours}.first", f"{theirs}conv_first") | pair(f"{ours}.last", f"{theirs}conv_body")
+    return names | dense_names(ours, n_blocks, lambda b, d, k: f"{theirs}body.{b}.rdb{d}.conv{k}")
+
+
+def dense_names(ours: str, n_blocks: int, theirs: Callable[[int, int, int], str]) -> dict[str, str]:
+    """The convolutions of a trunk's dense blocks; `theirs` names one by its RRDB, from 0, its dense block and its number, both from 1."""
+    names: dict[str, str] = {}
     for block in range(n_blocks):
         for dense in range(3):
             for conv in range(5):
-                names |= pair(
-                    f"{ours}.body.{block}.blocks.{dense}.convs.{conv}",
-                    f"{theirs}body.{block}.rdb{dense + 1}.conv{conv + 1}",
-                )
+                names |= pair(f"{ours}.body.{block}.blocks.{dense}.convs.{conv}", theirs(block, dense + 1, conv + 1))
     return names

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gleansr.checkpoints import basicsr, genforce, mmagic, nvidia, rosinality
+from gleansr.checkpoints import basicsr, biggan, esrgan, genforce, mmagic, nvidia, pulse, rosinality
 from gleansr.checkpoints.native import Checkpoint, Network
 from gleansr.checkpoints.weights import Weights
 from gleansr.errors import CheckpointError
@@ -21,10 +21,17 @@ READERS: dict[str, tuple[str, str, Callable[[Weights], Network]]] = {
     "constant_input.weight": ("basicsr", "generator", basicsr.generator),
     "conv_body.0.0.weight": ("basicsr", "discriminator", basicsr.discriminator),
     "conv_up1.weight": ("basicsr", "generator", basicsr.rrdbnet),
+    "model.1.sub.0.RDB1.conv1x1.weight": ("esrgan", "generator", esrgan.esrgan_plus),
+    "model.1.sub.0.RDB1.conv1.0.weight": ("esrgan", "generator", esrgan.older),  # ESRGAN+ has it too, but has been recognised by then
+    "RRDB_trunk.0.RDB1.conv1.weight": ("esrgan", "generator", esrgan.newer),
     "synthesis.b4.const": ("nvidia", "generator", nvidia.generator),
     "b4.fc.weight": ("nvidia", "discriminator", nvidia.discriminator),
     "synthesis.layer0.const": ("genforce", "generator", genforce.generator),
     "layer1.blur.kernel": ("genforce", "discriminator", genforce.discriminator),
+    "blocks.0.0.bn1.gain.weight": ("biggan", "generator", biggan.generator),
+    "embed.u0": ("biggan", "discriminator", biggan.discriminator),
+    pulse.SIGNATURES["synthesis"]: ("pulse", "generator", pulse.synthesis),
+    pulse.SIGNATURES["mapping"]: ("pulse", "generator", pulse.mapping),
 }
 """A tensor that only one kind of network has -> its layout, its part and its reader."""
 
@@ -32,8 +39,8 @@ CONTAINERS = ("g_ema", "g", "d", "params_ema", "params", "G_ema", "G", "D", "gen
 """The keys under which one file holds several networks; of two generators the one listed first, an average, is read."""
 
 KNOWN = (
-    "gleansr's own, GLEAN and StyleGAN2 of mmagic (mmediting, mmgen), StyleGAN2 of rosinality, BasicSR and NVIDIA, StyleGAN of GenForce, "
-    "RRDBNet of BasicSR"
+    "gleansr's own, GLEAN and StyleGAN2 of mmagic (mmediting, mmgen), StyleGAN2 of rosinality, BasicSR and NVIDIA, StyleGAN of GenForce "
+    "and PULSE, BigGAN, ESRGAN, ESRGAN+, RRDBNet of BasicSR"
 )
 """The files that can be read, for messages."""
 

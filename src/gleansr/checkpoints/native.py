@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from gleansr.configs import from_dict
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.files import replacing
+from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
+from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
 from gleansr.models.generator import Generator
-from gleansr.models.glean import GLEAN, GLEANConfig
+from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
+from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
@@ -40,7 +43,11 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "stylegan2-discriminator": (StyleGAN2Discriminator, StyleGAN2Config),
     "stylegan": (StyleGAN, StyleGANConfig),
     "stylegan-discriminator": (StyleGANDiscriminator, StyleGANConfig),
+    "biggan": (BigGAN, BigGANConfig),
+    "biggan-discriminator": (BigGANDiscriminator, BigGANConfig),
     "rrdbnet": (RRDBNet, RRDBNetConfig),
+    "esrgan+": (ESRGANPlus, ESRGANPlusConfig),
+    "residual": (ResidualNet, ResidualNetConfig),
     "squeezenet": (SqueezeNet, NoConfig),
 }
 
@@ -110,6 +117,17 @@ class Checkpoint:
         if part not in self.networks:
             raise CheckpointError(f"{source}: there is no {part} in this file, only {' and '.join(self.networks)}")
         return self.networks[part].build(source)
+
+
+def bank_within(checkpoint: Checkpoint) -> Checkpoint:
+    """The bank in the file of a GLEAN; any other file's contents as they are."""
+    network = checkpoint.networks.get("generator")
+    if network is None or network.kind != "glean" or isinstance(network.config.bank, NoBankConfig):
+        return checkpoint
+    kind = "stylegan2" if isinstance(network.config.bank, StyleGAN2Config) else "stylegan"
+    tensors = {name.removeprefix("bank."): tensor for name, tensor in network.tensors.items() if name.startswith("bank.")}
+    networks = {**checkpoint.networks, "generator": Network(kind, network.config.bank, tensors)}
+    return dataclasses.replace(checkpoint, networks=networks)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str | Path) -> None:

@@ -67,16 +67,7 @@ class VGG16(nn.Module):
     def __init__(self, input_range: InputRange = "signed"):
         super().__init__()
         self.input_range = input_range
-        widths = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512)  # None: max-pooling
-        layers: list[nn.Module] = []
-        n_in = 3
-        for width in widths:
-            if width is None:
-                layers.append(nn.MaxPool2d(2))
-            else:
-                layers += [nn.Conv2d(n_in, width, 3, padding=1), nn.ReLU(inplace=True)]
-                n_in = width
-        self.features = nn.Sequential(*layers[:-1])
+        self.features = _vgg((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
         _register_imagenet_statistics(self)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -84,6 +75,93 @@ class VGG16(nn.Module):
         if self.input_range == "unit":
             image = (image + 1) / 2
         return self.features((image - self.mean) / self.deviation)
+
+
+class VGG19(nn.Module):
+    """The convolutions of VGG19 (Simonyan and Zisserman, 2014) up to conv5_4, torchvision's `vgg19().features[:35]` and its names."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.features = _vgg((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+        _register_imagenet_statistics(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (N, 3, H, W), RGB in [-1, 1] -> the output of conv5_4 before its ReLU (N, 512, H / 16, W / 16)."""
+        return self.features(((image + 1) / 2 - self.mean) / self.deviation)
+
+
+class VGG16Stages(nn.Module):
+    """All convolutions of VGG16 under torchvision's names (`vgg16().features[:29]`), read at the end of each of the five stages."""
+
+    mean: Tensor
+    deviation: Tensor
+    min_size = 16
+
+    def __init__(self):
+        super().__init__()
+        self.features = _vgg((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
+        _register_imagenet_statistics(self)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (N, 3, H, W), RGB in [-1, 1], sides of 16 and more -> relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
+        x = ((image + 1) / 2 - self.mean) / self.deviation
+        stages = []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                stages.append(x)
+            x = layer(x)
+        return [*stages, F.relu(x)]
+
+
+def _vgg(*stages: tuple[int, ...]) -> nn.Sequential:
+    """3x3 convolutions of these channels, each followed by a ReLU but for the last, with max-pooling between the stages."""
+    layers: list[nn.Module] = []
+    n_in = 3
+    for stage in stages:
+        for width in stage:
+            layers += [nn.Conv2d(n_in, width, 3, padding=1), nn.ReLU(inplace=True)]
+            n_in = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers[:-2])
+
+
+class AlexNet(nn.Module):
+    """The convolutions of AlexNet in its later form (Krizhevsky, 2014) under torchvision's names (`alexnet().features[:12]`)."""
+
+    mean: Tensor
+    deviation: Tensor
+    min_size = 31
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        _register_imagenet_statistics(self)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (N, 3, H, W), RGB in [-1, 1], sides of 31 and more -> the outputs of the five convolutions after their ReLU."""
+        x = ((image + 1) / 2 - self.mean) / self.deviation
+        activations = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                activations.append(x)
+        return activations
 
 
 class InvertedResidual(nn.Module):

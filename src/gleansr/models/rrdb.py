@@ -3,7 +3,7 @@
 Source: Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCVW 2018; layout of BasicSR's RRDBNet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +15,16 @@ from torch.autograd.function import once_differentiable
 
 def conv3x3(n_in: int, n_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, stride, 1)
+
+
+def start_small(module: nn.Module) -> None:
+    """Draws a tenth of Kaiming's weights and zeroes the biases of all convolutions in `module` (ESRGAN, section 3.1)."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.data *= 0.1
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
 
 def _dense(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -68,12 +78,7 @@ class DenseBlock(nn.Module):
     def __init__(self, features: int, growth: int):
         super().__init__()
         self.convs = nn.ModuleList(conv3x3(features + i * growth, growth if i < 4 else features) for i in range(5))
-        for name, parameter in self.convs.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.kaiming_normal_(parameter)
-                parameter.data *= 0.1  # residual branches start small (ESRGAN, section 3.1)
+        start_small(self)
 
     def forward(self, x: Tensor) -> Tensor:
         parameters = tuple(self.parameters())
@@ -83,21 +88,21 @@ class DenseBlock(nn.Module):
 class RRDB(nn.Module):
     """Three dense blocks in a residual: x + 0.2 * blocks(x). x (N, C, H, W) -> the same shape."""
 
-    def __init__(self, features: int, growth: int):
+    def __init__(self, features: int, growth: int, block: Callable[[int, int], nn.Module] = DenseBlock):
         super().__init__()
-        self.blocks = nn.Sequential(*(DenseBlock(features, growth) for _ in range(3)))
+        self.blocks = nn.Sequential(*(block(features, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(x, self.blocks(x), alpha=0.2)
 
 
 class RRDBTrunk(nn.Module):
-    """f = conv(x); f + conv(RRDBs(f)). x (N, in, H, W) -> (N, features, H, W)."""
+    """f = conv(x); f + conv(RRDBs(f)). x (N, in, H, W) -> (N, features, H, W). `block` makes dense blocks from features and growth."""
 
-    def __init__(self, n_in: int, features: int, growth: int, n_blocks: int):
+    def __init__(self, n_in: int, features: int, growth: int, n_blocks: int, block: Callable[[int, int], nn.Module] = DenseBlock):
         super().__init__()
         self.first = conv3x3(n_in, features)
-        self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(n_blocks)))
+        self.body = nn.Sequential(*(RRDB(features, growth, block) for _ in range(n_blocks)))
         self.last = conv3x3(features, features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,46 +110,59 @@ class RRDBTrunk(nn.Module):
         return x + self.last(self.body(x))
 
 
+class Enlarging(nn.Module):
+    """The end that ESRGAN and ESRGAN+ share: a convolution after each doubling, then two to the picture."""
+
+    def __init__(self, features: int, doublings: int):
+        super().__init__()
+        self.ups = nn.ModuleList(conv3x3(features, features) for _ in range(doublings))
+        self.high = conv3x3(features, features)
+        self.out = conv3x3(features, 3)
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """x (N, features, H, W) -> (N, 3, 2^doublings * H, 2^doublings * W)."""
+        for conv in self.ups:
+            x = F.leaky_relu_(conv(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0.2)
+        return self.out(F.leaky_relu_(self.high(x), 0.2))
+
+
 @dataclass(frozen=True)
 class RRDBNetConfig:
     """Architecture of an ESRGAN network."""
 
     scale: int = 4
-    """Enlargement: 1, 2 or 4. For 1 and 2 the input is first folded into channels by 4 and 2."""
+    """Enlargement: 1, 2, 4, 8 or 16."""
     features: int = 64
     """Channels of the trunk."""
     growth: int = 32
     """Channels that each convolution of a dense block adds."""
     n_blocks: int = 23
     """Number of RRDBs."""
+    folded: bool = True
+    """Whether scales 1 and 2 enlarge by 4 an input that is first folded into channels by 4 and 2, as in BasicSR. If not, they double as
+    often as their scale tells, as in ESRGAN's first code."""
 
     def __post_init__(self):
-        if self.scale not in (1, 2, 4):
-            raise ValueError(f"an RRDB network enlarges by 1, 2 or 4, not by {self.scale}")
+        if self.scale not in (1, 2, 4, 8, 16):
+            raise ValueError(f"an RRDB network enlarges by 1, 2, 4, 8 or 16, not by {self.scale}")
         if not (0 <= self.n_blocks <= 256 and 0 < self.features <= 8192 and 0 < self.growth <= 8192):
             raise ValueError("n_blocks must be 0 to 256; features and growth must be positive")
 
 
-class RRDBNet(nn.Module):
+class RRDBNet(Enlarging):
     """ESRGAN: picture (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped.
 
-    H and W must be multiples of 4 for scale 1 and of 2 for scale 2.
+    If folded, H and W must be multiples of 4 for scale 1 and of 2 for scale 2.
     """
 
     def __init__(self, config: RRDBNetConfig):
-        super().__init__()
+        fold = max(4 // config.scale, 1) if config.folded else 1
+        super().__init__(config.features, (fold * config.scale).bit_length() - 1)
         self.config = config
-        self.fold = 4 // config.scale
-        features = config.features
-        self.trunk = RRDBTrunk(3 * self.fold**2, features, config.growth, config.n_blocks)
-        self.up1, self.up2 = conv3x3(features, features), conv3x3(features, features)
-        self.high = conv3x3(features, features)
-        self.out = conv3x3(features, 3)
+        self.fold = fold
+        self.trunk = RRDBTrunk(3 * fold**2, config.features, config.growth, config.n_blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] % self.fold or x.shape[-2] % self.fold:
             raise ValueError(f"height and width must be multiples of {self.fold}, not {tuple(x.shape[-2:])}")
-        x = self.trunk(F.pixel_unshuffle(x, self.fold))
-        for conv in (self.up1, self.up2):
-            x = F.leaky_relu_(conv(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0.2)
-        return self.out(F.leaky_relu_(self.high(x), 0.2))
+        return self.enlarge(self.trunk(F.pixel_unshuffle(x, self.fold)))

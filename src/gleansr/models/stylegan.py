@@ -24,11 +24,15 @@ class StyleGANConfig(GeneratorConfig):
 
     lod: float = 0.0
     """How many doublings progressive training is short of the full size; between two whole numbers it blends from one to the next."""
+    norm_eps: float = 1e-8
+    """Added to the variance by the instance normalisation (generator): 1e-8 in the official networks, 1e-5 in PULSE's."""
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.lod <= len(self.channels) - 1:
             raise ValueError(f"lod must be 0 to {len(self.channels) - 1}, the number of doublings, not {self.lod}")
+        if not 0 < self.norm_eps <= 1:
+            raise ValueError(f"norm_eps must be above 0 and at most 1, not {self.norm_eps}")
 
 
 class Conv(nn.Module):
@@ -101,9 +105,10 @@ class Mapping(nn.Module):
 class StyledLayer(nn.Module):
     """A convolution or nothing, noise, bias, activation, instance normalisation, style (AdaIN)."""
 
-    def __init__(self, conv: nn.Module | None, n_out: int, code_dim: int):
+    def __init__(self, conv: nn.Module | None, n_out: int, code_dim: int, norm_eps: float = 1e-8):
         super().__init__()
         self.conv = conv
+        self.norm_eps = norm_eps
         self.noise_strength = nn.Parameter(torch.zeros(n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.affine = EqualLinear(code_dim, 2 * n_out)
@@ -120,7 +125,7 @@ class StyledLayer(nn.Module):
             mean = x.mean((2, 3), keepdim=True, dtype=self.bias.dtype)
             x = x - mean if torch.is_grad_enabled() else x.sub_(mean)
             variance = x.square().mean((2, 3), keepdim=True, dtype=self.bias.dtype)
-            return scale(x, torch.rsqrt(variance + 1e-8) * (gain + 1)).add_(shift).to(dtype)
+            return scale(x, torch.rsqrt(variance + self.norm_eps) * (gain + 1)).add_(shift).to(dtype)
 
 
 class StyleGANSynthesis(Synthesis):
@@ -136,7 +141,7 @@ class StyleGANSynthesis(Synthesis):
         self.layers = nn.ModuleList()
         for j, n in enumerate(channels):
             for conv in (UpConv(channels[j - 1], n) if j else None, Conv(n, n, 3, bias=False)):
-                self.layers.append(StyledLayer(conv, n, config.code_dim))
+                self.layers.append(StyledLayer(conv, n, config.code_dim, config.norm_eps))
         self.to_rgb = nn.ModuleList(Conv(n, 3, 1, gain=1.0) for n in channels)
         for i in range(len(self.layers)):
             size = 4 * 2 ** (i // 2)
@@ -208,6 +213,20 @@ class StyleGANDiscriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, 3, size, size) -> (N, 1). N is at most `stddev_group` or a multiple of it."""
+        vector = self._features(image, self.config.stddev_group)[-1]
+        with full_precision(vector):
+            return self.out(vector)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """What DGP compares pictures by, for image (N, 3, size, size), RGB in [-1, 1].
+
+        The results of the blocks from the size that `lod` tells, (N, C, H, W) each, and the vector that the last linear layer reads,
+        (N, C(4)). Every picture is a group of its own to the minibatch standard deviation, so that its features do not depend on the
+        others.
+        """
+        return self._features(image, 1)
+
+    def _features(self, image: Tensor, stddev_group: int | None) -> list[Tensor]:
         size = self.config.size
         if image.shape[1:] != (3, size, size):
             raise ValueError(f"the discriminator takes pictures (N, 3, {size}, {size}), not {tuple(image.shape)}")
@@ -216,14 +235,15 @@ class StyleGANDiscriminator(nn.Module):
         if missing:
             image = F.avg_pool2d(image, 2**missing)
         x = self._enter(image, missing)
+        found: list[Tensor] = []
         for b in range(missing, len(self.blocks)):
             x = self.blocks[b](x)
             if part and b == missing:
                 x = torch.lerp(x, self._enter(F.avg_pool2d(image, 2), b + 1), part)
-        x = F.leaky_relu_(self.conv(minibatch_stddev(x, self.config.stddev_group)), 0.2)
+            found.append(x)
+        x = F.leaky_relu_(self.conv(minibatch_stddev(x, stddev_group)), 0.2)
         with full_precision(x):
-            x = F.leaky_relu_(self.dense(x.to(self.out.weight.dtype).flatten(1)), 0.2)
-            return self.out(x)
+            return [*found, F.leaky_relu_(self.dense(x.to(self.out.weight.dtype).flatten(1)), 0.2)]
 
     def _enter(self, image: Tensor, b: int) -> Tensor:
         """image of the size that block b reads -> its features."""

@@ -176,15 +176,30 @@ class StyleGAN2Discriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, 3, size, size) -> (N, 1). N is at most `stddev_group` or a multiple of it."""
+        vector = self._features(image, self.config.stddev_group)[-1]
+        with full_precision(vector):
+            return self.out(vector)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """What DGP compares pictures by, for image (N, 3, size, size), RGB in [-1, 1].
+
+        The results of the blocks, (N, C, H, W) each, and the vector that the last linear layer reads, (N, C(4)). Every picture is a group
+        of its own to the minibatch standard deviation, so that its features do not depend on the others.
+        """
+        return self._features(image, 1)
+
+    def _features(self, image: Tensor, stddev_group: int | None) -> list[Tensor]:
         size = self.config.size
         if image.shape[1:] != (3, size, size):
             raise ValueError(f"the discriminator takes pictures (N, 3, {size}, {size}), not {tuple(image.shape)}")
         limit = self.config.clamp
         x = self.from_rgb(image)
         x = x if limit is None else x.clamp(-limit, limit)
+        found: list[Tensor] = []
         for block in self.blocks:
             x = block(x)
-        x = self.conv(minibatch_stddev(x, self.config.stddev_group))
+            found.append(x)
+        x = self.conv(minibatch_stddev(x, stddev_group))
         x = x if limit is None else x.clamp(-limit, limit)
         with full_precision(x):
-            return self.out(self.dense(x.to(self.out.weight.dtype).flatten(1)))
+            return [*found, self.dense(x.to(self.out.weight.dtype).flatten(1))]

@@ -1,0 +1,28 @@
+"""The networks that judge and come with the package."""
+
+from importlib import resources
+from pathlib import Path
+from typing import cast
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gleansr.checkpoints import native
+from gleansr.models.features import SqueezeNet
+
+
+def squeezenet() -> SqueezeNet:
+    """SqueezeNet 1.1 with its ImageNet weights, in eval mode, frozen, float32, on the CPU."""
+    path = asset("squeezenet.safetensors")
+    return cast("SqueezeNet", native.read(path).build("features", path)).requires_grad_(False)
+
+
+def lpips_heads(net: str) -> list[Tensor]:
+    """The non-negative weights (64), (192 or 128), ... of the channels of five layers in LPIPS v0.1, for "alex" or "vgg"."""
+    tensors = load_file(asset("lpips.safetensors"))
+    return [tensors[f"{net}.{layer}"] for layer in range(5)]
+
+
+def asset(name: str) -> Path:
+    """A file of the package."""
+    return Path(str(resources.files("gleansr"))) / "assets" / name

@@ -1,0 +1,110 @@
+"""StyleGAN, the first version, in PULSE's two files: the synthesis network and the mapping network, two bare state dicts.
+
+The generator's names are those of lernapparat's port. What the files lack: the noise pictures, since PULSE passes its own (seeded ones
+stand in), the mean code (it is estimated where it is needed) and the RGB layers below the full size, which nothing reads (zeros stand in).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gleansr.checkpoints import pickles
+from gleansr.checkpoints.genforce import FUSED_FROM
+from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.weights import Weights, pair
+from gleansr.errors import CheckpointError
+from gleansr.models.layers import binomial_kernel
+from gleansr.models.stylegan import BLUR, StyleGANConfig
+
+NORM_EPS = 1e-5
+"""What torch's InstanceNorm2d adds to the variance, which PULSE takes instead of the official 1e-8."""
+
+SIGNATURES = {"synthesis": "blocks.4x4.const", "mapping": "dense0.weight"}
+"""A tensor that tells which of the two files one is."""
+
+
+def synthesis(weights: Weights) -> Network:
+    """The generator of the synthesis network's file and of the mapping network's beside it."""
+    return _generator(weights, _beside(weights, "mapping"))
+
+
+def mapping(weights: Weights) -> Network:
+    """The generator of the mapping network's file and of the synthesis network's beside it."""
+    return _generator(_beside(weights, "synthesis"), weights)
+
+
+def _beside(weights: Weights, part: str) -> Weights:
+    """The other file of the two, in the same folder: `part`.pt, or the only one that is called *_`part`.pt as in PULSE's cache."""
+    folder = Path(weights.source).parent
+    exact = folder / f"{part}.pt"
+    found = [exact] if exact.is_file() else sorted(folder.glob(f"*_{part}.pt"))
+    if len(found) != 1:
+        problem = f"there are {', '.join(path.name for path in found[:5])}" if found else "there is none"
+        raise weights.error(f"one of the two files of PULSE's StyleGAN; the other must lie beside it as {part}.pt, but {problem}")
+    contents = pickles.load_torch(found[0])
+    if not isinstance(contents, Mapping) or SIGNATURES[part] not in contents:
+        raise CheckpointError(f"{found[0]}: not the {part} network of PULSE's StyleGAN: it lacks the tensor {SIGNATURES[part]}")
+    if others := [str(name) for name, value in contents.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{found[0]}: not tensors: {', '.join(others[:10])}")
+    return Weights({str(name): value for name, value in contents.items()}, "", found[0])
+
+
+def _generator(synthesis: Weights, mapping: Weights) -> Network:
+    n = synthesis.count(lambda j: f"blocks.{4 * 2**j}x{4 * 2**j}.conv0_up.weight" if j else "blocks.4x4.const", limit=9)
+    sizes = [4 * 2**j for j in range(n)]
+    config = StyleGANConfig(
+        channels=tuple(synthesis.size(f"blocks.{size}x{size}.epi1.noise.weight", 0) for size in sizes),
+        code_dim=synthesis.size("blocks.4x4.epi1.style_mod.lin.weight", 1),
+        mapping_layers=mapping.count(lambda k: f"dense{k}.weight"),
+        norm_eps=NORM_EPS,
+    )
+    names = {"synthesis.constant": "synthesis.blocks.4x4.const"} | pair(f"synthesis.to_rgb.{n - 1}", "synthesis.torgb")
+    for k in range(config.mapping_layers):
+        names |= pair(f"mapping.layers.{k}", f"mapping.dense{k}")
+    for i in range(2 * n):
+        ours, size = f"synthesis.layers.{i}", sizes[i // 2]
+        block, conv = f"synthesis.blocks.{size}x{size}", "conv1" if i % 2 else "conv0_up"
+        conv = f"{block}.{conv if size > 4 else 'conv'}" if i else block  # the first layer has no convolution, but a bias
+        names |= pair(f"{ours}.affine", f"{block}.epi{i % 2 + 1}.style_mod.lin") | {f"{ours}.bias": f"{conv}.bias"}
+        names[f"{ours}.noise_strength"] = f"{block}.epi{i % 2 + 1}.noise.weight"
+        if i:
+            names[f"{ours}.conv.weight"] = f"{conv}.weight"
+
+    lacking = _lacking(config)
+    names |= {name: f"lacking.{name}" for name in lacking}
+    tensors = {f"lacking.{name}": tensor for name, tensor in lacking.items()}
+    tensors |= {f"synthesis.{name}": tensor for name, tensor in _without_filters(synthesis, sizes[1:]).items()}
+    tensors |= {f"mapping.{name}": tensor for name, tensor in mapping.tensors.items()}
+    up = {f"synthesis.layers.{2 * j}.conv.weight": sizes[j] for j in range(1, n)}  # -> the size that they enlarge to
+    joined = Weights(tensors, "", f"{synthesis.source} and {mapping.source}")
+    network = joined.translate("stylegan", config, names, lambda name, ours: (ours[1], ours[0], 3, 3) if name in up else ours)
+    for name, size in up.items():
+        kernel = tensors[names[name]].transpose(0, 1)
+        network.tensors[name] = (kernel if size >= FUSED_FROM else kernel.flip(2, 3)).contiguous()  # see UpConv
+    return network
+
+
+def _lacking(config: StyleGANConfig) -> dict[str, Tensor]:
+    """What the files do not hold, by our names."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for i in range(config.n_codes):
+        size = 4 * 2 ** (i // 2)
+        tensors[f"synthesis.noise_{i}"] = torch.randn(1, 1, size, size, generator=generator)
+    for j, channels in enumerate(config.channels[:-1]):
+        tensors[f"synthesis.to_rgb.{j}.weight"] = torch.zeros(3, channels, 1, 1)
+        tensors[f"synthesis.to_rgb.{j}.bias"] = torch.zeros(3)
+    return tensors
+
+
+def _without_filters(synthesis: Weights, sizes: list[int]) -> dict[str, Tensor]:
+    """The tensors without the low-pass filters, one for each doubling, which must equal ours."""
+    tensors = dict(synthesis.tensors)
+    for size in sizes:
+        name = f"blocks.{size}x{size}.conv0_up.intermediate.kernel"
+        kernel = tensors.pop(name, None)
+        if kernel is not None and (kernel.shape != (1, 1, 3, 3) or not torch.allclose(kernel.float(), binomial_kernel(1, BLUR), atol=1e-4)):
+            raise synthesis.error(f"the filter {name} is not [1, 2, 1], the only one that is supported")
+    return tensors

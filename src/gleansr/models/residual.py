@@ -1,0 +1,64 @@
+"""A plain residual network without a latent bank: what enlarging learns from pairs of pictures alone.
+
+Source: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, on top of bicubic interpolation.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gleansr.configs import Range, check
+from gleansr.models.rrdb import conv3x3
+from gleansr.resize import resize
+
+
+@dataclass(frozen=True)
+class ResidualNetConfig:
+    """Architecture of a plain residual network."""
+
+    scale: Annotated[int, Range(1, 64)] = 8
+    """Enlargement."""
+    features: Annotated[int, Range(1, 8192)] = 48
+    """Channels of every layer but the last, which has 3 * scale^2."""
+    n_blocks: Annotated[int, Range(0, 256)] = 12
+    """Number of residual blocks."""
+
+    def __post_init__(self):
+        check(self)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))). x (N, C, H, W) -> the same shape."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = conv3x3(features, features)
+        self.conv2 = conv3x3(features, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu_(self.conv1(x)))
+
+
+class ResidualNet(nn.Module):
+    """Bicubic enlargement, and what residual blocks at the input's size add to it by pixel shuffle."""
+
+    def __init__(self, config: ResidualNetConfig):
+        super().__init__()
+        self.config = config
+        self.first = conv3x3(3, config.features)
+        self.body = nn.Sequential(*(ResidualBlock(config.features) for _ in range(config.n_blocks)))
+        self.last = conv3x3(config.features, 3 * config.scale**2)
+        # Untrained, it is bicubic interpolation to the bit: training starts at the score to beat, with no checkerboard to unlearn.
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, 3, H, W), RGB in [-1, 1], float32 -> (N, 3, scale * H, scale * W), float32 under autocast too, not clamped.
+
+        Raises RequestError, as `resize` does, if x is of half precision or holds NaN or infinity.
+        """
+        added = F.pixel_shuffle(self.last(self.body(self.first(x))), self.config.scale)
+        return added + (torch.empty_like(added) if x.is_meta else resize(x, scale=self.config.scale))
