@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import in_turn, mmagic, peak_of, print_peak, times
+from gleansr.checkpoints.bundled import squeezenet
 from gleansr.models.glean import GLEAN, glean_full
 from gleansr.models.layers import placed
 from gleansr.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, stylegan2_channels
@@ -46,7 +47,7 @@ def step(which: str, options: argparse.Namespace, device: torch.device) -> Step:
     sizes = (options.in_size, options.out_size, device)
     model, discriminator, parameters = ours(*sizes) if which == "ours" else peer(options.peer, *sizes)
     model.train()
-    features = L.squeezenet().to(device)
+    features = squeezenet().to(device)
     g_optimizer, d_optimizer = (torch.optim.Adam(p, 1e-4, (0.9, 0.99)) for p in (parameters, discriminator.parameters()))
     layout = torch.channels_last if which == "ours" else torch.contiguous_format
     scale = options.out_size // options.in_size

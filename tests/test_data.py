@@ -68,7 +68,7 @@ def test_pictures_are_cut_and_resized(tmp_path: Path):
 
 
 def test_ways_to_fit():
-    tall = torch.rand(3, 40, 24, dtype=torch.float64)
+    tall = torch.randint(256, (3, 40, 24), generator=torch.Generator().manual_seed(0)).double() / 255
     expected = (resize(tall, size=16).clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(fitted(tall, 16, DataConfig(aspect="squash")), expected)
     cars = fitted(torch.ones(3, 48, 96), 32, DataConfig(aspect="bars"))
@@ -133,6 +133,42 @@ def test_half_are_mirrored_and_low_pictures_with_them(folder: Path):
     assert 150 < count < 250
     assert float(plain[0].min()) >= -1
     assert float(plain[0].max()) <= 1
+
+
+def test_turned_pictures_take_all_eight_ways_and_low_pictures_with_them(folder: Path):
+    turned = batches(folder, DataConfig(train=(str(folder),), rotate=True), end=400, batch_size=400)[0]
+    plain = batches(folder, DataConfig(train=(str(folder),), flip=False), end=400, batch_size=400)[0]
+    counts = [0] * 8
+    for truth, low, truth0, low0 in zip(*turned, *plain, strict=True):
+        ways = [(p.flip(2) if k >= 4 else p).rot90(k, (1, 2)) for k in range(8) for p in (truth0,)]
+        (way,) = [k for k, other in enumerate(ways) if torch.equal(truth, other)]
+        assert torch.equal(low, (low0.flip(2) if way >= 4 else low0).rot90(way, (1, 2)))
+        counts[way] += 1
+    assert min(counts) > 25
+
+
+def test_patches_are_cut_on_the_grid_of_the_low_pictures(folder: Path):
+    cut = batches(folder, DataConfig(train=(str(folder),), patch=8), end=400, batch_size=400)[0]
+    whole = batches(folder, end=400, batch_size=400)[0]
+    assert (cut[0].shape, cut[1].shape) == ((400, 3, 8, 8), (400, 3, 2, 2))
+    seen: set[tuple[int, int]] = set()
+    for truth, low, truth0, low0 in zip(*cut, *whole, strict=True):
+        corners = [(y, x) for y in range(3) for x in range(3) if torch.equal(truth, truth0[:, 4 * y : 4 * y + 8, 4 * x : 4 * x + 8])]
+        ((y, x),) = corners
+        assert torch.equal(low, low0[:, y : y + 2, x : x + 2])
+        seen.add((y, x))
+    assert len(seen) == 9
+
+
+def test_turns_and_patches_follow_from_the_position_alone(folder: Path):
+    config = DataConfig(train=(str(folder),), patch=8, rotate=True)
+    whole, later = batches(folder, config), batches(folder, config, start=20)
+    shares = [batches(folder, config, share=Share(rank, 2)) for rank in range(2)]
+    for i in range(2):
+        assert all(torch.equal(batch[i], other[i]) for batch, other in zip(whole[5:], later, strict=True))
+        for batch, even, odd in zip(whole, *shares, strict=True):
+            assert torch.equal(batch[i][0::2], even[i])
+            assert torch.equal(batch[i][1::2], odd[i])
 
 
 def test_prepared_pairs_equal_those_made_on_the_fly(folder: Path, tmp_path: Path):

@@ -21,12 +21,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from gleansr.cli import main
+from gleansr.data import prepare as module
+from gleansr.data.datasets import KINDS, Box, open_dataset, read_list
+from gleansr.data.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
+from gleansr.data.sources import open_pairs, open_source, prepared_low
 from gleansr.errors import PictureError, RequestError
 from gleansr.resize import degrade, resize
-from gleansr.training import prepare as module
-from gleansr.training.datasets import KINDS, Box, open_dataset, read_list
-from gleansr.training.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
-from gleansr.training.sources import open_pairs, open_source, prepared_low
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_hostile_names_stay_inside_and_visible(tmp_path: Path):
 SLOW = """
 import sys, time
 from pathlib import Path
-from gleansr.training.prepare import plan, prepare
+from gleansr.data.prepare import plan, prepare
 if __name__ == "__main__":
     prepare(plan("folder", sys.argv[1], size=8, scales=[2]), Path(sys.argv[2]), workers=2, progress=lambda *_: time.sleep(0.2))
 """

@@ -107,21 +107,79 @@ def test_two_processes_train_as_one_with_the_whole_batch(recipe: Path, alone: Pa
     assert any(not torch.equal(whole[name], shared[name]) for name in whole)
 
 
+RIVAL = """
+lr = 1e-3
+pixel = "l1"
+adversarial = "relativistic"
+discriminator = {{ size = 32, features = 2 }}
+
+[about]
+name = "tiny-rival"
+
+[network]
+kind = "esrgan+"
+in_size = 8
+out_size = 32
+features = 4
+growth = 2
+n_blocks = 1
+noise = 0.1
+
+[data]
+train = ["{pictures}"]
+small = "enlarge"
+
+[run]
+iterations = 2
+batch_size = 4
+checkpoint_every = 4
+log_every = 4
+tensorboard = false
+"""
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+import torch
+from gleansr.training.config import NetworkRecipe, load_recipe
+from gleansr.training.devices import launch
+from gleansr.training.enlarge import train_network
+
+torch.set_num_threads(1)
+fabric = launch("cpu", 2)
+for folder, changes in (("whole", []), ("cut", ["run.iterations=1"]), ("cut", [])):
+    train_network(load_recipe(NetworkRecipe, sys.argv[1], changes), Path(sys.argv[2]) / folder, fabric)
+"""
+
+
+def test_batch_normalisation_and_noise_in_two_processes(recipe: Path, tmp_path: Path):
+    """Each normalises its share and draws noise of its own, and a stop between the steps changes nothing."""
+    (tmp_path / "rival.toml").write_text(RIVAL.format(pictures=recipe.parent / "pictures"))
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run([*launcher, str(tmp_path / "stopped.py"), str(tmp_path / "rival.toml"), str(tmp_path)])
+    whole, cut = (torch.load(tmp_path / folder / "states" / "000000008.pt", weights_only=True) for folder in ("whole", "cut"))
+    for part in ("model", "discriminator"):
+        assert all(torch.equal(tensor, cut[part][name]) for name, tensor in whole[part].items()), part
+    assert lines(tmp_path / "whole")[-1]["discriminator"] == lines(tmp_path / "cut")[-1]["discriminator"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from gleansr.training.config import GLEANRecipe, load_recipe
+from gleansr.training.config import NetworkRecipe, load_recipe
 from gleansr.training.devices import launch
-from gleansr.training.glean import train_glean
+from gleansr.training.enlarge import train_network
 
 def die(images, line):
     if images == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 torch.set_num_threads(1)
-recipe = load_recipe(GLEANRecipe, sys.argv[1])
-train_glean(recipe, Path(sys.argv[2]), launch(recipe.run, "cpu", 1), die)
+recipe = load_recipe(NetworkRecipe, sys.argv[1])
+train_network(recipe, Path(sys.argv[2]), launch("cpu", 1), die)
 """
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from gleansr.data import shards, sources
+from gleansr.data.shards import expand
+from gleansr.data.sources import open_pairs, open_source
 from gleansr.errors import DownloadError, PictureError, RequestError
-from gleansr.training import shards, sources
-from gleansr.training.shards import expand
-from gleansr.training.sources import open_pairs, open_source
 
 CONTENTS = {
     name: os.urandom(size) for name, size in {"b c.png": 300, "a.JPG": 70_000, "sub/ü.webp": 1, "sub/a.jpg": 10, "z.jpeg": 0}.items()

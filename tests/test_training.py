@@ -1,5 +1,6 @@
 """Losses against hand-computed values, and tiny runs of both loops: they learn, go on where they stopped, and leave the bank alone."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from gleansr.checkpoints import native
+from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.models.features import VGG16
 from gleansr.models.glean import GLEAN
@@ -21,10 +23,10 @@ from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscrimina
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training import losses
 from gleansr.training.bank import train_bank
-from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, GLEANNetworkConfig, GLEANRecipe, RunConfig
+from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, GLEANNetworkConfig, NetworkRecipe, RunConfig
 from gleansr.training.devices import find_devices, launch
-from gleansr.training.glean import schedule, train_glean
-from gleansr.training.plan import glean_plan
+from gleansr.training.enlarge import schedule, train_network
+from gleansr.training.plan import network_plan
 from gleansr.training.state import Log, Meter, States, StoppedError, passed
 
 CPU = torch.device("cpu")
@@ -61,7 +63,7 @@ def bank(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(train_bank(bank_recipe(pictures), tmp_path_factory.mktemp("bank"), CPU))
 
 
-def glean_recipe(pictures: str, bank_file: str, **changes) -> GLEANRecipe:
+def glean_recipe(pictures: str, bank_file: str, **changes) -> NetworkRecipe:
     values = {
         "about": AboutConfig("tiny-glean", "blobs", "CC0-1.0", "nobody"),
         "network": GLEANNetworkConfig(in_size=4, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4),
@@ -71,7 +73,7 @@ def glean_recipe(pictures: str, bank_file: str, **changes) -> GLEANRecipe:
         "lr": 1e-3,
         "ema_half_life": 8,
     }
-    return GLEANRecipe(**(values | changes))
+    return NetworkRecipe(**(values | changes))
 
 
 # ------------------------------------------------------------------------------------------------------------------ losses
@@ -106,7 +108,7 @@ def test_both_forms_of_equation_3_pull_the_same_way_but_differently_hard():
 @pytest.mark.parametrize("network", ["squeezenet", "vgg16"])
 def test_equation_2_is_the_distance_of_features_and_reaches_the_result_only(network: str):
     torch.manual_seed(0)
-    features = losses.squeezenet() if network == "squeezenet" else VGG16().requires_grad_(False)
+    features = squeezenet() if network == "squeezenet" else VGG16().requires_grad_(False)
     truth = torch.rand(2, 3, 32, 32).mul(2).sub(1).requires_grad_()
     result = (truth.detach() + 0.1 * torch.randn_like(truth)).requires_grad_()
     loss = losses.equation2_perceptual(features, result, truth)
@@ -174,9 +176,9 @@ def test_path_length_mean_moves_by_the_decay():
 # ------------------------------------------------------------------------------------------------------------------- loops
 
 
-def glean(recipe: GLEANRecipe, output: Path, progress=None, resume: str = "auto") -> Path:
+def glean(recipe: NetworkRecipe, output: Path, progress=None, resume: str = "auto") -> Path:
     """Trains in this process, on the CPU."""
-    return train_glean(recipe, output, launch(recipe.run, "cpu", 1), progress, resume)
+    return train_network(recipe, output, launch("cpu", 1), progress, resume)
 
 
 def log_lines(folder: Path) -> list[dict]:
@@ -240,6 +242,21 @@ def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Pat
     other = StyleGAN2Config((8, 6, 4, 4), code_dim=8, mapping_layers=2)
     with pytest.raises(RequestError, match="cannot grow into"):
         train_bank(bank_recipe(pictures, network=other, run=run, start=bank), tmp_path / "other", CPU)
+
+
+def test_a_bank_that_stays_as_it_is_gets_a_discriminator(pictures: str, bank: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    alone = native.read(bank)
+    networks = {"generator": alone.networks["generator"]}
+    native.write(tmp_path / "alone.safetensors", dataclasses.replace(alone, networks=networks))
+    changes = {"start": str(tmp_path / "alone.safetensors"), "lr": 0.0, "discriminator_lr": 0.002}
+    path = train_bank(bank_recipe(pictures, **changes), tmp_path / "run", CPU)
+    assert "has no discriminator, a new one starts" in caplog.text
+    before, after = _tensors(Path(bank)), _tensors(path)
+    kept = [name for name in after if name.startswith("generator.") and "mean_code" not in name]
+    assert kept
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert not torch.equal(before["discriminator.out.weight"], after["discriminator.out.weight"])
+    assert "g_loss" not in log_lines(tmp_path / "run")[-1]
 
 
 def test_projected_discriminator_trains_the_bank_and_is_not_kept(pictures: str, tmp_path: Path):
@@ -497,7 +514,7 @@ def test_glean_around_a_stylegan_and_its_discriminator(pictures: str, tmp_path: 
     # Four steps of Adam away from the bank's own, not from anew.
     assert all(float((trained[name] - given[name]).abs().max()) <= 5e-4 for name in given)
     assert any(not torch.equal(trained[name], given[name]) for name in given)
-    assert glean_plan(recipe)["parameters"]["discriminator"] == sum(t.numel() for t in given.values())
+    assert network_plan(recipe)["parameters"]["discriminator"] == sum(t.numel() for t in given.values())
 
 
 def test_tensorboard_gets_figures_and_samples(pictures: str, bank: str, tmp_path: Path):

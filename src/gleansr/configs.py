@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 import math
+import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from gleansr.errors import RequestError
@@ -69,6 +70,20 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def override(text: str) -> dict[str, Any]:
+    """'run.iterations=1000', as the command line gives changes, as a nested table; a value that is no TOML is taken as a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RequestError(f"a change must look like run.iterations=1000, not {text!r}")
+    try:
+        return tomllib.loads(f"{key} = {value}")
+    except tomllib.TOMLDecodeError:
+        nested: Any = value.strip()
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        return nested
+
+
 def _dataclass(cls: type, data: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(data, Mapping):
         problems.append(f"{where or 'the top level'} must be a table, not {data!r}")
@@ -106,6 +121,12 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if value is None and type(None) in arguments:
             return None
         options = [a for a in arguments if a is not type(None)]
+        if isinstance(value, Mapping) and (kinds := _kinds(options)):
+            kind = value.get("kind", next(iter(kinds)))
+            if kind not in list(kinds):  # which, unlike a dictionary, can be asked for a list
+                problems.append(f"{where}.kind must be {' or '.join(map(repr, kinds))}, not {kind!r}")
+                return None
+            return _value(kinds[kind], value, where, problems)
         attempts: list[list[str]] = []
         for option in options:
             attempts.append([])
@@ -138,6 +159,14 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         return value
     problems.append(f"{where} must be {_name(hint)}, not {value!r}")
     return None
+
+
+def _kinds(options: Sequence[Any]) -> dict[str, Any]:
+    """The dataclasses among `options` by the value of their field `kind`, where all of them have one; the first is meant by default."""
+    hints = [typing.get_type_hints(option).get("kind") if dataclasses.is_dataclass(option) else None for option in options]
+    if any(typing.get_origin(hint) is not typing.Literal for hint in hints):
+        return {}
+    return {kind: option for option, hint in zip(options, hints, strict=True) for kind in typing.get_args(hint)}
 
 
 def _name(hint: Any) -> str:

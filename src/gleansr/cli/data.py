@@ -11,7 +11,7 @@ from rich.text import Text
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
-    from gleansr.training.prepare import Preparation
+    from gleansr.data.prepare import Preparation
 
 _SHOWN = 20  # problems that are named on the terminal; the set's records hold all
 
@@ -51,7 +51,7 @@ def data(
         strict: Stop at the first picture that cannot be used.
         overwrite: Replace a set that was made with other options.
     """
-    from gleansr.training.prepare import plan
+    from gleansr.data.prepare import plan
 
     if action == "kinds":
         _kinds()
@@ -65,7 +65,7 @@ def data(
 
 
 def _kinds() -> None:
-    from gleansr.training.datasets import KINDS
+    from gleansr.data.datasets import KINDS
 
     for kind in KINDS:
         defaults = f"{kind.size or '--size N'} px, --aspect {kind.aspect}, --small {kind.small}"
@@ -88,7 +88,7 @@ class _Rate(ProgressColumn):
 
 
 def _prepare(preparation: "Preparation", output: Path, workers: int | None, strict: bool, overwrite: bool) -> None:
-    from gleansr.training.prepare import RECORDS, prepare
+    from gleansr.data.prepare import RECORDS, prepare
 
     console = Console(stderr=True, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -48,13 +49,25 @@ def fetching(name: str) -> Iterator[Callable[[int, int | None], None]]:
         yield received
 
 
+def steps_of(progress: Progress) -> Callable[[int, int], None]:
+    """A second bar for the steps of a slow method, shown from its first step on."""
+    tasks: list[TaskID] = []
+
+    def report(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(progress.add_task("searching", total=total))
+        progress.update(tasks[0], completed=done, total=total)
+
+    return report
+
+
 @contextmanager
 def training(total: int, *, shown: bool = True) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     """A bar over `total` pictures; yields what to call with the pictures seen and the line of the log. Warnings appear above the bar."""
     console = Console(stderr=True, soft_wrap=True)
     speed = TextColumn("{task.fields[speed]} pictures/s")
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn(elapsed_when_finished=True))
-    handler = _Printing(console)
+    handler = Printing(console)
     logging.getLogger("gleansr").addHandler(handler)
     try:
         with Progress(*columns, console=console, disable=not shown, speed_estimate_period=600) as progress:
@@ -70,7 +83,9 @@ def training(total: int, *, shown: bool = True) -> Iterator[Callable[[int, dict[
         logging.getLogger("gleansr").removeHandler(handler)
 
 
-class _Printing(logging.Handler):
+class Printing(logging.Handler):
+    """Prints warnings above a bar."""
+
     def __init__(self, console: Console):
         super().__init__(logging.WARNING)
         self.console = console

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from gleansr.training.config import GLEANRecipe
+    from gleansr.training.config import NetworkRecipe
 
 Folder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 Sources = tuple[str, ...]
@@ -29,12 +29,13 @@ def train(
     resume: str = "auto",
     dry_run: bool = False,
 ) -> None:
-    """Train a GLEAN around a bank. A run that was stopped goes on where it was when the same command is given again.
+    """Train a network that enlarges: a GLEAN around a bank, a plain network, an ESRGAN+. A run that was stopped goes on where it was when
+    the same command is given again.
 
     Args:
         recipe: A .toml file or the name of a bundled recipe.
         output: Folder for the states, the log, sample sheets and the model.
-        bank: The trained bank: a file of any supported layout, or the name of an official one.
+        bank: GLEAN's trained bank: a file of any supported layout, or the name of an official one.
         data: Pictures to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
         validation: Pictures to report on.
         set: Changes to the recipe, such as run.iterations=1000 lr=2e-4.
@@ -44,30 +45,30 @@ def train(
         resume: auto: go on from the newest state in the folder, if there is one. never: refuse a folder with states. Or a state file.
         dry_run: Check the recipe, print it resolved with its parameters, memory and the order of a step, and stop.
     """
-    from gleansr.training.config import GLEANRecipe, load_recipe
+    from gleansr.training.config import NetworkRecipe, load_recipe
 
     changes = _changes(data, validation) | ({"bank_file": bank} if bank else {})
-    resolved = load_recipe(GLEANRecipe, recipe, set, changes)
+    resolved = load_recipe(NetworkRecipe, recipe, set, changes)
     if dry_run:
-        from gleansr.training.plan import glean_plan
+        from gleansr.training.plan import network_plan
 
-        print(json.dumps(glean_plan(resolved, devices), indent=2))
+        print(json.dumps(network_plan(resolved, devices), indent=2))
         return
     from gleansr.cli.progress import training
     from gleansr.training.devices import find_devices, launch
-    from gleansr.training.glean import train_glean
+    from gleansr.training.enlarge import train_network
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says of itself is in our own log
     accelerator, chosen, machines, remark = find_devices(resolved.run, device, devices, nodes)
     folder = _wanted(output)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the others wait for the file
         _fetch(resolved)
-    fabric = launch(resolved.run, accelerator, chosen, machines)
+    fabric = launch(accelerator, chosen, machines)
     first = fabric.global_rank == 0
     if remark and first:
         _say(remark)
     with training(resolved.run.images, shown=first) as report:
-        path = train_glean(resolved, folder, fabric, report, resume)
+        path = train_network(resolved, folder, fabric, report, resume)
     if first:
         _say(f"finished: {path}")
 
@@ -119,17 +120,17 @@ def _changes(data: Sources, validation: Sources) -> dict[str, Any]:
     return {"data": {key: value for key, value in given.items() if value}}
 
 
-def _fetch(recipe: "GLEANRecipe") -> None:
+def _fetch(recipe: "NetworkRecipe") -> None:
     """Downloads what the recipe names and this machine lacks, with progress."""
-    from gleansr.checkpoints.torchvision import vgg16_file
+    from gleansr.checkpoints.torchvision import vgg16_file, vgg19_file
     from gleansr.cli.progress import fetched, fetching
 
     for model in (recipe.bank_file, recipe.start):
         if model:
             fetched(model, offline=False)
-    if recipe.perceptual == "vgg16" and not recipe.perceptual_file:
-        with fetching("VGG16") as progress:
-            vgg16_file(progress=progress)
+    if recipe.perceptual != "squeezenet" and recipe.perceptual_weight and not recipe.perceptual_file:
+        with fetching(recipe.perceptual.upper()) as progress:
+            (vgg16_file if recipe.perceptual == "vgg16" else vgg19_file)(progress=progress)
 
 
 def _wanted(output: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from gleansr import checkpoints
 from gleansr.checkpoints import native
+from gleansr.checkpoints.bundled import squeezenet
+from gleansr.checkpoints.native import bank_within
 from gleansr.errors import RequestError
 from gleansr.models.layers import placed
 from gleansr.models.projected import ProjectedDiscriminator
@@ -19,10 +22,12 @@ from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.training.augment import AdaptiveProbability, Augment
 from gleansr.training.config import BankRecipe
 from gleansr.training.data import Batches, open_pictures, warn_left_out
-from gleansr.training.losses import equation3_adversarial, equation5_discriminator, path_length_penalty, r1_penalty, squeezenet
+from gleansr.training.losses import equation3_adversarial, equation5_discriminator, path_length_penalty, r1_penalty
 from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid, stoppable
 
 Progress = Callable[[int, dict[str, Any]], None]
+
+logger = logging.getLogger(__name__)
 
 
 def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress: Progress | None = None, resume: str = "auto") -> Path:
@@ -97,27 +102,29 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                 losses["r1"] = penalty
             _step(d_optimizer, d_loss)
 
-            # Generator: non-saturating logistic loss, path length every now and then on half a batch.
-            generator.requires_grad_(True)
-            trained.requires_grad_(False)
-            with autocast:
-                fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
-                g_loss = equation3_adversarial(discriminator(augment(fake, probability.p)))
-            losses["g_loss"] = g_loss
-            if projected:
-                # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
-                losses["overshoot"] = (fake.abs() - 1).relu().square().mean()
-                g_loss = g_loss + 10 * losses["overshoot"]
-            if recipe.path_length_weight and number % recipe.path_length_every == 0:
-                codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing)
-                penalty, mean_length = path_length_penalty(generator, codes, mean_length)
-                g_loss = g_loss + penalty * (recipe.path_length_weight * recipe.path_length_every)
-                losses["path_length"] = penalty
-            _step(g_optimizer, g_loss)
+            if recipe.lr:
+                # Generator: non-saturating logistic loss, path length every now and then on half a batch.
+                generator.requires_grad_(True)
+                trained.requires_grad_(False)
+                with autocast:
+                    fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
+                    g_loss = equation3_adversarial(discriminator(augment(fake, probability.p)))
+                losses["g_loss"] = g_loss
+                if projected:
+                    # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
+                    losses["overshoot"] = (fake.abs() - 1).relu().square().mean()
+                    g_loss = g_loss + 10 * losses["overshoot"]
+                if recipe.path_length_weight and number % recipe.path_length_every == 0:
+                    codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing)
+                    penalty, mean_length = path_length_penalty(generator, codes, mean_length)
+                    g_loss = g_loss + penalty * (recipe.path_length_weight * recipe.path_length_every)
+                    losses["path_length"] = penalty
+                _step(g_optimizer, g_loss)
 
             images += run.batch_size
-            half_life = min(recipe.ema_half_life, images * recipe.ema_ramp_up)
-            average(averaged, generator, 0.5 ** (run.batch_size / half_life))
+            if recipe.lr:
+                half_life = min(recipe.ema_half_life, images * recipe.ema_ramp_up)
+                average(averaged, generator, 0.5 ** (run.batch_size / half_life))
             meter.add(images, losses, waited)
 
             end = images >= run.images
@@ -187,10 +194,13 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> 
     The discriminator's blocks are numbered from the top, so those of the smaller one are its last. What reads the picture is new unless the
     size is the same.
     """
-    checkpoint = checkpoints.read(source)
+    checkpoint = bank_within(checkpoints.read(source))
     parts: dict[str, StyleGAN2 | StyleGAN2Discriminator] = {"generator": generator}
     if isinstance(discriminator, StyleGAN2Discriminator):
-        parts["discriminator"] = discriminator
+        if "discriminator" in checkpoint.networks:
+            parts["discriminator"] = discriminator
+        else:
+            logger.warning("%s: has no discriminator, a new one starts", source)
     for part, model in parts.items():
         network = checkpoint.networks.get(part)
         if network is None:

@@ -7,10 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from gleansr.configs import Range, check, from_dict, merge
+from gleansr.configs import Range, check, from_dict, merge, override
+from gleansr.data.fit import Aspect
 from gleansr.errors import RequestError
+from gleansr.models.esrgan_plus import ESRGANDiscriminatorConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.training.fit import Aspect
+from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
 
 R = TypeVar("R")
 Positive = Annotated[int, Range(1)]
@@ -33,6 +35,11 @@ class DataConfig:
     """How many of the validation pictures to use."""
     flip: bool = True
     """Mirror half of the pictures left to right."""
+    rotate: bool = False
+    """Turn the pictures by 0, 90, 180 or 270 degrees, for what has no upright; with `flip` all eight ways of a square."""
+    patch: Annotated[int | None, Range(1)] = None
+    """Height and width of the part of each picture to train on, at a random place on the grid of the low-resolution pixels; None: all of
+    it."""
     degradation: Literal["bicubic", "blind"] = "bicubic"
     """How the low-resolution pictures are made: MATLAB's bicubic and 8 bits, or blur, noise and JPEG of random strength."""
     aspect: Aspect = "crop"
@@ -127,14 +134,14 @@ class BankRecipe:
     needs far fewer pictures and leaves no discriminator behind."""
     data: DataConfig = field(default_factory=DataConfig)
     start: str | None = None
-    """A bank of the same or a smaller size with the same channels to start from, as in progressive growing."""
+    """A bank, alone or in a GLEAN, of the same or a smaller size with the same channels to start from, as in progressive growing."""
     lr: Weight = 0.0025
-    """Learning rate of Adam for the generator."""
-    discriminator_lr: Weight | None = None
+    """Learning rate of Adam for the generator; 0 leaves it as it is: only the discriminator learns, for DGP."""
+    discriminator_lr: Annotated[float | None, Range(0)] = None
     """Learning rate of Adam for the discriminator; None: that of the generator."""
     betas: Betas = (0.0, 0.99)
     """Moment decays of Adam."""
-    r1_gamma: Weight | None = None
+    r1_gamma: Annotated[float | None, Range(0)] = None
     """Weight of the R1 penalty; None: 0.0002 * size^2 / batch_size, the heuristic of StyleGAN2-ADA."""
     r1_every: Positive = 16
     """Steps between two R1 penalties (lazy regularisation)."""
@@ -158,74 +165,53 @@ class BankRecipe:
             self,
             (self.run.devices == 1, f"a bank is trained on one device, so run.devices must be 1, not {self.run.devices}"),
             (not self.data.train_low, "a bank is trained without low-resolution pictures, so data.train_low must be empty"),
+            (self.data.patch is None, "a bank is trained on whole pictures, so leave out data.patch"),
         )
 
 
 @dataclass(frozen=True)
-class GLEANNetworkConfig:
-    """Architecture of the encoder and decoder around the bank."""
-
-    in_size: int
-    """Height and width of the low-resolution picture."""
-    out_size: int
-    """Height and width of the result, which must be the bank's."""
-    content_height: int | None = None
-    """Rows in the middle of the result that are picture, between black bars: 384 of 512 for LSUN cars; None: all."""
-    n_rrdb: Annotated[int, Range(0, 256)] = 23
-    """Residual-in-residual dense blocks."""
-    features: Annotated[int, Range(1, 8192)] = 64
-    """Channels of those blocks."""
-    growth: Annotated[int, Range(1, 8192)] = 32
-    """Channels that each of their convolutions adds."""
-    out_features: Annotated[int, Range(1, 8192)] = 64
-    """Channels between the last two convolutions."""
-
-    def __post_init__(self):
-        sizes, rows = (self.in_size, self.out_size), self.content_height
-        check(
-            self,
-            (
-                all(4 <= size <= 1024 and size & (size - 1) == 0 for size in sizes) and self.in_size < self.out_size,
-                f"GLEAN takes powers of two with 4 <= in_size < out_size <= 1024, not {self.in_size} -> {self.out_size}",
-            ),
-            (
-                rows is None or (0 < rows <= self.out_size and rows * self.in_size % (2 * self.out_size) == 0),
-                f"content_height must be at most out_size and an even number of low-resolution rows, not {rows}",
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class GLEANRecipe:
-    """Training of a GLEAN with equations (1) to (5) of the paper's supplement."""
+class NetworkRecipe:
+    """Training of a network that enlarges: a GLEAN, with equations (1) to (5) of the paper's supplement, or a feed-forward rival."""
 
     about: AboutConfig
-    network: GLEANNetworkConfig
+    network: GLEANNetworkConfig | PlainNetworkConfig | ESRGANPlusNetworkConfig
     run: RunConfig
-    bank: Literal["stylegan2", "stylegan", "none"] = "stylegan2"
-    """Architecture of the generative latent bank; "none" trains the same decoder without one, to see what the bank gives."""
+    bank: Literal["stylegan2", "stylegan", "none"] | None = None
+    """Architecture of GLEAN's generative latent bank, by default "stylegan2"; "none" trains the same decoder without one, to see what the
+    bank gives. The other kinds of network have none."""
     bank_file: str = ""
     """The trained bank: a file of any layout, that of a GLEAN too, or the name of a model; "none" takes its channels only."""
-    discriminator: StyleGAN2Config | None = None
-    """Architecture of a discriminator that starts anew; None: start from the one in the bank's file, as the paper does, or where there is
-    none from a new one with the bank's channels."""
+    discriminator: StyleGAN2Config | ESRGANDiscriminatorConfig | None = None
+    """Architecture of a discriminator that starts anew: StyleGAN2's, told by its `channels`, or ESRGAN's, by its `size`. None: start from
+    the one in the bank's file, as the paper does, or where there is none from a new one with the bank's channels."""
     start: str | None = None
-    """A trained GLEAN around the same bank to start from, of this scale or another; layers that it lacks start anew."""
+    """A trained network to start from: a GLEAN around the same bank, of this scale or another; for ESRGAN+ an ESRGAN+ or an ESRGAN; for a
+    plain network a plain one. Layers that it lacks start anew."""
     data: DataConfig = field(default_factory=DataConfig)
     lr: Weight = 1e-4
-    """Initial learning rate of Adam for both networks; cosine annealing over the whole run."""
+    """Initial learning rate of Adam for both networks."""
     betas: Betas = (0.9, 0.99)
     """Moment decays of Adam."""
+    schedule: Literal["cosine", "halving"] = "cosine"
+    """Course of the learning rate: cosine annealing over the whole run, or halved at `halve_at`."""
+    halve_at: Annotated[tuple[int, ...], Range(1)] = ()
+    """Iterations after which the learning rate is halved."""
     warm_up: Count = 0
     """Pictures over which the learning rate rises from 0."""
-    perceptual: Literal["vgg16", "squeezenet"] = "squeezenet"
-    """Network of equation (2): VGG16 as in the paper, fetched at first use (528 MB), or SqueezeNet 1.1, which comes with the package."""
+    pixel: Literal["mse", "l1"] = "mse"
+    """Equation (1): the mean squared error, or the mean absolute error as ESRGAN+ has it. Pictures are in [-1, 1]."""
+    pixel_weight: Weight = 1.0
+    """Weight of that error in equation (4), 1 in the paper. ESRGAN+ has 0.01 for pictures in [0, 1], hence 0.005 here."""
+    perceptual: Literal["vgg16", "vgg19", "squeezenet"] = "squeezenet"
+    """Network of equation (2): VGG16 as in the paper, fetched at first use (528 MB); VGG19 as in ESRGAN+ (548 MB); or SqueezeNet 1.1, which
+    comes with the package."""
     perceptual_file: str | None = None
-    """File with the weights of VGG16 (torchvision's vgg16-397923af.pth), instead of fetching it."""
+    """File with the weights of VGG16 or VGG19 (torchvision's vgg16-397923af.pth, vgg19-dcbb9e9d.pth), instead of fetching it."""
     perceptual_input: Literal["signed", "unit"] = "signed"
-    """What VGG16 is shown: pictures in [-1, 1], though it was trained on [0, 1], as the official code does; or in [0, 1]."""
+    """What VGG16 is shown: pictures in [-1, 1], though it was trained on [0, 1], as the official code does; or in [0, 1]. VGG19 always
+    sees [0, 1]."""
     perceptual_weight: Weight = 1e-2
-    """alpha_percep of equation (4)."""
+    """alpha_percep of equation (4); 0 trains without a perceptual loss."""
     adversarial_weight: Weight = 1e-2
     """alpha_gen of equation (4); 0 trains without a discriminator."""
     lattice_weight: Weight = 0
@@ -234,19 +220,58 @@ class GLEANRecipe:
     """Weight of a penalty on frequencies that are stronger than in the true picture, which shows as hatching; 0: none, as in the paper."""
     adversarial_from: Count = 0
     """Pictures after which the adversarial loss begins."""
-    adversarial: Literal["non-saturating", "saturating"] = "non-saturating"
-    """Form of equation (3): as printed its gradient vanishes where the discriminator is sure; the non-saturating form, which the official
-    code uses, has the same fixed point."""
+    adversarial: Literal["non-saturating", "saturating", "relativistic"] = "non-saturating"
+    """Form of equations (3) and (5). As (3) is printed its gradient vanishes where the discriminator is sure; the non-saturating form,
+    which the official code uses, has the same fixed point. Relativistic, as in ESRGAN+: results and truths are judged against each other's
+    mean, with several processes that of each one's share."""
     ema_half_life: Weight = 0
     """Half-life of the averaged weights in pictures; 0: no averaging, as in the paper."""
 
     def __post_init__(self):
+        network, patch = self.network, self.data.patch
+        glean = isinstance(network, GLEANNetworkConfig)
+        if glean and self.bank is None:
+            object.__setattr__(self, "bank", "stylegan2")
+        size = network.out_size if patch is None else patch
+        shown, esrgan = self.discriminator.size if self.discriminator else size, isinstance(self.discriminator, ESRGANDiscriminatorConfig)
         check(
             self,
             (
-                self.discriminator is None or self.discriminator.size == self.network.out_size,
-                f"discriminator.channels are those of {self.discriminator and self.discriminator.size} px, "
-                f"but network.out_size is {self.network.out_size}",
+                shown == size,
+                f"{'discriminator.size is' if esrgan else 'discriminator.channels are those of'} {shown} px, "
+                f"but {'network.out_size' if patch is None else 'data.patch'} is {size}",
+            ),
+            (
+                glean or not (self.bank or self.bank_file),
+                f'network.kind is "{network.kind}", which has no bank, so leave out bank and bank_file (--bank)',
+            ),
+            (
+                glean or self.discriminator is not None or self.adversarial_weight == 0,
+                f'network.kind is "{network.kind}", which has no bank to take a discriminator from, so give [discriminator] '
+                "or adversarial_weight = 0",
+            ),
+            (not (glean and patch), "GLEAN is trained on whole pictures, so leave out data.patch"),
+            (
+                patch is None or (patch <= network.out_size and patch * network.in_size % network.out_size == 0),
+                f"data.patch must be at most network.out_size, {network.out_size}, "
+                f"and a multiple of the scale, {network.out_size // network.in_size}, not {patch}",
+            ),
+            (
+                (self.schedule == "halving") == bool(self.halve_at) and tuple(sorted(self.halve_at)) == self.halve_at,
+                'schedule = "halving" takes ascending iterations in halve_at, and "cosine" none; '
+                f"schedule is {self.schedule!r} and halve_at {list(self.halve_at)}",
+            ),
+            (
+                not self.lattice_weight or size * network.in_size >= 8 * network.out_size,
+                "lattice_weight looks at windows of 8x8 low-resolution pixels, but the pictures have fewer; leave it out",
+            ),
+            (
+                not self.spectrum_weight or size >= 32,
+                f"spectrum_weight looks at patches of 32x32 px, but the pictures have {size}; leave it out",
+            ),
+            (
+                self.pixel_weight + self.perceptual_weight > 0,
+                "pixel_weight and perceptual_weight are both 0, so that nothing ties the results to the pictures",
             ),
         )
 
@@ -271,22 +296,8 @@ def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), 
         text = (resources.files("gleansr") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     try:
         data = merge(tomllib.loads(text), changes or {})
-        for override in overrides:
-            data = merge(data, _override(override))
+        for change in overrides:
+            data = merge(data, override(change))
     except tomllib.TOMLDecodeError as error:
         raise RequestError(f"{name_or_path}: not valid TOML ({error})") from None
     return from_dict(cls, data, f"recipe {name_or_path}")
-
-
-def _override(text: str) -> dict[str, Any]:
-    """'run.iterations=1000' as a nested table; a value that is no TOML is taken as a string."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise RequestError(f"an override must look like run.iterations=1000, not {text!r}")
-    try:
-        return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:
-        nested: Any = value.strip()
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        return nested

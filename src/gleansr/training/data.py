@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gleansr.data.fit import SmallError, fit
+from gleansr.data.sources import Source, open_pairs, open_source
 from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import decode
 from gleansr.resize import degrade
 from gleansr.training.blind import degrade_blind
 from gleansr.training.config import DataConfig
-from gleansr.training.fit import SmallError, fit
-from gleansr.training.sources import Source, open_pairs, open_source
 
 SPOILT = 1000
 """So many pictures in a row that must be left out end the run: the source is broken."""
@@ -236,7 +236,7 @@ class _Starts:
 
 class Batches:
     """Iterates over (truth (n, 3, size, size), low (n, 3, in, in)), both in [-1, 1] on `device`, from picture `start` on. Without `in_size`
-    truth and low are the same.
+    truth and low are the same. With `data.patch` both are squares cut out of the pictures, of that size and of that size / scale.
 
     Whoever iterates from picture k on gets what an uninterrupted iteration would have given after k pictures.
     """
@@ -259,6 +259,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         scale = self.pictures.size // self.in_size
+        config, mine = self.pictures.config, slice(self.share.rank, None, self.share.world)
         starts = range(self.start, self.end, self.batch_size)
         for start, sample in zip(starts, self._samples(starts), strict=True):
             self.left_out.update(sample.left_out)
@@ -268,13 +269,18 @@ class Batches:
                 low = (low - 127.5) / torch.full_like(low, 127.5)  # as `degrade` does it, to the bit
             else:
                 low = truth if scale == 1 else degrade(truth, scale)
-            truth = truth.to(memory_format=torch.channels_last)
-            if self.pictures.config.flip:
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start + 1)
-                mirrored = torch.rand(self.batch_size, generator=generator)[self.share.rank :: self.share.world] < 0.5
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start + 1)
+            if config.flip:
+                mirrored = torch.rand(self.batch_size, generator=generator)[mine] < 0.5
                 chosen = mirrored.to(self.device)[:, None, None, None]
                 truth, low = torch.where(chosen, truth.flip(3), truth), torch.where(chosen, low.flip(3), low)
-            yield truth, low
+            if config.rotate:
+                quarters = torch.randint(4, (self.batch_size,), generator=generator)[mine].tolist()
+                truth, low = (torch.stack([p.rot90(k, (1, 2)) for p, k in zip(batch, quarters, strict=True)]) for batch in (truth, low))
+            if config.patch is not None:
+                corners = torch.randint(self.in_size - config.patch // scale + 1, (self.batch_size, 2), generator=generator)[mine].tolist()
+                truth, low = _cut(truth, corners, scale, config.patch), _cut(low, corners, 1, config.patch // scale)
+            yield truth.contiguous(memory_format=torch.channels_last), low
 
     def _samples(self, starts: range) -> Iterator[Sample]:
         pinned = self.device.type == "cuda"
@@ -297,6 +303,12 @@ class Batches:
         )
         for sample in loader:
             yield _pinned(sample, pinned)
+
+
+def _cut(pictures: Tensor, corners: Sequence[tuple[int, int]], scale: int, size: int) -> Tensor:
+    """Squares of `size` px of pictures (N, 3, H, W), `corners` being top and left of each in units of `scale` px."""
+    places = ((picture, top * scale, left * scale) for picture, (top, left) in zip(pictures, corners, strict=True))
+    return torch.stack([picture[:, top : top + size, left : left + size] for picture, top, left in places])
 
 
 def _let_the_run_decide(_: int) -> None:

@@ -1,14 +1,18 @@
-"""Devices, precision and processes of a run, by Lightning Fabric."""
+"""Devices and processes of a run, by Lightning Fabric."""
 
+import inspect
 import os
+from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from gleansr.errors import RequestError
 from gleansr.training.config import RunConfig
 
 try:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 except ImportError:
     raise RequestError("training needs Lightning Fabric: pip install 'gleansr[train]'") from None
 
@@ -52,15 +56,27 @@ def find_devices(run: RunConfig, device: str = "auto", devices: int | None = Non
     return kind, chosen, nodes, remark
 
 
-def launch(run: RunConfig, accelerator: str, devices: int | list[int], nodes: int = 1) -> Fabric:
+def launch(accelerator: str, devices: int | list[int], nodes: int = 1) -> Fabric:
     """Starts the processes of a run, one per device; each of them gets its Fabric here."""
     one = nodes == 1 and (isinstance(devices, list) or devices == 1)
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy="auto" if one else "ddp",
-        precision="bf16-mixed" if run.precision == "bfloat16" else "32-true",
+        strategy="auto" if one else _exchanging(),
+        precision="32-true",  # its "bf16-mixed" rounds what goes into a network; the loop sets autocast itself
     )
     fabric.launch()
     return fabric
+
+
+def _exchanging() -> DDPStrategy:
+    """Processes that exchange gradients, and no buffers.
+
+    The discriminator is shown results and truths before it learns from either. Were the running means of its batch normalisation exchanged
+    before each, that would spoil what the backward pass needs of the first (cuDNN reports a variable "modified by an inplace operation").
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # PyTorch's new and old name
+    options: dict[str, Any] = {name: False}
+    return DDPStrategy(**options)

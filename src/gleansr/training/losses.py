@@ -1,22 +1,11 @@
-"""The losses of GLEAN, named after the equations of its supplement, and those of StyleGAN2."""
-
-from importlib import resources
-from typing import cast
+"""The losses of GLEAN, named after the equations of its supplement, those of ESRGAN+ and those of StyleGAN2."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gleansr.checkpoints import native
-from gleansr.models.features import VGG16, SqueezeNet, feature_distance
+from gleansr.models.features import VGG16, VGG19, SqueezeNet, feature_distance
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
-
-
-def squeezenet() -> SqueezeNet:
-    """SqueezeNet 1.1 with its ImageNet weights, which come with the package, frozen."""
-    with resources.as_file(resources.files("gleansr") / "assets" / "squeezenet.safetensors") as path:
-        network = native.read(path).build("features", path)
-    return cast("SqueezeNet", network).requires_grad_(False)
 
 
 def equation1_mse(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -27,16 +16,23 @@ def equation1_mse(prediction: Tensor, truth: Tensor) -> Tensor:
     return F.mse_loss(prediction.float(), truth)
 
 
-def equation2_perceptual(network: SqueezeNet | VGG16, prediction: Tensor, truth: Tensor) -> Tensor:
+def l1_error(prediction: Tensor, truth: Tensor) -> Tensor:
+    """The mean absolute error of pictures (N, 3, H, W) in [-1, 1], which stands in the place of equation (1) in ESRGAN+."""
+    return F.l1_loss(prediction.float(), truth)
+
+
+def equation2_perceptual(network: SqueezeNet | VGG16 | VGG19, prediction: Tensor, truth: Tensor) -> Tensor:
     """Equation (2): distance between features of pictures (N, 3, H, W) in [-1, 1]; no gradient reaches `truth`.
 
-    With VGG16, as in the paper, the mean squared difference of conv4_3 before its ReLU, N being the number of values; with SqueezeNet its
-    `feature_distance`, mean over pictures.
+    With VGG16, as in the paper, the mean squared difference of conv4_3 before its ReLU, N being the number of values; with VGG19, as in
+    ESRGAN+, the mean absolute difference of conv5_4 before its ReLU; with SqueezeNet its `feature_distance`, mean over pictures.
     """
     with torch.no_grad():
         wanted = network(truth)
     if isinstance(network, VGG16):
         return F.mse_loss(network(prediction).float(), wanted.float())
+    if isinstance(network, VGG19):
+        return F.l1_loss(network(prediction).float(), wanted.float())
     return feature_distance(network(prediction), wanted).mean()
 
 
@@ -46,16 +42,34 @@ def equation3_adversarial(logits: Tensor, form: str = "non-saturating") -> Tenso
 
 
 def equation4_objective(
-    mse: Tensor, perceptual: Tensor, adversarial: Tensor | None, perceptual_weight: float, adversarial_weight: float
+    mse: Tensor, perceptual: Tensor | None, adversarial: Tensor | None, perceptual_weight: float, adversarial_weight: float
 ) -> Tensor:
-    """Equation (4): (1) + alpha_percep * (2) + alpha_gen * (3); without (3) while there is no adversarial loss."""
-    loss = mse + perceptual_weight * perceptual
+    """Equation (4): (1) + alpha_percep * (2) + alpha_gen * (3); without (2) or (3) where there is no such loss."""
+    loss = mse if perceptual is None else mse + perceptual_weight * perceptual
     return loss if adversarial is None else loss + adversarial_weight * adversarial
 
 
 def equation5_discriminator(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     """Equation (5), negated to be minimised: -log(1 - D(result)) - log D(truth)."""
     return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+
+
+def relativistic_adversarial(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """ESRGAN's adversarial loss, in the place of equation (3), of logits (N, 1) of results and truths: each result ought to look more real
+    than the mean truth, and each truth less so than the mean result.
+
+    (BCE(real - mean fake, 0) + BCE(fake - mean real, 1)) / 2 (Jolicoeur-Martineau, 2018, as ESRGAN's code has it). The official code cuts
+    the gradient at `real_logits`, which the caller does by handing them over without one.
+    """
+    return (F.softplus(real_logits - fake_logits.mean()).mean() + F.softplus(real_logits.mean() - fake_logits).mean()) / 2
+
+
+def relativistic_discriminator(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """ESRGAN's loss of the discriminator, in the place of equation (5), the same with the targets exchanged.
+
+    (BCE(real - mean fake, 1) + BCE(fake - mean real, 0)) / 2.
+    """
+    return (F.softplus(fake_logits.mean() - real_logits).mean() + F.softplus(fake_logits - real_logits.mean()).mean()) / 2
 
 
 def lattice_loss(prediction: Tensor, truth: Tensor, scale: int, window: int = 8) -> Tensor:

@@ -1,32 +1,87 @@
-"""What a run is made of, from its recipe: bank, discriminator, the architecture around them, the network of equation (2)."""
+"""What a run is made of, from its recipe: the network that learns, its bank and discriminator, the network of equation (2)."""
 
 import dataclasses
 import math
 from pathlib import Path
 from typing import cast
 
+from torch import Tensor, nn
+
 from gleansr import checkpoints
 from gleansr.checkpoints import native
-from gleansr.checkpoints.torchvision import load_vgg16
+from gleansr.checkpoints.bundled import squeezenet
+from gleansr.checkpoints.native import bank_within
+from gleansr.checkpoints.torchvision import load_vgg16, load_vgg19
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.models.features import VGG16, SqueezeNet
+from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
+from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
+from gleansr.models.residual import ResidualNet
+from gleansr.models.rrdb import RRDBNet
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
-from gleansr.training.config import GLEANRecipe
-from gleansr.training.losses import squeezenet
+from gleansr.training.config import NetworkRecipe
+from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
 
+Network = GLEAN | ResidualNet | ESRGANPlus
 Bank = StyleGAN2 | StyleGAN
 BankConfig = StyleGAN2Config | StyleGANConfig
-Discriminator = StyleGAN2Discriminator | StyleGANDiscriminator
+Discriminator = StyleGAN2Discriminator | StyleGANDiscriminator | ESRGANDiscriminator
+DiscriminatorConfig = StyleGAN2Config | StyleGANConfig | ESRGANDiscriminatorConfig
 
 
-def load_bank(recipe: GLEANRecipe) -> tuple[Bank, Discriminator]:
-    """The bank and the discriminator of the recipe.
+def build(recipe: NetworkRecipe) -> tuple[Network, Discriminator | None]:
+    """The network that the recipe trains, as it is before the first step, and its discriminator, if it is trained against one.
 
     Raises:
-        RequestError: there is none, or it is of another kind or size than the recipe's.
+        RequestError: the network has a bank, and there is none or one of another kind or size.
     """
+    if not isinstance(recipe.network, GLEANNetworkConfig):
+        wanted = recipe.discriminator if recipe.adversarial_weight else None
+        return feed_forward(recipe.network), wanted and new_discriminator(wanted)
+    bank, discriminator = load_bank(recipe)
+    model = GLEAN(glean_config(recipe.network, recipe.bank, bank.config))
+    if recipe.bank != "none":
+        # The dead RGB path included, strictly: a bank that is not wholly there must never be trained on.
+        model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "mean_code"})
+        model.bank.requires_grad_(False)
+    return model, discriminator if recipe.adversarial_weight else None
+
+
+def feed_forward(network: PlainNetworkConfig | ESRGANPlusNetworkConfig) -> ResidualNet | ESRGANPlus:
+    """A new network without a bank."""
+    return ResidualNet(network.architecture) if isinstance(network, PlainNetworkConfig) else ESRGANPlus(network.architecture)
+
+
+def new_discriminator(config: DiscriminatorConfig) -> Discriminator:
+    """A new discriminator."""
+    if isinstance(config, ESRGANDiscriminatorConfig):
+        return ESRGANDiscriminator(config)
+    return StyleGANDiscriminator(config) if isinstance(config, StyleGANConfig) else StyleGAN2Discriminator(config)
+
+
+def learning(model: Network) -> list[nn.Parameter]:
+    """The parameters that training changes: all but those of a bank and what never reaches the result."""
+    return model.trainable_parameters() if isinstance(model, GLEAN) else list(model.parameters())
+
+
+def enlarge(model: Network, low: Tensor) -> Tensor:
+    """What `model` makes of low (N, 3, in, in) in [-1, 1]: (N, 3, out, out), float32, not clamped. ESRGAN+ works in [0, 1]."""
+    return model((low + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus) else model(low).float()
+
+
+def shown_to(discriminator: Discriminator, picture: Tensor) -> Tensor:
+    """A picture in [-1, 1] as `discriminator` takes it: ESRGAN's takes [0, 1]."""
+    return (picture + 1) / 2 if isinstance(discriminator, ESRGANDiscriminator) else picture
+
+
+def bank_of(model: Network) -> dict[str, Tensor]:
+    """The tensors of a network's bank; none if it has no bank."""
+    return model.bank.state_dict() if isinstance(model, GLEAN) else {}
+
+
+def load_bank(recipe: NetworkRecipe) -> tuple[Bank, Discriminator]:
+    """The bank and the discriminator of a GLEAN's recipe; see `build`."""
     if not recipe.bank_file:
         raise RequestError("GLEAN is trained around a bank: give one with --bank")
     path = checkpoints.model_path(recipe.bank_file)
@@ -36,28 +91,17 @@ def load_bank(recipe: GLEANRecipe) -> tuple[Bank, Discriminator]:
     if recipe.discriminator is None and "discriminator" in checkpoint.networks:
         discriminator = checkpoint.build("discriminator", path)
     else:
-        discriminator = StyleGAN2Discriminator(recipe.discriminator or StyleGAN2Config(config.channels))
-    if not isinstance(discriminator, StyleGAN2Discriminator | StyleGANDiscriminator) or discriminator.config.size != config.size:
+        discriminator = new_discriminator(recipe.discriminator or StyleGAN2Config(config.channels))
+    if not isinstance(discriminator, Discriminator) or discriminator.config.size != config.size:
         raise RequestError(f"{path}: the discriminator must be a StyleGAN's of {config.size} px, as the bank is")
     return cast("Bank", bank), discriminator
 
 
-def bank_within(checkpoint: native.Checkpoint) -> native.Checkpoint:
-    """The bank in the file of a GLEAN; any other file's contents as they are."""
-    network = checkpoint.networks.get("generator")
-    if network is None or network.kind != "glean" or isinstance(network.config.bank, NoBankConfig):
-        return checkpoint
-    kind = "stylegan2" if isinstance(network.config.bank, StyleGAN2Config) else "stylegan"
-    tensors = {name.removeprefix("bank."): tensor for name, tensor in network.tensors.items() if name.startswith("bank.")}
-    networks = {**checkpoint.networks, "generator": native.Network(kind, network.config.bank, tensors)}
-    return dataclasses.replace(checkpoint, networks=networks)
-
-
-def check_bank(recipe: GLEANRecipe, checkpoint: native.Checkpoint, path: Path) -> BankConfig:
+def check_bank(recipe: NetworkRecipe, checkpoint: native.Checkpoint, path: Path) -> BankConfig:
     """The architecture of the bank in a file, which must be what the recipe wants."""
     network = checkpoint.networks.get("generator")
     kind = network.kind if network else "no generator"
-    allowed = ("stylegan2", "stylegan") if recipe.bank == "none" else (recipe.bank,)
+    allowed = ("stylegan2", "stylegan") if recipe.bank == "none" else (str(recipe.bank),)
     if network is None or kind not in allowed:
         raise CheckpointError(f"{path}: holds {kind}, but the recipe takes bank = {' or '.join(allowed)}; --set bank=... changes it")
     if network.config.size != recipe.network.out_size:
@@ -67,44 +111,58 @@ def check_bank(recipe: GLEANRecipe, checkpoint: native.Checkpoint, path: Path) -
     return network.config
 
 
-def glean_config(recipe: GLEANRecipe, bank: BankConfig) -> GLEANConfig:
-    """The architecture that a recipe and the configuration of its bank make."""
-    own = dataclasses.asdict(recipe.network)
-    for key in ("out_size", "content_height"):
+def glean_config(network: GLEANNetworkConfig, kind: str | None, bank: BankConfig) -> GLEANConfig:
+    """The architecture that the table [network], the recipe's kind of bank and the configuration of the bank make."""
+    own = dataclasses.asdict(network)
+    for key in ("kind", "out_size", "content_height"):
         own.pop(key)
-    return GLEANConfig(bank=NoBankConfig(bank.channels) if recipe.bank == "none" else bank, **own)
+    return GLEANConfig(bank=NoBankConfig(bank.channels) if kind == "none" else bank, **own)
 
 
-def perceptual(recipe: GLEANRecipe) -> tuple[SqueezeNet | VGG16, str]:
-    """The network of equation (2), and what to say of it."""
+def perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None, str]:
+    """The network of equation (2), if it has any weight, and what to say of it."""
+    if not recipe.perceptual_weight:
+        return None, "none"
     if recipe.perceptual == "squeezenet":
         return squeezenet(), "SqueezeNet 1.1, bundled"
+    if recipe.perceptual == "vgg19":
+        return load_vgg19(recipe.perceptual_file).requires_grad_(False), "VGG19 conv5_4 on pictures as unit"
     network = load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input)
     return network.requires_grad_(False), f"VGG16 conv4_3 on pictures as {recipe.perceptual_input}"
 
 
-def start_from(source: str, model: GLEAN) -> list[str]:
-    """Copies the layers of a trained GLEAN around the same bank that fit, and returns the names of those that start anew.
+def start_from(source: str, model: Network) -> list[str]:
+    """Copies the layers of a trained network that fit, and returns the names of those that start anew.
 
-    Of another scale, layers correspond that work at the same number of pixels.
+    For a GLEAN it is a GLEAN around the same bank, of this scale or another; for an ESRGAN+ an ESRGAN+ or, as officially, an ESRGAN; for a
+    plain network a plain one.
     """
     path = checkpoints.model_path(source)
     other = checkpoints.read(path).build(None, path)
-    if not isinstance(other, GLEAN) or other.config.bank != model.config.bank:
-        raise RequestError(f"{path}: start must be a GLEAN around the same bank")
-    shift = int(math.log2(other.config.in_size // 4)) - int(math.log2(model.config.in_size // 4))
     theirs = other.state_dict()
-    anew: list[str] = []
+    if isinstance(model, GLEAN):
+        if not isinstance(other, GLEAN) or other.config.bank != model.config.bank:
+            raise RequestError(f"{path}: start must be a GLEAN around the same bank")
+        theirs = at_the_size_of(model, other)
+    elif not isinstance(other, ESRGANPlus | RRDBNet if isinstance(model, ESRGANPlus) else ResidualNet):
+        wanted = "an ESRGAN+ or an ESRGAN" if isinstance(model, ESRGANPlus) else "a plain network"
+        raise RequestError(f"{path}: start must be {wanted}, but it is a {type(other).__name__}")
+    own = model.state_dict()
+    anew = [name for name, tensor in own.items() if name not in theirs or theirs[name].shape != tensor.shape]
+    if not any(name.endswith("weight") for name in own.keys() - set(anew)):
+        raise RequestError(f"{path}: no layer of it fits the network of the recipe; leave out start")
+    model.load_state_dict({name: tensor if name in anew else theirs[name] for name, tensor in own.items()})
+    return anew
+
+
+def at_the_size_of(model: GLEAN, other: GLEAN) -> dict[str, Tensor]:
+    """The tensors of `other` under the names of the layers of `model` that work at the same number of pixels."""
+    shift = int(math.log2(model.config.in_size // 4)) - int(math.log2(other.config.in_size // 4))
     tensors = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in other.state_dict().items():
         parts = name.split(".")
         # Blocks are numbered from the input's size: down from it in the encoder, up from it in the decoder.
         if name.startswith(("encoder.down.", "decoder.up.")):
             parts[2] = str(int(parts[2]) + (shift if name.startswith("encoder") else -shift))
-        match = theirs.get(".".join(parts))
-        fits = match is not None and match.shape == tensor.shape
-        tensors[name] = match if fits else tensor
-        if not fits:
-            anew.append(name)
-    model.load_state_dict(tensors)
-    return anew
+        tensors[".".join(parts)] = tensor
+    return tensors

@@ -8,46 +8,62 @@ from torch import Tensor, nn
 
 from gleansr import checkpoints
 from gleansr.checkpoints import zoo
-from gleansr.models.features import VGG16, SqueezeNet
+from gleansr.checkpoints.native import bank_within
+from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN
-from gleansr.models.stylegan import StyleGANConfig, StyleGANDiscriminator
+from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator, stylegan2_channels
 from gleansr.training import losses as L
-from gleansr.training.config import BankRecipe, GLEANRecipe
-from gleansr.training.parts import BankConfig, bank_within, check_bank, glean_config
+from gleansr.training.config import BankRecipe, NetworkRecipe
+from gleansr.training.networks import GLEANNetworkConfig
+from gleansr.training.parts import (
+    BankConfig,
+    Discriminator,
+    Network,
+    check_bank,
+    enlarge,
+    feed_forward,
+    glean_config,
+    learning,
+    new_discriminator,
+    shown_to,
+)
 
 MIB = 2**20
 
 
-def glean_plan(recipe: GLEANRecipe, devices: int | None = None) -> dict[str, Any]:
+def network_plan(recipe: NetworkRecipe, devices: int | None = None) -> dict[str, Any]:
     """The resolved recipe, its parameters, an estimate of the memory per device in MiB, and what happens in a step.
 
-    Where the bank's file is not here the published architecture of the recipe's kind and size is assumed.
+    Where the file of GLEAN's bank is not here the published architecture of the recipe's kind and size is assumed.
     """
     run = recipe.run
     share = run.batch_size // (devices or run.devices)
-    bank, own = _published_or_given(recipe)
+    architecture, own = recipe.discriminator, {}
     with torch.device("meta"):
-        model = GLEAN(glean_config(recipe, bank))
-        network = VGG16() if recipe.perceptual == "vgg16" else SqueezeNet()
-        discriminator = None
-        if recipe.adversarial_weight:
-            config = recipe.discriminator or own or StyleGAN2Config(bank.channels)
-            discriminator = StyleGANDiscriminator(config) if isinstance(config, StyleGANConfig) else StyleGAN2Discriminator(config)
+        if isinstance(recipe.network, GLEANNetworkConfig):
+            bank, theirs = _published_or_given(recipe, recipe.network)
+            architecture = architecture or theirs or StyleGAN2Config(bank.channels)
+            own = {"bank": dataclasses.asdict(bank) | {"file": recipe.bank_file or "none given: the published architecture is assumed"}}
+            model = GLEAN(glean_config(recipe.network, recipe.bank, bank))
+        else:
+            model = feed_forward(recipe.network)
+        network = {"vgg16": VGG16, "vgg19": VGG19, "squeezenet": SqueezeNet}[recipe.perceptual]() if recipe.perceptual_weight else None
+        discriminator = new_discriminator(architecture) if architecture and recipe.adversarial_weight else None
     for part in (model, network, discriminator):
         if part:
             part.to("meta")  # constants are always made on the CPU
-    learning = sum(p.numel() for p in model.trainable_parameters())
+    trainable = sum(p.numel() for p in learning(model))
     parameters = {
-        "trainable": learning,
-        "bank and other frozen": _count(model) - learning,
+        "trainable": trainable,
+        "bank and other frozen": _count(model) - trainable,
         "discriminator": _count(discriminator),
         "perceptual network": _count(network),
     }
     # Adam keeps a weight, a gradient and two moments of each parameter that learns.
     learnt = parameters["trainable"] + parameters["discriminator"]
     fixed = parameters["bank and other frozen"] + parameters["perceptual network"]
-    copies = learning if recipe.ema_half_life else 0
+    copies = trainable if recipe.ema_half_life else 0
     activations = _activations(model, network, discriminator, recipe, share)
     memory = {
         "weights, gradients and optimiser": round((16 * learnt + 4 * (fixed + copies)) / MIB),
@@ -57,7 +73,7 @@ def glean_plan(recipe: GLEANRecipe, devices: int | None = None) -> dict[str, Any
         "recipe": dataclasses.asdict(recipe),
         "images": run.images,
         "batch per device": share,
-        "bank": dataclasses.asdict(bank) | {"file": recipe.bank_file or "none given: the published architecture is assumed"},
+        **own,
         "parameters": parameters,
         "memory per device, MiB (estimate)": memory | {"sum": sum(memory.values())},
         "step": _steps(recipe),
@@ -87,7 +103,7 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
     }
 
 
-def _published_or_given(recipe: GLEANRecipe) -> tuple[BankConfig, BankConfig | None]:
+def _published_or_given(recipe: NetworkRecipe, network: GLEANNetworkConfig) -> tuple[BankConfig, BankConfig | None]:
     """The architectures of the bank and of the discriminator in its file, if there is one; published files have both."""
     named = {model.name: model for model in zoo.named_models()}
     if recipe.bank_file and (recipe.bank_file not in named or zoo.installed(named[recipe.bank_file])):
@@ -95,7 +111,7 @@ def _published_or_given(recipe: GLEANRecipe) -> tuple[BankConfig, BankConfig | N
         checkpoint = bank_within(checkpoints.read(path))
         own = checkpoint.networks.get("discriminator")
         return check_bank(recipe, checkpoint, path), own and own.config
-    size = recipe.network.out_size
+    size = network.out_size
     v1 = recipe.bank == "stylegan"
     bank = StyleGANConfig(stylegan2_channels(size, multiplier=1)) if v1 else StyleGAN2Config(stylegan2_channels(size))
     return bank, bank
@@ -109,7 +125,9 @@ def _count(module: nn.Module | None) -> int:
     return sum(t.numel() for t in module.state_dict().values()) if module else 0
 
 
-def _activations(model: GLEAN, network: SqueezeNet | VGG16, discriminator: nn.Module | None, recipe: GLEANRecipe, batch_size: int) -> float:
+def _activations(
+    model: Network, network: SqueezeNet | VGG16 | VGG19 | None, discriminator: Discriminator | None, recipe: NetworkRecipe, batch_size: int
+) -> float:
     """Bytes that the generator's step keeps for its backward pass: the step is run on tensors without contents, and counted.
 
     Half of them with bfloat16, which is a little less than the truth.
@@ -123,43 +141,57 @@ def _activations(model: GLEAN, network: SqueezeNet | VGG16, discriminator: nn.Mo
             seen[storage._cdata] = storage.nbytes()
         return tensor
 
-    size = recipe.network
-    low = torch.empty(batch_size, 3, size.in_size, size.in_size, device="meta")
-    truth = torch.empty(batch_size, 3, size.out_size, size.out_size, device="meta")
+    sizes = recipe.network
+    size = recipe.data.patch or sizes.out_size
+    low = torch.empty(batch_size, 3, *2 * [size * sizes.in_size // sizes.out_size], device="meta")
+    truth = torch.empty(batch_size, 3, size, size, device="meta")
     for part in (network, discriminator):
         if part:
             part.requires_grad_(False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = model(low)
-        losses = [L.equation1_mse(result, truth), L.equation2_perceptual(network, result, truth)]
+        result = enlarge(model, low)
+        losses = [L.equation1_mse(result, truth)]
+        if network:
+            losses.append(L.equation2_perceptual(network, result, truth))
         if discriminator:
-            losses.append(discriminator(result).mean())
+            losses.append(discriminator(shown_to(discriminator, result)).mean())
         loss = torch.stack(losses).sum()
         kept = sum(seen.values())
         del loss
     return kept * (0.5 if recipe.run.precision == "bfloat16" else 1)
 
 
-def _steps(recipe: GLEANRecipe) -> list[str]:
+def _steps(recipe: NetworkRecipe) -> list[str]:
     """What happens in a step, in order."""
-    low = "prepared low-resolution pictures" if recipe.data.train_low else f"low-resolution pictures ({recipe.data.degradation})"
-    objective = f"(1) + {recipe.perceptual_weight:g} * (2)"
-    if recipe.adversarial_weight:
-        begins = f" after {recipe.adversarial_from} pictures" if recipe.adversarial_from else ""
-        objective += f" + {recipe.adversarial_weight:g} * (3){begins}, {recipe.adversarial}"
-    for name in ("lattice", "spectrum"):
-        if weight := getattr(recipe, f"{name}_weight"):
-            objective += f" + {weight:g} * {name} loss"
+    data = recipe.data
+    changes = (", mirror half of them" if data.flip else "") + (", turn them by quarters" if data.rotate else "")
     steps = [
-        f"read {recipe.run.batch_size} pictures{', mirror half of them' if recipe.data.flip else ''}, {low}",
-        f"generator forward; equation (4) = {objective}; discriminator frozen; Adam",
+        f"read {recipe.run.batch_size} pictures{changes}, "
+        + ("prepared low-resolution pictures" if data.train_low else f"low-resolution pictures ({data.degradation})")
+        + (f", of each {data.patch}x{data.patch} px at a random place" if data.patch else ""),
+        f"generator forward; equation (4) = {_objective(recipe)}; discriminator frozen; Adam",
     ]
     if recipe.adversarial_weight:
-        steps.append("discriminator: equation (5) on the same results and the truths; Adam")
+        name = "its relativistic form" if recipe.adversarial == "relativistic" else "equation (5)"
+        steps.append(f"discriminator: {name} on the same results and the truths; Adam")
     if recipe.ema_half_life:
         steps.append(f"average the weights, half-life {recipe.ema_half_life:g} pictures")
     steps.append(
         f"every {recipe.run.checkpoint_every} pictures: validate and save the state; every {recipe.run.log_every}: a line of the log"
     )
-    steps.append("at the end: compare the bank bit for bit with its file, write the model")
+    compare = "compare the bank bit for bit with its file, " if isinstance(recipe.network, GLEANNetworkConfig) else ""
+    steps.append(f"at the end: {compare}write the model")
     return steps
+
+
+def _objective(recipe: NetworkRecipe) -> str:
+    """Equation (4) with the weights of the recipe."""
+    begins = f" after {recipe.adversarial_from} pictures" if recipe.adversarial_from else ""
+    terms = [
+        (recipe.pixel_weight, "(1)" if recipe.pixel == "mse" else "L1 error"),
+        (recipe.perceptual_weight, f"(2) on {recipe.perceptual}"),
+        (recipe.adversarial_weight, f"(3){begins}, {recipe.adversarial}"),
+        (recipe.lattice_weight, "lattice loss"),
+        (recipe.spectrum_weight, "spectrum loss"),
+    ]
+    return " + ".join(loss if weight == 1 else f"{weight:g} * {loss}" for weight, loss in terms if weight)

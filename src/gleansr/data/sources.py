@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gleansr.data.shards import expand, fetch, shown
 from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import readable_suffixes
-from gleansr.training.shards import expand, fetch, shown
 
 PREPARED = "gleansr-pictures/1"
 """What the manifest of a prepared set says of its format."""
 
 MANIFEST = "manifest.json"
-"""The file by which a folder is known as a prepared set, see `gleansr.training.prepare`."""
+"""The file by which a folder is known as a prepared set, see `gleansr.data.prepare`."""
 
 _TAR = -1  # beside zipfile's numbers of compression methods
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from gleansr.data.fit import Aspect, Small
+from gleansr.data.sources import FileItem, Item, Source, stem
 from gleansr.errors import PictureError, RequestError
-from gleansr.training.fit import Aspect, Small
-from gleansr.training.sources import FileItem, Item, Source, stem
 
 Crop = Literal["none", "head", "box"]
 KindName = Literal["ffhq", "celeba-hq", "lsun", "lsun-cars", "cat", "cars", "folder"]

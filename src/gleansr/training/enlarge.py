@@ -1,11 +1,11 @@
-"""Training of GLEAN around a frozen bank. One flat function in the order in which things happen."""
+"""Training of a network that enlarges: GLEAN around a frozen bank, or a rival. One flat function in the order in which things happen."""
 
 import collections
 import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from gleansr.checkpoints import native
+from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
 from gleansr.models.features import SqueezeNet, feature_distance
-from gleansr.models.glean import GLEAN
 from gleansr.models.layers import placed
 from gleansr.resize import degrade, resize
 from gleansr.training import losses as L
-from gleansr.training.config import GLEANRecipe
+from gleansr.training.config import NetworkRecipe
 from gleansr.training.data import Batches, Share, load_pictures, open_pictures, warn_left_out
 from gleansr.training.devices import Fabric
-from gleansr.training.parts import glean_config, load_bank, perceptual, start_from
+from gleansr.training.networks import GLEANNetworkConfig
+from gleansr.training.parts import Network, bank_of, build, enlarge, learning, perceptual, shown_to, start_from
 from gleansr.training.state import (
     Log,
     Meter,
@@ -42,24 +43,24 @@ Progress = Callable[[int, dict[str, Any]], None]
 
 
 class Trainable(nn.Module):
-    """What several processes keep equal: the layers of a GLEAN that learn. The frozen bank is none of its modules."""
+    """What several processes keep equal: the layers of a network that learn. A frozen bank is none of its modules."""
 
-    model: GLEAN
+    model: Network
 
-    def __init__(self, model: GLEAN):
+    def __init__(self, model: Network):
         super().__init__()
-        self.learning = nn.ParameterList(model.trainable_parameters())
+        self.learning = nn.ParameterList(learning(model))
         object.__setattr__(self, "model", model)  # past nn.Module, which would count the bank in
 
     def forward(self, low: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1] -> (N, 3, out, out)."""
-        return self.model(low)
+        return enlarge(self.model, low)
 
 
-def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Progress | None = None, resume: str = "auto") -> Path:
-    """Trains a GLEAN and returns its file.
+def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Progress | None = None, resume: str = "auto") -> Path:
+    """Trains the network of a recipe and returns its file.
 
-    `output` receives states/ (the run goes on from them, see `States.load` for `resume`), log.jsonl, samples/ (low | bicubic | GLEAN |
+    `output` receives states/ (the run goes on from them, see `States.load` for `resume`), log.jsonl, samples/ (low | bicubic | result |
     truth) and the model. `progress(images, log line)` is called after each line of the log, in the first process.
 
     Raises:
@@ -68,32 +69,29 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
         StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
     run, device, first = recipe.run, fabric.device, fabric.global_rank == 0
-    pictures = open_pictures(recipe.data, recipe.network.out_size, recipe.network.in_size)
+    in_size, out_size = recipe.network.in_size, recipe.network.out_size
+    scale = out_size // in_size
+    pictures = open_pictures(recipe.data, out_size, in_size)
     held_back = None
     if recipe.data.validation:
-        held_back = load_pictures(recipe.data.validation, recipe.network.out_size, recipe.data, recipe.data.n_validation)
+        held_back = load_pictures(recipe.data.validation, out_size, recipe.data, recipe.data.n_validation)
     torch.manual_seed(run.seed)
-    bank, discriminator = load_bank(recipe)
-    model = GLEAN(glean_config(recipe, bank.config))
-    if recipe.bank != "none":
-        # The dead RGB path included, strictly: a bank that is not wholly there must never be trained on.
-        model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "mean_code"})
-        model.bank.requires_grad_(False)
+    model, discriminator = build(recipe)
     new_layers = start_from(recipe.start, model) if recipe.start else []
-    frozen = {name: tensor.clone() for name, tensor in model.bank.state_dict().items()}
-    scale = recipe.network.out_size // recipe.network.in_size
+    frozen = {name: tensor.clone() for name, tensor in bank_of(model).items()}
     model = placed(model, device)
-    averaged = copy.deepcopy(model).eval() if recipe.ema_half_life else model
+    averaged = copy.deepcopy(model) if recipe.ema_half_life else model
     perceptual_network, perceptual_name = perceptual(recipe)
-    perceptual_network = perceptual_network.to(device)
-    judge = perceptual_network if isinstance(perceptual_network, SqueezeNet) else L.squeezenet().to(device)
+    if perceptual_network is not None:
+        perceptual_network = perceptual_network.to(device)
+    judge = perceptual_network if isinstance(perceptual_network, SqueezeNet) else squeezenet().to(device)
 
     learner, optimizer = fabric.setup(
         compiled(Trainable(model), run.compile),
-        torch.optim.Adam(model.trainable_parameters(), recipe.lr, recipe.betas),
+        torch.optim.Adam(learning(model), recipe.lr, recipe.betas),
         move_to_device=False,
     )
-    if recipe.adversarial_weight:
+    if discriminator is not None:
         discriminator = placed(discriminator, device)
         # Equation (5) goes through `critic`, which shares gradients between processes; (3) through the bare network, which has none then.
         critic, d_optimizer = fabric.setup(
@@ -114,14 +112,14 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
             raise CheckpointError(f"{states.folder}: the run has another bank than {recipe.bank_file} ({changed} differs)")
         averaged.load_state_dict(state["averaged"] or state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        if recipe.adversarial_weight:
+        if discriminator is not None:
             discriminator.load_state_dict(state["discriminator"])
             d_optimizer.load_state_dict(state["d_optimizer"])
         del state  # as large as all networks and optimisers
 
     batches = Batches(
         pictures,
-        in_size=recipe.network.in_size,
+        in_size=in_size,
         start=images,
         end=run.images,
         batch_size=run.batch_size,
@@ -139,31 +137,41 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
             device=str(device),
             perceptual_network=perceptual_name,
             new_layers=new_layers,
-            parameters={"trainable": sum(p.numel() for p in model.trainable_parameters()), "bank": sum(t.numel() for t in frozen.values())},
+            parameters={"trainable": sum(p.numel() for p in learning(model)), "bank": sum(t.numel() for t in frozen.values())},
         )
 
     meter = Meter(log, run.batch_size, fabric)
+    halve_at = [iteration * run.batch_size for iteration in recipe.halve_at]
+    relativistic = recipe.adversarial == "relativistic"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
     fetched = time.perf_counter()
     with stoppable() as stop:
         for truth, low in batches:
             waited = time.perf_counter() - fetched
-            rate = recipe.lr * schedule(images, run.images, recipe.warm_up)
+            # Noise within the network, if any, follows from the seed and the pictures seen, too, and differs between processes.
+            torch.manual_seed((run.seed * 1_000_003 + images) * fabric.world_size + fabric.global_rank)
+            rate = recipe.lr * schedule(images, run.images, recipe.warm_up, halve_at)
             set_rate(optimizer, rate)
-            adversarial = recipe.adversarial_weight > 0 and images >= recipe.adversarial_from
+            judged = images >= recipe.adversarial_from
 
             # Equation (4).
-            with fabric.autocast():
+            with autocast:
                 result = learner(low)
-                losses = {
-                    "mse": L.equation1_mse(result, truth),
-                    "perceptual": L.equation2_perceptual(perceptual_network, result, truth),
-                }
-                if adversarial:
+                losses = {recipe.pixel: L.l1_error(result, truth) if recipe.pixel == "l1" else L.equation1_mse(result, truth)}
+                if perceptual_network is not None:
+                    losses["perceptual"] = L.equation2_perceptual(perceptual_network, result, truth)
+                if discriminator is not None and judged:
                     discriminator.requires_grad_(False)
-                    losses["adversarial"] = L.equation3_adversarial(discriminator(result), recipe.adversarial)
+                    fake_logits = discriminator(shown_to(discriminator, result))
+                    if relativistic:
+                        with torch.no_grad():
+                            real_logits = discriminator(shown_to(discriminator, truth))
+                        losses["adversarial"] = L.relativistic_adversarial(fake_logits, real_logits)
+                    else:
+                        losses["adversarial"] = L.equation3_adversarial(fake_logits, recipe.adversarial)
                 loss = L.equation4_objective(
-                    losses["mse"],
-                    losses["perceptual"],
+                    recipe.pixel_weight * losses[recipe.pixel],
+                    losses.get("perceptual"),
                     losses.get("adversarial"),
                     recipe.perceptual_weight,
                     recipe.adversarial_weight,
@@ -179,12 +187,14 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
             optimizer.step()
 
             # Equation (5), on the same results.
-            if adversarial:
+            if discriminator is not None and judged:
                 discriminator.requires_grad_(True)
                 set_rate(d_optimizer, rate)
-                with fabric.autocast():
-                    fake_logits, real_logits = critic(result.detach()), critic(truth)
-                    losses["discriminator"] = L.equation5_discriminator(fake_logits, real_logits)
+                with autocast:
+                    fake_logits = critic(shown_to(discriminator, result.detach()))
+                    real_logits = critic(shown_to(discriminator, truth))
+                    equation5 = L.relativistic_discriminator if relativistic else L.equation5_discriminator
+                    losses["discriminator"] = equation5(fake_logits, real_logits)
                 losses["fake_logit"], losses["real_logit"] = fake_logits.mean(), real_logits.mean()
                 d_optimizer.zero_grad()
                 fabric.backward(losses["discriminator"])
@@ -202,7 +212,8 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
                 meter.check(states)
                 if held_back is not None and not stopping:
                     sheet = output / "samples" / f"{images:09d}.png"
-                    figures = validate(averaged, judge, held_back, sheet, run.batch_size, fabric)
+                    figures = validate(averaged.eval(), judge, held_back, scale, sheet, run.batch_size, fabric)
+                    model.train()
                     if log:
                         log.picture("samples", sheet, images)
                 if first:
@@ -213,8 +224,8 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
                         "model": model.state_dict(),
                         "averaged": averaged.state_dict() if recipe.ema_half_life else None,
                         "optimizer": optimizer.state_dict(),
-                        "discriminator": discriminator.state_dict() if recipe.adversarial_weight else None,
-                        "d_optimizer": d_optimizer.state_dict() if recipe.adversarial_weight else None,
+                        "discriminator": None if discriminator is None else discriminator.state_dict(),
+                        "d_optimizer": None if discriminator is None else d_optimizer.state_dict(),
                     }
                     states.save(state, None if stopping else figures.get("feature_distance"))
                     del state
@@ -234,37 +245,41 @@ def train_glean(recipe: GLEANRecipe, output: Path, fabric: Fabric, progress: Pro
         if changed := changed_bank(averaged, frozen):
             raise GleansrError(f"the bank has changed during training ({changed}); this is a defect, and the model was not saved")
         about = facts(recipe, images, figures=figures)
-        native.save(finished, {"generator": averaged}, dataclasses.replace(about, content_height=recipe.network.content_height))
+        if isinstance(recipe.network, GLEANNetworkConfig):
+            about = dataclasses.replace(about, content_height=recipe.network.content_height)
+        native.save(finished, {"generator": averaged}, about)
     fabric.barrier()
     return finished
 
 
-def changed_bank(model: GLEAN, frozen: dict[str, Tensor]) -> str | None:
+def changed_bank(model: Network, frozen: dict[str, Tensor]) -> str | None:
     """The name of the first tensor of the bank that is not, bit for bit, what it was; None if there is none."""
-    return next((name for name, tensor in model.bank.state_dict().items() if not torch.equal(tensor.cpu(), frozen[name])), None)
+    return next((name for name, tensor in bank_of(model).items() if not torch.equal(tensor.cpu(), frozen[name])), None)
 
 
 @torch.no_grad()
-def validate(model: GLEAN, network: SqueezeNet, truths: Tensor, sheet: Path, batch_size: int, fabric: Fabric) -> dict[str, float]:
+def validate(
+    model: Network, network: SqueezeNet, truths: Tensor, scale: int, sheet: Path, batch_size: int, fabric: Fabric
+) -> dict[str, float]:
     """PSNR and SSIM (RGB, mean over pictures, results clamped and not rounded) and SqueezeNet feature distance of `truths`, bytes
     (N, 3, H, W), for the model and for bicubic enlargement; each process takes its share. The first one saves eight pictures as rows of
-    low | bicubic | GLEAN | truth."""
-    config = model.config
+    low | bicubic | result | truth."""
+    size = truths.shape[-1]
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = collections.defaultdict(lambda: torch.zeros((), device=device))
     mine = truths[fabric.global_rank :: fabric.world_size]
     for start in range(0, len(mine), batch_size):
         truth = mine[start : start + batch_size].to(device).float() / 127.5 - 1
-        low = degrade(truth, config.out_size // config.in_size)
-        bicubic = resize(low, size=config.out_size).clamp(-1, 1)
-        result = model(low.to(memory_format=torch.channels_last)).float().clamp(-1, 1)
+        low = degrade(truth, scale)
+        bicubic = resize(low, size=size).clamp(-1, 1)
+        result = enlarge(model, low.to(memory_format=torch.channels_last)).clamp(-1, 1)
         wanted = network(truth)
         for prefix, picture in (("", result), ("bicubic_", bicubic)):
             sums[f"{prefix}psnr"] += psnr(picture, truth, rounding="none").sum()
             sums[f"{prefix}ssim"] += ssim(picture, truth, rounding="none").sum()
             sums[f"{prefix}feature_distance"] += feature_distance(network(picture), wanted).sum()
         if start == 0 and fabric.global_rank == 0:
-            nearest = nn.functional.interpolate(low, size=config.out_size)
+            nearest = nn.functional.interpolate(low, size=size)
             save_grid(
                 sheet,
                 [torch.cat(row) for row in zip(*(p[:8].split(1) for p in (nearest, bicubic, result, truth)), strict=True)],
@@ -279,6 +294,8 @@ def compiled(network: nn.Module, wanted: bool) -> nn.Module:
     return cast("nn.Module", torch.compile(network)) if wanted else network
 
 
-def schedule(images: int, total: int, warm_up: int) -> float:
-    """Cosine annealing from 1 to 0 over the run, behind a linear rise over the first `warm_up` pictures."""
-    return min(1.0, (images + 1) / (warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, images / total)))
+def schedule(images: int, total: int, warm_up: int, halve_at: Sequence[int] = ()) -> float:
+    """The share of the learning rate: cosine annealing from 1 to 0 over the run, or halves at so many pictures where `halve_at` has any;
+    behind a linear rise over the first `warm_up` pictures."""
+    share = 0.5 ** sum(images >= at for at in halve_at) if halve_at else 0.5 * (1 + math.cos(math.pi * min(1.0, images / total)))
+    return min(1.0, (images + 1) / (warm_up + 1)) * share

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_list
+from gleansr.data.fit import Aspect, Small, SmallError, fit
+from gleansr.data.sources import MANIFEST, PREPARED, open_source, read_manifest, stem
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import replacing
 from gleansr.pictures import decode
 from gleansr.resize import degrade
-from gleansr.training.datasets import Crop, Original, find_kind, open_dataset, read_list
-from gleansr.training.fit import Aspect, Small, SmallError, fit
-from gleansr.training.sources import MANIFEST, PREPARED, open_source, read_manifest, stem
 
 RECORDS = "manifest.jsonl"
 """One JSON object a line and picture, sorted: its name, and its files with sizes and hashes or why it was left out."""
@@ -51,7 +51,7 @@ class Preparation:
     """What is made of which pictures; a set is gone on with by an equal one only."""
 
     kind: str
-    """Name of the data set, see `gleansr.training.datasets.KINDS`."""
+    """Name of the data set, see `gleansr.data.datasets.KINDS`."""
     source: str
     """Where its pictures lie, as `open_source` takes it."""
     size: int
@@ -156,11 +156,11 @@ def prepare(
     """
     if workers is not None and workers < 1:
         raise RequestError(f"--workers must be at least 1, not {workers}")
-    _keep_apart(preparation.source, output)
+    keep_apart(preparation.source, output)
     names = read_list(preparation.names) if preparation.names else None
     source = open_source(preparation.source, fetched)
     dataset = open_dataset(source, preparation.source, preparation.crop, names)
-    targets = dict(zip(dataset.names, _targets(dataset.names), strict=True))
+    targets = dict(zip(dataset.names, file_names(dataset.names), strict=True))
     total = len(targets) + len(dataset.missing)
     try:
         with _claimed(output):
@@ -239,7 +239,7 @@ def _left_out(name: str, skipped: str, reason: str) -> Record:
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
-def _targets(names: Sequence[str]) -> Iterator[str]:
+def file_names(names: Sequence[str]) -> Iterator[str]:
     """For each name where it goes, without suffix. Where that is taken (a.jpg and a.png), the old suffix stays, then a number is added."""
     taken: set[str] = set()
     for name in names:
@@ -260,7 +260,7 @@ def _harmless(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- the folder
 
 
-def _keep_apart(source: str, output: Path) -> None:
+def keep_apart(source: str, output: Path) -> None:
     place, target = Path(source).expanduser().resolve(), output.resolve()
     if place.is_dir() and (target.is_relative_to(place) or place.is_relative_to(target)):
         raise RequestError(f"{output}: lies in {source} or holds it; results must not lie among the pictures: give another folder")
