@@ -13,7 +13,7 @@ from gleansr.errors import PictureError, RequestError
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.pictures import decode
-from gleansr.upscaler import Upscaler
+from gleansr.upscaler import FeedForward, Upscaler
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_results_are_those_of_the_model(upscaler: gleansr.Upscaler, cat: Image.I
     small = np.array(cat.resize((8, 8)))
     low = torch.from_numpy(small).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
-        high = upscaler.model(low)[0].clamp(-1, 1)
+        high = upscaler.method(low).pictures[0].clamp(-1, 1)
     expected = ((high + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(np.array(upscaler(small)).astype(float) - expected).max() <= 0.51
 
@@ -141,13 +141,13 @@ def test_bad_pictures_raise(upscaler: gleansr.Upscaler, tmp_path: Path):
         upscaler(tmp_path / "none.png")
 
 
-def test_only_a_glean_enlarges(tmp_path: Path):
+def test_a_bank_enlarges_nothing(tmp_path: Path):
     from gleansr.checkpoints import native
     from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
     bank = tmp_path / "bank.safetensors"
     native.save(bank, {"generator": StyleGAN2(StyleGAN2Config((4, 4), 4, 1))}, native.About("b"))
-    with pytest.raises(RequestError, match="StyleGAN2, which does not enlarge pictures; give a GLEAN"):
+    with pytest.raises(RequestError, match="a StyleGAN2 does not enlarge pictures by itself; give a GLEAN"):
         gleansr.load(bank)
 
 
@@ -172,7 +172,7 @@ def test_pictures_between_black_bars(tmp_path: Path):
     """A model of 512x384 in a square, in small: 32x24 in 32x32."""
     torch.manual_seed(0)
     model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
-    upscaler = Upscaler(model, About("cars", content_height=24), device="cpu")
+    upscaler = Upscaler(FeedForward(model, device="cpu"), About("cars", content_height=24))
     assert upscaler.content_height == 24
     pixels = torch.rand(3, 6, 8).mul(255).round().div(255)
     fitted = upscaler.fit(decode(pixels), "exact")

@@ -1,20 +1,23 @@
-"""Pictures in, pictures out: fits each picture to the model's input, runs batches, puts the results together."""
+"""Pictures in, pictures out: fits each picture to the method's input, runs batches, puts the results together."""
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from gleansr import checkpoints
 from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
+from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.glean import GLEAN
 from gleansr.models.layers import placed
+from gleansr.models.residual import ResidualNet
+from gleansr.models.rrdb import RRDBNet
 from gleansr.pictures import Picture, Source, decode, to_image, unpremultiply
 from gleansr.resize import resize
 
@@ -22,34 +25,100 @@ Fit = Literal["auto", "crop", "pad", "stretch", "exact"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+Report = Callable[[int, int], None]
+"""Is told of the progress of a slow method: steps done, and steps in all."""
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """What a method made of a batch."""
+
+    pictures: Tensor
+    """(N, 3, scale * h, scale * w), RGB in [-1, 1], not clamped."""
+    notes: Sequence[str] = ()
+    """What to say of each picture, "" if nothing; empty if there is nothing to say of any."""
+
+
+class Method(Protocol):
+    """A way to enlarge pictures: a network's forward pass, or a search in a bank."""
+
+    name: str
+    """GLEAN, PULSE, ..."""
+    in_size: int | None
+    """Height and width of the pictures that it takes, None: any."""
+    scale: int
+    device: torch.device
+
+    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:
+        """low (N, 3, h, w), RGB in [-1, 1], float32, on `device`. What becomes of a picture does not depend on the others."""
+        ...
+
+
+class FeedForward:
+    """One forward pass of a network that enlarges pictures."""
+
+    def __init__(self, model: nn.Module, *, device: str | torch.device = "auto", precision: Precision = "auto"):
+        """`device` and `precision` as in `load`.
+
+        Raises:
+            RequestError: the network is of another kind.
+        """
+        self.device = device if isinstance(device, torch.device) else find_device(device)
+        self.precision = find_precision(precision, self.device)
+        self.in_size = None
+        self.unit_range = False  # ESRGAN's networks take and make pictures in [0, 1]
+        if isinstance(model, GLEAN):
+            self.name, self.in_size, self.scale = "GLEAN", model.config.in_size, model.config.out_size // model.config.in_size
+        elif isinstance(model, ResidualNet):
+            self.name, self.scale = "plain", model.config.scale
+        elif isinstance(model, ESRGANPlus | RRDBNet):
+            self.name, self.scale = "ESRGAN+" if isinstance(model, ESRGANPlus) else "ESRGAN", model.config.scale
+            self.unit_range = True
+        else:
+            raise RequestError(
+                f"a {type(model).__name__} does not enlarge pictures by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
+            )
+        self.model = placed(model.eval(), self.device)
+
+    @torch.inference_mode()
+    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, it takes no time worth reporting
+        height, width = low.shape[-2:]
+        fold = getattr(self.model, "fold", 1)  # ESRGANs of small scales fold so many pixels of each side into channels
+        if height % fold or width % fold:
+            low = nn.functional.pad(low, (0, -width % fold, 0, -height % fold), mode="replicate")
+        low = low.to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            high = self.model((low + 1) / 2 if self.unit_range else low).float()
+        high = high[..., : height * self.scale, : width * self.scale]
+        return Enlarged(high * 2 - 1 if self.unit_range else high)
+
+
 @dataclass(frozen=True)
 class Fitted:
-    """A picture brought to the model's input size, and how to bring the result back."""
+    """A picture brought to the method's input size, and how to bring the result back."""
 
     picture: Picture
     low: Tensor
-    """(3, in, in) in [-1, 1], colour premultiplied."""
+    """(3, h, w) in [-1, 1], colour premultiplied; h and w are the method's input size if it has one."""
     alpha: Tensor | None
-    """(1, in, in) in [0, 1]."""
+    """(1, h, w) in [0, 1]."""
     keep: tuple[int, int, int, int]
-    """Top, left, height and width, in pixels of the model's output, of what stands for the picture."""
+    """Top, left, height and width, in pixels of the method's output, of what stands for the picture."""
     note: str
     """What was done, empty if nothing."""
 
 
 class Upscaler:
-    """Enlarges pictures with a GLEAN. Made by `gleansr.load`."""
+    """Enlarges pictures by a method. Made by `gleansr.load`, for methods that are no network of their own by `gleansr.rivals.load`."""
 
-    def __init__(self, model: GLEAN, about: About, *, device: str = "auto", precision: Precision = "auto"):
-        """`device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps". `precision`: "auto" is float32 on a CPU and bfloat16 on
-        a GPU that has it."""
-        self.device = find_device(device)
-        self.precision = find_precision(precision, self.device)
+    def __init__(self, method: Method, about: About):
+        self.method = method
+        self.device = method.device
         self.about = about
-        self.model = placed(model.eval(), self.device)
-        self.input_size = model.config.in_size
-        self.output_size = model.config.out_size
-        self.scale = self.output_size // self.input_size
+        self.scale = method.scale
+        self.input_size = method.in_size
+        """Height and width of the pictures that the method takes; None: any."""
+        self.output_size = method.in_size and method.in_size * method.scale
         # LSUN's cars stand between black bars: the model takes and makes squares, of which the middle rows are picture.
         self.content_height = about.content_height or self.output_size
         self.category = about.category
@@ -62,20 +131,31 @@ class Upscaler:
         """
         return next(self.upscale([picture], batch_size=1, fit=fit))
 
-    def upscale(self, pictures: Iterable[Source | Picture], *, batch_size: int | None = None, fit: Fit = "auto") -> Iterator[Image.Image]:
-        """Enlarges pictures in batches, lazily and in order. A picture that cannot be read raises its PictureError."""
+    def upscale(
+        self,
+        pictures: Iterable[Source | Picture],
+        *,
+        batch_size: int | None = None,
+        fit: Fit = "auto",
+        report: Report | None = None,
+    ) -> Iterator[Image.Image]:
+        """Enlarges pictures in batches, lazily and in order. A picture that cannot be read raises its PictureError.
+
+        A slow method tells `report` of its progress with each batch.
+        """
         size = batch_size or self.default_batch_size()
         fitted = (self.fit(picture if isinstance(picture, Picture) else decode(picture), fit) for picture in pictures)
         while batch := list(itertools.islice(fitted, size)):
-            yield from self.run(batch)
+            yield from self.run(batch, report)
 
     def default_batch_size(self) -> int:
-        """As many pictures as keep the device busy within a few GB."""
-        pixels = self.output_size**2
-        return max(1, (2**19 if self.device.type == "cpu" else 2**23) // pixels)
+        """As many pictures as keep the device busy within a few GB; one by one where they can be of any size."""
+        if self.output_size is None:
+            return 1
+        return max(1, (2**19 if self.device.type == "cpu" else 2**23) // self.output_size**2)
 
     def fit(self, picture: Picture, fit: Fit = "auto") -> Fitted:
-        """Brings a picture to the model's input size.
+        """Brings a picture to the method's input size; a method without one takes it as it is.
 
         "exact" takes pictures of that size only. "stretch" resizes both sides. "crop" cuts out the centre square, "pad" repeats the border
         up to a square, of which the result keeps the picture's part; both then resize. "auto" is "pad", which loses nothing.
@@ -85,9 +165,12 @@ class Upscaler:
         """
         if fit not in get_args(Fit):
             raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
-        size, rows = self.input_size, self.content_height // self.scale
         height, width = picture.pixels.shape[-2:]
         planes = picture.premultiplied() if picture.alpha is None else torch.cat([picture.premultiplied(), picture.alpha])
+        if self.input_size is None or self.output_size is None or self.content_height is None:
+            keep = (0, 0, height * self.scale, width * self.scale)
+            return Fitted(picture, planes[:3] * 2 - 1, None if picture.alpha is None else planes[3:], keep, "")
+        size, rows = self.input_size, self.content_height // self.scale
         done: list[str] = []
         top = left = 0.0
         kept_height = kept_width = 1.0
@@ -132,26 +215,28 @@ class Upscaler:
         alpha = None if picture.alpha is None else planes[3:]
         return Fitted(picture, planes[:3] * 2 - 1, alpha, keep, note)
 
-    @torch.inference_mode()
-    def run(self, batch: Iterable[Fitted]) -> list[Image.Image]:
-        """Enlarges fitted pictures in one forward pass."""
+    def run(self, batch: Iterable[Fitted], report: Report | None = None) -> list[Image.Image]:
+        """Enlarges fitted pictures of one size together."""
         batch = list(batch)
-        low = torch.stack([fitted.low for fitted in batch]).to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            high = self.model(low)
-        high = (high.float().clamp(-1, 1).cpu() + 1) / 2
-        return [self._finish(fitted, pixels) for fitted, pixels in zip(batch, high, strict=True)]
+        if len(sizes := {tuple(fitted.low.shape) for fitted in batch}) > 1:
+            raise RequestError(
+                f"pictures of several sizes ({sorted(sizes)}) cannot be enlarged together; --batch-size 1 takes them one by one"
+            )
+        enlarged = self.method(torch.stack([fitted.low for fitted in batch]).to(self.device), report)
+        high = (enlarged.pictures.clamp(-1, 1).cpu() + 1) / 2
+        notes = enlarged.notes or [""] * len(batch)
+        return [self._finish(fitted, pixels, note) for fitted, pixels, note in zip(batch, high, notes, strict=True)]
 
-    def _finish(self, fitted: Fitted, pixels: Tensor) -> Image.Image:
+    def _finish(self, fitted: Fitted, pixels: Tensor, note: str) -> Image.Image:
         alpha = None
         if fitted.alpha is not None:
             # Alpha is a mask, not a picture of the category: it is enlarged plainly.
-            alpha = resize(fitted.alpha, size=self.output_size).clamp(0, 1)
+            alpha = resize(fitted.alpha, size=(pixels.shape[-2], pixels.shape[-1])).clamp(0, 1)
             pixels = unpremultiply(pixels, alpha)
         top, left, height, width = fitted.keep
         image = to_image(pixels, alpha).crop((left, top, left + width, top + height))
-        if fitted.note:
-            image.info["gleansr"] = fitted.note
+        if said := "; ".join(filter(None, [fitted.note, note])):
+            image.info["gleansr"] = said
         return image
 
 
@@ -162,17 +247,22 @@ def load(
     precision: Precision = "auto",
     offline: bool | None = None,
 ) -> Upscaler:
-    """The Upscaler of a named model ("cats-8x", see `gleansr models`) or of a file with a GLEAN of any layout.
+    """The Upscaler of a named model ("cats-8x", see `gleansr models`) or of a file of any layout with a GLEAN or another network that
+    enlarges pictures.
+
+    `device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps". `precision`: "auto" is float32 on a CPU and bfloat16 on a GPU
+    that has it.
 
     An official model is downloaded on its first use, unless `offline` or the environment variable GLEANSR_OFFLINE forbids it.
     """
     find_precision(precision, chosen := find_device(device))  # what cannot be met is refused before any work
     path = checkpoints.model_path(name_or_path, offline=offline)
     checkpoint = checkpoints.read(path)
-    model = checkpoint.build(None, path)
-    if not isinstance(model, GLEAN):
-        raise RequestError(f"{name_or_path}: holds a {type(model).__name__}, which does not enlarge pictures; give a GLEAN")
-    return Upscaler(model, checkpoint.about, device=str(chosen), precision=precision)
+    try:
+        method = FeedForward(checkpoint.build(None, path), device=chosen, precision=precision)
+    except RequestError as error:
+        raise RequestError(f"{name_or_path}: {error}") from None
+    return Upscaler(method, checkpoint.about)
 
 
 def find_device(name: str) -> torch.device:

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gleansr.cli.progress import fetched
+from gleansr.cli.progress import fetched, steps_of
 from gleansr.errors import GleansrError, PictureError, RequestError
 
 if TYPE_CHECKING:
-    from gleansr.upscaler import Fit, Upscaler
+    from gleansr.upscaler import Fit, Precision, Report, Upscaler
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Job:
 def upscale(
     inputs: tyro.conf.Positional[tuple[Path, ...]],
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "cats-8x",
+    model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
+    method: Literal["auto", "glean", "esrgan+", "plain", "dgp", "pulse", "bicubic"] = "auto",
+    scale: int | None = None,
+    set: tuple[str, ...] = (),
     fit: Literal["auto", "crop", "pad", "stretch", "exact"] = "auto",
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -46,7 +49,11 @@ def upscale(
         inputs: Pictures and folders of pictures.
         output: A file (.png, .jpg, .webp, .tif) for one picture, otherwise a folder, in which the tree of an input folder is mirrored. By
             default NAME_8x.png beside NAME, and FOLDER_8x beside FOLDER.
-        model: Name of a model (see `gleansr models`) or file with a GLEAN of any layout.
+        model: Name of a model (see `gleansr models`) or file of any layout; by default cats-8x, or what suits the method and the scale.
+        method: auto: whatever network the model is. pulse, dgp: search the model's bank, which takes a thousand times longer; see
+            docs/rivals.md.
+        scale: Enlargement by pulse, dgp and bicubic, by default 8; a network has its own.
+        set: Changes to the settings of pulse and dgp, such as steps=50 seed=1.
         fit: What to do with a picture that is not of the model's input size. exact: refuse it; stretch: resize both sides; crop: cut out
             the centre square; pad: repeat the border up to a square; auto: as pad, which loses nothing.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
@@ -57,7 +64,7 @@ def upscale(
         offline: Never download a model.
     """
     from gleansr.pictures import FORMATS  # imports torch, which `gleansr --help` need not wait for
-    from gleansr.upscaler import find_device, find_precision, load
+    from gleansr.upscaler import find_device, find_precision
 
     if not inputs:
         raise RequestError("give at least one picture or folder")
@@ -74,14 +81,14 @@ def upscale(
 
     console = Console(stderr=True, soft_wrap=True)
     find_precision(precision, find_device(device))  # before a download that would be for nothing
-    upscaler = load(fetched(model, offline), device=device, precision=precision)
+    upscaler = _upscaler(model, method, scale, set, device, precision, offline)
     jobs = [Job(source, output) for source in inputs] if to_file and output else list(_jobs(inputs, output, f"_{upscaler.scale}x"))
     failures = 0
     started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=len(jobs) == 1) as progress:
-        task = progress.add_task("upscaling", total=len(jobs))
-        for job, result in _results(upscaler, jobs, fit, batch_size, quality, overwrite):
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("upscaling", total=len(jobs), visible=len(jobs) > 1)
+        for job, result in _results(upscaler, jobs, fit, batch_size, quality, overwrite, steps_of(progress)):
             if isinstance(result, GleansrError):
                 failures += 1
                 console.print(f"gleansr: {escape(str(result))}", style="red", highlight=False)
@@ -96,8 +103,25 @@ def upscale(
         raise SystemExit(1)
 
 
+def _upscaler(
+    model: str | None, method: str, scale: int | None, changes: tuple[str, ...], device: str, precision: "Precision", offline: bool
+) -> "Upscaler":
+    if method == "auto":
+        from gleansr.upscaler import load
+
+        if scale is not None or changes:
+            raise RequestError("--scale and --set are for a method that is named: give --method pulse, dgp or bicubic too")
+        return load(fetched(model or "cats-8x", offline), device=device, precision=precision)
+    from gleansr import rivals
+    from gleansr.configs import override
+
+    settings = {key: value for change in changes for key, value in override(change).items()}
+    file = fetched(model, offline) if model else None
+    return rivals.load(method, file, scale=scale, device=device, precision=precision, settings=settings)
+
+
 def _results(
-    upscaler: "Upscaler", jobs: list[Job], fit: "Fit", batch_size: int | None, quality: int, overwrite: bool
+    upscaler: "Upscaler", jobs: list[Job], fit: "Fit", batch_size: int | None, quality: int, overwrite: bool, report: "Report"
 ) -> Iterator[tuple[Job, str | GleansrError]]:
     """Each job with a note of what was done, or with the error that stopped it and no other."""
     from gleansr.pictures import check_output, decode, encode
@@ -114,7 +138,7 @@ def _results(
                 yield job, error
         if not fitted:
             continue
-        for (job, one), image in zip(fitted, upscaler.run([one for _, one in fitted]), strict=True):
+        for (job, one), image in zip(fitted, upscaler.run([one for _, one in fitted], report), strict=True):
             try:
                 _make_folder(job.target.parent)
                 metadata = one.picture.metadata
@@ -126,7 +150,7 @@ def _results(
                     quality=quality,
                     overwrite=overwrite,
                 )
-                yield job, "; ".join([*filter(None, [one.note]), *one.picture.notes])
+                yield job, "; ".join([*filter(None, [image.info.get("gleansr")]), *one.picture.notes])
             except GleansrError as error:
                 yield job, error
 

@@ -1,0 +1,335 @@
+"""DGP: fine-tunes a bank, layer after layer, until a picture of it, shrunk, is the one that was given.
+
+Source: Pan et al., "Exploiting Deep Generative Prior for Versatile Image Restoration and Manipulation", ECCV 2020. Numbers are those of the
+official code for super-resolution, which knows one bank, BigGAN, and a factor of 4; here the factor is free, and StyleGAN's banks are tuned
+in the same way, see `parameter_groups`.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gleansr.errors import GleansrError, RequestError
+from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator, InstanceNorm
+from gleansr.models.layers import placed
+from gleansr.models.stylegan import StyleGAN, StyleGANDiscriminator
+from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
+from gleansr.resize import resize
+from gleansr.rivals.dgp_config import DGPConfig, Downsampler
+from gleansr.upscaler import Enlarged, Precision, Report, find_device, find_precision
+
+Bank = BigGAN | StyleGAN | StyleGAN2
+Discriminator = BigGANDiscriminator | StyleGANDiscriminator | StyleGAN2Discriminator
+
+REPORT_EVERY = 5
+"""Iterations between two reports."""
+
+
+# ---------------------------------------------------------------------------------------------------------- degradation
+
+
+def lanczos2_matrix(size: int, factor: int) -> Tensor:
+    """The official reduction of one axis, (size / factor, size), for an even factor: 4 * factor taps, border pixels repeated."""
+    x = (torch.arange(4 * factor, dtype=torch.float64) - 2 * factor + 0.5) / factor
+    taps = torch.sinc(x) * torch.sinc(x / 2)
+    rows = torch.arange(size // factor)[:, None]
+    columns = (rows * factor + torch.arange(4 * factor) - 3 * factor // 2).clamp(0, size - 1)
+    matrix = torch.zeros(size // factor, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, columns, (taps / taps.sum()).expand(len(rows), -1)).float()
+
+
+def bicubic_matrix(size: int, factor: int) -> Tensor:
+    """MATLAB's bicubic reduction of one axis, (size / factor, size)."""
+    return resize(torch.eye(size, dtype=torch.float64), size=(size // factor, size)).float()
+
+
+def bilinear_matrix(size: int, factor: int) -> Tensor:
+    """Bilinear enlargement of one axis, (size * factor, size), by the centres of pixels."""
+    return F.interpolate(torch.eye(size)[None], scale_factor=float(factor), mode="linear", align_corners=False)[0].T.contiguous()
+
+
+class Degradation:
+    """Shrinks pictures and enlarges them again bilinearly, which is where DGP compares them.
+
+    Both are linear and treat the axes alike, so that each is two products with a small matrix, with a deterministic backward pass.
+    """
+
+    def __init__(self, size: int, factor: int, downsampler: Downsampler, device: torch.device):
+        matrix = {"bicubic": bicubic_matrix, "lanczos2": lanczos2_matrix}[downsampler]
+        self.down = matrix(size, factor).to(device)
+        self.up = bilinear_matrix(size // factor, factor).to(device)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """image (N, 3, size, size) -> the same shape."""
+        return self.enlarge(self.shrink(image))
+
+    def shrink(self, image: Tensor) -> Tensor:
+        """image (N, 3, size, size) -> (N, 3, size / factor, size / factor)."""
+        return self.down @ image @ self.down.T
+
+    def enlarge(self, low: Tensor) -> Tensor:
+        """low (N, 3, size / factor, size / factor) -> (N, 3, size, size)."""
+        return self.up @ low @ self.up.T
+
+
+# ------------------------------------------------------------------------------------------------------------- the bank
+
+
+def parameter_groups(bank: Bank) -> list[list[nn.Parameter]]:
+    """The parameters that DGP tunes, in the order in which it sets them free, from the input to the output.
+
+    BigGAN's are its first layer, then its blocks. Their counterparts in StyleGAN's banks: what makes the features of 4 px (mapping network,
+    constant, first layers), then the layers of each further size with their affine maps, so that a bank of 256 px has 7 groups too. What
+    turns features into RGB stays as it is in all of them; so do noise pictures and the classes' embedding.
+    """
+    if isinstance(bank, BigGAN):
+        return bank.groups()
+    synthesis = bank.synthesis
+    layers = [nn.ModuleList(synthesis.layers[i] for i in synthesis.layers_at(j)) for j in range(len(bank.config.channels))]
+    groups = [list(group.parameters()) for group in layers]
+    return [[*bank.mapping.parameters(), synthesis.constant, *groups[0]], *groups[1:]]
+
+
+def storage_factors(bank: Bank) -> dict[nn.Parameter, float]:
+    """What a stored parameter is multiplied by before it acts, where it does not act as it is stored.
+
+    StyleGAN's weights are stored with unit variance, and the factor is 1/68 for a 3x3 convolution of 512 channels. Adam's steps do not
+    depend on it, and the published learning rates are for weights that act as they are stored; divided by the factor, they change what
+    acts as much in these banks.
+    """
+    factors: dict[nn.Parameter, float] = {}
+    for module in bank.modules():
+        for name, factor in (("weight", getattr(module, "scale", None)), ("bias", getattr(module, "lr_mul", None))):
+            parameter = getattr(module, name, None)
+            if factor is not None and parameter is not None:
+                factors[parameter] = factor
+    return factors
+
+
+# ----------------------------------------------------------------------------------------------------------- the search
+
+
+class DGP:
+    """DGP with a bank and its discriminator: enlarges pictures of bank size / scale. A `Method`.
+
+    It works on copies of both networks: those that are given stay as they are, whatever happens. Each picture starts from the bank's own
+    weights and from an optimiser without a past; the official code keeps Adam's moments from one picture to the next.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        discriminator: Discriminator | None,
+        scale: int,
+        config: DGPConfig | None = None,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision | torch.dtype = "float32",
+    ):
+        """`scale` is a power of two from 2 to half the bank's size. `config`: the official one by default. `device` and `precision` as in
+        `gleansr.load`; at bfloat16 the convolutions do not see the smallest steps of fine-tuning.
+
+        Raises:
+            RequestError: there is no discriminator, or bank, discriminator, scale and class do not fit together.
+        """
+        if not isinstance(bank, Bank):
+            raise RequestError(f"DGP fine-tunes a BigGAN, a StyleGAN or a StyleGAN2; a {type(bank).__name__} is none, give such a bank")
+        self.config = config or DGPConfig()
+        size = size_of(bank)
+        self._classes = bank.config.n_classes if isinstance(bank, BigGAN) else None
+        wanted = self.config.class_index
+        if wanted is not None and self._classes is None:
+            raise RequestError(f"class_index is {wanted}, but a {type(bank).__name__} knows no classes; leave it out")
+        if wanted is not None and self._classes is not None and wanted >= self._classes:
+            raise RequestError(f"class_index is {wanted}, but this bank's classes are 0 to {self._classes - 1}")
+        if not (isinstance(scale, int) and 2 <= scale <= size // 2 and scale & (scale - 1) == 0):
+            raise RequestError(f"DGP with a bank of {size} px takes a scale that is a power of two from 2 to {size // 2}, not {scale}")
+        self.name, self.scale = "DGP", scale
+        self.in_size: int | None = size // scale
+        self.device = device if isinstance(device, torch.device) else find_device(device)
+        self.precision = precision if isinstance(precision, torch.dtype) else find_precision(precision, self.device)
+        self._bank = placed(copy.deepcopy(bank).eval(), self.device)
+        self._discriminator = placed(copy.deepcopy(_checked(discriminator, size)).eval().requires_grad_(False), self.device)
+        self._groups = parameter_groups(self._bank)
+        self._originals = [[parameter.detach().clone() for parameter in group] for group in self._groups]
+        self._factors = storage_factors(self._bank)
+        self._degradation = Degradation(size, scale, self.config.downsampler, self.device)
+
+    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:
+        """low (N, 3, in_size, in_size), RGB in [-1, 1], float32 -> pictures (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
+
+        One picture after the other; what becomes of each depends on it, the seed and the configuration. `report` counts the samples to
+        start from, which are drawn once for all pictures, and the iterations. The notes say how near to the given picture the result
+        comes when it is shrunk again, and which class was chosen.
+
+        Raises:
+            GleansrError: a loss became infinite.
+        """
+        if low.shape[1:] != (3, self.in_size, self.in_size):
+            raise RequestError(f"DGP with this bank takes pictures (N, 3, {self.in_size}, {self.in_size}), not {tuple(low.shape)}")
+        progress = Progress(report, self.config.select_samples + len(low) * sum(self.config.iterations))
+        with torch.inference_mode(False), torch.enable_grad():
+            # A copy: a tensor of inference mode could not be differentiated through.
+            pictures = low.to(self.device, torch.float32, copy=True).split(1)
+            starts = self._select(pictures, progress)
+            results = [self._search(picture, *start, progress) for picture, start in zip(pictures, starts, strict=True)]
+        return Enlarged(torch.cat([picture for picture, _ in results]), [note for _, note in results])
+
+    def _select(self, pictures: Sequence[Tensor], progress: "Progress") -> list[tuple[Tensor, int | None]]:
+        """The z (1, code_dim) and the class, None where there are none, from which each picture's search starts."""
+        config = self.config
+        self._restore()
+        generator = torch.Generator().manual_seed(config.seed)
+        samples = torch.randn(config.select_samples, self._bank.config.code_dim, generator=generator) * config.select_std
+        labels: list[int | None] = [config.class_index] * len(samples)
+        if self._classes is not None and config.class_index is None:
+            labels = torch.randint(self._classes, (len(samples),), generator=generator).tolist()
+        batch = max(1, (2**19 if self.device.type == "cpu" else 2**23) // size_of(self._bank) ** 2)
+        distances: list[Tensor] = []  # (pictures, samples)
+        with torch.no_grad():
+            wanted = [self._features(self._degradation.enlarge(picture))[-config.select_features :] for picture in pictures]
+            for first in range(0, len(samples), batch):
+                z = samples[first : first + batch].to(self.device)
+                found = self._features(self._degradation(self._paint(z, self._embedding(labels[first : first + batch]))))
+                distances.append(torch.stack([features_distance(found, features, config.select_features) for features in wanted]))
+                progress.add(len(z))
+        best = torch.cat(distances, 1).argmin(1).tolist()
+        return [(samples[i : i + 1].to(self.device), labels[i]) for i in best]
+
+    def _search(self, low: Tensor, z: Tensor, label: int | None, progress: "Progress") -> tuple[Tensor, str]:
+        """low (1, 3, in_size, in_size), z (1, code_dim) and the class to start from -> the picture (1, 3, size, size) and its note."""
+        config = self.config
+        self._restore()
+        target = self._degradation.enlarge(low)
+        with torch.no_grad():
+            wanted = self._features(target)
+        embedding = self._embedding([label])
+        z = z.clone().requires_grad_()
+        optimizer = self._optimizer(z)
+        norms: list[InstanceNorm] | None = None
+        picture = target
+        for stage, iterations in enumerate(config.iterations):
+            self._enter(stage, optimizer)
+            norms = (norms or self._instance_norms(z, embedding)) if config.instance_norm[stage] else None
+            loss = torch.zeros(())
+            for _ in range(iterations):
+                picture = self._paint(z, embedding, norms)
+                degraded = self._degradation(picture)
+                loss = (
+                    config.feature_weights[stage] * features_distance(self._features(degraded), wanted, config.features[stage]).sum()
+                    + config.mse_weights[stage] * F.mse_loss(degraded, target)
+                    + config.prior_weight * z.square().mean() / 2
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                progress.add(1)
+            if not loss.isfinite():
+                raise GleansrError(f"DGP went astray in stage {stage + 1}: its loss is not finite; lower generator_lrs or latent_lrs")
+        picture = picture.detach()  # as in the official code the one that the last step was taken for, not what came of that step
+        error = float(F.mse_loss(self._degradation.shrink(picture.clamp(-1, 1)), low)) / 4
+        note = f"shrunk again, {-10 * math.log10(max(error, 1e-10)):.1f} dB to the given picture"
+        return picture, note if label == config.class_index else f"{note}, class {label}"
+
+    def _paint(self, z: Tensor, embedding: Tensor, norms: list[InstanceNorm] | None = None) -> Tensor:
+        """The bank's pictures of z (N, code_dim), (N, 3, size, size)."""
+        with self._autocast():
+            picture = self._bank.synthesis(z, embedding, norms) if isinstance(self._bank, BigGAN) else self._bank(z)
+        return picture.float()
+
+    def _embedding(self, labels: list[int | None]) -> Tensor:
+        """Those of classes, (N, shared_dim), or nothing, (N, 0), where there are none."""
+        if not isinstance(self._bank, BigGAN):
+            return torch.empty(len(labels), 0)
+        return self._bank.embed(torch.tensor(labels, device=self.device)).detach()
+
+    def _instance_norms(self, z: Tensor, embedding: Tensor) -> list[InstanceNorm] | None:
+        return self._bank.instance_norms(z, embedding) if isinstance(self._bank, BigGAN) else None
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        with self._autocast():
+            features = self._discriminator.features(image)
+        return [feature.float() for feature in features]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Gives the copy the bank's own weights again, wherever an earlier search left off."""
+        for group, originals in zip(self._groups, self._originals, strict=True):
+            for parameter, original in zip(group, originals, strict=True):
+                parameter.copy_(original)
+
+    def _optimizer(self, z: Tensor) -> torch.optim.Adam:
+        groups: list[dict[str, Any]] = [{"params": [z], "depth": None}]
+        for depth, parameters in enumerate(self._groups):
+            for factor, alike in itertools.groupby(sorted(parameters, key=self._factor), key=self._factor):
+                groups.append({"params": list(alike), "depth": depth, "factor": factor})
+        return torch.optim.Adam(groups, lr=0.0, betas=self.config.betas, eps=1e-8, fused=True)
+
+    def _factor(self, parameter: nn.Parameter) -> float:
+        return self._factors.get(parameter, 1.0)
+
+    def _enter(self, stage: int, optimizer: torch.optim.Adam) -> None:
+        """Sets learning rates, and which parameters have gradients: those that this or a later stage tunes.
+
+        What a later stage tunes has the learning rate 0 until then, but its second moments gather from the start, as in the official code.
+        """
+        tuned = [len(self._groups) if n == "all" else n for n in self.config.tuned_groups]
+        lr, ratio = self.config.generator_lrs[stage], self.config.lr_ratios[stage]
+        self._bank.requires_grad_(False)
+        for parameter in itertools.chain.from_iterable(self._groups[: max(tuned[stage:])]):
+            parameter.requires_grad_()
+        for group in optimizer.param_groups:
+            if group["depth"] is None:
+                group["lr"] = self.config.latent_lrs[stage]
+            else:
+                group["lr"] = lr * ratio ** group["depth"] / group["factor"] if group["depth"] < tuned[stage] else 0.0
+
+
+class Progress:
+    """Counts steps and tells a report of them, now and then."""
+
+    def __init__(self, report: Report | None, total: int):
+        self.report, self.total = report, total
+        self.done = self.told = 0
+
+    def add(self, steps: int) -> None:
+        self.done += steps
+        if self.report and (self.done - self.told >= REPORT_EVERY or self.done == self.total):
+            self.told = self.done
+            self.report(self.done, self.total)
+
+
+def features_distance(found: Sequence[Tensor], wanted: Sequence[Tensor], count: int) -> Tensor:
+    """Mean absolute differences of the last `count` features, (N, ...) and (1, ...) each, summed over these, (N)."""
+    return torch.stack([(x - y).abs().flatten(1).mean(1) for x, y in zip(found[-count:], wanted[-count:], strict=True)]).sum(0)
+
+
+def size_of(network: Bank | Discriminator) -> int:
+    """Height and width of the pictures that it makes or judges."""
+    return network.config.resolution if isinstance(network.config, BigGANConfig) else network.config.size
+
+
+def _checked(discriminator: Discriminator | None, size: int) -> Discriminator:
+    """The discriminator, if it is one and for pictures of `size` px."""
+    if discriminator is None:
+        raise RequestError(
+            "DGP needs the bank's own discriminator, which this file lacks; `gleansr train-bank` writes a bank with it where the recipe "
+            'says discriminator = "stylegan2", or name the file of one by the setting discriminator'
+        )
+    if not isinstance(discriminator, Discriminator):
+        known = "a BigGAN's, StyleGAN's or StyleGAN2's"
+        raise RequestError(f"DGP compares pictures by the features of {known} discriminator, not of a {type(discriminator).__name__}")
+    if size_of(discriminator) != size:
+        raise RequestError(
+            f"the discriminator is for pictures of {size_of(discriminator)} px, but the bank makes {size} px; give the bank's own"
+        )
+    return discriminator
