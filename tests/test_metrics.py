@@ -1,31 +1,25 @@
-"""Metrics against scikit-image, SciPy and hand-computed values, and the benchmark that prints them."""
+"""Metrics against scikit-image, torchmetrics, SciPy and hand-computed values."""
 
-import json
+import logging
 import math
-import sys
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional import image as others
 
 from gleansr.errors import RequestError
-from gleansr.evaluation.metrics import consistency, frechet_distance, psnr, rounded, ssim
+from gleansr.evaluation import metrics
+from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, psnr, rounded, ssim
 from gleansr.resize import degrade, resize
 
-# The benchmarks are no part of the package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import quality
 
-
-def noisy_pair(n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth pictures (n, 3, 24, 40) in [-1, 1] and the same with noise, which leaves the range."""
+def noisy_pair(n: int = 2, scale: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth pictures (n, 3, 3 * scale, 5 * scale) in [-1, 1] and the same with noise, which leaves the range."""
     generator = torch.Generator().manual_seed(0)
-    smooth = resize(torch.rand(n, 3, 3, 5, generator=generator) * 2 - 1, scale=8)
+    smooth = resize(torch.rand(n, 3, 3, 5, generator=generator) * 2 - 1, scale=scale)
     return smooth.clamp(-1, 1), smooth + 0.15 * torch.randn(smooth.shape, generator=generator)
 
 
@@ -47,6 +41,54 @@ def test_psnr_and_ssim_agree_with_scikit_image():
         assert math.isclose(p, peak_signal_noise_ratio(x[i], y[i]), rel_tol=1e-9)
         options = {"channel_axis": 0, "data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
         assert math.isclose(s, float(np.mean(structural_similarity(x[i], y[i], **options))), rel_tol=1e-9)
+
+
+def on_255(image: torch.Tensor) -> torch.Tensor:
+    return image.double().clamp(-1, 1) * 127.5 + 127.5
+
+
+def by_torchmetrics(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """SSIM by torchmetrics without the border, which it mirrors."""
+    whole = others.structural_similarity_index_measure(x, y, data_range=255.0, return_full_image=True)[1]
+    return whole[:, :, 5:-5, 5:-5].mean((1, 2, 3))
+
+
+def test_psnr_and_ssim_agree_with_torchmetrics():
+    a, b = noisy_pair()
+    x, y = on_255(a), on_255(b)
+    wanted = others.peak_signal_noise_ratio(x, y, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    assert torch.allclose(psnr(a, b, rounding="none"), wanted, rtol=1e-6)
+    assert torch.allclose(ssim(a, b, rounding="none"), by_torchmetrics(x, y), rtol=1e-6)
+
+
+def test_ms_ssim_agrees_with_torchmetrics():
+    a, b = (image[:, :, :177, :201] for image in noisy_pair(1, scale=60))  # odd sides too
+    x, y = on_255(a), on_255(b)
+    found = ms_ssim(a, b, rounding="none")
+    mirrored = others.multiscale_structural_similarity_index_measure(x, y, data_range=255.0)
+    assert math.isclose(float(found), float(mirrored), rel_tol=1e-3)
+    wanted = torch.ones(1, dtype=torch.float64)
+    for weight in (0.0448, 0.2856, 0.3001, 0.2363):
+        contrast = others.structural_similarity_index_measure(x, y, data_range=255.0, return_contrast_sensitivity=True)[1]
+        wanted = wanted * contrast**weight
+        x, y = ((i[:, :, :-1:2, :-1:2] + i[:, :, 1::2, :-1:2] + i[:, :, :-1:2, 1::2] + i[:, :, 1::2, 1::2]) / 4 for i in (x, y))
+    wanted = wanted * by_torchmetrics(x, y) ** 0.1333
+    assert torch.allclose(found, wanted, rtol=1e-6)
+    assert torch.equal(ms_ssim(a, b), ms_ssim(rounded(a), rounded(b)))
+    assert not torch.equal(ms_ssim(a, b), found)
+    assert bool((found > ssim(a, b)).all())  # noise is of the finest scale
+
+
+def test_ms_ssim_of_equal_and_of_opposite_pictures():
+    a, _ = noisy_pair(scale=60)
+    assert torch.allclose(ms_ssim(a, a), torch.ones(2, dtype=torch.float64), rtol=1e-12)
+    assert ms_ssim(a, -a).tolist() == [0, 0]  # a negative structure would have no fractional power
+
+
+def test_ms_ssim_needs_room_for_its_window_at_the_smallest_scale():
+    assert ms_ssim(torch.zeros(1, 3, 176, 176), torch.zeros(1, 3, 176, 176)).tolist() == [1]
+    with pytest.raises(RequestError, match="at least 176x176 pixels, not 200x175: leave ms_ssim out"):
+        ms_ssim(torch.zeros(1, 3, 175, 200), torch.zeros(1, 3, 175, 200))
 
 
 def test_rounding_is_an_option():
@@ -113,21 +155,13 @@ def test_frechet_distance_of_too_little():
         frechet_distance(torch.zeros(3, 5), torch.zeros(3, 4))
 
 
-def test_benchmark_of_quality(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
-        for i in range(3):
-            with archive.open(f"{i}.png", "w") as file:
-                Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).resize((32, 32)).save(file, "PNG")
-    options = ["--data", str(tmp_path / "val.zip"), "--batch-size", "2", "--device", "cpu", "--rows", "3"]
-    quality.main([str(tiny_model), *options, "--json", str(tmp_path / "q.json"), "--sheet", str(tmp_path / "q.png")])
-    report = json.loads((tmp_path / "q.json").read_text())
-    model, bicubic = report["figures"][str(tiny_model)], report["figures"]["bicubic"]
-    assert report["pictures"] == 3
-    assert math.isclose(model["psnr_gain"], model["psnr"] - bicubic["psnr"])
-    assert math.isclose(model["squeezenet_distance_ratio"], model["squeezenet_distance"] / bicubic["squeezenet_distance"])
-    assert bicubic["consistency"] > model["consistency"]  # it is untrained
-    table = capsys.readouterr().out.splitlines()
-    assert f"| {bicubic['psnr']:.3f} |" in table[4]
-    with Image.open(tmp_path / "q.png") as sheet:
-        assert sheet.size == (4 * 32, 3 * 32)
+def test_frechet_distance_of_few_pictures_is_warned_of_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metrics, "FRECHET_MANY", 30)
+    metrics._warn_of_few.cache_clear()
+    features = torch.randn(30, 4)
+    with caplog.at_level(logging.WARNING, "gleansr"):
+        frechet_distance(features, features)
+        assert not caplog.messages
+        frechet_distance(features[1:], features)
+        frechet_distance(features[2:], features)
+    assert caplog.messages == ["Fréchet distances of fewer than 30 pictures are biased upwards: compare sets of one size only"]

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
+from gleansr.cli.compare import compare
 from gleansr.cli.data import data
+from gleansr.cli.evaluate import evaluate
+from gleansr.cli.figure import figure
 from gleansr.cli.models import models
 from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
@@ -23,7 +26,16 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line on `args`, by default those of the process, and exits."""
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
-    commands = {"upscale": upscale, "models": models, "train": train, "train-bank": train_bank, "data": data}
+    commands = {
+        "upscale": upscale,
+        "models": models,
+        "evaluate": evaluate,
+        "compare": compare,
+        "figure": figure,
+        "train": train,
+        "train-bank": train_bank,
+        "data": data,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

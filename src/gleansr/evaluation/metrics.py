@@ -1,5 +1,7 @@
 """How close a result is to the truth, to its input, and a set of results to a set of pictures. Numbers as the field reports them."""
 
+import functools
+import logging
 from typing import Literal
 
 import torch
@@ -10,6 +12,17 @@ from gleansr.errors import RequestError
 from gleansr.resize import degrade
 
 Rounding = Literal["8-bit", "none"]
+
+WINDOW = 11
+"""Side of the Gaussian window of SSIM in pixels."""
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the scales of MS-SSIM, the full size first."""
+MS_SSIM_MIN_SIZE = WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
+"""The shortest side in pixels at which the window still fits into the smallest scale."""
+FRECHET_MANY = 2048
+"""From so many pictures on the Fréchet distance is given without a warning; its literature takes 10,000 and more."""
+
+logger = logging.getLogger(__name__)
 
 
 def rounded(image: Tensor) -> Tensor:
@@ -31,23 +44,56 @@ def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """Structural similarity (N), at most 1, of pictures (N, C, H, W) in [-1, 1]: of each channel, averaged over channels.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), with its Gaussian window of 11x11
-    and deviation 1.5, K1 = 0.01, K2 = 0.03; only where the window lies wholly within the picture. `rounding` as in `psnr`.
+    and deviation 1.5, K1 = 0.01, K2 = 0.03; only where the window lies wholly within the picture, as in the authors' program and in
+    scikit-image, where torchmetrics mirrors the border. `rounding` as in `psnr`.
     """
-    if min(a.shape[-2:]) < 11:
-        raise RequestError(f"ssim needs pictures of at least 11x11 pixels, not {a.shape[-1]}x{a.shape[-2]}")
-    x, y = _steps(a, rounding).flatten(0, 1)[:, None], _steps(b, rounding).flatten(0, 1)[:, None]  # (N * C, 1, H, W)
-    window = torch.exp(-(torch.arange(-5, 6, dtype=x.dtype, device=x.device) ** 2) / (2 * 1.5**2))
+    if min(a.shape[-2:]) < WINDOW:
+        raise RequestError(f"ssim needs pictures of at least {WINDOW}x{WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}")
+    return _similarity(_steps(a, rounding), _steps(b, rounding))[0]
+
+
+def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
+    """Structural similarity over five scales (N), from 0 to 1, of pictures (N, C, H, W) in [-1, 1] with sides of 176 and more.
+
+    Wang, Simoncelli, Bovik, "Multiscale structural similarity for image quality assessment" (2003), equation 7 with its exponents: contrast
+    and structure of all five scales, brightness of the coarsest only. Each scale is the mean of 2x2 pixels of the one before; of an odd
+    side the last row or column is left out, where the authors' program mirrors it. At each scale the mean is taken over positions and
+    channels, and a negative one counts as 0, as in torchmetrics, but for the border of the coarsest scale, see `ssim`; TensorFlow and
+    pytorch-msssim multiply the scales of each channel first. `rounding` as in `psnr`.
+    """
+    if min(a.shape[-2:]) < MS_SSIM_MIN_SIZE:
+        raise RequestError(
+            f"ms_ssim needs pictures of at least {MS_SSIM_MIN_SIZE}x{MS_SSIM_MIN_SIZE} pixels, not {a.shape[-1]}x{a.shape[-2]}: "
+            "leave ms_ssim out of the metrics"
+        )
+    x, y = _steps(a, rounding), _steps(b, rounding)
+    total = torch.ones(len(a), dtype=x.dtype, device=x.device)
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        if scale:
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        similarity, contrast = _similarity(x, y)
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        total = total * (similarity if last else contrast).clamp(min=0) ** weight
+    return total
+
+
+def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM and its factor of contrast and structure, each (N), of pictures (N, C, H, W) in 0..255: means over positions and channels."""
+    n, channels = x.shape[:2]
+    x, y = x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None]  # (N * C, 1, H, W)
+    window = torch.exp(-((torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2) ** 2) / (2 * 1.5**2))
     window = window / window.sum()
 
     def local_mean(image: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(image, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+        return F.conv2d(F.conv2d(image, window.view(1, 1, WINDOW, 1)), window.view(1, 1, 1, WINDOW))
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_x, mean_y = local_mean(x), local_mean(y)
     variances = local_mean(x * x) - mean_x**2 + local_mean(y * y) - mean_y**2
-    covariance = local_mean(x * y) - mean_x * mean_y
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
-    return similarity.mean((1, 2, 3)).view(len(a), -1).mean(1)
+    contrast = (2 * (local_mean(x * y) - mean_x * mean_y) + c2) / (variances + c2)
+    similarity = contrast * (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    similarity, contrast = (values.mean((1, 2, 3)).view(n, channels).mean(1) for values in (similarity, contrast))
+    return similarity, contrast
 
 
 def consistency(low: Tensor, result: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
@@ -69,10 +115,15 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) with the unbiased covariances A and B, in float64 (Heusel et al., 2017). With
     R_a^T R_a = A and R_b^T R_b = B from QR decompositions of the centred features, the trace of the root is the sum of the singular values
     of R_a R_b^T: no root of a singular matrix is taken, and none of D x D is formed where there are fewer pictures than features.
-    The value depends on the number of pictures: compare sets of one size only.
+    The fewer pictures, the larger the value: compare sets of one size only. Below 2,048 pictures a warning says so, once.
+
+    Raises:
+        RequestError: fewer than two pictures in a set, or features of two kinds.
     """
     if min(len(features_a), len(features_b)) < 2 or features_a.shape[1:] != features_b.shape[1:]:
         raise RequestError(f"two sets (N, D) of at least 2 are wanted, not {tuple(features_a.shape)} and {tuple(features_b.shape)}")
+    if min(len(features_a), len(features_b)) < FRECHET_MANY:
+        _warn_of_few()
     means, roots = [], []
     for features in (features_a.double(), features_b.double()):
         means.append(features.mean(0))
@@ -80,6 +131,11 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     distance = (means[0] - means[1]).square().sum() + sum(root.square().sum() for root in roots) - 2 * cross
     return max(float(distance), 0.0)  # of equal sets it may come out as -1e-12
+
+
+@functools.cache  # once is enough
+def _warn_of_few() -> None:
+    logger.warning(f"Fréchet distances of fewer than {FRECHET_MANY:,} pictures are biased upwards: compare sets of one size only")
 
 
 def _steps(image: Tensor, rounding: Rounding) -> Tensor:

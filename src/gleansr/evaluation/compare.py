@@ -1,0 +1,231 @@
+"""Runs several methods on the same test pictures and measures quality, time and memory. What is done is kept, and gone on with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gleansr.data.prepare import keep_apart
+from gleansr.errors import PictureError, RequestError
+from gleansr.evaluation.metrics import rounded
+from gleansr.evaluation.plan import Comparison, Participant
+from gleansr.evaluation.records import Record, Records
+from gleansr.evaluation.report import write_reports
+from gleansr.evaluation.runner import MethodError, Runner
+from gleansr.evaluation.summary import Outcome, summary
+from gleansr.evaluation.truths import Example, on_grid
+from gleansr.files import replacing
+from gleansr.pictures import encode
+from gleansr.upscaler import Report
+
+_BATCH = 16
+"""Stored pictures of which the features are computed together."""
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Is told how a comparison goes."""
+
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None  # noqa: ARG005
+    """What is being done, pictures done, pictures in all."""
+    steps: Report = lambda done, total: None  # noqa: ARG005
+    """Progress of a slow method within a picture."""
+    say: Callable[[str], None] = lambda text: None  # noqa: ARG005
+    """A line worth reading."""
+
+
+QUIET = Watcher()
+
+
+def compare(comparison: Comparison, output: Path, watcher: Watcher = QUIET) -> dict[str, Any]:
+    """Runs the methods in turn and writes comparison.json, comparison.csv, comparison.md and index.html into the folder `output`.
+
+    A method that fails does not stop the others. What an earlier run that was stopped has done in this folder is gone on with, as long as
+    it was done in the same way. A method of which anything has changed starts anew; if only the metrics have changed, and pictures are
+    judged as they are stored, it is judged anew from its stored pictures.
+
+    Returns:
+        What comparison.json holds. "failed" of a method is None, or the reason in one line.
+
+    Raises:
+        RequestError: the folder is another's or in use, or a picture cannot be judged by a metric.
+        PictureError: a test picture cannot be used, or the folder cannot be written to.
+    """
+    try:
+        with _claimed(output, comparison.data):
+            inputs = _write_inputs(comparison, output, watcher)
+            outcomes = [_run(comparison, participant, inputs, output, watcher) for participant in comparison.participants]
+            outcomes = _with_features(comparison, outcomes, output, watcher)
+            report = {"protocol": comparison.protocol()} | summary(outcomes)
+            write_reports(output, report, outcomes, dict(zip(comparison.truths.names, comparison.truths.files, strict=True)))
+            return report
+    except OSError as error:
+        raise PictureError(f"{output}: cannot be written to: {error.strerror or error}; what is done is kept") from error
+
+
+@contextmanager
+def _claimed(output: Path, data: str) -> Iterator[None]:
+    """The folder, made if need be and held against other processes."""
+    from filelock import FileLock, Timeout  # comes with torch
+
+    keep_apart(data, output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        ours = (output / "records").is_dir() or all(file.name == ".lock" for file in output.iterdir())
+    except OSError as error:
+        raise RequestError(f"{output}: the folder cannot be made or read: {error.strerror}; give another one with --output") from None
+    if not ours:
+        raise RequestError(f"{output}: is not empty, and not of an earlier comparison; give another folder with --output")
+    try:
+        with FileLock(output / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RequestError(f"{output}: another process is writing a comparison here") from None
+
+
+def _write_inputs(comparison: Comparison, output: Path, watcher: Watcher) -> Records:
+    """Writes the truths and the low-resolution pictures, so that all of them have been read before the first method runs."""
+    truths = comparison.truths
+    records = Records(output / "records" / "inputs.jsonl")
+    made = {"task": asdict(comparison.task), "low": comparison.low}
+    records.begin(made, {} if records.differences(made) else records)
+    for i, file in enumerate(truths.files):
+        watcher.progress("reading the test pictures", i, len(truths))
+        example = truths[i]
+        pictures = {output / "pictures" / "truth" / f"{file}.png": example.truth, output / "pictures" / "low" / f"{file}.png": example.low}
+        record = _of(example)
+        if records.get(example.name) != record or not all(path.is_file() for path in pictures):
+            for path, picture in pictures.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as temporary:
+                    _image(picture).save(temporary, "PNG")
+            records.add(record)
+    return records
+
+
+def _run(comparison: Comparison, participant: Participant, inputs: Records, output: Path, watcher: Watcher) -> Outcome:
+    """Has a method enlarge those of its pictures that are not done yet."""
+    entry, truths, size = participant.entry, comparison.truths, comparison.batch_size
+    records, folder = _gone_on_with(comparison, participant, inputs, output, watcher)
+    names = truths.names[: participant.pictures]
+    # Whole batches, always the same ones: what a network makes of a picture can depend in its last bits on how many there are.
+    batches = [range(start, min(start + size, len(names))) for start in range(0, len(names), size)]
+    todo = [batch for batch in batches if any(names[i] not in records for i in batch)]
+    earlier = sum(name in records for name in names)
+    failed = None
+    if todo:
+        watcher.progress(entry.label, earlier, len(names))
+        place = replace(comparison.place, threads=comparison.place.threads or torch.get_num_threads())
+        try:
+            with Runner(entry, comparison.task.scale, place) as runner:
+                if not entry.searches:  # of many steps, the first ones cost nothing
+                    runner.warm_up(truths[todo[0][0]].low)
+                for batch in todo:
+                    _enlarge(comparison, runner, batch, records, folder, watcher)
+                    watcher.progress(entry.label, sum(name in records for name in names), len(names))
+        except MethodError as error:
+            failed = str(error)
+            watcher.say(f"{entry.label}: failed: {failed}")
+    done = {name: records[name] for name in names if name in records}
+    before = f", {earlier:,} of them before" if earlier else ""
+    watcher.say(f"{entry.label}: {len(done):,} of {len(names):,} pictures{before}")
+    return Outcome(entry.label, entry.method, participant.file, participant.sha256, dict(entry.settings), participant.licence, failed, done)
+
+
+def _gone_on_with(
+    comparison: Comparison, participant: Participant, inputs: Records, output: Path, watcher: Watcher
+) -> tuple[Records, Path]:
+    """The records of a method with what of an earlier run still holds, and the folder of its pictures."""
+    label, truths = participant.entry.label, comparison.truths
+    records = Records(output / "records" / f"{label}.jsonl")
+    folder = output / "pictures" / label
+    made = comparison.made(participant)
+    pictures = {name: folder / f"{truths.files[truths.index[name]]}.png" for name in records if name in truths.index}
+    kept = {name: records[name] for name, path in pictures.items() if path.is_file() and {**records[name], **inputs[name]} == records[name]}
+    differences = records.differences(made)
+    if differences and comparison.judge.rounding == "8-bit" and all(key.startswith("judge.") for key in differences):
+        watcher.say(f"{label}: is judged anew from its pictures: other {', '.join(differences)}")
+        for i, (name, record) in enumerate(kept.items()):
+            watcher.progress(f"judging {label}", i, len(kept))
+            kept[name] = record | {"metrics": _judged(comparison, truths[truths.index[name]], read_png(pictures[name]))}
+    elif differences:
+        watcher.say(f"{label}: starts anew: other {', '.join(differences)}")
+        kept = {}
+    else:  # those beyond --limit too, for a later run without
+        kept |= {name: record for name, record in records.items() if name not in truths.index}
+    records.begin(made, kept)
+    return records, folder
+
+
+def _enlarge(comparison: Comparison, runner: Runner, batch: range, records: Records, folder: Path, watcher: Watcher) -> None:
+    """Has a batch enlarged, and keeps pictures and records of it."""
+    truths = comparison.truths
+    examples = [truths[i] for i in batch]
+    run = runner(torch.cat([example.low for example in examples]), watcher.steps)
+    if not run.pictures.isfinite().all():
+        raise MethodError(f"made NaN or infinite values of {' or '.join(example.name for example in examples)}; try --precision float32")
+    for i, example, picture, note in zip(batch, examples, run.pictures.split(1), run.notes, strict=True):
+        cost = {"seconds": run.seconds / len(batch), "peak": run.peak, "own": run.own}
+        record = _of(example) | cost | {"note": note, "metrics": _judged(comparison, example, picture)}
+        path = folder / f"{truths.files[i]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        encode(_image(rounded(picture)), path, model=folder.name)
+        records.add(record)
+
+
+def _judged(comparison: Comparison, example: Example, result: Tensor) -> dict[str, float]:
+    try:
+        return comparison.judge(example.low, result, example.truth)[0]
+    except RequestError as error:
+        raise RequestError(f"{example.name}: {error}") from None
+
+
+def _with_features(comparison: Comparison, outcomes: Sequence[Outcome], output: Path, watcher: Watcher) -> list[Outcome]:
+    """The outcomes with the features by which sets of pictures are compared, of the pictures as they are stored."""
+    if not any(metric.of_set for metric in comparison.judge.metrics):
+        return list(outcomes)
+    truths = comparison.truths
+
+    def features(label: str, names: Sequence[str]) -> dict[str, Tensor]:
+        parts = []
+        for start in range(0, len(names), _BATCH):
+            watcher.progress(f"comparing sets: {label}", start, len(names))
+            files = [output / "pictures" / label / f"{truths.files[truths.index[name]]}.png" for name in names[start : start + _BATCH]]
+            parts.append(comparison.judge.pooled(torch.cat([read_png(file) for file in files])))
+        return {metric: torch.cat([part[metric] for part in parts]) for metric in (parts[0] if parts else ())}
+
+    wanted = features("truth", truths.names)
+    return [
+        replace(
+            outcome,
+            features=features(outcome.label, list(outcome.records)),
+            truth_features={metric: values[[truths.index[name] for name in outcome.records]] for metric, values in wanted.items()},
+        )
+        for outcome in outcomes
+    ]
+
+
+def read_png(path: Path) -> Tensor:
+    """A stored picture (1, 3, H, W) on the grid of 8-bit values. Raises PictureError."""
+    try:
+        with Image.open(path) as image:
+            # In the order of memory that methods' results have: networks round otherwise in another one.
+            return on_grid(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].contiguous())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PictureError(f"{path}: cannot be read ({error}); remove it, and the same command makes it again") from None
+
+
+def _image(picture: Tensor) -> Image.Image:
+    """Of a picture (1, 3, H, W) on the grid of 8-bit values."""
+    return Image.fromarray(picture[0].double().mul(127.5).add(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _of(example: Example) -> Record:
+    """What a record says of the test picture, so that it does not outlive it."""
+    return {"name": example.name, "sha256": example.sha256, "low_sha256": example.low_sha256}

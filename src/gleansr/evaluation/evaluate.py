@@ -1,0 +1,75 @@
+"""How good a model is on held-back pictures: a comparison in this process, which keeps no pictures."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gleansr import rivals
+from gleansr.errors import RequestError
+from gleansr.evaluation.compare import QUIET, Watcher
+from gleansr.evaluation.metrics import rounded
+from gleansr.evaluation.plan import Comparison
+from gleansr.evaluation.runner import synchronise
+from gleansr.evaluation.summary import Outcome, summary
+
+
+def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]:
+    """What `compare` would return, but for the memory, which is not measured.
+
+    Raises:
+        RequestError: a picture cannot be judged by a metric.
+        PictureError: a test picture cannot be used.
+    """
+    truths, judge, size = comparison.truths, comparison.judge, comparison.batch_size
+    methods = {}
+    for participant in comparison.participants:
+        entry, place = participant.entry, comparison.place
+        upscaler = rivals.load(
+            entry.method, entry.model, scale=comparison.task.scale, device=place.device, precision=place.precision, settings=entry.settings
+        )
+        methods[entry.label] = upscaler.method
+        upscaler.method(truths[0].low.to(upscaler.device))  # the first time, memory is asked for and kernels are chosen
+    records: dict[str, dict[str, Any]] = {label: {} for label in methods}
+    features: dict[str, list[dict[str, Tensor]]] = {label: [] for label in ("truth", *methods)}
+    for start in range(0, len(truths), size):
+        watcher.progress("evaluating", start, len(truths))
+        examples = [truths[i] for i in range(start, min(start + size, len(truths)))]
+        low, truth = (torch.cat([getattr(example, key) for example in examples]) for key in ("low", "truth"))
+        features["truth"].append(judge.pooled(truth))
+        for label, method in methods.items():
+            batch = low.to(method.device)
+            synchronise(method.device)
+            begun = time.perf_counter()
+            enlarged = method(batch)
+            synchronise(method.device)
+            seconds = (time.perf_counter() - begun) / len(examples)
+            result = enlarged.pictures.float().contiguous()
+            if not result.isfinite().all():
+                raise RequestError(f"{label} made NaN or infinite values; try --precision float32")
+            figures = judge(low, result, truth)
+            features[label].append(judge.pooled(rounded(result)))
+            for example, note, row in zip(examples, enlarged.notes or [""] * len(examples), figures, strict=True):
+                cost = {"seconds": seconds, "peak": None, "own": None}
+                records[label][example.name] = {"name": example.name, "sha256": example.sha256, "note": note, "metrics": row} | cost
+    outcomes = [
+        Outcome(
+            participant.entry.label,
+            participant.entry.method,
+            participant.file,
+            participant.sha256,
+            dict(participant.entry.settings),
+            participant.licence,
+            None,
+            records[participant.entry.label],
+            _joined(features[participant.entry.label]),
+            _joined(features["truth"]),
+        )
+        for participant in comparison.participants
+    ]
+    return {"protocol": comparison.protocol()} | summary(outcomes)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}

@@ -1,0 +1,166 @@
+"""Whether a result shows the person that the truth shows. For pictures of faces only."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gleansr.errors import CheckpointError, RequestError
+
+SAME_PERSON = 0.6
+"""dlib's own threshold: faces whose embeddings are nearer than this are taken for one person."""
+
+DLIB_FILES = {"dlib_landmarks": "shape_predictor_5_face_landmarks.dat", "dlib_embedding": "dlib_face_recognition_resnet_model_v1.dat"}
+"""dlib's networks within the package face-recognition-models."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """The face in a true picture."""
+
+    landmarks: Any
+    """dlib's rectangle and five points."""
+    embedding: np.ndarray
+    """(128) float64."""
+
+
+class DlibIdentity:
+    """Distance between dlib's embeddings of faces: 0 for equal pictures, below 0.6 the same person by dlib's own threshold.
+
+    The face is found in the truth, the largest confidence first, by dlib's frontal detector, and its five landmarks there say where to cut
+    the face out of both pictures: a super-resolved picture has its face where the truth has it, and a result that no detector would take
+    for a face is judged all the same. King, "Dlib-ml: a machine learning toolkit" (2009), and its dlib_face_recognition_resnet_model_v1.
+    """
+
+    def __init__(self):
+        """
+        Raises:
+            RequestError: dlib or its networks are not installed.
+        """
+        dlib, models = _module("dlib"), importlib.util.find_spec("face_recognition_models")
+        if dlib is None or models is None or not models.submodule_search_locations:
+            raise RequestError(
+                "identity_dlib needs dlib and its networks: install them with `pip install 'gleansr[photos]'` or leave identity_dlib out "
+                "of the metrics"
+            )
+        # The package itself is never imported: it would need pkg_resources.
+        folder = Path(models.submodule_search_locations[0]) / "models"
+        self.files = {name: folder / file for name, file in DLIB_FILES.items()}
+        self._detect = dlib.get_frontal_face_detector()
+        self._mark = dlib.shape_predictor(str(self.files["dlib_landmarks"]))
+        self._encoder = dlib.face_recognition_model_v1(str(self.files["dlib_embedding"]))
+
+    def faces(self, truth: Tensor) -> list[Face]:
+        """The face in each true picture (N, 3, H, W), RGB in [-1, 1].
+
+        Raises:
+            RequestError: there is a picture without a face.
+        """
+        faces = []
+        for number, picture in enumerate(_bytes(truth), start=1):
+            # The detector knows faces of 80 pixels and more; small pictures are doubled, and all are once more where nothing was found.
+            doublings = int(min(picture.shape[:2]) < 512)
+            rectangles, _, _ = self._detect.run(picture, doublings, 0.0)
+            if not rectangles:
+                rectangles, _, _ = self._detect.run(picture, doublings + 1, 0.0)
+            if not rectangles:
+                raise RequestError(
+                    f"identity_dlib is for pictures of faces, but picture {number} of {len(truth)} in a batch of true pictures shows none "
+                    "that dlib finds: leave identity_dlib out of the metrics"
+                )
+            landmarks = self._mark(picture, rectangles[0])
+            faces.append(Face(landmarks, self._embedding(picture, landmarks)))
+        return faces
+
+    def distance(self, result: Tensor, faces: Sequence[Face]) -> Tensor:
+        """The Euclidean distance (N) of each result (N, 3, H, W), RGB in [-1, 1], to the face of the truth of the same size."""
+        pairs = zip(_bytes(result), faces, strict=True)
+        return torch.tensor([float(np.linalg.norm(self._embedding(picture, face.landmarks) - face.embedding)) for picture, face in pairs])
+
+    def _embedding(self, picture: np.ndarray, landmarks: Any) -> np.ndarray:
+        return np.asarray(self._encoder.compute_face_descriptor(picture, landmarks))
+
+
+class Session(Protocol):
+    """What is used of an onnxruntime.InferenceSession."""
+
+    def get_inputs(self) -> Sequence[Any]: ...
+
+    def run(self, output_names: Sequence[str] | None, input_feed: dict[str, np.ndarray]) -> Sequence[Any]: ...
+
+
+class ArcFace:
+    """Cosine similarity of ArcFace's embeddings of faces: 1 for equal pictures. The identity similarity of GLEAN's tables.
+
+    Deng, Guo, Xue, Zafeiriou, "ArcFace" (2019). Nothing is detected: pictures are cut as faces aligned like FFHQ's or CelebA-HQ's need
+    it, as pSp and mmagic do, rows 35 to 223 and columns 32 to 220 of the picture at 256x256, averaged down to 112x112.
+    """
+
+    def __init__(self, session: Session):
+        """
+        Raises:
+            CheckpointError: the network takes something else than float32 pictures (1, 3, 112, 112).
+        """
+        self.session = session
+        self._input = session.get_inputs()[0]
+        wanted = (1, 3, 112, 112)
+        shape = tuple(self._input.shape)  # a length that is left open is a name or None
+        fits = len(shape) == 4 and all(n == m for n, m in zip(shape, wanted, strict=True) if isinstance(n, int))
+        if not fits or self._input.type != "tensor(float)":
+            raise CheckpointError(f"a network for identity_arcface must take float32 pictures {wanted}, not {self._input.type} {shape}")
+
+    def embeddings(self, image: Tensor) -> Tensor:
+        """The embeddings (N, D), of unit length, of aligned faces (N, 3, H, W), RGB in [-1, 1]."""
+        if image.shape[-2:] != (256, 256):
+            image = F.adaptive_avg_pool2d(image, 256)
+        image = F.adaptive_avg_pool2d(image[:, :, 35:223, 32:220], 112)
+        found = [self.session.run(None, {self._input.name: picture[None]})[0] for picture in image.float().cpu().numpy()]
+        return F.normalize(torch.from_numpy(np.concatenate(found)).flatten(1))
+
+    def similarity(self, result: Tensor, embeddings: Tensor) -> Tensor:
+        """The cosine similarity (N) of results (N, 3, H, W), RGB in [-1, 1], to the embeddings of the truths."""
+        return (self.embeddings(result) * embeddings).sum(1)
+
+
+def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
+    """ArcFace of an ONNX file whose input is RGB (1, 3, 112, 112) in [-1, 1], run by ONNX Runtime on the CPU.
+
+    Raises:
+        RequestError: onnxruntime is not installed.
+        CheckpointError: the file is missing, broken, or holds another network.
+    """
+    path = Path(path).expanduser()
+    onnxruntime = _module("onnxruntime")
+    if onnxruntime is None:
+        raise RequestError(
+            "identity_arcface needs ONNX Runtime: install it with `pip install onnxruntime` or leave identity_arcface out of the metrics"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; identity_arcface needs an ArcFace network as an ONNX file")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a network that ONNX Runtime can read ({reason})") from error
+    try:
+        return ArcFace(session)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _module(name: str) -> Any:
+    """An optional module, None where it is not installed."""
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _bytes(image: Tensor) -> np.ndarray:
+    """Pictures (N, 3, H, W) in [-1, 1] as bytes (N, H, W, 3)."""
+    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

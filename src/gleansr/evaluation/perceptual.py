@@ -1,0 +1,50 @@
+"""LPIPS: the perceptual distance that was fitted to what people see."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gleansr.checkpoints.bundled import lpips_heads
+from gleansr.errors import RequestError
+from gleansr.models.features import AlexNet, VGG16Stages
+
+EPS = 1e-10
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual image patch similarity, version 0.1: a distance, 0 for equal pictures.
+
+    Zhang, Isola, Efros, Shechtman, Wang, "The unreasonable effectiveness of deep features as a perceptual metric" (2018), equation 1: in
+    each of five layers of a network trained on ImageNet the features of each position are brought to unit length, their squared differences
+    weighted by channel with what was fitted to people's judgements, summed over channels, averaged over positions; summed over layers.
+    Agrees with the authors' package lpips 0.1.4. Figures with AlexNet and with VGG16 are two metrics: say which.
+    """
+
+    def __init__(self, backbone: AlexNet | VGG16Stages):
+        super().__init__()
+        self.backbone = backbone
+        self.net: Literal["alex", "vgg"] = "alex" if isinstance(backbone, AlexNet) else "vgg"
+        for layer, head in enumerate(lpips_heads(self.net)):
+            self.register_buffer(f"head{layer}", head)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The distance (N) of pictures (N, 3, H, W), RGB in [-1, 1], of at least 31x31 pixels with AlexNet, 16x16 with VGG16."""
+        return self.distance(self.features(a), self.features(b))
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The features of five layers at unit length, for `distance`."""
+        if min(image.shape[-2:]) < (side := self.backbone.min_size):
+            raise RequestError(
+                f"lpips_{self.net} needs pictures of at least {side}x{side} pixels, not {image.shape[-1]}x{image.shape[-2]}: "
+                f"leave lpips_{self.net} out of the metrics"
+            )
+        return [x / (x.square().sum(1, keepdim=True).sqrt() + EPS) for x in self.backbone(image)]
+
+    def distance(self, features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
+        """The distance (N) of two pictures' `features`."""
+        total = torch.zeros(len(features_a[0]), device=features_a[0].device)
+        for layer, (x, y) in enumerate(zip(features_a, features_b, strict=True)):
+            total = total + F.conv2d((x - y).square(), self.get_buffer(f"head{layer}")[None, :, None, None]).mean((1, 2, 3))
+        return total

@@ -1,0 +1,164 @@
+"""What is compared on what: checked before anything runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gleansr import rivals
+from gleansr.checkpoints import model_path
+from gleansr.checkpoints.download import Progress
+from gleansr.data.fit import Aspect
+from gleansr.data.shards import shown
+from gleansr.errors import RequestError
+from gleansr.evaluation.entries import Entry, check_labels
+from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics, sha256_of
+from gleansr.evaluation.metrics import Rounding
+from gleansr.evaluation.runner import Place, machine
+from gleansr.evaluation.truths import Small, Task, Truths
+from gleansr.upscaler import Upscaler, find_device, find_precision
+
+
+@dataclass(frozen=True)
+class Participant:
+    """An entry whose model has been read and found to fit."""
+
+    entry: Entry
+    pictures: int
+    """How many of the test pictures it gets."""
+    file: str | None
+    """Name of the model's file."""
+    sha256: str | None
+    """Of the model's file."""
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be compared; made by `plan`."""
+
+    data: str
+    truths: Truths
+    low: str | None
+    participants: Sequence[Participant]
+    judge: Judge
+    place: Place
+    batch_size: int = 1
+
+    @property
+    def task(self) -> Task:
+        return self.truths.task
+
+    def protocol(self) -> dict[str, Any]:
+        """What all figures depend on but the methods' own settings."""
+        place = {"precision": str(find_precision(self.place.precision, find_device(self.place.device))).removeprefix("torch.")}
+        return {
+            "data": Path(shown(self.data)).name,
+            "pictures": len(self.truths),
+            "task": asdict(self.task),
+            "low": Path(shown(self.low)).name if self.low else "MATLAB's bicubic with antialiasing, rounded to 8 bits",
+            "batch_size": self.batch_size,
+            "judge": {"metrics": [metric.name for metric in self.judge.metrics]} | self.judge.protocol,
+            "place": machine(find_device(self.place.device)) | place | {"threads": self.place.threads or torch.get_num_threads()},
+            "versions": {"gleansr": metadata.version("gleansr"), "torch": torch.__version__},
+        }
+
+    def made(self, participant: Participant) -> dict[str, Any]:
+        """What the records of a method depend on: where none of it has changed, they need not be made again."""
+        shared = {key: value for key, value in self.protocol().items() if key not in ("data", "pictures")}
+        settings = dict(participant.entry.settings)
+        files = {key: sha256_of(value) for key, value in settings.items() if isinstance(value, str) and Path(value).is_file()}
+        return shared | {"method": participant.entry.method, "model": participant.sha256, "settings": settings, "setting_files": files}
+
+
+def plan(
+    data: str,
+    entries: Sequence[Entry],
+    *,
+    scale: int,
+    metrics: Sequence[str] | None = None,
+    rounding: Rounding = "8-bit",
+    crop: int = 0,
+    files: JudgeFiles | None = None,
+    size: int | None = None,
+    low: str | None = None,
+    limit: int | None = None,
+    limit_slow: int | None = None,
+    aspect: Aspect | None = None,
+    small: Small = "refuse",
+    place: Place | None = None,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Checks all that can be checked before hours of work: every model is read once, and the first picture is judged.
+
+    Args:
+        data: the true pictures, as `open_source` takes them.
+        entries: the methods.
+        scale: of all methods.
+        metrics: names of `gleansr.evaluation.judges.METRICS`; by default those that need nothing but the package and `files`.
+        rounding: see `Judge`, as `crop`, `files` and `progress`.
+        size: side of the results; by default what the methods make.
+        low: prepared low-resolution pictures, see `Truths`.
+        limit: only the first so many pictures.
+        limit_slow: only the first so many for methods that search.
+        aspect: see `Task`; by default "bars" for models of pictures between black bars, otherwise "crop".
+        small: see `Task`.
+        place: where the methods compute, and the judge; by default on a GPU if there is one.
+        batch_size: pictures that a method gets together; with 1 the time of a picture is what one waits for it.
+
+    Raises:
+        RequestError: something of it does not fit together; nothing was written.
+        CheckpointError, DownloadError, PictureError: a model or the first picture cannot be used.
+    """
+    place = place or Place()
+    check_labels(entries)
+    if not entries:
+        raise RequestError("there is no method to compare; name some with --methods")
+    if batch_size < 1:
+        raise RequestError(f"--batch-size must be at least 1, not {batch_size}")
+    if limit_slow is not None and limit_slow < 1:
+        raise RequestError(f"--limit-slow must be at least 1, not {limit_slow}")
+    find_precision(place.precision, device := find_device(place.device))
+    upscalers = {
+        entry.label: rivals.load(entry.method, entry.model, scale=scale, device="cpu", settings=entry.settings) for entry in entries
+    }
+    barred = any(upscaler.content_height != upscaler.output_size for upscaler in upscalers.values())
+    task = Task(_common_size(upscalers, size), scale, aspect or ("bars" if barred else "crop"), small)
+    truths = Truths(data, task, low=low, limit=limit)
+    participants = []
+    for entry in entries:
+        model = entry.model or (None if entry.method == "bicubic" else rivals.bundled(entry.method, scale))
+        path = None if model is None else model_path(model)
+        n = min(limit_slow or len(truths), len(truths)) if entry.searches else len(truths)
+        licence = upscalers[entry.label].licence
+        participants.append(Participant(replace(entry, model=model), n, path and path.name, path and sha256_of(path), licence))
+    fewest = min(participant.pictures for participant in participants)
+    names = default_metrics(files, task.size - 2 * crop) if metrics is None else list(metrics)
+    sets = [name for name in names if name in METRICS and METRICS[name].of_set] if fewest < 2 else []
+    if sets and metrics is not None:
+        raise RequestError(f"{' and '.join(sets)} want sets of at least 2 pictures, not of {fewest}: raise --limit or leave them out")
+    names = [name for name in names if name not in sets]
+    judge = Judge(names, rounding=rounding, crop=crop, device=device, files=files, progress=progress)
+    example = truths[0]
+    judge(example.low, example.truth, example.truth)
+    return Comparison(data, truths, low, participants, judge, place, batch_size)
+
+
+def _common_size(upscalers: Mapping[str, Upscaler], size: int | None) -> int:
+    """The size that all methods make, or that was asked for where they make any."""
+    sizes: dict[int, str] = {}
+    for label, upscaler in upscalers.items():
+        if upscaler.output_size:
+            sizes.setdefault(upscaler.output_size, label)
+    if size is not None:
+        sizes.setdefault(size, "--size")
+    if not sizes:
+        raise RequestError("none of these methods makes pictures of a size of its own: give one, such as --size 256")
+    if len(sizes) > 1:
+        differing = ", ".join(f"{label} {side}" for side, label in sizes.items())
+        raise RequestError(f"pictures of one size can be compared, but these differ: {differing}")
+    return next(iter(sizes))

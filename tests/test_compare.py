@@ -1,0 +1,571 @@
+"""Comparisons as a user meets them: figures, files, going on after being killed, failures, bad requests."""
+
+import copy
+import csv
+import dataclasses
+import html
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gleansr.cli import main
+from gleansr.errors import PictureError, RequestError
+from gleansr.evaluation.compare import Watcher, compare, read_png
+from gleansr.evaluation.entries import Entry, parse_entries
+from gleansr.evaluation.evaluate import evaluate
+from gleansr.evaluation.metrics import frechet_distance, psnr, rounded
+from gleansr.evaluation.plan import Comparison, plan
+from gleansr.evaluation.records import Records
+from gleansr.evaluation.runner import MethodError, Place, Runner
+from gleansr.evaluation.summary import Outcome, summary, tables
+from gleansr.evaluation.truths import Task, Truths
+from gleansr.resize import degrade, resize
+
+NAMES = ["a&b.png", "c d.png", "sub/é'<i>.png"]
+SEARCH = {"steps": 60, "fit_samples": 50}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """PULSE's fits are kept somewhere else than at home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLEANSR_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three smooth pictures 32x32 with names that want quoting."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).resize((32, 32)).save(folder / name)
+    return folder
+
+
+def entries(model: Path, **search: Any) -> list[Entry]:
+    return [Entry("glean", "glean", str(model)), Entry("bicubic", "bicubic"), Entry("pulse", "pulse", str(model), SEARCH | search)]
+
+
+def planned(pictures: Path, methods: Sequence[Entry], **options: Any) -> Comparison:
+    return plan(str(pictures), methods, scale=4, place=Place("cpu", threads=1), limit_slow=2, **options)
+
+
+@dataclasses.dataclass
+class Done:
+    """A comparison that has run: GLEAN and bicubic on three pictures, PULSE on two."""
+
+    output: Path
+    report: dict[str, Any]
+
+    def method(self, label: str) -> dict[str, Any]:
+        return next(method for method in self.report["methods"] if method["label"] == label)
+
+    def records(self, label: str) -> dict[str, Any]:
+        return dict(Records(self.output / "records" / f"{label}.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def done(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    output = tmp_path_factory.mktemp("comparison") / "out"
+    return Done(output, compare(planned(pictures, entries(tiny_model)), output))
+
+
+def without_costs(value: Any) -> Any:
+    """`value` without what differs from run to run."""
+    if isinstance(value, dict):
+        return {key: without_costs(item) for key, item in value.items() if key not in ("seconds", "memory", "peak", "own")}
+    return [without_costs(item) for item in value] if isinstance(value, list) else value
+
+
+def listening() -> tuple[Watcher, list[str]]:
+    said: list[str] = []
+    return Watcher(say=said.append), said
+
+
+# ---------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_those_of_the_stored_pictures(done: Done, pictures: Path):
+    assert [method["label"] for method in done.report["methods"]] == ["glean", "bicubic", "pulse"]
+    assert [method["pictures"] for method in done.report["methods"]] == [3, 3, 2]
+    assert done.report["common"]["pictures"] == 2
+    for label, n in (("glean", 3), ("bicubic", 3), ("pulse", 2)):
+        results = torch.cat([read_png((done.output / "pictures" / label / name).with_suffix(".png")) for name in NAMES[:n]])
+        truths = torch.cat([read_png(pictures / name) for name in NAMES[:n]])
+        values = psnr(results, truths).tolist()
+        method = done.method(label)
+        assert math.isclose(method["means"]["psnr"], sum(values) / n, rel_tol=1e-12)
+        assert math.isclose(method["standard_errors"]["psnr"], float(np.std(values, ddof=1)) / math.sqrt(n), rel_tol=1e-9)
+        common = next(row for row in done.report["common"]["methods"] if row["label"] == label)
+        assert math.isclose(common["means"]["psnr"], sum(values[:2]) / 2, rel_tol=1e-12)
+        assert "squeezenet_frechet" in method["means"]
+        assert "squeezenet_frechet" not in method["standard_errors"]
+        assert method["memory"]["peak"] > method["memory"]["own"] >= 0
+        assert method["seconds"]["median"] > 0
+    low = read_png(done.output / "pictures" / "low" / NAMES[0])
+    truth = read_png(pictures / NAMES[0])
+    assert torch.equal(low, degrade(truth, 4))
+    assert torch.equal(read_png(done.output / "pictures" / "bicubic" / NAMES[0]), rounded(resize(low, size=32)))
+    assert "compositeWithTrainedAlgorithmicMedia" in (done.output / "pictures" / "glean" / NAMES[0]).read_bytes().decode("latin-1")
+
+
+def test_json_says_how_it_was_made(done: Done, tiny_model: Path):
+    report = json.loads((done.output / "comparison.json").read_text())
+    assert report == done.report
+    protocol = report["protocol"]
+    assert protocol["task"] == {"size": 32, "scale": 4, "aspect": "crop", "small": "refuse"}
+    assert protocol["judge"]["colour_space"] == "RGB"
+    assert set(protocol["judge"]["sha256"]) == {"squeezenet"}
+    assert protocol["place"]["precision"] == "float32"
+    assert protocol["place"]["threads"] == 1
+    assert protocol["versions"]["torch"] == torch.__version__
+    assert done.method("pulse")["settings"] == SEARCH
+    assert done.method("glean")["model"] == tiny_model.name
+    assert len(done.method("glean")["sha256"]) == 64
+    assert done.method("glean")["licence"] == "CC0-1.0"
+
+
+def test_csv_has_a_row_a_picture_and_method(done: Done):
+    with (done.output / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["picture"]) for row in rows] == [
+        *(("glean", name) for name in NAMES),
+        *(("bicubic", name) for name in NAMES),
+        *(("pulse", name) for name in NAMES[:2]),
+    ]
+    for row in rows:
+        record = done.records(row["method"])[row["picture"]]
+        assert float(row["psnr"]) == record["metrics"]["psnr"]
+        assert float(row["seconds"]) == record["seconds"]
+    assert all("PULSE did not reach eps" in row["note"] for row in rows if row["method"] == "pulse")
+
+
+def test_markdown_compares_like_with_like(done: Done):
+    text = (done.output / "comparison.md").read_text(encoding="utf-8")
+    everything, shared, relative = re.split(r"\n## ", text)[1:4]
+    assert "**" not in everything  # methods had different numbers of pictures
+    assert "| pictures |" in everything
+    assert shared.startswith("The 2 pictures that all methods had")
+    best = max(done.report["common"]["methods"], key=lambda method: method["means"]["psnr"])
+    assert re.search(rf"^\| {best['label']} \| \*\*{best['means']['psnr']:.2f} ± ", shared, re.MULTILINE)
+    assert shared.count("\n| bicubic |") == 1
+    means = {method["label"]: method["means"] for method in done.report["common"]["methods"]}
+    gain = means["glean"]["psnr"] - means["bicubic"]["psnr"]
+    ratio = means["glean"]["squeezenet_distance"] / means["bicubic"]["squeezenet_distance"]
+    assert re.search(rf"^\| glean \| {re.escape(f'{gain:+.2f}')} \|.* {ratio:.3f} \|", relative, re.MULTILINE)
+    assert "\n- glean: model tiny.safetensors (sha256 " in text
+    assert "\n- pulse: model tiny.safetensors (sha256 " in text
+    assert "steps=60" in text
+
+
+def test_page_shows_every_picture_and_loads_nothing_else(done: Done):
+    page = (done.output / "index.html").read_text(encoding="utf-8")
+    sources = [unquote(html.unescape(source)) for source in re.findall(r'<img src="([^"]+)"', page)]
+    wanted = {f"pictures/{label}/{name}" for label in ("low", "truth", "glean", "bicubic") for name in NAMES}
+    assert set(sources) == wanted | {f"pictures/pulse/{name}" for name in NAMES[:2]}
+    assert all((done.output / source).is_file() for source in sources)
+    assert "://" not in page
+    assert "{{" not in page
+    assert "é'<i>" not in page
+    assert page.count('<div class="pane empty">not run</div>') == 1
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert text
+    data = json.loads(text[1])
+    assert [picture["name"] for picture in data["pictures"]] == NAMES
+    assert data["pictures"][0]["figures"]["glean"] == done.records("glean")[NAMES[0]]["metrics"]
+
+
+def test_evaluating_gives_the_same_figures(done: Done, pictures: Path, tiny_model: Path):
+    report = evaluate(planned(pictures, entries(tiny_model)[:2]))
+    for method in report["methods"]:
+        means, wanted = dict(method["means"]), dict(done.method(method["label"])["means"])
+        assert means.pop("squeezenet_frechet") == pytest.approx(wanted.pop("squeezenet_frechet"), rel=1e-4)  # in batches of another size
+        assert means == wanted
+        assert method["memory"] == {"peak": None, "own": None}
+    batched = evaluate(planned(pictures, entries(tiny_model)[:2], batch_size=2))
+    for method in batched["methods"]:
+        assert method["means"] == pytest.approx(done.method(method["label"])["means"], rel=1e-4)
+
+
+def test_sets_are_compared_over_the_same_pictures():
+    generator = torch.Generator().manual_seed(0)
+    a, b, truth = (torch.randn(5, 8, generator=generator) for _ in range(3))
+
+    def outcome(label: str, features: torch.Tensor, n: int) -> Outcome:
+        record = {"seconds": 1.0, "peak": 2, "own": 1, "note": "", "metrics": {"psnr": math.inf}}
+        records = {str(i): record for i in range(n)}
+        return Outcome(
+            label, "glean", None, None, {}, None, None, records, {"squeezenet_frechet": features[:n]}, {"squeezenet_frechet": truth[:n]}
+        )
+
+    report = summary([outcome("a", a, 5), outcome("b", b, 3)])
+    assert report["methods"][0]["means"]["squeezenet_frechet"] == frechet_distance(a, truth)
+    assert [m["means"]["squeezenet_frechet"] for m in report["common"]["methods"]] == [frechet_distance(x[:3], truth[:3]) for x in (a, b)]
+    assert report["methods"][0]["means"]["psnr"] == "inf"
+    assert report["methods"][0]["standard_errors"] == {}
+    assert list(tables(report))[1].rows["a"][0].text == "inf"
+
+
+# ------------------------------------------------------------------------------------------------------- going on with it
+
+_SCRIPT = """
+import sys, torch
+from pathlib import Path
+from gleansr.evaluation.compare import compare
+from gleansr.evaluation.entries import Entry
+from gleansr.evaluation.plan import plan
+from gleansr.evaluation.runner import Place
+pictures, model, output = sys.argv[1:]
+torch.set_num_threads(1)
+entry = Entry("pulse", "pulse", model, {search})
+compare(plan(pictures, [entry], scale=4, place=Place("cpu", threads=1), limit_slow=2), Path(output))
+"""
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_the_same(done: Done, pictures: Path, tiny_model: Path, tmp_path: Path):
+    command = [sys.executable, "-c", _SCRIPT.format(search=SEARCH), str(pictures), str(tiny_model), str(tmp_path / "out")]
+    process = subprocess.Popen(command)
+    file = tmp_path / "out" / "records" / "pulse.jsonl"
+    wait_for(lambda: file.exists() and file.read_text().count("\n") == 2)
+    children = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+    with file.open("a") as torn:
+        torn.write('{"name": "c d.p')
+    watcher, said = listening()
+    report = compare(planned(pictures, entries(tiny_model)[2:]), tmp_path / "out", watcher)
+    assert said == ["pulse: 2 of 2 pictures, 1 of them before"]
+    assert without_costs(report["methods"][0]) == without_costs(done.method("pulse"))
+    resumed = Done(tmp_path / "out", report)
+    assert without_costs(resumed.records("pulse")) == without_costs(done.records("pulse"))
+    for name in NAMES[:2]:
+        assert (resumed.output / "pictures" / "pulse" / name).read_bytes() == (done.output / "pictures" / "pulse" / name).read_bytes()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if sys.platform == "linux" else []
+
+
+def test_nothing_runs_again_without_need_and_new_metrics_are_computed_from_the_pictures(
+    done: Done, pictures: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gleansr.evaluation.compare.Runner", None)
+    watcher, said = listening()
+    assert compare(planned(pictures, entries(tiny_model)), done.output, watcher) == done.report
+    assert said == [
+        "glean: 3 of 3 pictures, 3 of them before",
+        "bicubic: 3 of 3 pictures, 3 of them before",
+        "pulse: 2 of 2 pictures, 2 of them before",
+    ]
+    fewer = compare(planned(pictures, entries(tiny_model), limit=2), done.output, watcher)
+    assert [method["pictures"] for method in fewer["methods"]] == [2, 2, 2]
+    assert fewer["common"] is None
+    assert compare(planned(pictures, entries(tiny_model)), done.output, watcher) == done.report
+    other = compare(planned(pictures, entries(tiny_model), metrics=["psnr"], crop=4), done.output, watcher)
+    assert list(other["methods"][0]["means"]) == ["psnr"]
+    assert other["methods"][0]["means"]["psnr"] != done.method("glean")["means"]["psnr"]
+    assert "glean: is judged anew from its pictures: other judge.crop_border, judge.metrics, judge.sha256.squeezenet" in said
+    # Judged from the files, the figures are bit for bit what they were when judged from the network's output.
+    assert compare(planned(pictures, entries(tiny_model)), done.output, watcher) == done.report
+
+
+def test_what_changed_starts_anew_and_what_fails_stops_nobody(done: Done, pictures: Path, tiny_model: Path, tmp_path: Path):
+    changed = tmp_path / "pictures"
+    (changed / "sub").mkdir(parents=True)
+    for name in NAMES:
+        (changed / name).write_bytes((pictures / name).read_bytes())
+    with Image.open(changed / NAMES[1]) as image:
+        image.rotate(90).save(changed / NAMES[1])
+    output = tmp_path / "out"
+    copy_tree(done.output, output)
+    model = tmp_path / tiny_model.name
+    model.write_bytes(tiny_model.read_bytes())
+    comparison = planned(changed, entries(model, steps=1))
+    model.unlink()
+    watcher, said = listening()
+    after = Done(output, compare(comparison, output, watcher))
+    assert f"glean: failed: {model}: no such file" in said[0]
+    assert said[1:4] == [
+        "glean: 2 of 3 pictures, 2 of them before",
+        "bicubic: 3 of 3 pictures, 2 of them before",
+        "pulse: starts anew: other settings.steps",
+    ]
+    assert after.method("glean")["failed"].startswith(f"{model}: no such file")
+    assert after.method("bicubic")["failed"] is None
+    before, now = done.records("bicubic"), after.records("bicubic")
+    assert [name for name in NAMES if now[name] != before[name]] == [NAMES[1]]
+    assert now[NAMES[1]]["sha256"] != before[NAMES[1]]["sha256"]
+    truth = read_png(output / "pictures" / "truth" / NAMES[1])
+    assert now[NAMES[1]]["metrics"]["psnr"] == float(psnr(read_png(output / "pictures" / "bicubic" / NAMES[1]), truth))
+    text = (output / "comparison.md").read_text(encoding="utf-8")
+    assert "FAILED" in text
+    assert "| glean |" not in text
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())
+
+
+def test_a_process_that_ends_is_a_failed_method():
+    with Runner(Entry("bicubic", "bicubic"), 4, Place("cpu", threads=1)) as runner:
+        low = torch.zeros(2, 3, 4, 4)
+        runner.warm_up(low)
+        os.kill(runner._process.pid or 0, signal.SIGINT)  # Ctrl-C reaches it too, and is not for it
+        run = runner(low)
+        assert torch.equal(run.pictures, torch.zeros(2, 3, 16, 16))
+        assert run.notes == ["", ""]
+        os.kill(runner._process.pid or 0, signal.SIGKILL)
+        with pytest.raises(MethodError, match=r"its process was ended by SIGKILL, perhaps for lack of memory"):
+            runner(torch.zeros(1, 3, 4, 4))
+
+
+def test_records_survive_a_torn_line_and_know_what_changed(tmp_path: Path):
+    made = {"model": "a", "place": {"threads": 1}, "size": math.inf}
+    records = Records(tmp_path / "records" / "x.jsonl")
+    assert records.made is None
+    assert records.differences(made) == []
+    records.begin(made, {})
+    for name, value in (("one", 1.5), ("two", math.inf), ("one", 2.5)):
+        records.add({"name": name, "value": value})
+    whole = records.path.read_text()
+    for end in range(len(whole) + 1):
+        records.path.write_text(whole[:end])
+        read = Records(records.path)
+        assert {name: float(record["value"]) for name, record in read.items()} in (
+            {},
+            {"one": 1.5},
+            {"one": 1.5, "two": math.inf},
+            {"one": 2.5, "two": math.inf},
+        )
+    assert dict(read) == {"one": {"name": "one", "value": 2.5}, "two": {"name": "two", "value": "inf"}}
+    assert read.differences(made) == []
+    assert read.differences(copy.deepcopy(made) | {"model": "b", "place": {"threads": 2, "gpu": "x"}}) == [
+        "model",
+        "place.gpu",
+        "place.threads",
+    ]
+    records.path.write_text('{"other": 1}\n')
+    with pytest.raises(RequestError, match="is not a file of records"):
+        Records(records.path)
+
+
+# ----------------------------------------------------------------------------------------------------------- test pictures
+
+
+def test_truths_are_fitted_and_prepared_pictures_matched(tmp_path: Path, cat: Image.Image):
+    high, low = tmp_path / "high", tmp_path / "low"
+    for folder in (high / "sub", low / "sub"):
+        folder.mkdir(parents=True)
+    cat.save(high / "b.png")
+    cat.resize((64, 96)).save(high / "sub" / "a.webp", lossless=True)
+    plain = Truths(str(high), Task(32, 4))
+    assert (plain.names, plain.files) == (["b.png", "sub/a.webp"], ["b", "sub/a"])
+    assert [example.truth.shape for example in plain] == [(1, 3, 32, 32)] * 2
+    assert torch.equal(plain[1].low, degrade(plain[1].truth, 4))
+    assert plain[0].low_sha256 is None
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(low / "b.bmp")
+    assert len(Truths(str(high), Task(32, 4), low=str(low), limit=1)) == 1
+    with pytest.raises(RequestError, match=r"has no picture for sub/a.webp of .*such as sub/a.png, or leave --low out"):
+        Truths(str(high), Task(32, 4), low=str(low))
+    Image.fromarray(pixels).save(low / "sub" / "a.png")
+    prepared = Truths(str(high), Task(32, 4), low=str(low))[0]
+    assert torch.equal(prepared.low, ((torch.from_numpy(pixels).permute(2, 0, 1)[None].double() - 127.5) / 127.5).float())
+    assert prepared.low_sha256 != prepared.sha256
+    with pytest.raises(PictureError, match=r"b.bmp: is 8x8, but the pictures of --low must be 4x4"):
+        Truths(str(high), Task(32, 8), low=str(low))[0]
+    Image.fromarray(pixels).save(low / "b.png")
+    with pytest.raises(RequestError, match=r"b.bmp and b.png differ in their suffix only"):
+        Truths(str(high), Task(32, 4), low=str(low))
+
+    with pytest.raises(PictureError, match=r"b.png: 64x64 is too small for 128x128; --small enlarge"):
+        Truths(str(high), Task(128, 4))[0]
+    assert Truths(str(high), Task(128, 4, small="enlarge"))[0].truth.shape == (1, 3, 128, 128)
+    (high / "z.png").write_text("no picture")
+    with pytest.raises(PictureError, match=r"z.png: is not a picture of a known kind; take it out"):
+        Truths(str(high), Task(32, 4))[2]
+    for wrong, words in {"size 32 ": (32, 3), "size 30 ": (30, 4), "--scale": (32, 1)}.items():
+        with pytest.raises(RequestError, match=wrong):
+            Task(*words)
+
+
+# ---------------------------------------------------------------------------------------------------------------- requests
+
+
+def test_entries_of_a_command_line():
+    models = ["plain=p.pth", "glean:mine=m.pth", "glean:yours=cats-8x", "esrgan+=e.pth"]
+    changes = ["pulse.steps=50", "pulse.schedule=fixed", "mine.x=1"]
+    assert parse_entries("glean, plain,esrgan+,PULSE,bicubic", models, changes, 8) == [
+        Entry("mine", "glean", "m.pth", {"x": 1}),
+        Entry("yours", "glean", "cats-8x"),
+        Entry("plain", "plain", "p.pth"),
+        Entry("esrgan+", "esrgan+", "e.pth"),
+        Entry("pulse", "pulse", "m.pth", {"steps": 50, "schedule": "fixed"}),
+        Entry("bicubic", "bicubic"),
+    ]
+    assert parse_entries("glean,pulse", [], [], 16) == [Entry("glean", "glean", "cats-16x"), Entry("pulse", "pulse", "cats-16x")]
+
+
+def test_a_method_without_a_model_says_how_to_train_one(monkeypatch: pytest.MonkeyPatch):
+    def bundled(method: str, scale: int) -> str:
+        raise RequestError("none")
+
+    monkeypatch.setattr("gleansr.rivals.bundled", bundled)
+    with pytest.raises(
+        RequestError, match=r"^plain needs a file: --models plain=FILE; train one with `gleansr train plain-cats-8x-compact`$"
+    ):
+        parse_entries("bicubic,plain", [], [], 8)
+
+
+@pytest.mark.parametrize(
+    ("methods", "models", "changes", "words"),
+    [
+        ("glaen", [], [], "no method is named 'glaen'; did you mean 'glean'?"),
+        (" ,", [], [], "--methods takes names with commas between"),
+        (
+            "plain,esrgan+",
+            [],
+            [],
+            "plain needs a file: --models plain=FILE; esrgan+ needs a file",
+        ),
+        ("pulse", [], [], "pulse needs a bank: --models pulse=FILE"),
+        ("glean", ["glean=a", "glean=b"], [], "--models gives glean twice; tell them apart by labels: glean:one=FILE glean:two=FILE"),
+        ("bicubic,bicubic", [], [], "two methods are labelled 'bicubic'"),
+        ("glean,plain", ["glean=a", "plain:GLEAN=b"], [], "two methods are labelled 'GLEAN'"),
+        ("glean", ["plain=a"], [], "plain is not one of --methods glean"),
+        ("glean", ["a.pth"], [], "--models takes METHOD=FILE"),
+        ("bicubic", ["bicubic=a"], [], "bicubic takes no model"),
+        ("glean", ["glean:truth=a"], [], "cannot be labelled 'truth'"),
+        ("glean", ["glean:../x=a"], [], "cannot be labelled '../x'"),
+        ("bicubic", [], ["pulse.steps=5"], "--set takes METHOD.name=value, such as pulse.steps=50, with a method of bicubic"),
+        ("bicubic", [], ["steps"], "--set takes METHOD.name=value"),
+    ],
+)
+def test_entries_that_cannot_be(methods: str, models: list[str], changes: list[str], words: str):
+    with pytest.raises(RequestError) as error:
+        parse_entries(methods, models, changes, 32)
+    assert words in str(error.value)
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs(pictures: Path, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    bicubic, glean = Entry("bicubic", "bicubic"), Entry("glean", "glean", str(tiny_model))
+    for words, (data, methods, options) in {
+        "none of these methods makes pictures of a size of its own": (pictures, [bicubic], {}),
+        "these differ: glean 32, --size 16": (pictures, [glean], {"size": 16}),
+        "enlarges 4 times, not 3 times": (pictures, [glean], {"scale": 3}),
+        "--scale must be a divisor of the size 32": (pictures, [bicubic], {"scale": 3, "size": 32}),
+        "no pictures in it": (tmp_path / "empty", [glean], {}),
+        "no such file or folder": (tmp_path / "missing.zip", [glean], {}),
+        "no metric is named 'psrn': did you mean psnr?": (pictures, [glean], {"metrics": ["psrn"]}),
+        "squeezenet_frechet want sets of at least 2 pictures, not of 1": (
+            pictures,
+            [glean],
+            {"limit": 1, "metrics": ["squeezenet_frechet"]},
+        ),
+        "ms_ssim needs pictures of at least 176x176": (pictures, [glean], {"metrics": ["ms_ssim"]}),
+        "--batch-size must be at least 1": (pictures, [glean], {"batch_size": 0}),
+        "--limit must be at least 1": (pictures, [glean], {"limit": 0}),
+        "--limit-slow must be at least 1": (pictures, [glean], {"limit_slow": 0}),
+        "two methods are labelled": (pictures, [glean, glean], {}),
+        "no method to compare": (pictures, [], {}),
+        "glean has no settings": (pictures, [dataclasses.replace(glean, settings={"steps": 5})], {}),
+        "unknown key stepz, did you mean steps?": (pictures, [Entry("p", "pulse", str(tiny_model), {"stepz": 5})], {}),
+        "the device 'nowhere' is not there": (pictures, [glean], {"place": Place("nowhere")}),
+    }.items():
+        with pytest.raises(RequestError) as error:
+            plan(str(data), methods, **({"scale": 4, "place": Place("cpu")} | options))
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+    assert [m.name for m in planned(pictures, [glean], limit=1).judge.metrics] == ["psnr", "ssim", "squeezenet_distance", "consistency"]
+
+
+def test_a_folder_that_is_not_for_comparisons_is_left_alone(pictures: Path, tmp_path: Path):
+    comparison = planned(pictures, [Entry("bicubic", "bicubic")], size=32)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "index.html").write_text("mine")
+    with pytest.raises(RequestError, match="is not empty, and not of an earlier comparison"):
+        compare(comparison, tmp_path / "notes")
+    with pytest.raises(RequestError, match="results must not lie among the pictures"):
+        compare(comparison, pictures / "out")
+    with pytest.raises(RequestError, match="the folder cannot be made or read"):
+        compare(comparison, tmp_path / "notes" / "index.html" / "out")
+    from filelock import FileLock
+
+    (tmp_path / "busy").mkdir()
+    with FileLock(tmp_path / "busy" / ".lock"), pytest.raises(RequestError, match="another process is writing"):
+        compare(comparison, tmp_path / "busy")
+    assert (tmp_path / "notes" / "index.html").read_text() == "mine"
+    assert not (pictures / "out").exists()
+
+
+def test_the_command_lines(pictures: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status: Any = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return int(status or 0), captured.out, captured.err
+
+    status, out, err = run(
+        "evaluate", tiny_model, pictures, "--device", "cpu", "--metrics", "psnr,consistency", "--json", tmp_path / "e.json"
+    )
+    assert status == 0, err
+    report = json.loads((tmp_path / "e.json").read_text())
+    means = {method["label"]: method["means"] for method in report["methods"]}
+    assert f"| tiny | **{means['tiny']['psnr']:.2f} ± " in out or f"| bicubic | **{means['bicubic']['psnr']:.2f} ± " in out
+    assert list(means["tiny"]) == ["psnr", "consistency"]
+    assert f"{means['tiny']['psnr'] - means['bicubic']['psnr']:+.2f}" in out
+
+    compare_tiny = ("compare", pictures, "--methods", "glean", "--models", f"glean={tiny_model}", "--device", "cpu")
+    for words, arguments in {
+        "enlarges 4 times, not 8 times": compare_tiny,
+        "plain needs a file: --models plain=FILE": ("compare", pictures, "--methods", "plain", "--scale", "32"),
+        "no model is named": ("evaluate", "dogs-8x", pictures),
+        "no such file or folder": ("evaluate", tiny_model, tmp_path / "none"),
+        "the folder": ("evaluate", tiny_model, pictures, "--json", tmp_path / "no" / "e.json"),
+    }.items():
+        status, out, err = run(*arguments)
+        assert status == 2, err
+        assert words in err
+        assert len(err.strip().splitlines()) == 1
+        assert "Traceback" not in err
+
+    output = tmp_path / "out"
+    status, out, err = run(*compare_tiny, "--scale", "4", "--limit", "1", "-o", output)
+    assert status == 0, err
+    assert f"side by side: {output / 'index.html'}" in err
+    assert "| glean |" in out
+    assert (output / "index.html").is_file()
