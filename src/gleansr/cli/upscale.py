@@ -86,7 +86,8 @@ def upscale(
     failures = 0
     started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    quick = len(jobs) == 1 and method not in ("dgp", "pulse")
+    with Progress(*columns, console=console, transient=True, disable=quick) as progress:
         task = progress.add_task("upscaling", total=len(jobs), visible=len(jobs) > 1)
         for job, result in _results(upscaler, jobs, fit, batch_size, quality, overwrite, steps_of(progress)):
             if isinstance(result, GleansrError):
