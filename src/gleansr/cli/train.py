@@ -76,7 +76,7 @@ def train(
 def train_bank(
     recipe: tyro.conf.Positional[str],
     output: Folder = None,
-    start: Path | None = None,
+    start: str | None = None,
     data: Sources = (),
     set: tuple[str, ...] = (),
     device: str = "auto",
@@ -88,7 +88,7 @@ def train_bank(
     Args:
         recipe: A .toml file or the name of a bundled recipe.
         output: Folder for the states, the log, sample sheets and the bank.
-        start: A bank of the same or a smaller size to start from.
+        start: A bank of the same or a smaller size to start from, alone or in a GLEAN: a file or the name of a model.
         data: Pictures to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
         set: Changes to the recipe, such as run.iterations=1000 lr=2e-3.
         device: auto, cpu, cuda, cuda:1.
@@ -97,7 +97,7 @@ def train_bank(
     """
     from gleansr.training.config import BankRecipe, load_recipe
 
-    changes = _changes(data, ()) | ({"start": str(start)} if start else {})
+    changes = _changes(data, ()) | ({"start": start} if start else {})
     resolved = load_recipe(BankRecipe, recipe, set, changes)
     if dry_run:
         from gleansr.training.plan import bank_plan
