@@ -106,8 +106,7 @@ def _dgp_config(settings: dict[str, Any]) -> DGPConfig:
 def bundled(method: str, scale: int) -> str:
     """The name of the bundled model of a method and a scale."""
     names = [model.name for model in zoo.named_models() if model.asset]
-    kind = "" if method in ("glean", *SEARCHES) else f"-{method}"
-    name = f"cats-{scale}x{kind}"
+    name = f"cats-{scale}x" if method in ("glean", *SEARCHES) else f"{method}-cats-{scale}x"
     if name not in names:
         raise RequestError(f"no model for {method} at {scale}x comes with the package: give one")
     return name
