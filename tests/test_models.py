@@ -300,6 +300,18 @@ def test_feature_distance_is_that_of_normalised_features():
     assert torch.allclose(feature_distance([a, a], [b, b]), 2 * expected, atol=1e-5)
 
 
+def test_gradient_of_the_feature_distance_is_that_of_normalised_features():
+    a, b = (torch.rand(2, 5, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    expected = (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2))
+    weights = torch.tensor([1.0, -3.0])
+    wanted = torch.autograd.grad((expected * weights).sum(), (a, b))
+    found = torch.autograd.grad((feature_distance([a], [b]) * weights).sum(), (a, b))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    (alone,) = torch.autograd.grad((feature_distance([a], [b.detach()]) * weights).sum(), (a,))
+    assert torch.equal(alone, found[0])
+
+
 def test_squeezenet_feature_sizes():
     """225 -> 113 (conv1), then three poolings in ceil mode."""
     levels = SqueezeNet()(torch.zeros(1, 3, 225, 225))
