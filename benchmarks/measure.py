@@ -5,10 +5,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from gleansr.evaluation.runner import peak_memory
 
 
 def mmagic(folder: str) -> dict[str, Any]:
@@ -40,12 +41,8 @@ def times(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
 
 def print_peak(device: torch.device) -> None:
     """Prints this process's peak memory in MiB, as `peak_of` reads it: on a GPU what torch allocated at most, else the resident size."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:  # not getrusage: a child's figure there starts from its parent's
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        peak = int(status["VmHWM"].split()[0]) / 1024
-    print(json.dumps({"peak_mib": peak}))
+    peak = peak_memory(device)
+    print(json.dumps({"peak_mib": peak and peak / 2**20}))
 
 
 def peak_of(module: str, arguments: list[str]) -> float:

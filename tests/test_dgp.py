@@ -387,7 +387,7 @@ def test_bfloat16_searches_too():
     errors = []
     for iterations in (1, 12):
         changes = {"iterations": (iterations, iterations), "mse_weights": (10.0, 10.0), "latent_lrs": (3e-2, 1e-2)}
-        made = DGP(bank, discriminator, 4, settings(**changes), device="cpu", precision="bfloat16")(low).pictures
+        made = DGP(bank, discriminator, 4, settings(**changes), device="cpu", precision=torch.bfloat16)(low).pictures
         assert made.dtype == torch.float32
         errors.append((resize(made, size=8) - low).square().mean())
     assert errors[1] < 0.8 * errors[0]

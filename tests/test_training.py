@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_pictures import smooth_pictures
 from PIL import Image
 
 from gleansr.checkpoints import native
@@ -35,15 +36,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A zip archive of six smooth pictures of 20x16."""
-    path = tmp_path_factory.mktemp("data") / "pictures.zip"
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in range(6):
-            image = Image.fromarray(rng.integers(0, 255, (4, 5, 3), np.uint8)).resize((20, 16))
-            with archive.open(f"{i}.png", "w") as file:
-                image.save(file, "PNG")
+    path = smooth_pictures(tmp_path_factory.mktemp("data") / "pictures.zip", (5, 4), (20, 16))
+    with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("readme.txt", "no picture")
-    return str(path)
+    return path
 
 
 def bank_recipe(pictures: str, **changes) -> BankRecipe:

@@ -4,12 +4,11 @@ import json
 import math
 import os
 import signal
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from made_pictures import smooth_pictures
 from PIL import Image
 
 from gleansr.checkpoints import native
@@ -24,22 +23,16 @@ from gleansr.training.config import AboutConfig, DataConfig, NetworkRecipe, RunC
 from gleansr.training.devices import launch
 from gleansr.training.enlarge import schedule, train_network
 from gleansr.training.networks import ESRGANPlusNetworkConfig, PlainNetworkConfig
-from gleansr.training.parts import build, enlarge, start_from
+from gleansr.training.parts import build, start_from
 from gleansr.training.plan import network_plan
 from gleansr.training.state import StoppedError
+from gleansr.upscaler import enlarge
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A zip archive of six smooth pictures of 32x32."""
-    path = tmp_path_factory.mktemp("data") / "pictures.zip"
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in range(6):
-            image = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).resize((32, 32))
-            with archive.open(f"{i}.png", "w") as file:
-                image.save(file, "PNG")
-    return str(path)
+    return smooth_pictures(tmp_path_factory.mktemp("data") / "pictures.zip", (6, 6), (32, 32))
 
 
 RUN = RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)

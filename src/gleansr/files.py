@@ -1,10 +1,12 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and folders by one process at a time."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gleansr.errors import RequestError
 
 
 @contextmanager
@@ -22,3 +24,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, busy: str) -> Iterator[None]:
+    """The folder, held against other processes by a file .lock in it. Raises RequestError where another one holds it, which is `busy`."""
+    from filelock import FileLock, Timeout  # comes with torch
+
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RequestError(f"{folder}: another process is {busy} here") from None

@@ -66,14 +66,12 @@ class FeedForward:
         self.device = device if isinstance(device, torch.device) else find_device(device)
         self.precision = find_precision(precision, self.device)
         self.in_size = None
-        self.unit_range = False  # ESRGAN's networks take and make pictures in [0, 1]
         if isinstance(model, GLEAN):
             self.name, self.in_size, self.scale = "GLEAN", model.config.in_size, model.config.out_size // model.config.in_size
         elif isinstance(model, ResidualNet):
             self.name, self.scale = "plain", model.config.scale
         elif isinstance(model, ESRGANPlus | RRDBNet):
             self.name, self.scale = "ESRGAN+" if isinstance(model, ESRGANPlus) else "ESRGAN", model.config.scale
-            self.unit_range = True
         else:
             raise RequestError(
                 f"a {type(model).__name__} does not enlarge pictures by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
@@ -88,9 +86,16 @@ class FeedForward:
             low = nn.functional.pad(low, (0, -width % fold, 0, -height % fold), mode="replicate")
         low = low.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            high = self.model((low + 1) / 2 if self.unit_range else low).float()
-        high = high[..., : height * self.scale, : width * self.scale]
-        return Enlarged(high * 2 - 1 if self.unit_range else high)
+            high = enlarge(self.model, low)
+        return Enlarged(high[..., : height * self.scale, : width * self.scale])
+
+
+def enlarge(model: nn.Module, low: Tensor) -> Tensor:
+    """What a network makes of low (N, 3, h, w), RGB in [-1, 1]: (N, 3, scale * h, scale * w), float32, not clamped.
+
+    ESRGAN's networks take and make pictures in [0, 1]; this is where that is converted.
+    """
+    return model((low + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus | RRDBNet) else model(low).float()
 
 
 @dataclass(frozen=True)

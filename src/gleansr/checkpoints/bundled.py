@@ -1,13 +1,12 @@
 """The networks that judge and come with the package."""
 
-from importlib import resources
-from pathlib import Path
 from typing import cast
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gleansr.checkpoints import native
+from gleansr.checkpoints.zoo import asset
 from gleansr.models.features import SqueezeNet
 
 
@@ -21,8 +20,3 @@ def lpips_heads(net: str) -> list[Tensor]:
     """The non-negative weights (64), (192 or 128), ... of the channels of five layers in LPIPS v0.1, for "alex" or "vgg"."""
     tensors = load_file(asset("lpips.safetensors"))
     return [tensors[f"{net}.{layer}"] for layer in range(5)]
-
-
-def asset(name: str) -> Path:
-    """A file of the package."""
-    return Path(str(resources.files("gleansr"))) / "assets" / name

@@ -108,8 +108,13 @@ def model_path(
 def file_of(model: NamedModel) -> Path:
     """Where a model's file lies on this machine, or would lie once it is downloaded."""
     if model.asset:
-        return Path(str(resources.files("gleansr"))) / "assets" / model.asset
+        return asset(model.asset)
     return cache_folder() / "models" / PurePosixPath(urlsplit(model.url or "").path).name
+
+
+def asset(name: str) -> Path:
+    """A file of the package's folder of assets."""
+    return Path(str(resources.files("gleansr"))) / "assets" / name
 
 
 def entry_of(path: Path) -> NamedModel | None:

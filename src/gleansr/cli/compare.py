@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from gleansr.cli.evaluate import JUDGING, Flat, Judging, Output
-from gleansr.cli.progress import Printing
+from gleansr.cli.progress import COUNTED, Printing
 
 if TYPE_CHECKING:
     from gleansr.evaluation.compare import Watcher
@@ -114,11 +114,10 @@ def watching() -> Iterator["Watcher"]:
     from gleansr.evaluation.compare import Watcher
 
     console = Console(stderr=True, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     handler = Printing(console)
     logging.getLogger("gleansr").addHandler(handler)
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as bars:
             pictures = bars.add_task("", total=None)
             steps = bars.add_task("steps", total=None, visible=False)
             current = ""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from gleansr.cli.progress import fetched, steps_of
+from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
@@ -197,18 +197,16 @@ def _columns(
 
 
 def _load(entries: "Mapping[str, Entry]", device: str, precision: "Precision", offline: bool, label: str, scale: int) -> "Upscaler":
-    from gleansr import rivals
-
     entry = entries[label]
-    path = fetched(entry.model, offline) if entry.model else None
-    return rivals.load(entry.method, path, scale=scale, device=device, precision=precision, settings=entry.settings)
+    if entry.model:
+        fetched(entry.model, offline)
+    return entry.load(scale, device, precision)
 
 
 def _run(console: Console, label: str, upscaler: "Upscaler", lows: "Sequence[Tensor]", names: Sequence[str]) -> "list[np.ndarray]":
     from gleansr.evaluation.figure_rows import enlarge
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=len(lows))
 
         def finished(index: int, note: str) -> None:

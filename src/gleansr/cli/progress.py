@@ -18,6 +18,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+COUNTED = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+"""Columns of a bar over pictures."""
+
 
 def fetched(model: str, offline: bool) -> Path:
     """The file of a model, with a progress bar where it is downloaded."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from gleansr.cli.progress import fetched, steps_of
+from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import GleansrError, PictureError, RequestError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def upscale(
         output: A file (.png, .jpg, .webp, .tif) for one picture, otherwise a folder, in which the tree of an input folder is mirrored. By
             default NAME_8x.png beside NAME, and FOLDER_8x beside FOLDER.
         model: Name of a model (see `gleansr models`) or file of any layout; by default cats-8x, or what suits the method and the scale.
-        method: auto: whatever network the model is. pulse, dgp: search the model's bank, which takes a thousand times longer; see
-            docs/rivals.md.
+        method: auto: whatever network the model is. pulse, dgp: search the model's bank, which takes a hundred to two
+            thousand times longer; see docs/rivals.md.
         scale: Enlargement by pulse, dgp and bicubic, by default 8; a network has its own.
         set: Changes to the settings of pulse and dgp, such as steps=50 seed=1.
         fit: What to do with a picture that is not of the model's input size. exact: refuse it; stretch: resize both sides; crop: cut out
@@ -85,9 +85,8 @@ def upscale(
     jobs = [Job(source, output) for source in inputs] if to_file and output else list(_jobs(inputs, output, f"_{upscaler.scale}x"))
     failures = 0
     started = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     quick = len(jobs) == 1 and method not in ("dgp", "pulse")
-    with Progress(*columns, console=console, transient=True, disable=quick) as progress:
+    with Progress(*COUNTED, console=console, transient=True, disable=quick) as progress:
         task = progress.add_task("upscaling", total=len(jobs), visible=len(jobs) > 1)
         for job, result in _results(upscaler, jobs, fit, batch_size, quality, overwrite, steps_of(progress)):
             if isinstance(result, GleansrError):

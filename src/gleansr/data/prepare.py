@@ -27,7 +27,7 @@ from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_
 from gleansr.data.fit import Aspect, Small, SmallError, fit
 from gleansr.data.sources import MANIFEST, PREPARED, open_source, read_manifest, stem
 from gleansr.errors import PictureError, RequestError
-from gleansr.files import replacing
+from gleansr.files import held, replacing
 from gleansr.pictures import decode
 from gleansr.resize import degrade
 
@@ -269,16 +269,11 @@ def keep_apart(source: str, output: Path) -> None:
 @contextmanager
 def _claimed(output: Path) -> Iterator[None]:
     """The folder, held against other processes."""
-    from filelock import FileLock, Timeout  # comes with torch
-
     output.mkdir(parents=True, exist_ok=True)
     if read_manifest(output) is None and any(file.name != ".lock" for file in output.iterdir()):
         raise RequestError(f"{output}: is not empty, and not a set made by `gleansr data prepare`; give another folder")
-    try:
-        with FileLock(output / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RequestError(f"{output}: another process is preparing pictures here") from None
+    with held(output, "preparing pictures"):
+        yield
 
 
 def _begin(output: Path, preparation: Preparation, overwrite: bool) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from gleansr.evaluation.plan import Comparison, Participant
 from gleansr.evaluation.records import Record, Records
 from gleansr.evaluation.report import write_reports
 from gleansr.evaluation.runner import MethodError, Runner
-from gleansr.evaluation.summary import Outcome, summary
+from gleansr.evaluation.summary import Outcome, joined, summary
 from gleansr.evaluation.truths import Example, on_grid
-from gleansr.files import replacing
-from gleansr.pictures import encode
+from gleansr.files import held, replacing
+from gleansr.pictures import encode, to_image
 from gleansr.upscaler import Report
 
 _BATCH = 16
@@ -72,8 +72,6 @@ def compare(comparison: Comparison, output: Path, watcher: Watcher = QUIET) -> d
 @contextmanager
 def _claimed(output: Path, data: str) -> Iterator[None]:
     """The folder, made if need be and held against other processes."""
-    from filelock import FileLock, Timeout  # comes with torch
-
     keep_apart(data, output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -82,11 +80,8 @@ def _claimed(output: Path, data: str) -> Iterator[None]:
         raise RequestError(f"{output}: the folder cannot be made or read: {error.strerror}; give another one with --output") from None
     if not ours:
         raise RequestError(f"{output}: is not empty, and not of an earlier comparison; give another folder with --output")
-    try:
-        with FileLock(output / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RequestError(f"{output}: another process is writing a comparison here") from None
+    with held(output, "writing a comparison"):
+        yield
 
 
 def _write_inputs(comparison: Comparison, output: Path, watcher: Watcher) -> Records:
@@ -104,7 +99,7 @@ def _write_inputs(comparison: Comparison, output: Path, watcher: Watcher) -> Rec
             for path, picture in pictures.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as temporary:
-                    _image(picture).save(temporary, "PNG")
+                    to_image((picture[0] + 1) / 2).save(temporary, "PNG")
             records.add(record)
     return records
 
@@ -135,7 +130,7 @@ def _run(comparison: Comparison, participant: Participant, inputs: Records, outp
     done = {name: records[name] for name in names if name in records}
     before = f", {earlier:,} of them before" if earlier else ""
     watcher.say(f"{entry.label}: {len(done):,} of {len(names):,} pictures{before}")
-    return Outcome(entry.label, entry.method, participant.file, participant.sha256, dict(entry.settings), participant.licence, failed, done)
+    return participant.outcome(done, failed)
 
 
 def _gone_on_with(
@@ -175,7 +170,7 @@ def _enlarge(comparison: Comparison, runner: Runner, batch: range, records: Reco
         record = _of(example) | cost | {"note": note, "metrics": _judged(comparison, example, picture)}
         path = folder / f"{truths.files[i]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        encode(_image(rounded(picture)), path, model=folder.name)
+        encode(to_image((rounded(picture)[0] + 1) / 2), path, model=folder.name)
         records.add(record)
 
 
@@ -198,7 +193,7 @@ def _with_features(comparison: Comparison, outcomes: Sequence[Outcome], output: 
             watcher.progress(f"comparing sets: {label}", start, len(names))
             files = [output / "pictures" / label / f"{truths.files[truths.index[name]]}.png" for name in names[start : start + _BATCH]]
             parts.append(comparison.judge.pooled(torch.cat([read_png(file) for file in files])))
-        return {metric: torch.cat([part[metric] for part in parts]) for metric in (parts[0] if parts else ())}
+        return joined(parts)
 
     wanted = features("truth", truths.names)
     return [
@@ -219,11 +214,6 @@ def read_png(path: Path) -> Tensor:
             return on_grid(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].contiguous())
     except (OSError, SyntaxError, ValueError) as error:
         raise PictureError(f"{path}: cannot be read ({error}); remove it, and the same command makes it again") from None
-
-
-def _image(picture: Tensor) -> Image.Image:
-    """Of a picture (1, 3, H, W) on the grid of 8-bit values."""
-    return Image.fromarray(picture[0].double().mul(127.5).add(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def _of(example: Example) -> Record:

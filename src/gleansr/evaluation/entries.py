@@ -10,6 +10,7 @@ from typing import Any
 from gleansr import rivals
 from gleansr.configs import merge, override
 from gleansr.errors import RequestError
+from gleansr.upscaler import Precision, Upscaler
 
 RESERVED = ("truth", "low", "inputs")
 """Labels that no method can have, because the folder of a comparison uses them."""
@@ -40,6 +41,10 @@ class Entry:
     def searches(self) -> bool:
         """Whether it takes many steps for each picture."""
         return self.method in rivals.SEARCHES
+
+    def load(self, scale: int, device: str = "auto", precision: Precision = "auto") -> Upscaler:
+        """The Upscaler of the method, see `gleansr.rivals.load`."""
+        return rivals.load(self.method, self.model, scale=scale, device=device, precision=precision, settings=self.settings)
 
 
 def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], scale: int) -> list[Entry]:

@@ -1,18 +1,18 @@
 """How good a model is on held-back pictures: a comparison in this process, which keeps no pictures."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gleansr import rivals
 from gleansr.errors import RequestError
 from gleansr.evaluation.compare import QUIET, Watcher
 from gleansr.evaluation.metrics import rounded
 from gleansr.evaluation.plan import Comparison
 from gleansr.evaluation.runner import synchronise
-from gleansr.evaluation.summary import Outcome, summary
+from gleansr.evaluation.summary import joined, summary
 
 
 def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]:
@@ -26,9 +26,7 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
     methods = {}
     for participant in comparison.participants:
         entry, place = participant.entry, comparison.place
-        upscaler = rivals.load(
-            entry.method, entry.model, scale=comparison.task.scale, device=place.device, precision=place.precision, settings=entry.settings
-        )
+        upscaler = entry.load(comparison.task.scale, place.device, place.precision)
         methods[entry.label] = upscaler.method
         upscaler.method(truths[0].low.to(upscaler.device))  # the first time, memory is asked for and kernels are chosen
     records: dict[str, dict[str, Any]] = {label: {} for label in methods}
@@ -54,22 +52,7 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
                 cost = {"seconds": seconds, "peak": None, "own": None}
                 records[label][example.name] = {"name": example.name, "sha256": example.sha256, "note": note, "metrics": row} | cost
     outcomes = [
-        Outcome(
-            participant.entry.label,
-            participant.entry.method,
-            participant.file,
-            participant.sha256,
-            dict(participant.entry.settings),
-            participant.licence,
-            None,
-            records[participant.entry.label],
-            _joined(features[participant.entry.label]),
-            _joined(features["truth"]),
-        )
-        for participant in comparison.participants
+        replace(participant.outcome(records[label]), features=joined(features[label]), truth_features=joined(features["truth"]))
+        for label, participant in zip(methods, comparison.participants, strict=True)
     ]
     return {"protocol": comparison.protocol()} | summary(outcomes)
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}

@@ -17,8 +17,8 @@ from gleansr.data.fit import Aspect, SmallError, fit
 from gleansr.data.sources import FolderSource, Source, open_source, stem
 from gleansr.errors import PictureError, RequestError
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
-from gleansr.evaluation.truths import Small, Task, on_grid
-from gleansr.pictures import decode, readable_suffixes
+from gleansr.evaluation.truths import Small, Task, on_grid, usual_aspect
+from gleansr.pictures import decode, readable_suffixes, to_image
 from gleansr.resize import degrade
 from gleansr.upscaler import Report, Upscaler
 
@@ -145,8 +145,7 @@ def task_of(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Aspect 
         raise RequestError(f"the pictures of a figure must have one size, not {found}; give models of one size with --models")
     if not sizes:
         raise RequestError(f"{', '.join(upscalers)} takes pictures of any size: give the side of the results with --size")
-    barred = any(upscaler.content_height != upscaler.output_size for upscaler in upscalers.values())
-    return Task(next(iter(sizes.values())), next(iter(scales.values())), aspect or ("bars" if barred else "crop"), small)
+    return Task(next(iter(sizes.values())), next(iter(scales.values())), aspect or usual_aspect(upscalers.values()), small)
 
 
 def enlarge(
@@ -174,11 +173,8 @@ def enlarge(
 
 
 def to_bytes(picture: Tensor) -> np.ndarray:
-    """(3, H, W) in [-1, 1], clamped, as (H, W, 3) uint8. Raises PictureError for NaN."""
-    steps = picture.detach().float().clamp(-1, 1).add(1).mul(127.5)
-    if steps.isnan().any():
-        raise PictureError("a result has NaN values; try --precision float32")
-    return np.ascontiguousarray(steps.round().to("cpu", torch.uint8).permute(1, 2, 0).numpy())
+    """(3, H, W) in [-1, 1], clamped, as (H, W, 3) uint8. Raises PictureError for NaN and infinity."""
+    return np.array(to_image((picture + 1) / 2))
 
 
 def with_results(shown: Sequence[Exhibit], method: str, pictures: Sequence[np.ndarray]) -> list[Exhibit]:

@@ -17,8 +17,10 @@ from gleansr.errors import RequestError
 from gleansr.evaluation.entries import Entry, check_labels
 from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics, sha256_of
 from gleansr.evaluation.metrics import Rounding
+from gleansr.evaluation.records import Record
 from gleansr.evaluation.runner import Place, machine
-from gleansr.evaluation.truths import Small, Task, Truths
+from gleansr.evaluation.summary import Outcome
+from gleansr.evaluation.truths import Small, Task, Truths, usual_aspect
 from gleansr.upscaler import Upscaler, find_device, find_precision
 
 
@@ -34,6 +36,11 @@ class Participant:
     sha256: str | None
     """Of the model's file."""
     licence: str | None
+
+    def outcome(self, records: Mapping[str, Record], failed: str | None = None) -> Outcome:
+        """What came of it, without the features of its pictures; see `Outcome`."""
+        entry = self.entry
+        return Outcome(entry.label, entry.method, self.file, self.sha256, dict(entry.settings), self.licence, failed, records)
 
 
 @dataclass(frozen=True)
@@ -123,11 +130,8 @@ def plan(
     if limit_slow is not None and limit_slow < 1:
         raise RequestError(f"--limit-slow must be at least 1, not {limit_slow}")
     find_precision(place.precision, device := find_device(place.device))
-    upscalers = {
-        entry.label: rivals.load(entry.method, entry.model, scale=scale, device="cpu", settings=entry.settings) for entry in entries
-    }
-    barred = any(upscaler.content_height != upscaler.output_size for upscaler in upscalers.values())
-    task = Task(_common_size(upscalers, size), scale, aspect or ("bars" if barred else "crop"), small)
+    upscalers = {entry.label: entry.load(scale, "cpu") for entry in entries}
+    task = Task(_common_size(upscalers, size), scale, aspect or usual_aspect(upscalers.values()), small)
     truths = Truths(data, task, low=low, limit=limit)
     participants = []
     for entry in entries:

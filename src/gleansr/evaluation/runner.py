@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gleansr import rivals
 from gleansr.errors import GleansrError
 from gleansr.evaluation.entries import Entry
 from gleansr.upscaler import Precision, Report
@@ -138,9 +137,7 @@ def _serve(pipe: Connection, entry: Entry, scale: int, place: Place) -> None:
         if place.threads:
             torch.set_num_threads(place.threads)
         before = peak_memory(torch.device("cpu"))
-        upscaler = rivals.load(
-            entry.method, entry.model, scale=scale, device=place.device, precision=place.precision, settings=entry.settings
-        )
+        upscaler = entry.load(scale, place.device, place.precision)
         method, device = upscaler.method, upscaler.device
         before = 0 if device.type == "cuda" else before
         pipe.send(("done",))

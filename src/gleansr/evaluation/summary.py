@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from gleansr.evaluation.judges import METRICS, Metric
@@ -51,6 +52,11 @@ class Outcome:
                 means[metric] = frechet_distance(features[rows], self.truth_features[metric][rows])
         order = list(METRICS)
         return {"means": {name: means[name] for name in sorted(means, key=order.index)}, "standard_errors": errors}
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The features of each metric of sets, (N, D), from those of batches; none from no batch."""
+    return {metric: torch.cat([part[metric] for part in parts]) for metric in (parts[0] if parts else ())}
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Test pictures: the truths, all of one size, and the low-resolution pictures that a method gets to see of them."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ from gleansr.data.sources import Source, open_source, stem
 from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import decode
 from gleansr.resize import degrade
+from gleansr.upscaler import Upscaler
 
 Small = Literal["refuse", "enlarge"]
 """What to do with test pictures that would have to be enlarged, see `Task`."""
@@ -40,6 +41,11 @@ class Task:
             raise RequestError(f"the size of the pictures must be 1 to 16384, not {self.size}")
         if self.scale < 2 or self.size % self.scale:
             raise RequestError(f"--scale must be a divisor of the size {self.size} from 2 up, not {self.scale}")
+
+
+def usual_aspect(upscalers: Iterable[Upscaler]) -> Aspect:
+    """What is done with pictures that are not square where nothing is said: "bars" for models of such pictures, else "crop"."""
+    return "bars" if any(upscaler.content_height != upscaler.output_size for upscaler in upscalers) else "crop"
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from gleansr.models.stylegan import StyleGAN, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.resize import resize
 from gleansr.rivals.dgp_config import DGPConfig, Downsampler
-from gleansr.upscaler import Enlarged, Precision, Report, find_device, find_precision
+from gleansr.rivals.search import check_low, check_scale, reduction
+from gleansr.upscaler import Enlarged, Report
 
 Bank = BigGAN | StyleGAN | StyleGAN2
 Discriminator = BigGANDiscriminator | StyleGANDiscriminator | StyleGAN2Discriminator
@@ -36,12 +37,7 @@ REPORT_EVERY = 5
 
 def lanczos2_matrix(size: int, factor: int) -> Tensor:
     """The official reduction of one axis, (size / factor, size), for an even factor: 4 * factor taps, border pixels repeated."""
-    x = (torch.arange(4 * factor, dtype=torch.float64) - 2 * factor + 0.5) / factor
-    taps = torch.sinc(x) * torch.sinc(x / 2)
-    rows = torch.arange(size // factor)[:, None]
-    columns = (rows * factor + torch.arange(4 * factor) - 3 * factor // 2).clamp(0, size - 1)
-    matrix = torch.zeros(size // factor, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, columns, (taps / taps.sum()).expand(len(rows), -1)).float()
+    return reduction(size, factor, lambda x: torch.sinc(x) * torch.sinc(x / 2), lambda i: i.clamp(0, size - 1)).float()
 
 
 def bicubic_matrix(size: int, factor: int) -> Tensor:
@@ -129,11 +125,11 @@ class DGP:
         scale: int,
         config: DGPConfig | None = None,
         *,
-        device: str | torch.device = "auto",
-        precision: Precision | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        precision: torch.dtype = torch.float32,
     ):
-        """`scale` is a power of two from 2 to half the bank's size. `config`: the official one by default. `device` and `precision` as in
-        `gleansr.load`; at bfloat16 the convolutions do not see the smallest steps of fine-tuning.
+        """`scale` is a power of two from 2 to half the bank's size. `config`: the official one by default. `precision` is that of
+        the convolutions; at bfloat16 they do not see the smallest steps of fine-tuning.
 
         Raises:
             RequestError: there is no discriminator, or bank, discriminator, scale and class do not fit together.
@@ -148,12 +144,10 @@ class DGP:
             raise RequestError(f"class_index is {wanted}, but a {type(bank).__name__} knows no classes; leave it out")
         if wanted is not None and self._classes is not None and wanted >= self._classes:
             raise RequestError(f"class_index is {wanted}, but this bank's classes are 0 to {self._classes - 1}")
-        if not (isinstance(scale, int) and 2 <= scale <= size // 2 and scale & (scale - 1) == 0):
-            raise RequestError(f"DGP with a bank of {size} px takes a scale that is a power of two from 2 to {size // 2}, not {scale}")
+        check_scale("DGP", size, scale)
         self.name, self.scale = "DGP", scale
         self.in_size: int | None = size // scale
-        self.device = device if isinstance(device, torch.device) else find_device(device)
-        self.precision = precision if isinstance(precision, torch.dtype) else find_precision(precision, self.device)
+        self.device, self.precision = torch.device(device), precision
         self._bank = placed(copy.deepcopy(bank).eval(), self.device)
         self._discriminator = placed(copy.deepcopy(_checked(discriminator, size)).eval().requires_grad_(False), self.device)
         self._groups = parameter_groups(self._bank)
@@ -171,8 +165,7 @@ class DGP:
         Raises:
             GleansrError: a loss became infinite.
         """
-        if low.shape[1:] != (3, self.in_size, self.in_size):
-            raise RequestError(f"DGP with this bank takes pictures (N, 3, {self.in_size}, {self.in_size}), not {tuple(low.shape)}")
+        check_low("DGP", low, self.in_size)
         progress = Progress(report, self.config.select_samples + len(low) * sum(self.config.iterations))
         with torch.inference_mode(False), torch.enable_grad():
             # A copy: a tensor of inference mode could not be differentiated through.

@@ -22,6 +22,7 @@ from gleansr.models.stylegan import StyleGAN
 from gleansr.models.stylegan2 import StyleGAN2
 from gleansr.rivals import gaussian
 from gleansr.rivals.gaussian import Gaussian
+from gleansr.rivals.search import check_low, check_scale, reduction
 from gleansr.upscaler import Enlarged, Report
 
 Schedule = Literal["linear1cycledrop", "linear1cycle", "fixed"]
@@ -102,12 +103,12 @@ def shrinking_matrix(size: int, factor: int) -> Tensor:
 
     Inside it is MATLAB's; at the borders MATLAB doubles the last pixel, which is not doubled here.
     """
-    x = (torch.arange(4 * factor, dtype=torch.float64) - 2 * factor + 0.5).abs() / factor
-    taps = torch.where(x <= 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
-    rows = torch.arange(size // factor)[:, None]
-    columns = (rows * factor + torch.arange(4 * factor) - 3 * factor // 2).abs()
-    columns = size - 1 - (size - 1 - columns).abs()
-    return torch.zeros(size // factor, size, dtype=x.dtype).scatter_add_(1, columns, (taps / taps.sum()).expand(len(rows), -1))
+
+    def cubic(x: Tensor) -> Tensor:
+        x = x.abs()
+        return torch.where(x <= 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+
+    return reduction(size, factor, cubic, lambda i: size - 1 - (size - 1 - i.abs()).abs())
 
 
 def geocross(codes: Tensor) -> Tensor:
@@ -155,8 +156,7 @@ class PULSE:
         if not isinstance(bank, StyleGAN | StyleGAN2):
             raise RequestError(f"PULSE searches the codes of a StyleGAN or StyleGAN2; give such a bank, not a {type(bank).__name__}")
         size, layers = bank.config.size, len(bank.synthesis.layers)
-        if not (2 <= scale <= size // 2 and scale & (scale - 1) == 0):
-            raise RequestError(f"PULSE with a bank of {size} px takes a scale that is a power of two from 2 to {size // 2}, not {scale}")
+        check_scale("PULSE", size, scale)
         self.config = config or PULSEConfig()
         if wrong := [i for i in self.config.zero_noise_layers if not -layers <= i < layers]:
             raise RequestError(f"zero_noise_layers must be {-layers} to {layers - 1} with this bank, not {wrong[0]}")
@@ -177,8 +177,7 @@ class PULSE:
         `report` is told of the steps and, before them, of the chunks of the Gaussian fit. That is made once for a bank, and kept in the
         folder of downloaded models.
         """
-        if low.ndim != 4 or low.shape[1:] != (3, self.in_size, self.in_size):
-            raise RequestError(f"PULSE with this bank takes pictures (N, 3, {self.in_size}, {self.in_size}), not {tuple(low.shape)}")
+        check_low("PULSE", low, self.in_size)
         samples = self.config.fit_samples
         with torch.inference_mode(False), torch.enable_grad(), frozen(self.bank):
             low = low.to(self.device, torch.float32)

@@ -24,7 +24,7 @@ from gleansr.training.config import NetworkRecipe
 from gleansr.training.data import Batches, Share, load_pictures, open_pictures, warn_left_out
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
-from gleansr.training.parts import Network, bank_of, build, enlarge, learning, perceptual, shown_to, start_from
+from gleansr.training.parts import Network, bank_of, build, learning, perceptual, shown_to, start_from
 from gleansr.training.state import (
     Log,
     Meter,
@@ -38,6 +38,7 @@ from gleansr.training.state import (
     set_rate,
     stoppable,
 )
+from gleansr.upscaler import enlarge
 
 Progress = Callable[[int, dict[str, Any]], None]
 

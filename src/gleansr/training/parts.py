@@ -65,11 +65,6 @@ def learning(model: Network) -> list[nn.Parameter]:
     return model.trainable_parameters() if isinstance(model, GLEAN) else list(model.parameters())
 
 
-def enlarge(model: Network, low: Tensor) -> Tensor:
-    """What `model` makes of low (N, 3, in, in) in [-1, 1]: (N, 3, out, out), float32, not clamped. ESRGAN+ works in [0, 1]."""
-    return model((low + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus) else model(low).float()
-
-
 def shown_to(discriminator: Discriminator, picture: Tensor) -> Tensor:
     """A picture in [-1, 1] as `discriminator` takes it: ESRGAN's takes [0, 1]."""
     return (picture + 1) / 2 if isinstance(discriminator, ESRGANDiscriminator) else picture

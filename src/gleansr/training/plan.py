@@ -21,13 +21,13 @@ from gleansr.training.parts import (
     Discriminator,
     Network,
     check_bank,
-    enlarge,
     feed_forward,
     glean_config,
     learning,
     new_discriminator,
     shown_to,
 )
+from gleansr.upscaler import enlarge
 
 MIB = 2**20
 
