@@ -262,13 +262,15 @@ def test_training_draws_noise_after_each_dense_block_and_nowhere_else(saved):
     assert not torch.allclose(ours, model.eval()(x), atol=1e-3)
 
 
-def test_esrgan_plus_starts_small_and_learns_everywhere():
+def test_esrgan_plus_starts_small_in_its_blocks_and_learns_everywhere():
     net = ESRGANPlus(ESRGANPlusConfig(4, 64, 32, 1))
     weight = net.get_parameter("trunk.body.0.blocks.1.convs.2.weight")
     assert abs(weight.std() * math.sqrt(weight[0].numel() / 2) - 0.1) < 0.005
+    weight = net.get_parameter("ups.1.weight")
+    assert abs(weight.std() * math.sqrt(3 * weight[0].numel()) - 1) < 0.05  # torch's own, as in BasicSR
     net = ESRGANPlus(ESRGANPlusConfig(2, 4, 3, 1))
-    for parameter in net.parameters():
-        assert parameter.ndim > 1 or not parameter.any()
+    for name, parameter in net.named_parameters():
+        assert parameter.ndim > 1 or parameter.any() != (".body." in name)
         parameter.data += 0.3 * torch.randn_like(parameter)
     net(torch.rand(2, 3, 6, 6)).square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in net.parameters())

@@ -49,6 +49,7 @@ class DenseBlockPlus(nn.Module):
         self.convs = nn.ModuleList(conv3x3(features + i * growth, growth if i < 4 else features) for i in range(5))
         self.skip = nn.Conv2d(features, growth, 1, bias=False)
         self.noise = noise
+        start_small(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, H, W) -> the same shape."""
@@ -71,7 +72,6 @@ class ESRGANPlus(Enlarging):
         super().__init__(config.features, config.scale.bit_length() - 1)
         self.config = config
         self.trunk = RRDBTrunk(3, config.features, config.growth, config.n_blocks, lambda f, g: DenseBlockPlus(f, g, config.noise))
-        start_small(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.enlarge(self.trunk(x))
