@@ -7,6 +7,7 @@ upscaler("cat.jpg").save("large.png")
 
 from gleansr.checkpoints import load_model
 from gleansr.resize import resize
+from gleansr.retouch import retouch
 from gleansr.upscaler import Upscaler, load
 
-__all__ = ["Upscaler", "load", "load_model", "resize"]
+__all__ = ["Upscaler", "load", "load_model", "resize", "retouch"]

@@ -12,6 +12,7 @@ from gleansr.cli.data import data
 from gleansr.cli.evaluate import evaluate
 from gleansr.cli.figure import figure
 from gleansr.cli.models import models
+from gleansr.cli.retouch import retouch
 from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
 from gleansr.errors import GleansrError
@@ -28,6 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     commands = {
         "upscale": upscale,
+        "retouch": retouch,
         "models": models,
         "evaluate": evaluate,
         "compare": compare,

@@ -1,0 +1,80 @@
+"""`gleansr retouch`: a retouched picture made realistic."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from gleansr.cli.progress import fetched
+from gleansr.errors import RequestError
+
+
+def retouch(
+    edited: tyro.conf.Positional[Path],
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    original: Path | None = None,
+    mask: Path | None = None,
+    model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
+    strength: float = 1.0,
+    factor: int | None = None,
+    feather: int | None = None,
+    box: str | None = None,
+    tolerance: float = 0.01,
+    save_mask: Path | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    quality: int = 95,
+    overwrite: bool = False,
+    offline: bool = False,
+) -> None:
+    """Make a retouched picture realistic, in one forward pass; see docs/retouching.md.
+
+    Args:
+        edited: The retouched picture.
+        output: A file (.png, .jpg, .webp, .tif); by default NAME_retouched.png beside the retouched picture.
+        original: The picture before, of the same size: only what differs from it is refined, and all else stays as it is there, bit for
+            bit. Without it, the whole picture is refined.
+        mask: A picture that is white where the refined picture may show; instead of what the original tells.
+        model: Name of a model (see `gleansr models`) or file of any layout; by default cats-8x, or cats-16x for a factor of 16.
+        strength: 0 leaves the retouched picture as it is, 1 shows the refined one alone.
+        factor: How many times the picture is shrunk before it is refined, at the size of the model's output; the more, the more is painted
+            anew. By default the model's scale.
+        feather: Pixels over which the refined picture fades into the original; by default a 32nd of the region's width.
+        box: Left, top and width in pixels, such as 100,50,512, of the region that the model sees, which should hold the whole head. By
+            default the whole picture, or the largest region around what was touched.
+        tolerance: Difference from the original, of 0 to 1, that counts as none.
+        save_mask: File for what was found: how much of the refined picture shows, in grey.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+        precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
+        quality: Of JPEG and WebP, 1 to 100.
+        overwrite: Replace a result that exists already.
+        offline: Never download a model.
+    """
+    from gleansr.pictures import check_output, decode, encode
+    from gleansr.retouch import RetouchConfig, default_model, prepare
+    from gleansr.upscaler import find_device, find_precision, load
+
+    target = check_output(output or edited.with_name(f"{edited.stem}_retouched.png"), overwrite=overwrite)
+    if save_mask is not None:
+        check_output(save_mask, overwrite=overwrite)
+    config = RetouchConfig(strength, factor, feather, _box(box), tolerance)
+    find_precision(precision, find_device(device))  # before a download that would be for nothing
+    picture = decode(edited)
+    upscaler = load(fetched(model or default_model(factor), offline), device=device, precision=precision)
+    prepared = prepare(picture, original and decode(original), upscaler, config, mask=mask and decode(mask))
+    high = None if prepared.low is None else upscaler.method(prepared.low[None].to(upscaler.device)).pictures[0]
+    encode(prepared.finish(high), target, metadata=picture.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"{edited} -> {target} ({prepared.note})", markup=False, highlight=False)
+    if save_mask is not None:
+        encode(prepared.mask, save_mask, quality=quality, overwrite=overwrite)
+        console.print(f"mask -> {save_mask}", markup=False, highlight=False)
+
+
+def _box(text: str | None) -> tuple[int, int, int] | None:
+    try:
+        left, top, width = map(int, text.split(",")) if text else (0, 0, 0)
+    except ValueError:
+        raise RequestError(f"--box takes left,top,width in pixels, such as 100,50,512, not {text!r}") from None
+    return (left, top, width) if text else None

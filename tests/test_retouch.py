@@ -1,0 +1,309 @@
+"""Retouching: what was touched, what the model sees of it, and what becomes of the rest."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+import gleansr
+from gleansr import rivals
+from gleansr.checkpoints.native import About
+from gleansr.cli import main
+from gleansr.errors import PictureError, RequestError
+from gleansr.resize import resize
+from gleansr.retouch import RetouchConfig, prepare, retouch
+from gleansr.touched import _connected, bounds, faded, grown, touched
+from gleansr.upscaler import Enlarged, Upscaler
+
+
+class Painter:
+    """A method 8 -> 32 that enlarges bicubically, and paints stripes and a cast over it. It counts its pictures."""
+
+    name, scale, device = "painter", 4, torch.device("cpu")
+    in_size: int | None = 8
+
+    def __init__(self, stripes: float = 0.0, cast: float = 0.0):
+        self.stripes, self.cast, self.seen = stripes, cast, 0
+
+    def __call__(self, low: Tensor, report=None) -> Enlarged:  # noqa: ARG002
+        self.seen += len(low)
+        high = resize(low, size=32)
+        return Enlarged(high + self.cast + self.stripes * torch.tensor([1.0, -1.0]).repeat(16))
+
+
+def painter(stripes: float = 0.0, cast: float = 0.0, content_height: int | None = None) -> Upscaler:
+    return Upscaler(Painter(stripes, cast), About("painter", content_height=content_height))
+
+
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(40, 215, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def painted(picture: Image.Image, box: tuple[int, int, int, int], colour=(190, 70, 70)) -> Image.Image:
+    copy = picture.copy()
+    ImageDraw.Draw(copy).ellipse(box, fill=colour)
+    return copy
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def planes(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize(("width", "height"), [(32, 32), (64, 64), (100, 41), (37, 90), (700, 600)])
+@pytest.mark.parametrize("boxed", [False, True])
+def test_outside_of_the_mask_it_is_the_original_bit_for_bit(width: int, height: int, boxed: bool):
+    box = (max(0, width // 3 - 12), max(0, height // 3 - 12), min(width - width // 3, height - height // 3, 35)) if boxed else None
+    original = smooth(width, height)
+    edited = painted(original, (width // 3, height // 3, width // 3 + 9, height // 3 + 7))
+    upscaler = painter(stripes=0.3)
+    prepared = prepare(edited, original, upscaler, RetouchConfig(box=box))
+    mask, result = np.asarray(prepared.mask), array(retouch(edited, original, model=upscaler, box=box))
+    changed = (result != array(original)).any(2)
+    weights = prepared.weights.numpy()
+    assert not changed[weights == 0].any()
+    assert changed[weights == 1].mean() > 0.9
+    assert 0 < (weights > 0).mean() < 1
+    assert np.abs(mask - weights * 255).max() <= 0.5
+
+
+def test_all_that_was_touched_is_refined_and_little_more():
+    original = smooth(96, 96)
+    edited = painted(original, (40, 50, 55, 60))
+    weights = prepare(edited, original, painter(), RetouchConfig(feather=4)).weights.numpy()
+    different = (array(edited) != array(original)).any(2)
+    assert (weights[different] == 1).all()
+    rows, columns = different.nonzero()
+    far = np.ones_like(different)
+    far[rows.min() - 8 : rows.max() + 9, columns.min() - 8 : columns.max() + 9] = False
+    assert (weights[far] == 0).all()
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("JPEG", 75), ("JPEG", 90), ("WEBP", 80)])
+def test_noise_of_a_lossy_file_is_no_touch(kind: str, quality: int):
+    noise = np.random.default_rng(1).normal(0, 6, (128, 128, 3))
+    original = Image.fromarray((array(smooth(128, 128)) + noise).clip(0, 255).astype(np.uint8))
+    file = io.BytesIO()
+    painted(original, (80, 30, 100, 50)).save(file, kind, quality=quality)
+    found = touched(planes(Image.open(file).convert("RGB")), planes(original))
+    inside = torch.zeros_like(found)
+    inside[26:55, 76:105] = True
+    assert found[33:48, 83:98].all()
+    assert not found[~inside].any()
+
+
+def test_what_was_not_touched_needs_no_model():
+    original, upscaler = smooth(50, 40), painter(stripes=0.5)
+    result = retouch(original.copy(), original, model=upscaler)
+    assert np.array_equal(array(result), array(original))
+    assert result.info["gleansr"] == "nothing was touched"
+    empty = retouch(painted(original, (5, 5, 15, 15)), original, model=upscaler, mask=Image.new("L", (50, 40)))
+    assert np.array_equal(array(empty), array(original))
+    assert upscaler.method.seen == 0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_strength_leads_from_the_retouched_to_the_refined_picture():
+    original = smooth(64, 64)
+    edited, upscaler = painted(original, (20, 20, 44, 44)), painter(stripes=0.4)
+    core = prepare(edited, original, upscaler).weights.numpy() == 1
+    distances = []
+    for strength in (0, 0.25, 0.5, 0.75, 1):
+        result = array(retouch(edited, original, model=upscaler, strength=strength))
+        distances.append(np.abs(result - array(edited))[core].mean())
+    assert distances[0] == 0
+    steps = np.diff(distances)
+    assert (steps > 3).all()  # visible, each of them
+    assert np.allclose(steps, steps.mean(), rtol=0.02)
+
+
+def test_colour_is_that_of_the_retouched_picture():
+    original = smooth(64, 64)
+    edited = painted(original, (10, 10, 50, 50))
+    plain, cast = (array(retouch(edited, original, model=painter(cast=value))) for value in (0, 0.2))
+    assert np.abs(plain - cast).max() <= 2  # where the cast would be 25 of 255
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_shrunk_by_the_factor_the_result_is_the_retouched_picture(factor: int):
+    edited = smooth(32, 32)
+    result = retouch(edited, model=painter(stripes=0.2, cast=0.1), factor=factor)
+    low, wanted = (resize(planes(image), scale=1 / factor) for image in (result, edited))
+    assert (low - wanted).abs().max() < 0.04
+    assert np.abs(array(result) - array(edited)).mean() > 5  # the stripes are there
+
+
+def test_the_more_it_is_shrunk_the_more_is_painted_anew():
+    noise = np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)
+    edited = Image.fromarray(noise)
+    upscaler = painter()
+    distances = [np.abs(array(retouch(edited, model=upscaler, factor=factor)) - noise).mean() for factor in (2, 4, 8)]
+    assert distances == sorted(distances)
+    assert distances[0] < 0.95 * distances[2]
+
+
+def test_without_the_original_the_whole_picture_is_refined():
+    for width, height in ((32, 32), (90, 40), (33, 70)):
+        edited, upscaler = smooth(width, height), painter(stripes=0.5)
+        prepared = prepare(edited, None, upscaler)
+        assert (prepared.weights == 1).all()
+        result = array(retouch(edited, model=upscaler))
+        assert (np.abs(result - array(edited)).max(2) > 10).mean() > 0.5
+    part = prepare(smooth(90, 40), None, upscaler, RetouchConfig(box=(30, 0, 40)))
+    assert part.weights[:, :30].sum() == part.weights[:, 70:].sum() == 0
+    assert (part.weights[:, 35:65] == 1).all()  # the picture's own border does not fade
+
+
+def test_the_region_holds_what_was_touched_in_the_aspect_of_the_model():
+    original = smooth(200, 64)
+    left, top, width = prepare(painted(original, (160, 20, 180, 40)), original, painter()).box
+    assert (top, width) == (0, 64)
+    assert left <= 156
+    assert left + width <= 200
+    prepared = prepare(painted(original, (10, 20, 190, 40)), original, painter())
+    assert prepared.box == (0, -68, 200)  # only with its border repeated is it large enough
+    assert prepared.low is not None
+    assert prepared.low.shape == (3, 8, 8)
+    assert prepare(original, None, painter(), RetouchConfig(box=(7, 3, 50))).box == (7, 3, 50)
+
+
+def test_a_model_of_pictures_between_bars_sees_its_own_aspect():
+    upscaler = painter(stripes=0.3, content_height=24)
+    original = smooth(64, 48)
+    prepared = prepare(painted(original, (20, 20, 40, 40)), original, upscaler)
+    assert (prepared.region.width, prepared.region.height) == (64, 48)
+    assert prepared.low is not None
+    assert (prepared.low[:, 0] == -1).all()
+    assert (prepared.low[:, 7] == -1).all()
+    assert (prepared.low[:, 1:7] > -1).all()
+    shown = array(retouch(painted(original, (20, 20, 40, 40)), original, model=upscaler))
+    assert np.abs(shown - array(painted(original, (20, 20, 40, 40)))).max() > 20
+
+
+def test_a_mask_says_where():
+    original, upscaler = smooth(64, 64), painter(stripes=0.5)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (10, 10, 30, 30))
+    mask.paste(128, (40, 40, 60, 60))
+    prepared = prepare(original, None, upscaler, RetouchConfig(feather=0), mask=mask)
+    assert torch.equal((prepared.weights * 255).round(), torch.from_numpy(np.array(mask)).float())
+    result = np.abs(array(retouch(original, model=upscaler, mask=mask, feather=0)) - array(original)).mean(2)
+    assert result[np.asarray(mask) == 0].max() == 0
+    assert 1.8 < result[10:30, 10:30].mean() / result[40:60, 40:60].mean() < 2.2
+    faded_in = prepare(original, None, upscaler, RetouchConfig(feather=6), mask=mask).weights
+    assert faded_in[10, 10] < 0.2
+    assert faded_in[20, 20] == 1
+
+
+def test_transparency_outlives_it():
+    original = smooth(64, 64).convert("RGBA")
+    alpha = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
+    original.putalpha(Image.fromarray(alpha))
+    edited = original.copy()
+    edited.paste((255, 0, 0, 255), (30, 30, 45, 45))
+    result = retouch(edited, original, model=painter(stripes=0.2))
+    weights = prepare(edited, original, painter()).weights.numpy()
+    assert result.mode == "RGBA"
+    assert np.array_equal(array(result)[weights == 0], array(original)[weights == 0])
+    assert (array(result)[weights == 1][:, 3] == array(edited)[weights == 1][:, 3]).all()
+
+
+def test_infinite_results_are_refused():
+    with pytest.raises(PictureError, match="NaN or infinite"):
+        retouch(smooth(32, 32), model=painter(cast=float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"strength": 1.5}, "strength must be 0 to 1, not 1.5"),
+        ({"factor": 3}, "factor must be a power of two from 2 to 8 with this model, not 3"),
+        ({"factor": 16}, "factor must be a power of two from 2 to 8 with this model, not 16"),
+        ({"feather": -1}, "feather must be 0 to 10000 pixels, not -1"),
+        ({"tolerance": 2.0}, "tolerance must be 0 to 1, not 2"),
+        ({"box": (10, 0, 60)}, "the box 10,0,60 is not within its 64x48 pixels"),
+        ({"box": (0, 0, 7)}, "the region of 7x7 pixels is smaller than the model's input of 8"),
+        ({"original": smooth(48, 64)}, "is 48x64, but the retouched picture is 64x48; give pictures of one size"),
+        ({"mask": Image.new("L", (3, 3))}, "is 3x3, but the retouched picture is 64x48"),
+        ({"model": rivals.load("bicubic", scale=4)}, "retouching takes a model with an input size, a GLEAN; bicubic takes pictures of any"),
+    ],
+)
+def test_what_does_not_fit_together_is_said(options: dict[str, Any], match: str):
+    arguments: dict[str, Any] = {"model": painter()} | options
+    with pytest.raises(RequestError, match=match):
+        retouch(smooth(64, 48), **arguments)
+
+
+def test_connected_parts_are_those_of_a_flood():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        within = torch.rand(1, 14, 11, generator=generator) < 0.6
+        seeds = (torch.rand(1, 14, 11, generator=generator) < 0.03) & within
+        wanted, todo = torch.zeros_like(within), [tuple(place) for place in seeds[0].nonzero().tolist()]
+        while todo:
+            y, x = todo.pop()
+            if 0 <= y < 14 and 0 <= x < 11 and within[0, y, x] and not wanted[0, y, x]:
+                wanted[0, y, x] = True
+                todo += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+        assert torch.equal(_connected(seeds, within), wanted)
+
+
+@pytest.mark.parametrize("size", [60, 1100])  # above 512 a cell is several pixels
+def test_fading_is_nothing_outside_and_all_further_inside(size: int):
+    mask = torch.zeros(size, size + 30, dtype=torch.bool)
+    step = size // 10
+    mask[2 * step : 8 * step, 2 * step : 8 * step] = True
+    mask[: 3 * step, : 3 * step] = True
+    width = 3 * step // 2
+    weights = faded(mask, width)
+    assert (weights[~mask] == 0).all()
+    assert weights[5 * step, 5 * step] == 1
+    assert weights[0, 0] == 1  # no fading at the border of the picture
+    row = weights[5 * step, 2 * step : 5 * step]
+    assert (row.diff() >= 0).all()
+    assert row[0] < 0.2
+    assert (row.diff() < 3 / width).all()
+    larger = grown(mask, 4)
+    assert larger[mask].all()
+    assert larger[2 * step - 4, 4 * step]
+    assert not larger[2 * step - 8 - size // 256, 4 * step]
+    assert bounds(mask) == (0, 0, 8 * step, 8 * step)
+
+
+def test_a_moved_even_patch_is_touched_inside_too():
+    """Its inside differs from the original nowhere, but belongs to what was moved."""
+    original = painted(Image.new("RGB", (80, 80), (90, 120, 90)), (20, 20, 60, 60), (200, 180, 160))
+    moved = painted(Image.new("RGB", (80, 80), (90, 120, 90)), (18, 18, 62, 62), (200, 180, 160))
+    found = touched(planes(moved), planes(original))
+    assert found[40, 40]
+    assert not found[5, 5]
+
+
+def test_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]):
+    original = smooth(40, 40)
+    edited = painted(original, (15, 15, 25, 25))
+    original.save(tmp_path / "before.png")
+    edited.save(tmp_path / "after.png")
+    arguments = ["retouch", str(tmp_path / "after.png"), "--original", str(tmp_path / "before.png"), "--model", str(tiny_model)]
+    main([*arguments, "--save-mask", str(tmp_path / "mask.png"), "--strength", "0.5"])
+    assert "of the picture refined" in capsys.readouterr().err
+    wanted = retouch(edited, original, model=str(tiny_model), strength=0.5)
+    assert np.array_equal(array(Image.open(tmp_path / "after_retouched.png")), array(wanted))
+    mask = np.asarray(Image.open(tmp_path / "mask.png"))[..., 0]
+    assert np.array_equal(mask, np.asarray(prepare(edited, original, gleansr.load(tiny_model)).mask))
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--box", "1,2", "--overwrite"])
+    assert exit_.value.code == 2
+    assert "--box takes left,top,width in pixels, such as 100,50,512, not '1,2'" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 1
+    assert "exists already" in capsys.readouterr().err
