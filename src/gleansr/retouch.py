@@ -29,7 +29,7 @@ class RetouchConfig:
     """Pixels over which the refined picture fades into the original; by default a 32nd of the region's width."""
     box: tuple[int, int, int] | None = None
     """Left, top and width of the region that the model sees. By default the whole picture, or of one that is far from the model's aspect
-    ratio the largest region around what was touched."""
+    ratio the largest region that holds what was touched and is nearest to the middle."""
     tolerance: float = TOLERANCE
     """Difference in [0, 1] between the retouched picture and the original that counts as none."""
 
@@ -260,8 +260,9 @@ def _region(
     left, top, right, bottom = found or (0, 0, width, height)
     if right - left > part.width or bottom - top > part.height or whole.width * whole.height <= 1.2 * width * height:
         return whole
-    left = min(max(0, (left + right - part.width) // 2), width - part.width)
-    top = min(max(0, (top + bottom - part.height) // 2), height - part.height)
+    # As near to the middle as holds all that was touched: there the head is, and it does not jump with every stroke.
+    left = min(max((width - part.width) // 2, right - part.width), left)
+    top = min(max((height - part.height) // 2, bottom - part.height), top)
     return Region(left, top, part.width, part.height)
 
 

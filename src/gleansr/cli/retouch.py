@@ -42,7 +42,7 @@ def retouch(
             anew. By default the model's scale.
         feather: Pixels over which the refined picture fades into the original; by default a 32nd of the region's width.
         box: Left, top and width in pixels, such as 100,50,512, of the region that the model sees, which should hold the whole head. By
-            default the whole picture, or the largest region around what was touched.
+            default the whole picture, or the largest region that holds what was touched.
         tolerance: Difference from the original, of 0 to 1, that counts as none.
         save_mask: File for what was found: how much of the refined picture shows, in grey.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
