@@ -181,15 +181,22 @@ def encode(
     target = check_output(path, overwrite=overwrite)
     kind = FORMATS[target.suffix.lower()]
     try:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        if kind == "JPEG" and image.mode == "RGBA":
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        image.info = {}  # of which Pillow's writers would take what suits them
         with replacing(target) as temporary:
-            image.save(temporary, kind, **_options(kind, metadata or Metadata(), model, image.size, quality))
+            save(image, temporary, kind, metadata or Metadata(), model, quality)
     except Exception as error:  # Pillow's writers raise errors of many kinds
         raise PictureError(f"{target}: cannot be written: {_one_line(error)}") from error
     return target
+
+
+def save(
+    image: Image.Image, file: Path | BinaryIO, kind: str, metadata: Metadata, model: str | None, quality: int = 95, **more: Any
+) -> None:
+    """What `encode` writes, into a file or memory. `kind` is Pillow's name of the format; Pillow's writer is given `more`, too."""
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if kind == "JPEG" and image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image.info = {}  # of which Pillow's writers would take what suits them
+    image.save(file, kind, **_options(kind, metadata, model, image.size, quality), **more)
 
 
 @contextlib.contextmanager

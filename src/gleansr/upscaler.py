@@ -230,9 +230,10 @@ class Upscaler:
         enlarged = self.method(torch.stack([fitted.low for fitted in batch]).to(self.device), report)
         high = (enlarged.pictures.clamp(-1, 1).cpu() + 1) / 2
         notes = enlarged.notes or [""] * len(batch)
-        return [self._finish(fitted, pixels, note) for fitted, pixels, note in zip(batch, high, notes, strict=True)]
+        return [self.finish(fitted, pixels, note) for fitted, pixels, note in zip(batch, high, notes, strict=True)]
 
-    def _finish(self, fitted: Fitted, pixels: Tensor, note: str) -> Image.Image:
+    def finish(self, fitted: Fitted, pixels: Tensor, note: str = "") -> Image.Image:
+        """The result, of a fitted picture and what the method made of it: (3, scale * h, scale * w) in [0, 1]."""
         alpha = None
         if fitted.alpha is not None:
             # Alpha is a mask, not a picture of the category: it is enlarged plainly.

@@ -1,0 +1,175 @@
+"""The routes of the service, and what every request passes before it reaches one."""
+
+import mimetypes
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gleansr.serving import jobs
+from gleansr.serving.config import ServingConfig
+from gleansr.serving.limits import BrowserHeaders, Guard
+from gleansr.serving.metrics import Observed
+from gleansr.serving.openapi import DESCRIPTION, picture_route, problems
+from gleansr.serving.problems import Problem
+from gleansr.serving.service import Service
+from gleansr.upscaler import Upscaler
+
+PAGE = Path(__file__).parent / "static"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that requests can name."""
+
+    name: str
+    category: str | None
+    scale: int
+    input_size: int
+    output_size: int
+    content_height: int
+    """Rows of picture in the square output; fewer than `output_size` for pictures between black bars."""
+    licence: str | None
+    credit: str | None
+    default: bool
+    loaded: bool
+
+
+@dataclass(frozen=True)
+class ServedModels:
+    models: list[ServedModel]
+
+
+class App:
+    """The service as an ASGI application."""
+
+    def __init__(self, config: ServingConfig, models: Mapping[str, Upscaler]):
+        """`models` by the names that requests give; the first is the default. Each has an input size."""
+        self.service = Service(config, models)
+        self.observed = Observed(BrowserHeaders(Guard(_routes(self.service), config)), self.service.metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.observed(scope, receive, send)
+
+
+def _routes(service: Service) -> ASGIApp:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    # FastAPI's own pages load scripts from another host: there is only /openapi.json.
+    app = FastAPI(title="gleansr", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_failure)
+    upscaling, retouching = jobs.kinds(tuple(service.models))
+
+    @app.post(
+        "/v1/upscale",
+        summary="Enlarge a picture",
+        response_class=Response,
+        **picture_route(
+            upscaling, "/v1/upscale", "-F picture=@small.png -o large.png", "-F picture=@small.png -F fit=crop -F format=jpeg -o large.jpg"
+        ),
+    )
+    async def upscale(request: Request) -> Response:
+        return await service.answer(request, upscaling)
+
+    @app.post(
+        "/v1/retouch",
+        summary="Make a retouched picture realistic",
+        response_class=Response,
+        **picture_route(
+            retouching,
+            "/v1/retouch",
+            "-F edited=@edited.png -F original=@original.png -o retouched.png",
+            "-F edited=@edited.png -F original=@original.png -F output=mask -o mask.png",
+        ),
+    )
+    async def retouch(request: Request) -> Response:
+        return await service.answer(request, retouching)
+
+    @app.get("/v1/models", summary="What is served", responses=problems("unauthorized"))
+    async def list_models() -> ServedModels:
+        return ServedModels([_served(name, upscaler, name == next(iter(service.models))) for name, upscaler in service.models.items()])
+
+    @app.get("/healthz", summary="Whether the process lives", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        return "ok"
+
+    @app.get("/readyz", summary="Whether requests are welcome", response_class=PlainTextResponse, responses=problems("stopping"))
+    async def readyz() -> str:
+        if not service.ready:
+            raise Problem("stopping", "the service takes no more requests; ask another one, or this one again later")
+        return "ready"
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=problems("unauthorized"))
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    for suffix, kind in ((".js", "text/javascript"), (".css", "text/css"), (".svg", "image/svg+xml")):
+        mimetypes.add_type(kind, suffix)  # of which a system may have other ideas, that browsers refuse
+    app.mount("/static", StaticFiles(directory=PAGE))
+    app.openapi = lambda: _openapi(app, secured=service.config.secret is not None)
+    return app
+
+
+def _served(name: str, upscaler: Upscaler, default: bool) -> ServedModel:
+    about = upscaler.about
+    return ServedModel(
+        name,
+        about.category,
+        upscaler.scale,
+        upscaler.input_size or 0,
+        upscaler.output_size or 0,
+        upscaler.content_height or 0,
+        about.licence,
+        about.credit,
+        default,
+        True,
+    )
+
+
+def _openapi(app: FastAPI, *, secured: bool) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        if secured:
+            schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"token": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+async def _answer_problem(_: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)  # noqa: S101, it is what this handler is registered for
+    return problem.response()
+
+
+async def _answer_http(_: Request, error: Exception) -> Response:
+    """What the router refuses."""
+    assert isinstance(error, HTTPException)  # noqa: S101, as above
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return Problem("method-not-allowed", f"this address takes {allowed}", error.headers).response()
+    return Problem("not-found", "see /openapi.json for what there is").response()
+
+
+async def _answer_failure(_: Request, __: Exception) -> Response:
+    """The server logs the traceback."""
+    return Problem("failed", "an error in the service; its log says which").response()

@@ -1,0 +1,97 @@
+"""What is counted, and one line of log for each request: without names of files, queries and pictures."""
+
+import json
+import logging
+import time
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+access = logging.getLogger("gleansr.access")
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The service's figures, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        own = {"namespace": "gleansr", "registry": self.registry}
+        self.requests = Counter("requests", "Requests by route and status", ("route", "status"), **own)
+        self.in_flight = Gauge("in_flight", "Requests that were begun and are not done", **own)
+        self.queue = Gauge("queue_length", "Pictures that wait for the device", **own)
+        self.batches = Histogram("batch_size", "Pictures in a forward pass", ("model",), buckets=(1, 2, 4, 8, 16, 32, 64, 128), **own)
+        self.seconds = Histogram(
+            "seconds",
+            "Seconds by stage: reading, preparing, waiting, forward (of a batch), finishing, whole",
+            ("stage",),
+            buckets=_SECONDS,
+            **own,
+        )
+        self.superseded = Counter("superseded", "Requests that a newer one of the same editor replaced", **own)
+        self.cancelled = Counter("cancelled", "Requests whose client went away", **own)
+
+    def text(self) -> bytes:
+        """In Prometheus's text format."""
+        return generate_latest(self.registry)
+
+
+class Observed:
+    """Counts, times and logs each request. The outermost layer, so that it sees what was answered in the end."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app, self.metrics = app, metrics
+        self.begun = self.answered = 0
+        """Requests, and those among them whose answer was handed over whole to a client that was still there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status, whole, started = 500, False, time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            nonlocal status, whole
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+            whole = whole or (message["type"] == "http.response.body" and not message.get("more_body", False))
+
+        self.begun += 1
+        self.metrics.in_flight.inc()
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            seconds = time.perf_counter() - started
+            route = route_of(scope)
+            self.answered += whole and status != 499
+            self.metrics.in_flight.dec()
+            self.metrics.requests.labels(route, str(status)).inc()
+            if scope["method"] == "POST":
+                self.metrics.seconds.labels("whole").observe(seconds)
+            self._log(scope, route, status, seconds)
+
+    def _log(self, scope: Scope, route: str, status: int, seconds: float) -> None:
+        client = scope.get("client")
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "client": client[0] if client else None,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+        }
+        access.info(json.dumps(line))
+
+
+def route_of(scope: Scope) -> str:
+    """The route that a request took, not its path, of which there can be any number."""
+    if "route" in scope:
+        return scope["route"].path
+    if scope["path"].startswith("/static/"):
+        return "/static"
+    return "/openapi.json" if scope["path"] == "/openapi.json" else "other"

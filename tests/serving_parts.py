@@ -1,0 +1,216 @@
+"""What the tests of the service share: a model, pictures, requests without a server, the service as a process."""
+
+import asyncio
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+import gleansr
+from gleansr.checkpoints import native
+from gleansr.models.glean import GLEAN, GLEANConfig
+from gleansr.models.stylegan2 import StyleGAN2Config
+from gleansr.serving.app import App
+from gleansr.serving.config import ServingConfig
+from gleansr.upscaler import Enlarged, Report, Upscaler
+
+
+def save_vivid(path: Path) -> Path:
+    """A GLEAN 8 -> 32 as a native file. It is untrained, but its results differ visibly between pictures."""
+    torch.manual_seed(0)
+    model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
+    model.decoder.out.weight.data.mul_(10)
+    native.save(path, {"generator": model}, native.About("vivid", "blobs", "CC0-1.0", "nobody"))
+    return path
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(contents: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(contents)) as image:
+        return np.asarray(image)
+
+
+def blotchy(seed: int, size: int = 64) -> Image.Image:
+    """A picture of random smooth colours."""
+    seeds = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(seeds).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def painted(image: Image.Image) -> Image.Image:
+    """The picture with a spot painted on it."""
+    edited = image.copy()
+    ImageDraw.Draw(edited).ellipse((20, 24, 34, 36), fill=(250, 20, 40))
+    return edited
+
+
+class Gated:
+    """A model whose forward passes begin when they are let, and are recorded."""
+
+    def __init__(self, upscaler: Upscaler):
+        self._method = upscaler.method
+        self.name, self.in_size, self.scale, self.device = "gated", upscaler.input_size, upscaler.scale, upscaler.device
+        self.open = threading.Event()
+        self.open.set()
+        self.begun = threading.Event()
+        self.batches: list[int] = []
+        self.error: Exception | None = None
+
+    def __call__(self, low: torch.Tensor, report: Report | None = None) -> Enlarged:
+        self.begun.set()
+        assert self.open.wait(10)
+        self.batches.append(len(low))
+        if self.error:
+            raise self.error
+        return self._method(low, report)
+
+
+def gated(model: Path) -> tuple[Upscaler, Gated]:
+    upscaler = gleansr.load(model)
+    method = Gated(upscaler)
+    return Upscaler(method, upscaler.about), method
+
+
+@dataclass
+class Asked:
+    """The service, asked without a socket."""
+
+    app: App
+    client: httpx.AsyncClient
+    method: Gated
+
+    async def upscale(self, image: Image.Image, **headers: str) -> httpx.Response:
+        return await self.client.post("/v1/upscale", files={"picture": encoded(image)}, headers=headers)
+
+    async def until(self, waiting: int) -> None:
+        """Returns as soon as so many pictures wait for the device."""
+        async with asyncio.timeout(10):
+            while len(self.app.service.worker) != waiting:
+                await asyncio.sleep(0.002)
+
+    async def busy(self, **headers: str) -> "asyncio.Task[httpx.Response]":
+        """Sends a picture whose forward pass has begun, and goes on when the gate is opened."""
+        self.method.open.clear()
+        self.method.begun.clear()
+        first = asyncio.create_task(self.upscale(blotchy(99), **headers))
+        assert await asyncio.to_thread(self.method.begun.wait, 10)
+        self.method.batches.clear()
+        return first
+
+
+@asynccontextmanager
+async def asking(model: Path, **config: Any):
+    """The service with one gated model, as `Asked`."""
+    upscaler, method = gated(model)
+    app = App(ServingConfig(**config), {"vivid": upscaler})
+    service, transport = app.service, httpx.ASGITransport(app)
+    await service.start()
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8008") as client:
+            yield Asked(app, client, method)
+    finally:
+        method.open.set()
+        await service.stop()
+
+
+class Client:
+    """The service, asked without a socket, from a test that is no coroutine."""
+
+    def __init__(self, app: App):
+        self.app = app
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8008")
+
+    def __enter__(self) -> "Client":
+        self._thread.start()
+        self._do(self.app.service.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._client.aclose())
+        self._do(self.app.service.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self._do(self._client.get(path, **options))
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self._do(self._client.post(path, **options))
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+
+def form(files: dict[str, bytes], boundary: str = "edge") -> bytes:
+    """The body of a request with these files."""
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\n\r\n'.encode() + contents + b"\r\n"
+        for name, contents in files.items()
+    ]
+    return b"".join(parts) + f"--{boundary}--\r\n".encode()
+
+
+@dataclass
+class Running:
+    """The service as a process."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def end(self) -> tuple[int, str]:
+        """Exit status and what was said after the start."""
+        said = self.process.communicate(timeout=20)[1]
+        return self.process.returncode, said
+
+
+@contextmanager
+def running(model: Path, *options: str, **environment: str) -> Iterator[Running]:
+    command = [sys.executable, "-m", "gleansr", "serve", "--port", "0", "--models", str(model), *options]
+    inherited = {name: value for name, value in os.environ.items() if name != "GLEANSR_TOKEN"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=inherited | {"OMP_NUM_THREADS": "1"} | environment)
+    assert process.stderr
+    try:
+        said = ""
+        while not (found := re.search(r" at (http://\S+) ", said)):
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        yield Running(found[1], process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def problem(response: httpx.Response) -> tuple[int, str, str]:
+    """Status, name and detail of a problem, which must be one."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    body = json.loads(response.content)
+    assert set(body) == {"type", "title", "status", "detail"}
+    assert body["status"] == response.status_code
+    return response.status_code, body["type"].removeprefix("urn:gleansr:problem:"), body["detail"]

@@ -1,0 +1,341 @@
+"""Waiting for the device: batches, places, replacing, giving up. The model's forward passes begin when the test lets them."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from serving_parts import Asked, asking, blotchy, decoded, encoded, form, gated, painted, problem, save_vivid
+
+import gleansr
+from gleansr.serving.admission import SHARE, Admission
+from gleansr.serving.app import App
+from gleansr.serving.config import ServingConfig
+from gleansr.serving.metrics import Metrics
+from gleansr.serving.problems import Problem
+from gleansr.serving.worker import Worker, suitable_batch
+
+
+@pytest.fixture(scope="module")
+def vivid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_vivid(tmp_path_factory.mktemp("model") / "vivid.safetensors")
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
+def counted(asked: Asked, name: str) -> float:
+    return next(
+        float(line.split()[-1]) for line in asked.app.service.metrics.text().decode().splitlines() if line.startswith(f"gleansr_{name} ")
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_what_waits_is_the_next_batch_and_nobody_gets_the_answer_of_another(vivid: Path):
+    upscaler = gleansr.load(vivid)
+
+    async def test() -> None:
+        async with asking(vivid, batch_size=4) as asked:
+            first = await asked.busy()
+            pictures = [blotchy(seed) for seed in range(6)]
+            sent = [asyncio.create_task(asked.upscale(picture)) for picture in pictures]
+            await asked.until(waiting=6)
+            asked.method.open.set()
+            answers = await asyncio.gather(*sent)
+            assert asked.method.batches == [1, 4, 2]
+            assert (await first).status_code == 200
+        for picture, answer in zip(pictures, answers, strict=True):
+            wanted = np.asarray(upscaler(picture)).astype(int)
+            assert np.abs(decoded(answer.content) - wanted).max() <= 1
+            assert sum(np.abs(decoded(other.content) - wanted).max() <= 2 for other in answers) == 1  # all others are far away
+
+    run(test())
+
+
+def test_upscaling_and_retouching_share_a_batch(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            await asked.busy()
+            files = {"edited": encoded(painted(blotchy(1))), "original": encoded(blotchy(1))}
+            sent = [asyncio.create_task(asked.upscale(blotchy(2))), asyncio.create_task(asked.client.post("/v1/retouch", files=files))]
+            await asked.until(waiting=2)
+            asked.method.open.set()
+            assert [(await one).status_code for one in sent] == [200, 200]
+            assert asked.method.batches == [1, 2]
+
+    run(test())
+
+
+def test_models_take_turns_by_age(vivid: Path):
+    upscalers, methods = zip(*(gated(vivid) for _ in range(2)), strict=True)
+
+    async def test() -> None:
+        worker = Worker({"one": upscalers[0], "two": upscalers[1]}, 2, Metrics())
+        low, order = torch.zeros(3, 8, 8), []
+
+        def job(name: str, model: str) -> "asyncio.Task[Any]":
+            return asyncio.create_task(worker.refine(model, low, lambda: order.append(name)))
+
+        jobs = [job("a1", "one"), job("b1", "two"), job("a2", "one"), job("a3", "one"), job("b2", "two")]
+        await asyncio.sleep(0)
+        working = asyncio.create_task(worker.run())
+        await asyncio.gather(*jobs)
+        assert order == ["a1", "a2", "b1", "b2", "a3"]
+        assert [method.batches for method in methods] == [[2, 1], [2]]
+        working.cancel()
+        worker.close()
+
+    run(test())
+
+
+def test_on_a_cpu_batches_stay_small():
+    upscaler = gleansr.load("cats-8x", device="cpu")
+    assert suitable_batch(upscaler) == 4
+
+
+# ------------------------------------------------------------------------------------------------------- those who go away
+
+
+async def ask_and_go(asked: Asked, body: bytes, *, at_once: bool = False) -> list[dict[str, Any]]:
+    """A request whose client goes away, before all has come or while it waits. Returns what was sent to it."""
+    gone, sent = asyncio.Event(), []
+    messages = [{"type": "http.request", "body": body, "more_body": at_once}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        if not at_once:
+            await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=edge")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/upscale", "raw_path": b"/v1/upscale", "query_string": b"", "headers": headers}
+    request = asyncio.create_task(asked.app(scope | {"root_path": "", "http_version": "1.1", "scheme": "http"}, receive, send))
+    if not at_once:
+        before = len(asked.app.service.worker)
+        await asked.until(waiting=before + 1)
+        gone.set()
+    await request
+    return sent
+
+
+def test_who_goes_away_costs_no_forward_pass(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            first = await asked.busy()
+            sent = await ask_and_go(asked, form({"picture": encoded(blotchy(1))}))
+            assert len(asked.app.service.worker) == 0
+            assert len(asked.app.service.admission) == 1  # the first
+            asked.method.open.set()
+            assert (await first).status_code == 200
+            assert asked.method.batches == [1]
+            assert sent[0]["status"] == 499
+            assert counted(asked, "cancelled_total") == 1
+
+    run(test())
+
+
+def test_who_goes_away_while_sending_is_forgotten(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            sent = await ask_and_go(asked, form({"picture": encoded(blotchy(1))})[:200], at_once=True)
+            assert sent[0]["status"] == 499
+            assert len(asked.app.service.admission) == 0
+            assert counted(asked, "cancelled_total") == 1
+            assert counted(asked, "in_flight") == 0
+
+    run(test())
+
+
+def test_of_an_editor_the_newest_waiting_request_counts(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid, queue=3) as asked:
+            editor = {"gleansr-editor": "tab-1"}
+            running = await asked.busy(**editor)
+            older = asyncio.create_task(asked.upscale(blotchy(2), **editor))
+            other = asyncio.create_task(asked.upscale(blotchy(3), **{"gleansr-editor": "tab-2"}))
+            await asked.until(waiting=2)
+            assert (await asked.upscale(blotchy(5))).status_code == 429  # no place is left
+            newer = asyncio.create_task(asked.upscale(blotchy(4), **editor))  # but it takes the one of the older
+            assert problem(await older)[:2] == (409, "superseded")
+            await asked.until(waiting=2)
+            asked.method.open.set()
+            assert [(await one).status_code for one in (running, other, newer)] == [200, 200, 200]
+            assert asked.method.batches == [1, 2]
+            assert counted(asked, "superseded_total") == 1
+            assert np.abs(decoded((await newer).content).astype(int) - np.asarray(gleansr.load(vivid)(blotchy(4)))).max() <= 1
+            assert len(asked.app.service.admission) == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ä"])
+def test_names_of_editors(vivid: Path, name: str):
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            response = await asked.client.post("/v1/upscale", files={"picture": b""}, headers={b"gleansr-editor": name.encode("latin-1")})
+            assert problem(response)[:2] == (400, "bad-field")
+
+    run(test())
+
+
+# ------------------------------------------------------------------------------------------------------------------ limits
+
+
+def test_a_full_queue_is_told_with_an_estimate(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid, queue=3, batch_size=1) as asked:
+            first = await asked.busy()
+            waiting = [asyncio.create_task(asked.upscale(blotchy(seed))) for seed in range(2)]
+            await asked.until(waiting=2)
+            refused = await asked.upscale(blotchy(5))
+            assert problem(refused)[:2] == (429, "busy")
+            assert refused.headers["retry-after"] == "1"
+            asked.app.service.worker._seconds = 2.5  # as if passes took that long
+            refused = await asked.upscale(blotchy(5))
+            assert refused.headers["retry-after"] == "8"  # three places of 2.5 s each
+            assert "8 s" in problem(refused)[2]
+            assert (await asked.client.get("/readyz")).status_code == 200
+            asked.method.open.set()
+            assert {(await one).status_code for one in (first, *waiting)} == {200}
+            assert (await asked.upscale(blotchy(5))).status_code == 200
+
+    run(test())
+
+
+def test_the_estimate_follows_the_forward_passes(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            worker = asked.app.service.worker
+            assert 0 < worker.seconds_for(1) < 1
+            worker._seconds = 100.0
+            for _ in range(30):
+                await asked.upscale(blotchy(1))
+            assert worker.seconds_for(10) < 10
+
+    run(test())
+
+
+def test_all_pictures_together_are_bounded(vivid: Path):
+    async def test() -> None:
+        side = 64
+        async with asking(vivid, max_pixels=side**2, max_bytes=20_000) as asked:
+            first = await asked.busy()
+            waiting = [asyncio.create_task(asked.upscale(blotchy(seed, side))) for seed in range(SHARE - 1)]
+            await asked.until(waiting=SHARE - 1)
+            assert problem(await asked.upscale(blotchy(7, side)))[:2] == (429, "busy")
+            asked.method.open.set()
+            assert {(await one).status_code for one in (first, *waiting)} == {200}
+            assert (await asked.upscale(blotchy(7, side))).status_code == 200
+            admission = asked.app.service.admission
+            assert admission._held_bytes == admission._held_pixels == 0
+
+    run(test())
+
+
+def test_what_a_given_up_request_takes_is_not_counted():
+    async def test() -> None:
+        admission = Admission(2, 100, 100, lambda _: 0.0, lambda: None)
+        older = admission.enter("tab")
+        newer = admission.enter("tab")
+        with pytest.raises(Problem, match="given up"):
+            older.hold(pixels=300)
+        newer.hold(300, 400)
+        with pytest.raises(Problem, match="busy"):
+            newer.hold(101)
+        with newer:
+            pass
+        admission.enter(None).hold(400, 400)
+
+    run(test())
+
+
+def test_time_is_bounded_while_waiting_and_while_sending(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid, timeout=0.3) as asked:
+            first = await asked.busy()
+            assert problem(await asked.upscale(blotchy(1)))[:2] == (504, "timeout")
+            assert problem(await first)[:2] == (504, "timeout")
+            assert len(asked.app.service.worker) == 0
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield form({"picture": b"x"})[:50]
+                await asyncio.sleep(5)
+
+            headers = {"content-type": "multipart/form-data; boundary=edge"}
+            response = await asked.client.post("/v1/upscale", content=slow(), headers=headers)
+            assert problem(response)[:2] == (408, "slow-upload")
+            asked.method.open.set()
+            assert (await asked.upscale(blotchy(1))).status_code == 200
+            assert asked.method.batches == [1, 1]  # the one that was given up while it ran, and the last
+
+    run(test())
+
+
+def test_the_service_answers_others_while_pictures_are_worked_on(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            first = await asked.busy()
+            for path in ("/healthz", "/readyz", "/v1/models", "/metrics"):
+                assert (await asked.client.get(path)).status_code == 200
+            assert counted(asked, "in_flight") == 1
+            asked.method.open.set()
+            await first
+
+    run(test())
+
+
+def test_a_failed_batch_fails_its_own_pictures_only(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            first = await asked.busy()
+            waiting = [asyncio.create_task(asked.upscale(blotchy(seed))) for seed in range(2)]
+            await asked.until(waiting=2)
+            asked.method.error = RuntimeError("CUDA out of memory")
+            asked.method.open.set()
+            assert {problem(await one)[:2] for one in (first, *waiting)} == {(500, "failed")}
+            asked.method.error = None
+            assert (await asked.upscale(blotchy(1))).status_code == 200
+
+    run(test())
+
+
+def test_readiness_ends_with_the_service(vivid: Path):
+    async def test() -> None:
+        app = App(ServingConfig(), {"vivid": gated(vivid)[0]})
+        assert not app.service.ready
+        async with asking(vivid) as asked:
+            service = asked.app.service
+            assert service.ready
+            service.stopping = True
+            assert problem(await asked.client.get("/readyz"))[:2] == (503, "stopping")
+            assert (await asked.client.get("/healthz")).status_code == 200
+            assert (await asked.upscale(blotchy(1))).status_code == 200  # what still comes in is served
+        assert not service.ready
+
+    run(test())
+
+
+def test_large_pictures_are_not_kept_while_they_wait(vivid: Path):
+    """Of a picture to enlarge only what the model gets."""
+    from gleansr.serving import jobs
+    from gleansr.serving.forms import Form
+
+    upscaler = gleansr.load(vivid)
+    values = {name: one.default for name, one in jobs.kinds(("vivid",))[0].fields.items()}
+    ready = jobs.upscale(Form({"picture": io.BytesIO(encoded(blotchy(1, 600)))}, values), upscaler, 10**6, lambda _: None)
+    kept = ready.finish.__closure__ or ()
+    tensors = [getattr(cell.cell_contents, "picture", None) for cell in kept]
+    assert [picture.pixels.numel() for picture in tensors if picture is not None] == [0]
+    assert ready.low is not None
+    assert ready.low.untyped_storage().nbytes() == 3 * 8 * 8 * 4
