@@ -1,0 +1,109 @@
+"""From the end of a stroke to the refined picture, measured in the browser, against the model's bare forward pass.
+
+    python -m benchmarks.page [--strokes 30] [--picture FILE] [--model cats-8x] [--json FILE]
+
+Starts `gleansr serve` on a free port of the loopback and draws strokes in headless Chromium. The bare forward pass of one picture is timed
+in this process before and after the strokes, since both cannot have the cores at once. Wants `pip install 'gleansr[serve]' playwright` and
+a Chromium; CHROMIUM is its path if it is not called chromium.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from playwright.sync_api import Page, sync_playwright
+
+import gleansr
+from gleansr.evaluation.runner import machine
+
+CAT = Path(__file__).parent.parent / "examples" / "chelsea-256.png"
+BOUND = "1.2 x forward + 100 ms"
+
+
+def forward_seconds(model: str, rounds: int) -> list[float]:
+    """Forward passes of one picture."""
+    upscaler = gleansr.load(model, device="cpu")
+    low = torch.rand(1, 3, upscaler.method.in_size or 1, upscaler.method.in_size or 1) * 2 - 1
+    upscaler.method(low)
+    seconds = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        upscaler.method(low)
+        seconds.append(time.perf_counter() - begun)
+    return seconds
+
+
+def strokes(page: Page, count: int) -> list[dict[str, float]]:
+    """Draws one stroke after the other: seconds of each until the refined picture was drawn, and of the forward pass in the service."""
+    box: dict[str, float] = page.evaluate("document.querySelector('#canvas').getBoundingClientRect().toJSON()")
+    for i in range(count + 2):
+        x, y = box["x"] + box["width"] * (0.3 + 0.4 * (i * 0.618 % 1)), box["y"] + box["height"] * (0.3 + 0.4 * (i * 0.383 % 1))
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 25, y + 10, steps=6)
+        page.mouse.up()
+        while page.evaluate("performance.getEntriesByName('stroke-to-refined').length") <= i:
+            page.wait_for_timeout(20)
+        page.wait_for_timeout(100)
+    entries = page.evaluate("performance.getEntriesByName('stroke-to-refined').map(e => [e.duration / 1000, e.detail.forward])")
+    return [{"seconds": seconds, "forward": forward} for seconds, forward in entries[2:]]  # the first ones make ready
+
+
+def measure(picture: Path, model: str, count: int) -> dict[str, Any]:
+    before = forward_seconds(model, count // 2)
+    command = [sys.executable, "-m", "gleansr", "serve", "--offline", "--port", "0", "--models", model]
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service, sync_playwright() as play:
+        try:
+            address = next(found[1] for line in service.stderr or () if (found := re.search(r" at (http://\S+) ", line)))
+            browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.goto(address)
+            page.set_input_files("#file", str(picture))
+            while not page.inner_text("#status").startswith(picture.name):
+                page.wait_for_timeout(20)
+            drawn = strokes(page, count)
+            browser.close()
+        finally:
+            service.terminate()
+    forward = statistics.median(before + forward_seconds(model, count // 2))
+    seconds = [stroke["seconds"] for stroke in drawn]
+    return {
+        "picture": picture.name,
+        "model": model,
+        "strokes": len(drawn),
+        "machine": machine(torch.device("cpu")),
+        "stroke_seconds_median": statistics.median(seconds),
+        "stroke_seconds_min_max": (min(seconds), max(seconds)),
+        "forward_in_service_median": statistics.median(stroke["forward"] for stroke in drawn),
+        "forward_seconds_median": forward,
+        "bound_seconds": 1.2 * forward + 0.1,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--strokes", type=int, default=30)
+    parser.add_argument("--picture", type=Path, default=CAT)
+    parser.add_argument("--model", default="cats-8x")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    report = measure(arguments.picture, arguments.model, arguments.strokes)
+    print("| stroke to refined, ms | bare forward pass, ms | in the service, ms | " + BOUND + " |\n| ---: | ---: | ---: | ---: |")
+    keys = ("stroke_seconds_median", "forward_seconds_median", "forward_in_service_median", "bound_seconds")
+    print(f"| {' | '.join(f'{1000 * report[key]:.0f}' for key in keys)} |")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+// Requests to the service: the token, problems (RFC 9457), waiting for a full queue or a server that is gone.
+
+/** What went wrong, in words for the user. */
+export class Problem extends Error {
+  /** @param {{status?: number, type?: string, title?: string, detail?: string}} fields of the problem document */
+  constructor({ status = 0, type = "about:blank", title = "", detail = "" }) {
+    super(detail || title || `The server answered ${status}. Try again.`);
+    Object.assign(this, { status, type });
+  }
+}
+
+const pause = (seconds, signal) => new Promise((resolve, reject) => {
+  signal?.throwIfAborted();
+  const timer = setTimeout(resolve, seconds * 1000);
+  signal?.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
+});
+
+/** The service, seen from one page. */
+export class Service {
+  /**
+   * @param {(wrong: boolean) => Promise<string|null>} askToken is called when the server wants a token, or another one
+   */
+  constructor(askToken) {
+    this.askToken = askToken;
+    this.token = null;  // in memory only
+    this.asking = null;
+  }
+
+  /** The models that are served; see the service's documentation. */
+  async models(options) {
+    return (await (await this.send("v1/models", { ...options })).json()).models;
+  }
+
+  /**
+   * Sends pictures and settings.
+   * @param {"upscale"|"retouch"} what
+   * @param {Object<string, Blob|string|number|null>} fields of the form; those that are null are left out
+   * @param {{signal?: AbortSignal, editor?: string, waits?: (why: string) => void}} options
+   *   editor: by which a newer request replaces an older one; waits: is told why nothing happens yet
+   * @returns {Promise<{blob: Blob, model: string, note: string, seconds: number}>}
+   * @throws {Problem} and an AbortError when aborted
+   */
+  async picture(what, fields, { editor, ...options } = {}) {
+    const body = new FormData();
+    for (const [name, value] of Object.entries(fields)) {
+      if (value instanceof Blob) body.append(name, value, `${name}.${value.type.split("/")[1] || "bin"}`);
+      else if (value !== null && value !== undefined) body.append(name, value);
+    }
+    const response = await this.send(`v1/${what}`, { method: "POST", body, headers: editor ? { "Gleansr-Editor": editor } : {}, ...options });
+    return {
+      blob: await response.blob(),
+      model: response.headers.get("Gleansr-Model") ?? "",
+      note: decodeURIComponent(response.headers.get("Gleansr-Note") ?? ""),
+      seconds: Number(response.headers.get("Gleansr-Seconds") ?? NaN),
+    };
+  }
+
+  async send(path, { waits = () => {}, headers = {}, ...request }) {
+    for (;;) {
+      const sent = this.token;
+      let response;
+      try {
+        response = await fetch(path, { ...request, headers: sent ? { ...headers, Authorization: `Bearer ${sent}` } : headers });
+      } catch (error) {
+        if (request.signal?.aborted) throw error;
+        waits("The server does not answer. Trying again by itself…");
+        await this.ready(request.signal);
+        waits("");
+        continue;
+      }
+      if (response.ok) return response;
+      const problem = new Problem({ status: response.status, ...await fieldsOf(response) });
+      if (problem.status === 401 && await this.authorise(sent)) continue;
+      if (problem.status !== 429 && problem.status !== 503) throw problem;
+      const seconds = Math.min(Math.max(Number(response.headers.get("Retry-After")) || 1, 0.2), 60);
+      waits(problem.status === 429 ? `The server is busy. Trying again in ${Math.ceil(seconds)} s…` : `${problem.message} Trying again…`);
+      await pause(seconds, request.signal);
+      waits("");
+    }
+  }
+
+  /** Resolves when the server lives again. */
+  async ready(signal) {
+    for (let seconds = 0.5; ; seconds = Math.min(seconds * 2, 8)) {
+      await pause(seconds, signal);
+      const response = await fetch("readyz", { signal, cache: "no-store" }).catch(() => null);
+      if (signal?.aborted) throw signal.reason;
+      if (response?.ok) return;
+    }
+  }
+
+  /** Asks for a token, once for all requests that need one. Returns whether there is another one than `sent`. */
+  async authorise(sent) {
+    if (this.token === sent) {
+      this.asking ??= this.askToken(sent !== null);
+      const given = await this.asking;
+      this.asking = null;
+      if (!given) return false;
+      this.token = given;
+    }
+    return true;
+  }
+}
+
+async function fieldsOf(response) {
+  if (!response.headers.get("Content-Type")?.includes("json")) return {};
+  const { type, title, detail } = await response.json().catch(() => ({}));
+  return { type, title, detail: typeof detail === "string" ? detail : "" };
+}

@@ -1,0 +1,116 @@
+// The panel: brush, what is shown, model and settings.
+import { $ } from "./status.js";
+
+const LEAST = 4;  // pixels across the smallest brush
+const MOST = 2000;  // and the largest
+
+const checked = (name) => document.querySelector(`input[name=${name}]:checked`);
+
+/** The tool that is chosen; "pick" while a colour is being taken from the picture. */
+export const tool = () => $("pick").ariaPressed === "true" ? "pick" : checked("tool").value;
+
+/** "refined", "edit" or "compare". */
+export const shown = () => checked("show").value;
+
+/** Chooses one of the options of that name as a user would. */
+export function choose(name, value) {
+  const option = document.querySelector(`input[name=${name}][value=${value}]`);
+  option.checked = true;
+  option.dispatchEvent(new Event("change", { bubbles: true }));
+}
+
+/** Moves a slider by so many of its steps, as a user would. */
+export function nudge(id, by) {
+  $(id).value = Number($(id).value) + by;
+  $(id).dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+/** Brush and settings, read from the panel. */
+export class Controls {
+  constructor() {
+    this.extent = 512;  // shorter side of the picture
+    this.models = [];
+    $("panel").addEventListener("submit", (event) => event.preventDefault());
+    for (const id of ["size", "hardness", "force", "strength", "split", "pair-split"]) $(id).addEventListener("input", () => this.write());
+    $("pick").addEventListener("click", () => this.pick($("pick").ariaPressed !== "true"));
+    for (const input of document.querySelectorAll("input[name=tool]")) input.addEventListener("change", () => { this.pick(false); this.write(); });
+    for (const input of document.querySelectorAll("input[name=show]")) input.addEventListener("change", () => this.write());
+    $("model").addEventListener("change", () => this.describe());
+    this.write();
+  }
+
+  /** Fits the brush to a picture. */
+  fit({ width, height }) {
+    this.extent = Math.min(width, height);
+    this.write();
+  }
+
+  /** @returns {import("./brush.js").Brush} */
+  brush() {
+    const colour = $("colour").value.match(/\w\w/g).map((part) => parseInt(part, 16));
+    return { radius: this.diameter() / 2, hardness: $("hardness").value / 100, strength: $("force").value / 100, colour };
+  }
+
+  diameter() {
+    const most = Math.max(Math.min(this.extent, MOST), 2 * LEAST);
+    return LEAST * (most / LEAST) ** ($("size").value / 100);
+  }
+
+  /** Starts or ends taking a colour from the picture. */
+  pick(on) {
+    $("pick").ariaPressed = String(on);
+  }
+
+  picked(colour) {
+    $("colour").value = `#${colour.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
+    this.pick(false);
+  }
+
+  /** Fills the chooser with the models that are served. */
+  offer(models) {
+    this.models = models;
+    const options = models.map((model) => new Option(`${model.name} · ${model.category}, ${model.scale}×`, model.name, model.default));
+    $("model").replaceChildren(...options);
+    this.describe();
+  }
+
+  model() {
+    return this.models.find((model) => model.name === $("model").value) ?? null;
+  }
+
+  describe() {
+    const model = this.model();
+    if (!model) return;
+    const facts = {
+      Takes: `${model.input_size}×${model.input_size} pixels`, Makes: `${model.output_size}×${model.output_size} pixels`,
+      Licence: model.licence, Credit: model.credit,
+    };
+    $("facts").replaceChildren(...Object.entries(facts).filter(([, text]) => text).flatMap(([term, text]) => [
+      Object.assign(document.createElement("dt"), { textContent: term }), Object.assign(document.createElement("dd"), { textContent: text }),
+    ]));
+    const before = Number($("factor").value) || model.scale, factors = [];
+    for (let factor = 2; factor <= model.output_size / 4; factor *= 2) factors.push(factor);
+    const named = (factor) => factor === model.scale ? `${factor}× (the model’s own)` : `${factor}×`;
+    $("factor").replaceChildren(...factors.map((factor) => new Option(named(factor), factor)));
+    $("factor").value = factors.includes(before) ? before : model.scale;
+  }
+
+  /** @returns {import("./refine.js").Settings|null} null as long as no model is known */
+  settings() {
+    const model = this.model();
+    if (!model) return null;
+    const factor = Number($("factor").value), feather = $("feather").value === "" ? null : Number($("feather").value);
+    return { model, strength: $("strength").value / 100, factor: factor === model.scale ? null : factor, feather };
+  }
+
+  /** Writes what the sliders stand for, and shows what the tool needs. */
+  write() {
+    const percent = (id) => { $(`${id}-said`).textContent = `${Math.round($(id).value)} %`; };
+    $("size-said").textContent = `${Math.round(this.diameter())} px`;
+    $("size").ariaValueText = $("size-said").textContent;
+    for (const id of ["hardness", "force", "strength", "split", "pair-split"]) percent(id);
+    $("colour-row").hidden = tool() !== "paint" && tool() !== "pick";
+    $("split-row").hidden = shown() !== "compare";
+    $("brushes").disabled = checked("tool").value === "square";
+  }
+}
