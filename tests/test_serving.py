@@ -404,6 +404,7 @@ def test_the_list_of_models(client: Client):
         "scale": 4,
         "input_size": 8,
         "output_size": 32,
+        "content_height": 32,
         "licence": "CC0-1.0",
         "credit": "nobody",
         "default": True,
