@@ -28,9 +28,6 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line on `args`, by default those of the process, and exits."""
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
-    # libgomp's threads, by which torch spreads work on Linux, spin for milliseconds while they wait. Beside another busy program that keeps
-    # the awaited thread from its core, and a pass of 60 ms takes 3 s; with a tenth of it at most 0.3 s, and no more than before when alone.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     commands = {
         "upscale": upscale,
         "retouch": retouch,
