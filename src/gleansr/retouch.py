@@ -215,7 +215,11 @@ def retouch(
     """
     config = RetouchConfig(strength, factor, feather, box, tolerance)
     upscaler = model if isinstance(model, Upscaler) else load(model or default_model(factor))
-    prepared = prepare(edited, original, upscaler, config, mask=mask)
+    return refine(prepare(edited, original, upscaler, config, mask=mask), upscaler)
+
+
+def refine(prepared: Prepared, upscaler: Upscaler) -> Image.Image:
+    """The whole picture, by a forward pass of the model for which it was prepared, if anything was touched; see `Prepared.finish`."""
     if prepared.low is None:
         return prepared.finish(None)
     return prepared.finish(upscaler.method(prepared.low[None].to(upscaler.device)).pictures[0])
@@ -252,17 +256,19 @@ def _region(
         if min(left, top) < 0 or across < 1 or left + across > width or top + region.height > height:
             raise RequestError(f"{name}: the box {left},{top},{across} is not within its {width}x{height} pixels")
         return region
-    across = max(width, round(height * size[1] / size[0]))
-    whole = Region(0, 0, across, round(across * size[0] / size[1]))
-    whole = Region((width - whole.width) // 2, (height - whole.height) // 2, whole.width, whole.height)
-    across = min(width, round(height * size[1] / size[0]))
-    part = Region(0, 0, across, min(height, round(across * size[0] / size[1])))
+
+    def centred(across: int) -> Region:
+        down = round(across * size[0] / size[1])
+        return Region((width - across) // 2, (height - down) // 2, across, down)
+
+    across = round(height * size[1] / size[0])  # of a region as high as the picture
+    whole, part = centred(max(width, across)), centred(min(width, across))
     left, top, right, bottom = found or (0, 0, width, height)
     if right - left > part.width or bottom - top > part.height or whole.width * whole.height <= 1.2 * width * height:
         return whole
     # As near to the middle as holds all that was touched: there the head is, and it does not jump with every stroke.
-    left = min(max((width - part.width) // 2, right - part.width), left)
-    top = min(max((height - part.height) // 2, bottom - part.height), top)
+    left = min(max(part.left, right - part.width), left)
+    top = min(max(part.top, bottom - part.height), top)
     return Region(left, top, part.width, part.height)
 
 
@@ -299,12 +305,9 @@ def _weights(found: Tensor, region: Region, feather: int, *, grow: bool) -> Tens
 
 def _low(picture: Tensor, upscaler: Upscaler, size: tuple[int, int], factor: int) -> Tensor:
     """The region (3, h, w) in [0, 1] -> what the model gets of it, (3, in_size, in_size) in [-1, 1]."""
-    rows, columns = size[0] // upscaler.scale, size[1] // upscaler.scale
     if factor > upscaler.scale:
         picture = resize(picture, size=(size[0] // factor, size[1] // factor)).clamp(0, 1)
-    low = resize(picture, size=(rows, columns)).clamp(0, 1)
-    bar = (columns - rows) // 2
-    return torch.nn.functional.pad(low, (0, 0, bar, columns - rows - bar)) * 2 - 1
+    return upscaler.fit(Picture(picture), "stretch").low
 
 
 # ------------------------------------------------------------------------------------------------------------------ checks

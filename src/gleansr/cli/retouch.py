@@ -52,7 +52,7 @@ def retouch(
         offline: Never download a model.
     """
     from gleansr.pictures import check_output, decode, encode
-    from gleansr.retouch import RetouchConfig, default_model, prepare
+    from gleansr.retouch import RetouchConfig, default_model, prepare, refine
     from gleansr.upscaler import find_device, find_precision, load
 
     target = check_output(output or edited.with_name(f"{edited.stem}_retouched.png"), overwrite=overwrite)
@@ -63,8 +63,7 @@ def retouch(
     picture = decode(edited)
     upscaler = load(fetched(model or default_model(factor), offline), device=device, precision=precision)
     prepared = prepare(picture, original and decode(original), upscaler, config, mask=mask and decode(mask))
-    high = None if prepared.low is None else upscaler.method(prepared.low[None].to(upscaler.device)).pictures[0]
-    encode(prepared.finish(high), target, metadata=picture.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
+    encode(refine(prepared, upscaler), target, metadata=picture.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"{edited} -> {target} ({prepared.note})", markup=False, highlight=False)
     if save_mask is not None:

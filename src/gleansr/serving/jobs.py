@@ -122,8 +122,7 @@ def retouch(form: Form, upscaler: Upscaler, most: int, hold: Hold) -> Ready:
     values = form.values
     config = RetouchConfig(values["strength"], values["factor"], values["feather"], values["box"])
     prepared = _unfit(prepare, pictures["edited"], pictures.get("original"), upscaler, config, mask=pictures.get("mask"))
-    region = prepared.region
-    headers = {"Gleansr-Box": f"{region.left},{region.top},{region.width}"}
+    headers = {"Gleansr-Box": ",".join(map(str, prepared.box))}
     if values["output"] == "mask":
         mask = prepared.mask
         return Ready(None, lambda _: mask, notes=tuple(notes), headers=headers, synthetic=False)
