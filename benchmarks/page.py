@@ -10,11 +10,8 @@ a Chromium; CHROMIUM is its path if it is not called chromium.
 import argparse
 import json
 import os
-import re
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 
 import gleansr
+from benchmarks.service import running
 from gleansr.evaluation.runner import machine
 
 CAT = Path(__file__).parent.parent / "examples" / "chelsea-256.png"
@@ -60,21 +58,16 @@ def strokes(page: Page, count: int) -> list[dict[str, float]]:
 
 def measure(picture: Path, model: str, count: int) -> dict[str, Any]:
     before = forward_seconds(model, count // 2)
-    command = [sys.executable, "-m", "gleansr", "serve", "--offline", "--port", "0", "--models", model]
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service, sync_playwright() as play:
-        try:
-            address = next(found[1] for line in service.stderr or () if (found := re.search(r" at (http://\S+) ", line)))
-            browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
-            page.goto(address)
-            page.set_input_files("#file", str(picture))
-            while not page.inner_text("#status").startswith(picture.name):
-                page.wait_for_timeout(20)
-            drawn = strokes(page, count)
-            browser.close()
-        finally:
-            service.terminate()
+    with running("--models", model) as service, sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(service.url)
+        page.set_input_files("#file", str(picture))
+        while not page.inner_text("#status").startswith(picture.name):
+            page.wait_for_timeout(20)
+        drawn = strokes(page, count)
+        browser.close()
     forward = statistics.median(before + forward_seconds(model, count // 2))
     seconds = [stroke["seconds"] for stroke in drawn]
     return {

@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import re
-import signal
 import sys
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import gleansr
+from benchmarks.service import Running, running
 
 TOLERANCE = 2
 """Of 255: how far an answer may be from what the library makes of the picture alone; the batch changes the last bits."""
@@ -142,43 +142,25 @@ async def watch_memory(process: int, samples: list[tuple[float, float]]) -> None
         await asyncio.sleep(0.25)
 
 
-async def measure(options: argparse.Namespace, work: list[list[Work]]) -> dict[str, Any]:
-    """Starts the service, puts load on it, ends it under load."""
-    command = [sys.executable, "-m", "gleansr", "serve", "--port", "0", "--models", options.model, "--queue", str(options.queue)]
-    command += ["--batch-size", str(options.batch_size)] if options.batch_size else []
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    errors = process.stderr or asyncio.StreamReader()
-    lines: list[str] = []
-    url = ""
-    while not url:
-        line = (await errors.readline()).decode()
-        if not line:
-            raise SystemExit(f"the service did not start: {''.join(lines)}")
-        lines.append(line)
-        url = match[1] if (match := re.search(r" at (http://\S+)", line)) else ""
-
-    async def read_log() -> None:
-        async for line in errors:
-            if not line.startswith(b"{"):  # the log of accesses
-                lines.append(line.decode())
-
+async def measure(options: argparse.Namespace, service: Running, work: list[list[Work]]) -> dict[str, Any]:
+    """Puts load on the service, ends it under load."""
     tally, memory = Tally(), []
-    log, watching = asyncio.create_task(read_log()), asyncio.create_task(watch_memory(process.pid, memory))
+    watching = asyncio.create_task(watch_memory(service.process.pid, memory))
     started = time.monotonic()
-    clients = [asyncio.create_task(run_client(i, url, one, tally)) for i, one in enumerate(work)]
+    clients = [asyncio.create_task(run_client(i, service.url, one, tally)) for i, one in enumerate(work)]
     await asyncio.sleep(options.seconds)
     ended = time.monotonic()
     done = {route: len(seconds) for route, seconds in tally.seconds.items()}
     async with httpx.AsyncClient(trust_env=False) as client:
-        metrics = (await client.get(f"{url}/metrics")).text
+        metrics = (await client.get(f"{service.url}/metrics")).text
     tally.statuses["200"] += 1
     tally.stopping = True
-    process.send_signal(signal.SIGTERM)
-    status = await process.wait()
+    service.process.terminate()
+    status = await asyncio.to_thread(service.process.wait)
     await asyncio.gather(*clients)
     watching.cancel()
-    await log
-    said = re.search(r"(\d+) of (\d+) requests were answered", "".join(lines))
+    lines = [line for line in service.said.splitlines() if not line.startswith("{")]  # without the log of accesses
+    said = re.search(r"(\d+) of (\d+) requests were answered", "\n".join(lines))
     return {
         "clients": options.clients,
         "seconds": round(ended - started, 1),
@@ -270,7 +252,9 @@ def main() -> None:
     upscaler = gleansr.load(options.model)
     work = [make_work(upscaler, i) for i in range(options.clients)]
     del upscaler
-    report = asyncio.run(measure(options, work))
+    batches = ("--batch-size", str(options.batch_size)) if options.batch_size else ()
+    with running("--models", options.model, "--queue", str(options.queue), *batches) as service:
+        report = asyncio.run(measure(options, service, work))
     report["failures"] = failures(report, nearest(work))
     print(table(report))
     print(json.dumps(report, indent=2))

@@ -3,13 +3,8 @@
 import base64
 import io
 import os
-import re
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,35 +24,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-@contextmanager
-def serving(*arguments: str | Path, token: str | None = None, log: Path) -> Iterator[str]:
-    """Runs `gleansr serve` as a process of its own; gives the address."""
-    environment = {name: value for name, value in os.environ.items() if name != "GLEANSR_TOKEN"} | {"OMP_NUM_THREADS": "2"}
-    if token:
-        environment["GLEANSR_TOKEN"] = token
-    command = [sys.executable, "-m", "gleansr", "serve", "--offline", *map(str, arguments)]
-    with log.open("w+") as said, subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment) as process:
-        try:
-            yield _address(process, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if found := re.search(r" at (http://\S+) ", log.read_text()):
-            return found[1]
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    pytest.fail(f"gleansr serve did not start: {log.read_text()}")
 
 
 @dataclass

@@ -1,15 +1,11 @@
-"""What the tests of the service share: a model, pictures, requests without a server, the service as a process."""
+"""What the tests of the service share: a model, pictures, requests without a server."""
 
 import asyncio
 import io
 import json
-import os
-import re
-import subprocess
-import sys
 import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,42 +165,6 @@ def form(files: dict[str, bytes], boundary: str = "edge") -> bytes:
         for name, contents in files.items()
     ]
     return b"".join(parts) + f"--{boundary}--\r\n".encode()
-
-
-@dataclass
-class Running:
-    """The service as a process."""
-
-    url: str
-    process: subprocess.Popen[str]
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    def end(self) -> tuple[int, str]:
-        """Exit status and what was said after the start."""
-        said = self.process.communicate(timeout=20)[1]
-        return self.process.returncode, said
-
-
-@contextmanager
-def running(model: Path, *options: str, **environment: str) -> Iterator[Running]:
-    command = [sys.executable, "-m", "gleansr", "serve", "--port", "0", "--models", str(model), *options]
-    inherited = {name: value for name, value in os.environ.items() if name != "GLEANSR_TOKEN"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=inherited | {"OMP_NUM_THREADS": "1"} | environment)
-    assert process.stderr
-    try:
-        said = ""
-        while not (found := re.search(r" at (http://\S+) ", said)):
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        yield Running(found[1], process)
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def problem(response: httpx.Response) -> tuple[int, str, str]:

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from page_driver import ARGUMENTS, CHROMIUM, Driver, serving
+from page_driver import ARGUMENTS, CHROMIUM, Driver
 from PIL import Image
 
 import gleansr.serving
+from benchmarks.service import running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'gleansr[test]'")
 pytest.importorskip("uvicorn", reason="the service is not installed: pip install 'gleansr[serve]'")
@@ -26,10 +27,10 @@ TOKEN = "correct-horse-battery-staple"  # noqa: S105
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The service with a real model."""
-    with serving("--port", "0", "--models", "cats-8x", "cats-16x", log=tmp_path_factory.mktemp("serve") / "log") as address:
-        yield address
+def service() -> Iterator[str]:
+    """The address of the service with a real model."""
+    with running("--models", "cats-8x", "cats-16x", OMP_NUM_THREADS="2") as service:
+        yield service.url
 
 
 @pytest.fixture(scope="module")
@@ -371,10 +372,12 @@ def test_the_sample_and_dropped_and_pasted_pictures_open(drive: Callable[..., Dr
     driver.says("pasted.jpg")
 
 
-def test_a_token_is_asked_for_and_a_busy_or_gone_server_waited_for(drive: Callable[..., Driver], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_token_is_asked_for_and_a_busy_or_gone_server_waited_for(drive: Callable[..., Driver], tiny_model: Path) -> None:
     """Of a service with room for one request: another client's, which does not end, keeps it."""
     arguments = ("--models", tiny_model, "--queue", "1")
-    with serving("--port", "0", *arguments, token=TOKEN, log=tmp_path / "first") as address:
+    environment = {"GLEANSR_TOKEN": TOKEN, "OMP_NUM_THREADS": "2"}
+    with running(*arguments, **environment) as service:
+        address = service.url
         driver = drive(address)
         page = driver.page
         page.goto(address)
@@ -407,7 +410,7 @@ def test_a_token_is_asked_for_and_a_busy_or_gone_server_waited_for(drive: Callab
     driver.until("document.querySelector('#working').textContent.includes('does not answer')")
     driver.shot("gone")
     assert driver.refined() == 1
-    with serving("--port", str(url.port), *arguments, token=TOKEN, log=tmp_path / "second"):
+    with running("--port", str(url.port), *arguments, **environment):
         driver.until("performance.getEntriesByName('stroke-to-refined').length === 2", 30)
         assert page.is_hidden("#problem")
     refused = ("401", "429", "503", "ERR_CONNECTION", "ERR_EMPTY")

@@ -131,17 +131,14 @@ export class Stage {
     const { context, stale, layers, view } = this;
     this.stale = null;
     if (layers && stale) {
-      context.save();
-      context.beginPath();
-      context.rect(stale.left, stale.top, stale.right - stale.left, stale.bottom - stale.top);
-      context.clip();
-      context.clearRect(stale.left, stale.top, stale.right - stale.left, stale.bottom - stale.top);
-      context.imageSmoothingEnabled = view.scale < SQUARES;
-      context.imageSmoothingQuality = "high";
-      this.drawPicture(stale);
-      if (this.mask && !this.peek) this.over(this.mask);
-      if (this.frame && this.show !== "compare" && !this.peek) this.drawFrame();
-      context.restore();
+      this.within(stale, () => {
+        context.clearRect(stale.left, stale.top, stale.right - stale.left, stale.bottom - stale.top);
+        context.imageSmoothingEnabled = view.scale < SQUARES;
+        context.imageSmoothingQuality = "high";
+        this.drawPicture(stale);
+        if (this.mask && !this.peek) this.over(this.mask);
+        if (this.frame && this.show !== "compare" && !this.peek) this.drawFrame();
+      });
     }
     for (const resolve of this.waiting.splice(0)) resolve();
   }

@@ -1,0 +1,55 @@
+"""`gleansr serve` as a process of its own, for what measures or tests it."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Running:
+    """The service as a process, and what it says: in a file, since a pipe that nobody reads fills and stops it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+@contextmanager
+def running(*options: str | Path, **environment: str) -> Iterator[Running]:
+    """Runs the service on a free port of the loopback, or on that of the options, until the end of the context.
+
+    Of variables that are set outside, GLEANSR_TOKEN is not passed on. Raises a RuntimeError with what it said if it does not start.
+    """
+    command = [sys.executable, "-m", "gleansr", "serve", "--offline", *map(str, options)]
+    command += [] if "--port" in options else ["--port", "0"]
+    inherited = {name: value for name, value in os.environ.items() if name != "GLEANSR_TOKEN"}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=inherited | environment) as process:
+            try:
+                while not (found := re.search(r" at (http://\S+) ", log.read_text(encoding="utf-8"))):
+                    if process.poll() is not None:
+                        raise RuntimeError(f"the service did not start: {log.read_text(encoding='utf-8')}")
+                    time.sleep(0.05)
+                yield Running(found[1], process, log)
+            finally:
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
