@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gleansr import checkpoints
 from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
+from gleansr.fidelity import back_project
 from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.glean import GLEAN
 from gleansr.models.layers import placed
@@ -129,12 +130,15 @@ class Upscaler:
         self.category = about.category
         self.licence = about.licence
 
-    def __call__(self, picture: Source | Picture, *, fit: Fit = "auto") -> Image.Image:
+    def __call__(self, picture: Source | Picture, *, fit: Fit = "auto", consistent: float = 0.0) -> Image.Image:
         """Enlarges one picture: a path, the bytes of a file, a PIL image, an HWC uint8 array or a CHW float tensor in [0, 1], RGB.
+
+        With `consistent` 1 the result is changed so that it shrinks to what the model got, see `fidelity.back_project`; between 0 and 1
+        only so much of the way.
 
         Returns an RGB or RGBA image. Its `info["gleansr"]` says how the picture was fitted to the model, if it was; see `fit`.
         """
-        return next(self.upscale([picture], batch_size=1, fit=fit))
+        return next(self.upscale([picture], batch_size=1, fit=fit, consistent=consistent))
 
     def upscale(
         self,
@@ -142,16 +146,17 @@ class Upscaler:
         *,
         batch_size: int | None = None,
         fit: Fit = "auto",
+        consistent: float = 0.0,
         report: Report | None = None,
     ) -> Iterator[Image.Image]:
         """Enlarges pictures in batches, lazily and in order. A picture that cannot be read raises its PictureError.
 
-        A slow method tells `report` of its progress with each batch.
+        `fit` and `consistent` as for one picture. A slow method tells `report` of its progress with each batch.
         """
         size = batch_size or self.default_batch_size()
         fitted = (self.fit(picture if isinstance(picture, Picture) else decode(picture), fit) for picture in pictures)
         while batch := list(itertools.islice(fitted, size)):
-            yield from self.run(batch, report)
+            yield from self.run(batch, report, consistent=consistent)
 
     def default_batch_size(self) -> int:
         """As many pictures as keep the device busy within a few GB; one by one where they can be of any size."""
@@ -220,7 +225,7 @@ class Upscaler:
         alpha = None if picture.alpha is None else planes[3:]
         return Fitted(picture, planes[:3] * 2 - 1, alpha, keep, note)
 
-    def run(self, batch: Iterable[Fitted], report: Report | None = None) -> list[Image.Image]:
+    def run(self, batch: Iterable[Fitted], report: Report | None = None, *, consistent: float = 0.0) -> list[Image.Image]:
         """Enlarges fitted pictures of one size together."""
         batch = list(batch)
         if len(sizes := {tuple(fitted.low.shape) for fitted in batch}) > 1:
@@ -228,13 +233,14 @@ class Upscaler:
                 f"pictures of several sizes ({sorted(sizes)}) cannot be enlarged together; --batch-size 1 takes them one by one"
             )
         enlarged = self.method(torch.stack([fitted.low for fitted in batch]).to(self.device), report)
-        high = (enlarged.pictures.clamp(-1, 1).cpu() + 1) / 2
-        notes = enlarged.notes or [""] * len(batch)
-        return [self.finish(fitted, pixels, note) for fitted, pixels, note in zip(batch, high, notes, strict=True)]
+        highs = list(enlarged.pictures.cpu())
+        if consistent:
+            highs = [back_project(fitted.low, high, strength=consistent) for fitted, high in zip(batch, highs, strict=True)]
+        return [self.finish(*one) for one in zip(batch, highs, enlarged.notes or [""] * len(batch), strict=True)]
 
-    def finish(self, fitted: Fitted, pixels: Tensor, note: str = "") -> Image.Image:
-        """The result, of a fitted picture and what the method made of it: (3, scale * h, scale * w) in [0, 1]."""
-        alpha = None
+    def finish(self, fitted: Fitted, high: Tensor, note: str = "") -> Image.Image:
+        """The result, of a fitted picture and what the method made of it: (3, scale * h, scale * w) in [-1, 1], which is clamped."""
+        pixels, alpha = (high.clamp(-1, 1) + 1) / 2, None
         if fitted.alpha is not None:
             # Alpha is a mask, not a picture of the category: it is enlarged plainly.
             alpha = resize(fitted.alpha, size=(pixels.shape[-2], pixels.shape[-1])).clamp(0, 1)

@@ -2,16 +2,15 @@
 
 import functools
 import logging
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.errors import RequestError
-from gleansr.resize import degrade
+from gleansr.fidelity import Rounding, consistency, psnr, rounded, steps
 
-Rounding = Literal["8-bit", "none"]
+__all__ = ["Rounding", "consistency", "frechet_distance", "ms_ssim", "psnr", "rounded", "ssim"]
 
 WINDOW = 11
 """Side of the Gaussian window of SSIM in pixels."""
@@ -25,21 +24,6 @@ FRECHET_MANY = 2048
 logger = logging.getLogger(__name__)
 
 
-def rounded(image: Tensor) -> Tensor:
-    """A picture in [-1, 1], clamped, as it is after being stored with 8 bits: values (k - 127.5) / 127.5 for whole k from 0 to 255."""
-    return (_steps(image, "8-bit") - 127.5).div(127.5).to(image.dtype)
-
-
-def psnr(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
-    """Peak signal-to-noise ratio in dB (N) of pictures (N, C, H, W) in [-1, 1], over all channels jointly; infinite for equal ones.
-
-    Both are clamped. `rounding="8-bit"` rounds them to the 256 values of a stored picture first, as most programs do; "none" does not, as
-    mmagic's validation, from which the paper's figures come.
-    """
-    error = (_steps(a, rounding) - _steps(b, rounding)).square().mean((1, 2, 3))
-    return 10 * torch.log10(255**2 / error)
-
-
 def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """Structural similarity (N), at most 1, of pictures (N, C, H, W) in [-1, 1]: of each channel, averaged over channels.
 
@@ -49,7 +33,7 @@ def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """
     if min(a.shape[-2:]) < WINDOW:
         raise RequestError(f"ssim needs pictures of at least {WINDOW}x{WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}")
-    return _similarity(_steps(a, rounding), _steps(b, rounding))[0]
+    return _similarity(steps(a, rounding), steps(b, rounding))[0]
 
 
 def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
@@ -66,7 +50,7 @@ def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
             f"ms_ssim needs pictures of at least {MS_SSIM_MIN_SIZE}x{MS_SSIM_MIN_SIZE} pixels, not {a.shape[-1]}x{a.shape[-2]}: "
             "leave ms_ssim out of the metrics"
         )
-    x, y = _steps(a, rounding), _steps(b, rounding)
+    x, y = steps(a, rounding), steps(b, rounding)
     total = torch.ones(len(a), dtype=x.dtype, device=x.device)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
         if scale:
@@ -96,19 +80,6 @@ def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return similarity, contrast
 
 
-def consistency(low: Tensor, result: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
-    """PSNR (N) between the low-resolution input and the result shrunk again as `degrade` does it.
-
-    low (N, 3, h, w) and result (N, 3, s * h, s * w), in [-1, 1]. `rounding` is that of the result before it is shrunk; what is compared has
-    8 bits either way.
-    """
-    scale, rest = divmod(result.shape[-1], low.shape[-1])
-    if rest or result.shape[-2] != scale * low.shape[-2]:
-        raise RequestError(f"a result of {tuple(result.shape[-2:])} is no whole multiple of the input's {tuple(low.shape[-2:])}")
-    result = rounded(result) if rounding == "8-bit" else result.clamp(-1, 1)
-    return psnr(low, degrade(result, scale))
-
-
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Squared Fréchet distance between Gaussians fitted to two sets of features (N, D) and (M, D); N and M may differ and be below D.
 
@@ -136,11 +107,3 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 @functools.cache  # once is enough
 def _warn_of_few() -> None:
     logger.warning(f"Fréchet distances of fewer than {FRECHET_MANY:,} pictures are biased upwards: compare sets of one size only")
-
-
-def _steps(image: Tensor, rounding: Rounding) -> Tensor:
-    """A picture in [-1, 1], clamped, as values in 0..255 in float64."""
-    if rounding not in ("8-bit", "none"):
-        raise RequestError(f"rounding is {rounding!r}, but must be '8-bit' or 'none'")
-    steps = image.double().clamp(-1, 1).add(1).mul(127.5)
-    return steps.round() if rounding == "8-bit" else steps

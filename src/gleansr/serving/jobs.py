@@ -106,7 +106,7 @@ def upscale(form: Form, upscaler: Upscaler, most: int, hold: Hold) -> Ready:
 
     def finish(high: Tensor | None) -> Image.Image:
         assert high is not None  # noqa: S101, upscaling always has a forward pass
-        return upscaler.finish(fitted, (high.clamp(-1, 1) + 1) / 2)
+        return upscaler.finish(fitted, high)
 
     return Ready(fitted.low, finish, picture.metadata, (*picture.notes, *notes))
 
