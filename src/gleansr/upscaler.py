@@ -19,6 +19,7 @@ from gleansr.models.glean import GLEAN
 from gleansr.models.layers import placed
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
+from gleansr.onnx_runtime import OnnxModel, is_onnx
 from gleansr.pictures import Picture, Source, decode, to_image, unpremultiply
 from gleansr.resize import resize
 
@@ -58,12 +59,18 @@ class Method(Protocol):
 class FeedForward:
     """One forward pass of a network that enlarges pictures."""
 
-    def __init__(self, model: nn.Module, *, device: str | torch.device = "auto", precision: Precision = "auto"):
-        """`device` and `precision` as in `load`.
+    def __init__(self, model: nn.Module | OnnxModel, *, device: str | torch.device = "auto", precision: Precision = "auto"):
+        """`device` and `precision` as in `load`; of an `OnnxModel` both are its own.
 
         Raises:
             RequestError: the network is of another kind.
         """
+        if isinstance(model, OnnxModel):
+            if precision not in ("auto", "float32"):
+                raise RequestError(f"an ONNX file computes in the precision that it was exported in, not in {precision}")
+            self.name, self.in_size, self.scale = model.name, model.in_size, model.scale
+            self.model, self.device, self.precision = model, torch.device("cpu"), torch.float32
+            return
         self.device = device if isinstance(device, torch.device) else find_device(device)
         self.precision = find_precision(precision, self.device)
         self.in_size = None
@@ -91,7 +98,7 @@ class FeedForward:
         return Enlarged(high[..., : height * self.scale, : width * self.scale])
 
 
-def enlarge(model: nn.Module, low: Tensor) -> Tensor:
+def enlarge(model: nn.Module | OnnxModel, low: Tensor) -> Tensor:
     """What a network makes of low (N, 3, h, w), RGB in [-1, 1]: (N, 3, scale * h, scale * w), float32, not clamped.
 
     ESRGAN's networks take and make pictures in [0, 1]; this is where that is converted.
@@ -260,7 +267,7 @@ def load(
     offline: bool | None = None,
 ) -> Upscaler:
     """The Upscaler of a named model ("cats-8x", see `gleansr models`) or of a file of any layout with a GLEAN or another network that
-    enlarges pictures.
+    enlarges pictures, an ONNX file of `gleansr export` too.
 
     `device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps". `precision`: "auto" is float32 on a CPU and bfloat16 on a GPU
     that has it.
@@ -269,6 +276,9 @@ def load(
     """
     find_precision(precision, chosen := find_device(device))  # what cannot be met is refused before any work
     path = checkpoints.model_path(name_or_path, offline=offline)
+    if is_onnx(path):
+        onnx = OnnxModel(path, chosen)
+        return Upscaler(FeedForward(onnx, precision=precision), onnx.about)
     checkpoint = checkpoints.read(path)
     try:
         method = FeedForward(checkpoint.build(None, path), device=chosen, precision=precision)

@@ -10,6 +10,7 @@ from rich.console import Console
 from gleansr.cli.compare import compare
 from gleansr.cli.data import data
 from gleansr.cli.evaluate import evaluate
+from gleansr.cli.export import export
 from gleansr.cli.figure import figure
 from gleansr.cli.models import models
 from gleansr.cli.retouch import retouch
@@ -33,6 +34,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "retouch": retouch,
         "serve": serve,
         "models": models,
+        "export": export,
         "evaluate": evaluate,
         "compare": compare,
         "figure": figure,

@@ -196,8 +196,8 @@ class GLEAN(nn.Module):
             return self.decoder.finish(high)
         features, codes = self.encoder(self._check(low))
         bank = self.bank.synthesis
-        noises = bank.noises("fixed", len(codes))
-        x = bank.constant.expand(len(codes), -1, -1, -1)
+        noises = bank.noises("fixed", codes.shape[0])  # len() would fix the batch in an export
+        x = bank.constant.expand(codes.shape[0], -1, -1, -1)
         high = features[-1]
         for j in range(len(self.config.bank.channels)):  # 4 * 2^j px
             for i in bank.layers_at(j):
