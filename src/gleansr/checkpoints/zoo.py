@@ -23,7 +23,7 @@ class NamedModel:
 
     name: str
     """What `load` and the command line call it."""
-    kind: Literal["glean", "stylegan2"]
+    kind: Literal["glean", "stylegan2", "residual", "esrgan+"]
     """The architecture."""
     category: str
     """What its pictures show."""
@@ -157,10 +157,10 @@ _CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projec
 _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 
-def _bundled(name: str, in_size: int) -> NamedModel:
+def _bundled(name: str, in_size: int, kind: Literal["glean", "residual", "esrgan+"] = "glean") -> NamedModel:
     return NamedModel(
         name=name,
-        kind="glean",
+        kind=kind,
         category="cats",
         in_size=in_size,
         out_size=256,
@@ -204,6 +204,8 @@ def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str
 _MODELS = (
     _bundled("cats-8x", 32),
     _bundled("cats-16x", 16),
+    _bundled("plain-cats-8x", 32, "residual"),
+    _bundled("esrgan+-cats-8x", 32, "esrgan+"),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
     _glean(
