@@ -47,7 +47,8 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    """All files below a folder but the lock."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
 
 
 def test_one_picture(run, tiny_model: Path, folder: Path):
@@ -72,10 +73,10 @@ def test_formats_carry_the_mark(run, tiny_model: Path, folder: Path, suffix: str
 def test_a_folder_is_mirrored_and_names_do_not_collide(run, tiny_model: Path, folder: Path, tmp_path: Path):
     status, said = run("upscale", folder, "-o", tmp_path / "out", "-m", tiny_model, "--batch-size", 2)
     assert status == 0, said
-    assert files(tmp_path / "out") == ["a.png", "a.png.png", "sub/b.png"]
+    assert files(tmp_path / "out") == ["a.jpg.png", "a.png", "gleansr.jsonl", "sub/b.png"]
     assert "3 of 3 pictures upscaled 4x" in said
     assert run("upscale", folder, "-m", tiny_model)[0] == 0
-    assert len(files(tmp_path / "pictures_4x")) == 3
+    assert files(tmp_path / "pictures_4x") == files(tmp_path / "out")
 
 
 def test_pictures_of_one_name_do_not_replace_each_other(run, tiny_model: Path, folder: Path, cat: Image.Image, tmp_path: Path):
@@ -84,7 +85,7 @@ def test_pictures_of_one_name_do_not_replace_each_other(run, tiny_model: Path, f
         cat.save(tmp_path / name / "a.png")
     inputs = [tmp_path / name / "a.png" for name in "xyz"]
     assert run("upscale", *inputs, "-o", tmp_path / "out", "-m", tiny_model, "--overwrite")[0] == 0
-    assert files(tmp_path / "out") == ["a.png", "a.png.png", "a_2.png"]
+    assert files(tmp_path / "out") == ["a.png", "a.png.png", "a_2.png", "gleansr.jsonl"]
 
 
 def test_one_bad_file_does_not_stop_the_others(run, tiny_model: Path, folder: Path, tmp_path: Path):
@@ -92,7 +93,7 @@ def test_one_bad_file_does_not_stop_the_others(run, tiny_model: Path, folder: Pa
     (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
     status, said = run("upscale", folder, folder / "missing.png", "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 1
-    assert len(files(tmp_path / "out")) == 3
+    assert files(tmp_path / "out") == ["a.jpg.png", "a.png", "gleansr.jsonl", "sub/b.png"]
     assert "3 of 6 pictures upscaled 4x" in said
     assert "3 failed" in said
     for name in ("bad.png", "cut.jpg", "missing.png"):

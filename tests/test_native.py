@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +157,9 @@ def test_a_safetensors_file_of_others(path):
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="no format in its metadata"):
         read(path)
+
+
+def test_a_file_has_the_permissions_of_any_other(tmp_path: Path):
+    native.save(tmp_path / "a.safetensors", {"generator": StyleGAN2(BANK)}, About())
+    (tmp_path / "b").write_bytes(b"")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -564,6 +564,46 @@ def test_warnings_stay_in_also_with_threads():
     assert list(warnings.filters) == before
 
 
+def test_warnings_of_others_are_not_lost_while_a_picture_is_read():
+    """Filters that another thread sets and restores meanwhile stay whole, and ours does not stay behind."""
+    before = list(warnings.filters)
+    file = data(rgb())
+    inside, leave = threading.Event(), threading.Event()
+
+    def opened(width, height):
+        assert (width, height) == (7, 5)
+        inside.set()
+        assert leave.wait(5)
+
+    reader = threading.Thread(target=decode, args=[file], kwargs={"opened": opened})
+    reader.start()
+    assert inside.wait(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with pytest.warns(UserWarning, match="mine"):
+            warnings.warn("mine", UserWarning, stacklevel=1)
+        leave.set()
+        reader.join()
+    assert list(warnings.filters) == before
+
+
+def test_pictures_are_read_side_by_side():
+    meeting = threading.Barrier(2, timeout=5)
+    threads = [threading.Thread(target=decode, args=[data(rgb())], kwargs={"opened": lambda *_: meeting.wait()}) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not meeting.broken
+
+
+def test_opened_may_refuse():
+    def no(width, height):
+        raise PictureError(f"{width}x{height} is not wanted")
+
+    refused(data(rgb()), "7x5 is not wanted", opened=no)
+
+
 def test_check_output(tmp_path):
     (tmp_path / "there.png").touch()
     (tmp_path / "folder.png").mkdir()

@@ -21,5 +21,11 @@ class PictureError(GleansrError, ValueError):
     """A picture cannot be read or written."""
 
 
+class NoObjectError(PictureError):
+    """A photo shows nothing of the model's category, and something is required."""
+
+    exit_code = 3
+
+
 class DownloadError(GleansrError):
     """A file could not be fetched: the network, the server or the disk failed, or the contents are not the expected."""

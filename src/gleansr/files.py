@@ -1,7 +1,8 @@
 """Files are written whole or not at all, and folders by one process at a time."""
 
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +12,41 @@ from gleansr.errors import RequestError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields the name of a temporary file beside `path`; it takes the place of `path` when the block ends well and is removed otherwise."""
+    """Yields the name of a new file beside `path`; it takes the place of `path` when the block ends well and is removed otherwise.
+
+    A process that is killed leaves it behind: `leftovers` finds it.
+    """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f"{_start(path)}{secrets.token_hex(4)}.part")
+    # Made here and not by tempfile, whose files are private: the result is to be an ordinary file, with the permissions of the umask.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    permissions = temporary.stat().st_mode
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; the result is to be an ordinary file
+        temporary.chmod(permissions)  # writers that put a file of their own in its place, as safetensors does, make it private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(path: str | Path) -> list[Path]:
+    """The files that `replacing` of this path has left where its process was killed; or that it is writing at this moment."""
+    path = Path(path)
+    kind = re.compile(re.escape(_start(path)) + r"[0-9a-f]{8}\.part", re.DOTALL)
+    try:
+        return [path.with_name(name) for name in os.listdir(path.parent) if kind.fullmatch(name)]  # noqa: PTH208, of a bytes-safe str
+    except OSError:
+        return []
+
+
+def _start(path: Path) -> str:
+    """How the names of its temporary files begin: with 200 bytes of its own, since file systems take 255."""
+    return f".{os.fsdecode(os.fsencode(path.name)[:200])}."
+
+
+def shown(text: object) -> str:
+    """A message or a path as one line that any terminal shows: control characters, line breaks and bytes that are no text as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
 @contextmanager

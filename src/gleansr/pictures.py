@@ -7,7 +7,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +46,10 @@ _TEXT_KEPT = {"Title", "Author", "Description", "Copyright", "Creation Time", "S
 
 _SRGB = ImageCms.createProfile("sRGB")
 _PROBE = Image.fromarray(np.mgrid[0:256:51, 0:256:51, 0:256:51].reshape(3, 1, -1).transpose(1, 2, 0).astype(np.uint8))
-_READING = threading.Lock()
+_PILLOW = r"PIL\.(?#gleansr)"  # with a mark, so that it is no one else's filter
+_READERS = 0
+_FILTERED: list[Any] = []  # the lists of warnings' filters that have ours
+_LOCK = threading.Lock()  # over these three, and over Pillow's loading of its plugins
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def unpremultiply(pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return torch.where(visible, pixels / torch.where(visible, alpha, 1), 0).clamp(0, 1)
 
 
-def decode(source: Source, *, name: str | None = None) -> Picture:
+def decode(source: Source, *, name: str | None = None, opened: Callable[[int, int], object] | None = None) -> Picture:
     """Read a picture.
 
     Args:
@@ -96,6 +99,7 @@ def decode(source: Source, *, name: str | None = None) -> Picture:
             8 bits, 16-bit grey stays); a PIL image; a uint8 or uint16 array HW or HWC; a float tensor CHW in [0, 1]. The channels of
             arrays and tensors are grey, grey and alpha, sRGB, or sRGB and alpha.
         name: what messages call it; by default its path.
+        opened: is called with the width and height of a file's picture before its pixels are read, from which on it takes memory.
 
     Returns:
         The picture, turned upright and converted to sRGB by its embedded profile; a profile that does not work is ignored with a note.
@@ -117,14 +121,26 @@ def decode(source: Source, *, name: str | None = None) -> Picture:
         if isinstance(source, Image.Image):
             return _decode_image(source, name)
         with Path(source).open("rb") if isinstance(source, (str, os.PathLike)) else io.BytesIO(source) as file:
-            return _decode_image(_open(file, name), name)
+            image = _open(file, name)
+            if opened:
+                opened(*image.size)
+            return _decode_image(image, name)
 
 
 @functools.cache
 def readable_suffixes() -> frozenset[str]:
     """The suffixes, such as ".png", of the files that `decode` reads; it goes by contents, but folders are searched by name."""
-    Image.init()
+    with _LOCK:
+        Image.init()
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_READ)
+
+
+@functools.cache
+def software() -> str:
+    """This program and its version, as files name it."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a source tree
+        return f"gleansr {importlib.metadata.version('gleansr')}"
+    return "gleansr"
 
 
 def to_image(pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> Image.Image:
@@ -203,8 +219,7 @@ def save(
 def _reading(name: str) -> Iterator[None]:
     """Keep Pillow's warnings in, and make its errors one line."""
     try:
-        with _READING, warnings.catch_warnings():  # filters belong to the process: threads would restore each other's
-            warnings.simplefilter("ignore")
+        with _quiet():
             yield
     except PictureError:
         raise
@@ -212,12 +227,36 @@ def _reading(name: str) -> Iterator[None]:
         raise PictureError(f"{name}: cannot be read: {_one_line(error)}") from error
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of Pillow's modules while any thread is in here.
+
+    Filters belong to the process: threads that restore them as `warnings.catch_warnings` does would restore each other's, and one at a time
+    would be slow. So one filter is put in by whoever reads, and taken out of the very lists that it was put into by the last.
+    """
+    global _READERS
+    with _LOCK:
+        _READERS += 1
+        warnings.filterwarnings("ignore", module=_PILLOW)  # moves it to the front if it is there
+        if not any(warnings.filters is filters for filters in _FILTERED):
+            _FILTERED.append(warnings.filters)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _READERS -= 1
+            while not _READERS and _FILTERED:
+                filters = _FILTERED.pop()
+                filters[:] = [item for item in filters if not (item[3] and getattr(item[3], "pattern", "") == _PILLOW)]
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:
-    Image.init()
+    with _LOCK:  # the first call loads plugins, which the lists of Pillow show one by one
+        Image.init()
     limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
     try:
         image = Image.open(file, formats=[kind for kind in Image.ID if kind not in _NOT_READ])
@@ -328,20 +367,17 @@ def _kept_exif(exif: Image.Exif) -> Image.Exif:
 
 def _options(kind: str, metadata: Metadata, model: str | None, size: tuple[int, int], quality: int) -> dict[str, Any]:
     """What Pillow's writer of this kind of file is called with."""
-    software = "gleansr"
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a source tree
-        software += f" {importlib.metadata.version('gleansr')}"
-    software += f" (model {model})" if model else ""
+    mark = software() + (f" (model {model})" if model else "")
     exif = Image.Exif()
     exif.load(metadata.exif)
     exif = _kept_exif(exif)
     details = exif.get(IFD.Exif, {})
     now = {Base.ExifImageWidth: size[0], Base.ExifImageHeight: size[1], Base.ColorSpace: 1}  # 1 is sRGB
     details.update({tag: value for tag, value in now.items() if tag in details})
-    exif[Base.Software] = software
+    exif[Base.Software] = mark
     if metadata.dpi:
         exif.update({Base.XResolution: metadata.dpi[0], Base.YResolution: metadata.dpi[1], Base.ResolutionUnit: 2})
-    xmp = _XMP.format(software=quoteattr(software), source_type=GENERATED if metadata.generated else EDITED).encode()
+    xmp = _XMP.format(software=quoteattr(mark), source_type=GENERATED if metadata.generated else EDITED).encode()
     if kind == "TIFF":  # uncompressed, because Pillow writes no Exif and GPS blocks into compressed ones
         return {"tiffinfo": dict(exif) | {Base.XMLPacket: xmp}}
     if kind == "WEBP":
@@ -350,7 +386,7 @@ def _options(kind: str, metadata: Metadata, model: str | None, size: tuple[int, 
     if kind == "JPEG":
         return {"exif": exif, "xmp": xmp, "quality": quality, "subsampling": 0, "comment": metadata.text.get("Comment", "")} | dpi
     text = PngImagePlugin.PngInfo()
-    for key, value in {**metadata.text, "Software": software}.items():
+    for key, value in {**metadata.text, "Software": mark}.items():
         text.add_text(key, value)
     text.add_itxt("XML:com.adobe.xmp", xmp.decode())
     return {"exif": exif, "pnginfo": text} | dpi

@@ -1,9 +1,11 @@
 """What is done with a picture around the model's forward passes: the same for one picture, a folder and a cluster."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -37,10 +39,15 @@ class Prepared:
 class Task(Protocol):
     """A way to treat pictures. `prepare` and `finish` use the CPU alone, and several threads may call them at once."""
 
-    upscaler: Upscaler
-    """Whose method makes the forward passes."""
-    factor: int
-    """How many times larger than its picture a result is."""
+    @property
+    def upscaler(self) -> Upscaler:
+        """Whose method makes the forward passes."""
+        ...
+
+    @property
+    def factor(self) -> int:
+        """How many times larger than its picture a result is."""
+        ...
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -77,12 +84,16 @@ class Enlarge:
 
     def prepare(self, picture: Picture) -> Prepared:
         fitted = self.upscaler.fit(picture, self.fit)
+        # What finishing needs is kept, not the picture as it came, while it waits.
+        fitted = dataclasses.replace(fitted, picture=Picture(torch.empty(3, 0, 0)))
+
+        notes_of_picture = picture.notes
 
         def finish(highs: Sequence[Tensor], notes: Sequence[str]) -> Result:
             high = back_project(fitted.low, highs[0], strength=self.consistent) if self.consistent else highs[0]
             image = self.upscaler.finish(fitted, high, notes[0])
             details = {"consistency_db": decibels(fitted.low, high)} if self.measured else {}
-            return Result(image, tuple(filter(None, [image.info.get("gleansr"), *picture.notes])), details)
+            return Result(image, tuple(filter(None, [image.info.get("gleansr"), *notes_of_picture])), details)
 
         return Prepared((fitted.low,), finish)
 

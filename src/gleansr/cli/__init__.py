@@ -18,10 +18,12 @@ from gleansr.cli.serve import serve
 from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
 from gleansr.errors import GleansrError
+from gleansr.files import shown
 
 DESCRIPTION = (
     "Large-factor image super-resolution with a generative latent bank. Exit status: 0 done, 1 some work failed, "
-    "2 wrong request. --debug, anywhere, shows the traceback of an error."
+    "2 wrong request, 3 nothing found in a photograph that --require-object wants something in, 130 and 143 stopped by a signal. --debug, "
+    "anywhere, shows the traceback of an error."
 )
 
 
@@ -52,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except GleansrError as error:
         if debug:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"gleansr: {error}", markup=False, highlight=False, style="red")
+        Console(stderr=True, soft_wrap=True).print(shown(f"gleansr: {error}"), markup=False, highlight=False, style="red")
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -70,18 +70,25 @@ def training(total: int, *, shown: bool = True) -> Iterator[Callable[[int, dict[
     console = Console(stderr=True, soft_wrap=True)
     speed = TextColumn("{task.fields[speed]} pictures/s")
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn(elapsed_when_finished=True))
+    progress = Progress(*columns, console=console, disable=not shown, speed_estimate_period=600)
+    with warnings_above(console), progress:
+        task = progress.add_task("training", total=total, speed="-")
+
+        def report(images: int, line: dict[str, Any]) -> None:
+            progress.update(task, completed=images, speed=f"{line.get('images_per_second', 0):.1f}")
+            values = (f"{key} {value:.4g}" for key, value in line.items() if isinstance(value, float))
+            console.print(f"{images:>9,}  {'  '.join(values)}", markup=False, highlight=False)
+
+        yield report
+
+
+@contextmanager
+def warnings_above(console: Console) -> Iterator[None]:
+    """Prints gleansr's warnings above a bar of that console."""
     handler = Printing(console)
     logging.getLogger("gleansr").addHandler(handler)
     try:
-        with Progress(*columns, console=console, disable=not shown, speed_estimate_period=600) as progress:
-            task = progress.add_task("training", total=total, speed="-")
-
-            def report(images: int, line: dict[str, Any]) -> None:
-                progress.update(task, completed=images, speed=f"{line.get('images_per_second', 0):.1f}")
-                values = (f"{key} {value:.4g}" for key, value in line.items() if isinstance(value, float))
-                console.print(f"{images:>9,}  {'  '.join(values)}", markup=False, highlight=False)
-
-            yield report
+        yield
     finally:
         logging.getLogger("gleansr").removeHandler(handler)
 

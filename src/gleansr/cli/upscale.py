@@ -1,31 +1,16 @@
 """`gleansr upscale`: pictures and folders of pictures."""
 
-import itertools
-import os
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 
-from gleansr.cli.progress import COUNTED, fetched, steps_of
-from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.cli.progress import fetched
+from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
-    from gleansr.upscaler import Fit, Precision, Report, Upscaler
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to read and where its result goes."""
-
-    source: Path
-    target: Path
+    from gleansr.tasks import Task
+    from gleansr.upscaler import Precision, Upscaler
 
 
 def upscale(
@@ -36,6 +21,18 @@ def upscale(
     scale: int | None = None,
     set: tuple[str, ...] = (),
     fit: Literal["auto", "crop", "pad", "stretch", "exact"] = "auto",
+    consistent: bool = False,
+    consistent_strength: float | None = None,
+    photo: bool = False,
+    box: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    aligned: bool = False,
+    factor: int | None = None,
+    background: str | None = None,
+    require_object: bool = False,
+    report: bool = False,
+    manifest: Path | None = None,
+    fail_fast: bool = False,
+    verbose: bool = False,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     batch_size: int | None = None,
@@ -43,7 +40,9 @@ def upscale(
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
-    """Enlarge pictures, or all pictures in folders.
+    """Enlarge pictures, or all pictures in folders; see docs/folders.md and, for whole photographs, docs/photos.md.
+
+    A folder's results come with gleansr.jsonl, which remembers what is done: the same command goes on where it was stopped.
 
     Args:
         inputs: Pictures and folders of pictures.
@@ -56,14 +55,30 @@ def upscale(
         set: Changes to the settings of pulse and dgp, such as steps=50 seed=1.
         fit: What to do with a picture that is not of the model's input size. exact: refuse it; stretch: resize both sides; crop: cut out
             the centre square; pad: repeat the border up to a square; auto: as pad, which loses nothing.
+        consistent: Change each result, as little as possible, so that shrunk again it equals its picture.
+        consistent_strength: How far, 0 to 1; by default 1. Implies --consistent.
+        photo: Find the faces, cats, ... in each picture, upscale each, and paste them into the enlarged picture.
+        box: Left, top, width and height of an object in pixels, such as 100,50,200,200, instead of finding them; may be repeated. Implies
+            --photo.
+        aligned: Each picture is one object. For --photo.
+        factor: How many times larger photographs become; by default the model's scale, less for large ones. For --photo.
+        background: Model that takes pictures of any size, for what is no object; by default bicubic. For --photo.
+        require_object: A photograph in which nothing is found is a failure; exit status 3 if that is the only kind. For --photo.
+        report: Write NAME.json beside each result: how it was made, what was found, and how consistent it is in dB.
+        manifest: File that remembers what is done, instead of gleansr.jsonl in the folder of results; for pictures without --output, too.
+        fail_fast: Stop at the first failure instead of going on with the other pictures.
+        verbose: A line for each result also where there are many.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass; by default as many as suit the device.
         quality: Of JPEG and WebP, 1 to 100.
-        overwrite: Replace results that exist already.
+        overwrite: Replace files that exist already. Results that the manifest knows and that are outdated are replaced anyway.
         offline: Never download a model.
     """
-    from gleansr.pictures import FORMATS  # imports torch, which `gleansr --help` need not wait for
+    from gleansr.cli.outcomes import upscale_all  # imports torch, which `gleansr --help` need not wait for
+    from gleansr.folders import Work, places, sha256_of
+    from gleansr.pictures import FORMATS
+    from gleansr.tasks import Enlarge
     from gleansr.upscaler import find_device, find_precision
 
     if not inputs:
@@ -78,117 +93,71 @@ def upscale(
         raise RequestError(f"{output}: is one file, but there are several pictures; give a folder with --output")
     if output is not None and output.suffix and not to_file and not output.is_dir() and one_file:
         raise RequestError(f"{output}: unknown kind of picture {output.suffix!r}; use one of {', '.join(FORMATS)}")
+    photo = photo or bool(box)
+    for name, given in {"aligned": aligned, "factor": factor, "background": background, "require-object": require_object}.items():
+        if given and not photo:
+            raise RequestError(f"--{name} is for photographs: give --photo too")
+    strength = 1.0 if consistent_strength is None else consistent_strength
+    strength = strength if consistent or consistent_strength is not None else 0.0
+    if not 0 <= strength <= 1:
+        raise RequestError(f"--consistent-strength must be from 0 to 1, not {strength}")
+    boxes = tuple(_box(text) for text in box)
 
-    console = Console(stderr=True, soft_wrap=True)
-    find_precision(precision, find_device(device))  # before a download that would be for nothing
-    upscaler = _upscaler(model, method, scale, set, device, precision, offline)
-    jobs = [Job(source, output) for source in inputs] if to_file and output else list(_jobs(inputs, output, f"_{upscaler.scale}x"))
-    failures = 0
-    started = time.monotonic()
-    quick = len(jobs) == 1 and method not in ("dgp", "pulse")
-    with Progress(*COUNTED, console=console, transient=True, disable=quick) as progress:
-        task = progress.add_task("upscaling", total=len(jobs), visible=len(jobs) > 1)
-        for job, result in _results(upscaler, jobs, fit, batch_size, quality, overwrite, steps_of(progress)):
-            if isinstance(result, GleansrError):
-                failures += 1
-                console.print(f"gleansr: {escape(str(result))}", style="red", highlight=False)
-            else:
-                console.print(escape(f"{job.source} -> {job.target}{f' ({result})' if result else ''}"), highlight=False)
-            progress.advance(task)
-    if len(jobs) > 1:
-        seconds = time.monotonic() - started
-        done = f"{len(jobs) - failures} of {len(jobs)} pictures upscaled {upscaler.scale}x in {seconds:.1f} s"
-        console.print(f"{done}, {failures} failed" if failures else done, highlight=False)
-    if failures:
-        raise SystemExit(1)
+    find_precision(precision, chosen := find_device(device))  # before a download that would be for nothing
+    upscaler, file = _upscaler(model, method, scale, set, device, precision, offline)
+    settings: dict[str, Any] = {
+        "method": upscaler.method.name,
+        "scale": upscaler.scale,
+        "set": list(set),
+        "precision": str(find_precision(precision, chosen)).removeprefix("torch."),
+    }
+    task: Task = Enlarge(upscaler, fit, strength, measured=report)
+    if photo:
+        from gleansr.photos import Photo, PhotoConfig
+
+        behind, behind_file = _upscaler(background, "auto", None, (), device, precision, offline) if background else (None, None)
+        settings["background_sha256"] = behind_file and sha256_of(behind_file)
+        config = PhotoConfig(boxes, aligned, factor, consistent=strength, require_object=require_object)
+        task = Photo(upscaler, config, background=behind)
+    found = places(inputs, output, f"_{task.factor}x", to_file=to_file, manifest=manifest)
+    remembered = report or any(place.manifest for place in found)
+    alone = one_file and not manifest  # so that all threads are for the one picture
+    work = Work(
+        task,
+        batch_size or (1 if alone and not photo else upscaler.default_batch_size()),
+        sha256_of(file) if file and remembered else None,
+        settings,
+        quality,
+        overwrite,
+        report,
+    )
+    upscale_all(found, work, slow=method in ("dgp", "pulse"), fail_fast=fail_fast, verbose=verbose)
 
 
 def _upscaler(
     model: str | None, method: str, scale: int | None, changes: tuple[str, ...], device: str, precision: "Precision", offline: bool
-) -> "Upscaler":
+) -> "tuple[Upscaler, Path | None]":
+    """With the file of its model, if it has one."""
     if method == "auto":
         from gleansr.upscaler import load
 
         if scale is not None or changes:
             raise RequestError("--scale and --set are for a method that is named: give --method pulse, dgp or bicubic too")
-        return load(fetched(model or "cats-8x", offline), device=device, precision=precision)
+        file = fetched(model or "cats-8x", offline)
+        return load(file, device=device, precision=precision), file
     from gleansr import rivals
     from gleansr.configs import override
 
     settings = {key: value for change in changes for key, value in override(change).items()}
+    if model is None and method != "bicubic":
+        model = rivals.bundled(method, scale or 8)
     file = fetched(model, offline) if model else None
-    return rivals.load(method, file, scale=scale, device=device, precision=precision, settings=settings)
+    return rivals.load(method, file, scale=scale, device=device, precision=precision, settings=settings), file
 
 
-def _results(
-    upscaler: "Upscaler", jobs: list[Job], fit: "Fit", batch_size: int | None, quality: int, overwrite: bool, report: "Report"
-) -> Iterator[tuple[Job, str | GleansrError]]:
-    """Each job with a note of what was done, or with the error that stopped it and no other."""
-    from gleansr.pictures import check_output, decode, encode
-
-    remaining = iter(jobs)
-    while chunk := list(itertools.islice(remaining, batch_size or upscaler.default_batch_size())):
-        fitted = []
-        for job in chunk:
-            try:
-                if job.target.parent.exists():  # otherwise it is made when there is something to put into it
-                    check_output(job.target, overwrite=overwrite)
-                fitted.append((job, upscaler.fit(decode(job.source), fit)))
-            except GleansrError as error:
-                yield job, error
-        if not fitted:
-            continue
-        for (job, one), image in zip(fitted, upscaler.run([one for _, one in fitted], report), strict=True):
-            try:
-                _make_folder(job.target.parent)
-                metadata = one.picture.metadata
-                encode(
-                    image,
-                    job.target,
-                    metadata=metadata,
-                    model=upscaler.about.name,
-                    quality=quality,
-                    overwrite=overwrite,
-                )
-                yield job, "; ".join([*filter(None, [image.info.get("gleansr")]), *one.picture.notes])
-            except GleansrError as error:
-                yield job, error
-
-
-def _jobs(inputs: tuple[Path, ...], output: Path | None, suffix: str) -> Iterator[Job]:
-    """What to read and where to write. Results keep their input's name; where that is taken, its suffix too, or a number."""
-    taken: set[Path] = set()
-    for source in inputs:
-        if source.is_dir():
-            root = output or source.with_name(f"{source.resolve().name}{suffix}")
-            for file in _pictures(source):
-                yield _job(file, root / file.relative_to(source).parent / file.name, "", taken)
-        else:
-            yield _job(source, (output or source.parent) / source.name, "" if output else suffix, taken)
-
-
-def _job(source: Path, place: Path, suffix: str, taken: set[Path]) -> Job:
-    names = itertools.chain([place.stem, place.name], (f"{place.stem}_{i}" for i in itertools.count(2)))
-    target = next(path for name in names if (path := place.with_name(f"{name}{suffix}.png")) not in taken)
-    taken.add(target)
-    return Job(source, target)
-
-
-def _make_folder(folder: Path) -> None:
+def _box(text: str) -> tuple[float, float, float, float]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PictureError(f"{folder}: the folder cannot be made ({error.strerror})") from None
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures below a folder, by suffix. A folder without any is an error that says what is there."""
-    from gleansr.pictures import readable_suffixes
-
-    files = sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names)
-    suffixes = readable_suffixes()
-    pictures = [file for file in files if file.suffix.lower() in suffixes and not file.name.startswith(".")]
-    if not pictures:
-        found = ", ".join(file.name for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        raise RequestError(f"{folder}: no pictures in this folder, only {found}" if files else f"{folder}: is an empty folder")
-    return pictures
+        left, top, width, height = map(float, text.split(","))
+    except ValueError:
+        raise RequestError(f"--box takes left,top,width,height in pixels, such as 100,50,200,200, not {text!r}") from None
+    return left, top, width, height

@@ -19,11 +19,12 @@ from gleansr.errors import RequestError
 from gleansr.models.layers import placed
 from gleansr.models.projected import ProjectedDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
+from gleansr.signals import stoppable
 from gleansr.training.augment import AdaptiveProbability, Augment
 from gleansr.training.config import BankRecipe
 from gleansr.training.data import Batches, open_pictures, warn_left_out
 from gleansr.training.losses import equation3_adversarial, equation5_discriminator, path_length_penalty, r1_penalty
-from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid, stoppable
+from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid
 
 Progress = Callable[[int, dict[str, Any]], None]
 

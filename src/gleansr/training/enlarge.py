@@ -19,6 +19,7 @@ from gleansr.evaluation.metrics import psnr, ssim
 from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.layers import placed
 from gleansr.resize import degrade, resize
+from gleansr.signals import stoppable
 from gleansr.training import losses as L
 from gleansr.training.config import NetworkRecipe
 from gleansr.training.data import Batches, Share, load_pictures, open_pictures, warn_left_out
@@ -36,7 +37,6 @@ from gleansr.training.state import (
     passed,
     save_grid,
     set_rate,
-    stoppable,
 )
 from gleansr.upscaler import enlarge
 

@@ -7,12 +7,8 @@ import math
 import os
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -121,33 +117,6 @@ def _link(source: Path, target: Path) -> None:
             temporary.hardlink_to(source)
         except OSError:
             shutil.copyfile(source, temporary)
-
-
-class Stop:
-    """Whether the run has been asked to stop. `name` is that of the signal."""
-
-    name: str | None = None
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Within the block SIGTERM and SIGINT ask the run to stop after its step; a second one stops it at once."""
-    stop = Stop()
-
-    def ask(number: int, _: FrameType | None) -> None:
-        stop.name = signal.Signals(number).name
-        for kind in kept:
-            signal.signal(kind, kept[kind])
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stop
-        return
-    kept = {kind: signal.signal(kind, ask) for kind in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for kind, handler in kept.items():
-            signal.signal(kind, handler)
 
 
 class StoppedError(GleansrError):

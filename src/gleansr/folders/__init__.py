@@ -1,0 +1,51 @@
+"""One picture and a million: what to read (`places`, `walk`), what is done (`Manifest`), the work (`run`, or `treat` for one batch).
+
+    upscaler = gleansr.load("cats-8x")
+    work = Work(Enlarge(upscaler), upscaler.default_batch_size(), sha256_of(file_of_the_model))
+    [place] = places([Path("pictures")], Path("results"), "_8x")
+    with closing(Manifest(place.manifest)) as manifest:
+        for outcome in run(walk(place), work, [manifest]):
+            print(outcome)
+
+A cluster takes the jobs of `walk` for which `skips` is false, says `Manifest.begin`, sends them in batches to processes that call `treat`,
+and adds the entries of the outcomes to the manifest.
+"""
+
+from gleansr.folders.forward import Forward
+from gleansr.folders.index import Index, Recorded, fingerprint
+from gleansr.folders.jobs import MANIFEST, Job, Place, Unlisted, places
+from gleansr.folders.manifest import FORMAT, Manifest
+from gleansr.folders.pipeline import run
+from gleansr.folders.steps import Outcome, Work, failed, load, sha256_of, skips, store, treat
+from gleansr.folders.storage import LocalStorage, OutputError, State, Storage
+from gleansr.folders.walk import Counted, count, walk
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "Counted",
+    "Forward",
+    "Index",
+    "Job",
+    "LocalStorage",
+    "Manifest",
+    "Outcome",
+    "OutputError",
+    "Place",
+    "Recorded",
+    "State",
+    "Storage",
+    "Unlisted",
+    "Work",
+    "count",
+    "failed",
+    "fingerprint",
+    "load",
+    "places",
+    "run",
+    "sha256_of",
+    "skips",
+    "store",
+    "treat",
+    "walk",
+]

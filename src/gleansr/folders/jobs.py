@@ -1,0 +1,86 @@
+"""What is to be done: one job for each picture, and the places where their results go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gleansr.errors import RequestError
+
+MANIFEST = "gleansr.jsonl"
+"""Name of the manifest in a folder of results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture to read and where its result goes. Small, and can be sent to another process."""
+
+    source: str
+    """Path or address of the picture; bytes of a name that are no text are surrogates, as in `os.fsdecode`."""
+    target: str
+    """Path or address of the result."""
+    source_key: str
+    """What the manifest calls the source: its path relative to the manifest's folder, with forward slashes; whole where there is none."""
+    target_key: str
+    """What the manifest calls the target, in the same way. No other job of the same place has it."""
+    place: int = 0
+    """Which of the places it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """A folder that could not be read, so that the pictures in it are unknown."""
+
+    folder: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of results and what is put there."""
+
+    root: Path
+    """The folder of results."""
+    inputs: tuple[Path, ...]
+    """Pictures, and folders whose trees are mirrored in `root`; their trees may overlap there."""
+    suffix: str = ""
+    """Added to the names of the results."""
+    target: Path | None = None
+    """The result itself, for one picture that has been given a name."""
+    manifest: Path | None = None
+    """The file that remembers what is done; None for pictures whose results lie beside them."""
+
+
+def places(inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file: bool = False, manifest: Path | None = None) -> list[Place]:
+    """Where the results of `inputs` go.
+
+    Args:
+        inputs: pictures and folders of pictures; one that is given twice counts once.
+        output: the folder of all results, or with `to_file` the one result. Without it the results of a folder go into FOLDER`suffix`
+            beside it, that of a picture into NAME`suffix`.png beside it.
+        suffix: such as "_8x".
+        manifest: the file that remembers what is done, instead of gleansr.jsonl in each folder of results. Pictures whose results lie
+            beside them or that have been given a name have a manifest only so.
+    """
+    if to_file and output is not None:
+        return [Place(output.parent, tuple(inputs), target=output, manifest=manifest)]
+    grouped: dict[tuple[Path, str, bool], dict[Path, None]] = {}
+    for path in inputs:
+        if output is not None:
+            key = (output, "", True)
+        elif path.is_dir():
+            key = (_beside(path, suffix), "", True)
+        else:
+            key = (path.parent, suffix, False)
+        grouped.setdefault(key, {})[path] = None
+    return [
+        Place(root, tuple(paths), added, manifest=manifest or (root / MANIFEST if kept else None))
+        for (root, added, kept), paths in grouped.items()
+    ]
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    """FOLDER_8x, also of the folder . and .. and of one that ends in them."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    if not folder.name:
+        raise RequestError(f"{folder}: has no folder beside it; give one for the results with --output")
+    return folder.with_name(f"{folder.name}{suffix}")

@@ -1,0 +1,219 @@
+"""What is read and where its result goes: trees of folders, lazily, in an order and with names that follow from the names in them alone."""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from gleansr.errors import RequestError
+from gleansr.files import shown
+from gleansr.folders.jobs import MANIFEST, Job, Place, Unlisted
+from gleansr.pictures import readable_suffixes
+
+Ours = Callable[[str], bool]
+"""Whether a manifest names a path, relative to its folder, as a result of an earlier run."""
+
+_BESIDE = re.compile(r"(.+)_\d+x\.png", re.DOTALL)
+"""Names of results that lie beside their pictures."""
+
+
+@dataclass
+class Counted:
+    """What is below the inputs of a place."""
+
+    pictures: int = 0
+    links: int = 0
+    """Links to folders, which are not followed."""
+    results: int = 0
+    """Folders of results of other runs, and results beside their pictures, which are not read."""
+
+
+def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Job | Unlisted]:
+    """The jobs of a place, folder by folder: each folder's pictures, then the folders in it, both sorted by name.
+
+    Pictures are known by the suffixes of their names. Not taken are hidden files and folders (.NAME), links to folders (one that is given
+    as an input is followed, and so are links to pictures), the folder of results itself, folders of results of other runs (they hold a
+    gleansr.jsonl), results that lie beside their pictures, and what is `ours` where results go into the folder of their pictures.
+
+    A result has the name of its picture, with .png. Where several pictures would have the same, one that is a .png keeps it, and the others
+    add their suffix, or a number. Which gets which depends on the names alone, whatever is done already.
+
+    Args:
+        place: what to read, and where to write.
+        number: the place's, for `Job.place`.
+        ours: knows the results of earlier runs.
+    """
+    base = place.manifest.parent if place.manifest else None
+    if place.target is not None:
+        source = place.inputs[0]
+        yield Job(str(source), str(place.target), _key(source, base), _key(place.target, base), number)
+        return
+    inputs = {path: _prefixes(path if path.is_dir() else path.parent, base) for path in place.inputs}
+    results, results_key = _prefixes(place.root, base)
+    for found in _folders(place, ours, Counted()):
+        if isinstance(found, Unlisted):
+            yield found
+            continue
+        relative, groups = found
+        targets = iter(_targets([name for _, names in groups for name in names], place.suffix))
+        for path, names in groups:
+            prefix, key = (part + relative for part in inputs[path])
+            for name in names:
+                target = relative + next(targets)
+                yield Job(prefix + name, results + target, key + name, results_key + target, number)
+
+
+def count(place: Place, ours: Ours | None = None) -> Counted:
+    """How much `walk` will find.
+
+    Raises:
+        RequestError: there is no picture in a folder that was given.
+    """
+    if place.target is not None:
+        return Counted(1)
+    counted = Counted()
+    empty = {path for path in place.inputs if path.is_dir()}
+    for found in _folders(place, ours, counted):
+        if isinstance(found, Unlisted):  # there may be pictures in it
+            empty -= {path for path in empty if Path(found.folder).is_relative_to(path)}
+            continue
+        counted.pictures += sum(len(names) for _, names in found[1])
+        empty -= {path for path, names in found[1] if names}
+    for path in sorted(empty):
+        names = sorted(os.listdir(path))  # noqa: PTH208
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise RequestError(shown(f"{path}: no pictures in this folder, only {listed}" if names else f"{path}: is an empty folder"))
+    return counted
+
+
+def _folders(place: Place, ours: Ours | None, counted: Counted) -> Iterator[Unlisted | tuple[str, list[tuple[Path, list[str]]]]]:
+    """Each folder, relative to the inputs and with a final /, with the names of the pictures in it by input. Adds to `counted`."""
+    top = {path: os.path.realpath(path) for path in place.inputs if path.is_dir()}
+    root = os.path.realpath(place.root)
+    suffixes = readable_suffixes()
+    within = {path: _prefixes(path, place.manifest.parent)[1] for path, real in top.items() if real == root and place.manifest and ours}
+    waiting: list[tuple[str, list[Path]]] = [("", list(top))]
+    while waiting:
+        relative, paths = waiting.pop()
+        groups = [] if relative else [(path, [path.name]) for path in place.inputs if path not in top]
+        inner: dict[str, list[Path]] = {}
+        for path in paths:
+            # No link is followed below the inputs, so that a real path can be put together and need not be asked for.
+            if relative and os.path.join(top[path], relative[:-1]) == root:  # noqa: PTH118
+                continue
+            folder = os.path.join(path, relative)  # noqa: PTH118
+            try:
+                listing = _listed(folder, suffixes)
+            except OSError as error:
+                yield Unlisted(folder.rstrip("/"), error.strerror or str(error))
+                continue
+            if listing.manifest and relative:
+                counted.results += 1
+                continue
+            names = _without_results(folder, listing.names)
+            if ours and path in within:
+                names = [name for name in names if not ours(f"{within[path]}{relative}{name}")]
+            counted.links += listing.links
+            counted.results += len(listing.names) - len(names)
+            groups.append((path, names))
+            for name in listing.folders:
+                inner.setdefault(name, []).append(path)
+        yield relative, groups
+        waiting += [(f"{relative}{name}/", inner[name]) for name in sorted(inner, reverse=True)]
+
+
+class _Listing(NamedTuple):
+    names: list[str]
+    """Of the pictures in a folder, sorted."""
+    folders: list[str]
+    links: int
+    """How many there are to folders."""
+    manifest: bool
+
+
+def _listed(folder: str, suffixes: frozenset[str]) -> _Listing:
+    names, folders, links, manifest = [], [], 0, False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            manifest |= name == MANIFEST
+            if name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(name)
+            elif entry.is_symlink() and _leads_to_folder(entry):
+                links += 1
+            elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122, here and below a Path for each of a million takes long
+                names.append(name)
+    return _Listing(sorted(names), folders, links, manifest)
+
+
+def _leads_to_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # it leads to itself, or through a folder that cannot be read
+        return False
+
+
+def _without_results(folder: str, names: list[str]) -> list[str]:
+    """The names without those of results that lie beside their pictures: NAME_8x.png beside NAME, with our mark in it."""
+    found = {name: match[1] for name in names if (match := _BESIDE.fullmatch(name))}
+    if not found:
+        return names
+    stems = {_stem(name) for name in names}
+    return [name for name in names if name not in found or found[name] not in stems or not _is_marked(os.path.join(folder, name))]  # noqa: PTH118
+
+
+def _is_marked(path: str) -> bool:
+    """Whether a PNG says at its beginning that gleansr wrote it."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            return b"Software\0gleansr" in file.read(2**16)
+    except OSError:
+        return False
+
+
+def _targets(names: Sequence[str], suffix: str) -> list[str]:
+    """The names of the results of pictures that lie in one folder, each once, also where a file system takes a for A."""
+    taken: set[str] = set()
+    targets = [""] * len(names)
+
+    def claim(number: int, stem: str) -> bool:
+        target = f"{stem}{suffix}.png"
+        if target.casefold() not in taken:
+            taken.add(target.casefold())
+            targets[number] = target
+        return bool(targets[number])
+
+    for number, name in enumerate(names):
+        if name.lower().endswith(".png"):
+            claim(number, _stem(name))
+    for number, name in enumerate(names):
+        if not targets[number]:
+            candidates = itertools.chain([_stem(name), name], (f"{_stem(name)}_{i}" for i in itertools.count(2)))
+            next(filter(partial(claim, number), candidates))
+    return targets
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]  # noqa: PTH122
+
+
+def _prefixes(folder: Path, base: Path | None) -> tuple[str, str]:
+    """What comes before a relative path in a folder: of the path itself, and of what a manifest in `base` calls it."""
+    path = "" if str(folder) == "." else os.path.join(folder, "")  # noqa: PTH118
+    key = _key(folder, base)
+    return path, "" if key == "." else key.rstrip("/") + "/"
+
+
+def _key(path: Path, base: Path | None) -> str:
+    """A path relative to the folder of the manifest, with forward slashes; whole where there is none or it is on another drive."""
+    try:
+        relative = os.path.relpath(path, base) if base else os.fspath(path)
+    except ValueError:
+        relative = os.path.abspath(path)  # noqa: PTH100, pathlib's resolves links
+    return relative.replace(os.sep, "/")

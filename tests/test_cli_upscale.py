@@ -1,0 +1,301 @@
+"""`gleansr upscale` of folders: going on after a kill, what it says, with what it exits."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from gleansr.cli import main
+from gleansr.errors import PictureError
+from gleansr.pictures import Picture
+from gleansr.tasks import Prepared, Result
+from gleansr.upscaler import Upscaler
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Runs the command in this process; returns its exit status and what it printed, both streams together."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        status: int | str | None = 0
+        try:
+            main(["upscale", *[str(a) for a in arguments]])
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return int(status or 0), captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """in/ with twelve pictures."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "in" / str(i % 2) / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    return tmp_path / "in"
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def test_many_results_get_one_line_and_few_one_each(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
+    assert status == 0
+    assert said.splitlines()[-1].startswith("12 of 12 pictures upscaled 4x in ")
+    assert "pictures/s" in said
+    assert " -> " not in said
+    status, said = run(folder, "-o", tmp_path / "out2", "-m", tiny_model, "--verbose")
+    assert said.count(" -> ") == 12
+    (tmp_path / "out" / "0" / "00.png").unlink()
+    status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
+    assert status == 0
+    assert "1 of 1 pictures upscaled" in said
+    assert "11 were done already" in said
+
+
+def test_failures_are_said_as_they_happen_and_in_a_table(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    for i in range(25):
+        (folder / f"bad{i:02d}.png").write_text("x")
+    status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
+    assert status == 1
+    lines = said.splitlines()
+    assert sum(line.startswith("gleansr: ") for line in lines) == 25
+    assert "12 of 37 pictures upscaled" in said
+    assert "25 failed" in said
+    table = said[said.index("Failures") :].replace("\n", "")
+    assert sum(f"bad{i:02d}" in table for i in range(25)) == 20
+    assert "and 5 more, see" in table
+    assert "gleansr.jsonl" in table
+
+
+def test_fail_fast(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    (folder / "0" / "00.png").write_text("x")
+    status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model, "--fail-fast", "--batch-size", 1)
+    assert status == 1
+    assert "1 failed" in said
+    assert len(results(tmp_path / "out")) < 11
+    assert run(folder, "-o", tmp_path / "out", "-m", tiny_model)[0] == 1
+    assert len(results(tmp_path / "out")) == 11
+
+
+def test_a_killed_run_goes_on_without_a_wrong_or_missing_file(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "gleansr",
+        "upscale",
+        str(folder),
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        str(tiny_model),
+        "--batch-size",
+        "1",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out").is_dir() or not results(tmp_path / "out"):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert run(folder, "-o", tmp_path / "out", "-m", tiny_model, "--batch-size", 1)[0] == 0
+    assert run(folder, "-o", tmp_path / "whole", "-m", tiny_model, "--batch-size", 1)[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_it_and_it_says_how_to_go_on(
+    run, folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch, number: int, status: int
+):
+    from gleansr.cli import outcomes
+
+    add = outcomes.Outcomes.add
+
+    def then_signal(self: Any, outcome: Any) -> None:
+        add(self, outcome)
+        if self.done == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(outcomes.Outcomes, "add", then_signal)
+    got, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model, "--batch-size", 1)
+    assert got == status
+    assert "the same command goes on from here" in said
+    assert 2 <= len(results(tmp_path / "out")) < 12
+    monkeypatch.undo()
+    assert run(folder, "-o", tmp_path / "out", "-m", tiny_model)[0] == 0
+    assert len(results(tmp_path / "out")) == 12
+
+
+def test_a_full_disk_ends_in_one_line(run, folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
+    assert status == 1
+    assert len(said.strip().splitlines()) == 1
+    assert "No space left on device; the same command goes on from here" in said
+    assert results(tmp_path / "out") == {}
+
+
+def test_other_folders_are_told_of(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    (folder / "loop").symlink_to("..")
+    assert run(folder, "-m", tiny_model, "-o", folder / "out")[0] == 0
+    status, said = run(folder, "-m", tiny_model, "-o", tmp_path / "again")
+    assert status == 0
+    assert "1 links to folders are not followed" in said
+    assert "1 folders and files are results of earlier runs" in said
+    assert "12 of 12" in said
+
+
+def test_results_in_the_folder_of_their_pictures(run, folder: Path, tiny_model: Path):
+    for path in folder.rglob("*.png"):
+        path.rename(path.with_suffix(".bmp"))  # by its contents still a PNG
+    for _ in range(2):
+        status, said = run(folder, "-o", folder, "-m", tiny_model)
+        assert status == 0, said
+        assert len(results(folder)) == 12
+    assert "12 were done already" in said
+
+
+def test_a_lone_picture_has_no_manifest_unless_told(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    picture = folder / "0" / "00.png"
+    assert run(picture, "-m", tiny_model)[0] == 0
+    assert sorted(path.name for path in picture.parent.iterdir() if "00" in path.name or path.suffix != ".png") == ["00.png", "00_4x.png"]
+    status, said = run(picture, "-m", tiny_model)
+    assert status == 1
+    assert "exists already" in said
+    (tmp_path / "kept").mkdir()
+    told = ("--manifest", tmp_path / "kept" / "m.jsonl", "-o", tmp_path / "result.png", "-m", tiny_model)
+    assert run(picture, *told)[0] == 0
+    entry = json.loads((tmp_path / "kept" / "m.jsonl").read_text().splitlines()[-1])
+    assert (entry["source"], entry["target"]) == ("../in/0/00.png", "../result.png")
+    before = (tmp_path / "result.png").stat().st_mtime_ns
+    assert run(picture, *told)[0] == 0
+    assert (tmp_path / "result.png").stat().st_mtime_ns == before
+
+
+def test_report_and_consistency(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    told = {}
+    for name, options in {"plain": (), "true": ("--consistent",), "half": ("--consistent-strength", 0.5)}.items():
+        assert run(folder / "0" / "00.png", "-o", tmp_path / name / "a.png", "-m", tiny_model, "--report", *options)[0] == 0
+        told[name] = json.loads((tmp_path / name / "a.json").read_text())
+    strengths = [told[name]["options"]["consistent"] for name in ("plain", "half", "true")]
+    assert strengths == [0.0, 0.5, 1.0]
+    plain, half, true = (told[name]["details"]["consistency_db"] for name in ("plain", "half", "true"))
+    assert plain < half < true
+    assert told["plain"]["options"]["method"] == "GLEAN"
+    assert len(told["plain"]["model_sha256"]) == 64
+
+
+def test_any_bytes_in_names(run, tiny_model: Path, folder: Path, tmp_path: Path):
+    source = (folder / "0" / "00.png").read_bytes()
+    (tmp_path / "odd").mkdir()
+    names = ["line\nbreak.png", "\udcff\udcfe.png", "😀.png", "-dash.png", "[red]x.png"]
+    for name in names:
+        (tmp_path / "odd" / name).write_bytes(source)
+    (tmp_path / "odd" / "bad[bold]\n\udcff.png").write_text("x")
+    status, said = run(tmp_path / "odd", "-o", tmp_path / "out", "-m", tiny_model)
+    assert status == 1
+    assert sorted(results(tmp_path / "out")) == sorted(names)
+    assert "bad[bold]\\n\\udcff.png: is not a picture" in said
+    assert said.replace("\n", "").count("bad[bold]") == 2  # in the table, too
+    assert "[red]x.png ->" in said
+    status, said = run(tmp_path / "odd", "-o", tmp_path / "out", "-m", tiny_model)
+    assert "5 were done already" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--factor", 2), "--photo too"),
+        (("--aligned",), "--photo too"),
+        (("--background", "x"), "--photo too"),
+        (("--require-object",), "--photo too"),
+        (("--box", "1,2,3"), "--box takes left,top,width,height"),
+        (("--consistent-strength", 2), "from 0 to 1"),
+        (("--scale", 4), "--method"),
+    ],
+)
+def test_wrong_requests(run, folder: Path, tiny_model: Path, options: Sequence[object], words: str):
+    status, said = run(folder, "-m", tiny_model, *options)
+    assert status == 2
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+
+
+class NothingError(PictureError):
+    """As photographs without an object raise."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A task that finds nothing in some pictures, as photographs do."""
+
+    upscaler: Upscaler
+    config: Any
+    background: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    factor = 4
+
+    def prepare(self, picture: Picture) -> Prepared:
+        if self.config.require_object and "0/00" in picture.name:
+            raise NothingError(f"{picture.name}: 0 found")
+        low = self.upscaler.fit(picture).low
+
+        def finish(highs: Sequence[Tensor], notes: Sequence[str]) -> Result:
+            return Result(Image.new("RGB", (4, 4)), ("1 found",), {"objects": [list(box) for box in self.config.boxes]})
+
+        return Prepared((low,), finish)
+
+
+def test_photographs(run, folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photos = pytest.importorskip("gleansr.photos")
+    monkeypatch.setattr(photos, "Photo", Finding)
+    picture = folder / "0" / "00.png"
+    out = tmp_path / "a.png"
+    status, said = run(picture, "-m", tiny_model, "-o", out, "--box", "1,2,3,4", "--box=-1,2,3,4", "--report")
+    assert status == 0, said
+    assert "1 found" in said
+    assert json.loads((tmp_path / "a.json").read_text())["details"] == {"objects": [[1, 2, 3, 4], [-1, 2, 3, 4]]}
+    assert run(picture, "-m", tiny_model, "-o", tmp_path / "b.png", "--photo", "--require-object")[0] == 3
+    status, said = run(folder, "-m", tiny_model, "-o", tmp_path / "out", "--photo", "--require-object")
+    assert status == 3
+    assert "11 of 12" in said
+    (folder / "bad.png").write_text("x")
+    assert run(folder, "-m", tiny_model, "-o", tmp_path / "out", "--photo", "--require-object")[0] == 1
+
+
+def test_the_output_folder_of_another_process(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    from gleansr.files import held
+
+    (tmp_path / "out").mkdir()
+    with held(tmp_path / "out", "testing"):
+        status, said = run(folder, "-m", tiny_model, "-o", tmp_path / "out")
+    assert status == 2
+    assert "another process" in said
+    with contextlib.suppress(FileNotFoundError):
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
