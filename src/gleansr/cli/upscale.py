@@ -28,6 +28,7 @@ def upscale(
     aligned: bool = False,
     factor: int | None = None,
     background: str | None = None,
+    keep: float | None = None,
     require_object: bool = False,
     report: bool = False,
     manifest: Path | None = None,
@@ -63,6 +64,8 @@ def upscale(
         aligned: Each picture is one object. For --photo.
         factor: How many times larger photographs become; by default the model's scale, less for large ones. For --photo.
         background: Model that takes pictures of any size, for what is no object; by default bicubic. For --photo.
+        keep: How much of an object's own detail, which the model does not see, is kept, 0 to 1; by default what the photograph
+            resolves, and none in blurred ones. For --photo.
         require_object: A photograph in which nothing is found is a failure; exit status 3 if that is the only kind. For --photo.
         report: Write NAME.json beside each result: how it was made, what was found, and how consistent it is in dB.
         manifest: File that remembers what is done, instead of gleansr.jsonl in the folder of results; for pictures without --output, too.
@@ -94,9 +97,9 @@ def upscale(
     if output is not None and output.suffix and not to_file and not output.is_dir() and one_file:
         raise RequestError(f"{output}: unknown kind of picture {output.suffix!r}; use one of {', '.join(FORMATS)}")
     photo = photo or bool(box)
-    for name, given in {"aligned": aligned, "factor": factor, "background": background, "require-object": require_object}.items():
-        if given and not photo:
-            raise RequestError(f"--{name} is for photographs: give --photo too")
+    for_photos = {"aligned": aligned, "factor": factor, "background": background, "keep": keep, "require-object": require_object}
+    if not photo and (given := [name for name, value in for_photos.items() if value is not None and value is not False]):
+        raise RequestError(f"--{given[0]} is for photographs: give --photo too")
     strength = 1.0 if consistent_strength is None else consistent_strength
     strength = strength if consistent or consistent_strength is not None else 0.0
     if not 0 <= strength <= 1:
@@ -117,7 +120,7 @@ def upscale(
 
         behind, behind_file = _upscaler(background, "auto", None, (), device, precision, offline) if background else (None, None)
         settings["background_sha256"] = behind_file and sha256_of(behind_file)
-        config = PhotoConfig(boxes, aligned, factor, consistent=strength, require_object=require_object)
+        config = PhotoConfig(boxes, aligned, factor, consistent=strength, keep=keep, require_object=require_object, measured=report)
         task = Photo(upscaler, config, background=behind)
     found = places(inputs, output, f"_{task.factor}x", to_file=to_file, manifest=manifest)
     remembered = report or any(place.manifest for place in found)

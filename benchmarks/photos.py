@@ -1,0 +1,115 @@
+"""How long a whole photograph takes beside the model's forward passes: `python -m benchmarks.photos`.
+
+A photo of 12 megapixels with 10 objects of 160 to 800 pixels, of which two are turned and two overlap; the model's output is made up,
+with its size. Times are medians after a warm-up: reading and writing the file are not in them. The search is timed on the same photo, in
+which nothing is found.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import in_turn, times
+from gleansr.checkpoints.native import About
+from gleansr.photos import Photo, PhotoConfig
+from gleansr.photos.align import cut, framed
+from gleansr.photos.background import bicubic_bands
+from gleansr.photos.cats import Cats
+from gleansr.photos.detect import Found
+from gleansr.photos.faces import Faces
+from gleansr.photos.paste import Piece, paste
+from gleansr.pictures import Picture
+from gleansr.resize import resize
+from gleansr.upscaler import Enlarged, Report, Upscaler
+
+HEIGHT, WIDTH = 3000, 4000
+
+
+class Made:
+    """A method that is never run: its output is made up beforehand."""
+
+    name, device = "made", torch.device("cpu")
+    in_size: int | None
+
+    def __init__(self, in_size: int, scale: int):
+        self.in_size, self.scale = in_size, scale
+        self._out = in_size * scale
+
+    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, as in gleansr.upscaler.Method
+        return Enlarged(resize(low, scale=self.scale) + 0.1 * torch.randn(len(low), 3, self._out, self._out))
+
+
+def objects(count: int) -> list[Found]:
+    """Frames all over the photo, every fifth turned, the last two overlapping."""
+    found = []
+    for i in range(count):
+        side = 160 + 640 * i // max(1, count - 1)
+        x, y = 400 + (i % 5) * 750, 500 + (i // 5) * 2000 / max(1, (count - 1) // 5)
+        frame = framed(x, y, side, angle=17.0 if i % 5 == 0 else 0.0)
+        found.append(Found((x - side / 2, y - side / 2, side, side), frame))
+    last = found[-1].frame
+    found[-2] = Found((0, 0, 1, 1), framed(last.x - 300, last.y - 50, 600))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--objects", type=int, default=10)
+    parser.add_argument("--in-size", type=int, default=128)
+    parser.add_argument("--scale", type=int, default=8)
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--processor", action="store_true", help="seconds of the processor instead of the clock's, for busy machines")
+    parser.add_argument("--search", action="store_true", help="time the search too")
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    clock = time.process_time if given.processor else time.perf_counter
+
+    def timed(run: Callable[[], object]) -> Callable[[], float]:
+        def measured() -> float:
+            start = clock()
+            run()
+            return clock() - start
+
+        return measured
+
+    torch.manual_seed(0)
+    picture = Picture(resize(torch.rand(3, HEIGHT // 20, WIDTH // 20), size=(HEIGHT, WIDTH)).clamp(0, 1))
+    upscaler = Upscaler(Made(given.in_size, given.scale), About("made"))
+    found = objects(given.objects)
+    lows = [cut(picture.pixels, one.frame, given.in_size, given.in_size) * 2 - 1 for one in found]
+    highs = [upscaler.method(low[None]).pictures[0] for low in lows]
+    runs: dict[str, Callable[[], float]] = {
+        "cutting out": timed(lambda: [cut(picture.pixels, one.frame, given.in_size, given.in_size) for one in found])
+    }
+    for factor in given.factors:
+        pieces = [Piece(one.frame, low, high) for one, low, high in zip(found, lows, highs, strict=True)]
+        task = Photo(upscaler, PhotoConfig(tuple(one.box for one in found), factor=factor))
+        prepared = task.prepare(picture)
+        runs[f"factor {factor}: enlarging and pasting"] = timed(
+            lambda factor=factor, pieces=pieces: paste(bicubic_bands(picture.pixels, factor), (HEIGHT, WIDTH), factor, pieces)
+        )
+        runs[f"factor {factor}: enlarging alone"] = timed(
+            lambda factor=factor: paste(bicubic_bands(picture.pixels, factor), (HEIGHT, WIDTH), factor, [])
+        )
+        runs[f"factor {factor}: all of finish, upright, with the consistency measured"] = timed(
+            lambda prepared=prepared: prepared.finish(highs, [""] * len(highs))
+        )
+    if given.search:
+        faces, cats = Faces(), Cats()
+        runs["searching faces"] = timed(lambda: faces.search(picture.pixels))
+        runs["searching faces, upright"] = timed(lambda: faces.search(picture.pixels, turned=False))
+        runs["searching cats all around"] = timed(lambda: cats.search(picture.pixels))
+        runs["searching cats, upright"] = timed(lambda: cats.search(picture.pixels, turned=False))
+    report = {"objects": given.objects, "model": [given.in_size, given.scale], "threads": torch.get_num_threads(), "clock": clock.__name__}
+    print(json.dumps(report | times(in_turn(runs, given.rounds)), indent=2))
+
+
+if __name__ == "__main__":
+    main()

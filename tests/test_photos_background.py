@@ -1,0 +1,128 @@
+"""What is around the objects: photos enlarged in bands and tiles, and the fast bicubic."""
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gleansr.checkpoints.native import About
+from gleansr.errors import PictureError
+from gleansr.fidelity import consistency
+from gleansr.models.residual import ResidualNet, ResidualNetConfig
+from gleansr.photos import Photo, PhotoConfig, run
+from gleansr.photos.background import Network, bicubic_bands
+from gleansr.photos.sampling import decibels, enlarged, mirrored, shrunk
+from gleansr.pictures import Picture
+from gleansr.resize import resize
+from gleansr.upscaler import Enlarged, FeedForward, Report, Upscaler
+from tests.photo_parts import photo, pixels, smooth, upscaler
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 8])
+def test_the_fast_bicubic_is_the_exact_one(factor: int):
+    planes = torch.rand(4, 13, 29, generator=torch.Generator().manual_seed(0))
+    wanted = resize(planes.double(), scale=factor)
+    assert torch.allclose(enlarged(planes, factor).double(), wanted, atol=2e-6)
+    assert torch.allclose(enlarged(planes, factor, 3, 11).double(), wanted[:, 3 * factor : 11 * factor], atol=2e-6)
+    large = torch.rand(3, 6 * factor, 5 * factor, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(shrunk(large, factor).double(), resize(large.double(), scale=1 / factor), atol=2e-6)
+
+
+def test_mirrored_axes_go_on_for_ever():
+    assert mirrored(-4, 8, 3).tolist() == [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]
+
+
+def test_consistency_is_that_of_the_exact_bicubic():
+    low = smooth(16, 16, cell=2) * 2 - 1
+    high = resize(low, scale=8) + 0.1 * torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    value = decibels(low, high)
+    assert value == pytest.approx(float(consistency(low[None], high[None])), abs=0.02)
+    stored = (low * 127.5 + 127.5).round() / 127.5 - 1
+    assert decibels(stored, stored) is None
+
+
+def test_bands_are_the_photo(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gleansr.photos.background._ROWS", 7)
+    planes = torch.rand(4, 30, 20)
+    bands = list(bicubic_bands(planes, 3))
+    assert [first for first, _ in bands] == [0, 21, 42, 63, 84]
+    assert torch.allclose(torch.cat([band for _, band in bands], 1), enlarged(planes, 3), atol=1e-6)
+
+
+def network(scale: int = 2, seed: int = 0) -> Upscaler:
+    """A plain network with a receptive field of 17 pixels or so, and random weights."""
+    torch.manual_seed(seed)
+    model = ResidualNet(ResidualNetConfig(scale=scale, features=6, n_blocks=3))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return Upscaler(FeedForward(model, device="cpu"), About("plain"))
+
+
+def whole(behind: Network, planes: Tensor, factor: int) -> Tensor:
+    return torch.cat([band for _, band in behind.bands(planes, factor)], 1)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(2, 2), (3, 2), (1, 2)])
+def test_the_result_does_not_depend_on_the_tiles(factor: int, scale: int):
+    behind = network(scale)
+    planes = smooth(70, 83, cell=2)
+    at_once = whole(Network(behind, tile=96, overlap=32), planes, factor)
+    assert at_once.shape == (3, 70 * factor, 83 * factor)
+    made = behind.method((planes * 2 - 1)[None]).pictures[0].clamp(-1, 1)
+    assert torch.allclose(at_once, resize((made + 1) / 2, size=(70 * factor, 83 * factor)), atol=1e-5)
+    for tile in (32, 40, 64):
+        assert torch.allclose(whole(Network(behind, tile=tile, overlap=32), planes, factor), at_once, atol=2e-5)
+    assert not torch.allclose(whole(Network(behind, tile=32, overlap=8), planes, factor), at_once, atol=2e-5)  # too small
+
+
+def test_windows_sum_to_one():
+    behind = Network(network(), tile=40, overlap=16)
+    for length in (5, 40, 41, 97, 200):
+        total = torch.zeros(length * 3)
+        for first, last, window in behind._windows(length, 3):
+            total[first * 3 : last * 3] += window
+        assert torch.allclose(total, torch.ones(()), atol=1e-6)
+
+
+def test_a_network_behind_the_objects():
+    picture = Picture(photo(50, 60).pixels, smooth(50, 60, channels=1, seed=5, cell=8).clamp(min=0.1))
+    behind = network(2)
+    task = Photo(upscaler(8, 8), PhotoConfig(((10, 10, 20, 20),), factor=2), background=behind)
+    result = pixels(run(task, picture).image)
+    assert result.shape == (4, 100, 120)
+    assert task.options["background"] == {"name": "plain", "scale": 2}
+    made = whole(Network(behind), picture.premultiplied(), 2)
+    alpha = enlarged(picture.alpha, 2).clamp(0, 1) if picture.alpha is not None else made
+    wanted = (torch.minimum(made, alpha) / alpha).clamp(0, 1) * 255
+    assert float((result[:3] - wanted).abs().max()) <= 1  # a model that adds nothing changes nothing here either
+
+
+def test_the_network_runs_for_one_tile_at_a_time():
+    class Watched:
+        name, scale, device = "watched", 1, torch.device("cpu")
+        in_size: int | None = None
+        running = 0
+        most = 0
+
+        def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002
+            self.running += 1
+            self.most = max(self.most, self.running)
+            threading.Event().wait(0.005)
+            self.running -= 1
+            return Enlarged(low)
+
+    method = Watched()
+    task = Photo(upscaler(8, 2), PhotoConfig(aligned=True, factor=1), background=Upscaler(method, About("watched")))
+    threads = [threading.Thread(target=run, args=(task, photo(40, 40))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert method.most == 1
+
+
+def test_a_network_that_fails_is_told():
+    broken = upscaler(None, 2, lambda high: high * float("nan"))
+    with pytest.raises(PictureError, match="the background network made NaN or infinite values"):
+        run(Photo(upscaler(8, 2), PhotoConfig(aligned=True), background=broken), photo(20, 20))
