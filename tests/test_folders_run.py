@@ -43,7 +43,7 @@ from gleansr.folders.batches import Batches
 from gleansr.folders.window import ClosedError, Window
 from gleansr.pictures import Picture
 from gleansr.tasks import Enlarge, Prepared, Result, Task
-from gleansr.upscaler import Enlarged, Upscaler
+from gleansr.upscaler import Enlarged, FeedForward, Upscaler
 
 
 @pytest.fixture
@@ -118,9 +118,10 @@ def test_treat_makes_the_same_files_as_the_pipeline(tmp_path: Path, work: Work):
     assert statuses(do(source, tmp_path / "other", work)) == {"skipped": 7}
 
 
-def test_files_do_not_depend_on_the_batch(tmp_path: Path, work: Work):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_files_do_not_depend_on_the_batch(threads: int, tmp_path: Path, work: Work):
     """On a CPU to the last bit, so that a run that was stopped ends in the same files."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     try:
         source = pictures(tmp_path / "in", 9)
         do(source, tmp_path / "whole", work)
@@ -130,7 +131,26 @@ def test_files_do_not_depend_on_the_batch(tmp_path: Path, work: Work):
         whole, some = results(tmp_path / "whole"), results(tmp_path / "some")
         assert 0 < len(some) < len(whole)
         assert some == {name: whole[name] for name in some}
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_all_passes_on_a_cpu_are_over_two(threads: int, work: Work):
+    """Since kernels, and so the last bits, are chosen by the size of a batch."""
+    torch.set_num_threads(threads)
+    try:
+        method = work.task.upscaler.method
+        assert isinstance(method, FeedForward)
+        sizes: list[int] = []
+        hook = method.model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        size = work.task.upscaler.input_size
+        assert size
+        for count in (1, 3, 4):
+            Forward(method, 4)([torch.zeros(3, size, size)] * count)
+        hook.remove()
+        assert sizes == [2] * 5
     finally:
         torch.set_num_threads(1)
 

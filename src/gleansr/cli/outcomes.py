@@ -3,8 +3,9 @@
 import itertools
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -14,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
+from gleansr.cluster import Addressed, ClusterConfig, Manifest, count, upscale_on_cluster, walk
 from gleansr.files import shown
-from gleansr.folders import Counted, Manifest, Outcome, OutputError, Place, Unlisted, Work, count, run, walk
+from gleansr.folders import Counted, Outcome, OutputError, Place, Unlisted, Work, run
+from gleansr.folders import Manifest as LocalManifest
 from gleansr.signals import stoppable
 
 FEW = 10
@@ -24,9 +27,11 @@ FEW = 10
 _ROWS = 20
 
 
-def upscale_all(found: Sequence[Place], work: Work, *, slow: bool, fail_fast: bool, verbose: bool) -> None:
-    """Does the work of all places, says what becomes of it, and exits where not all was done: 1, 3 if all that failed is that nothing was
-    found in photographs, 130 and 143 where SIGINT and SIGTERM stopped it.
+def upscale_all(
+    found: Sequence[Place | Addressed], work: Work, *, slow: bool, fail_fast: bool, verbose: bool, cluster: ClusterConfig | None = None
+) -> None:
+    """Does the work of all places, here or on a cluster, says what becomes of it, and exits where not all was done: 1, 3 if all that failed
+    is that nothing was found in photographs, 130 and 143 where SIGINT and SIGTERM stopped it.
 
     Raises:
         RequestError: there is nothing to do.
@@ -36,11 +41,13 @@ def upscale_all(found: Sequence[Place], work: Work, *, slow: bool, fail_fast: bo
     resumable = any(place.manifest for place in found)
     goes_on = "; the same command goes on from here" if resumable else ""
     try:
-        outcomes, stopped_by = _upscaled(console, found, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
+        way = partial(upscale_on_cluster, cluster=cluster) if cluster else run
+        outcomes, stopped_by = _upscaled(console, found, work, way, slow=slow, fail_fast=fail_fast, verbose=verbose)
     except OutputError as error:
         raise OutputError(shown(f"{error}{goes_on}")) from error
     if outcomes.total != 1 or stopped_by:
-        outcomes.sum_up(work.task.factor, [place.manifest for place in found if place.manifest and place.manifest.exists()])
+        kept = [place.manifest for place in found if place.manifest]
+        outcomes.sum_up(work.task.factor, [manifest for manifest in kept if isinstance(manifest, str) or manifest.exists()])
     if stopped_by:
         console.print(f"gleansr: stopped by {stopped_by}{goes_on}", style="yellow", highlight=False)
         raise SystemExit(128 + signal.Signals[stopped_by])
@@ -49,7 +56,14 @@ def upscale_all(found: Sequence[Place], work: Work, *, slow: bool, fail_fast: bo
 
 
 def _upscaled(
-    console: Console, found: Sequence[Place], work: Work, *, slow: bool, fail_fast: bool, verbose: bool
+    console: Console,
+    found: Sequence[Place | Addressed],
+    work: Work,
+    way: Callable[..., Iterator[Outcome | Unlisted]],
+    *,
+    slow: bool,
+    fail_fast: bool,
+    verbose: bool,
 ) -> "tuple[Outcomes, str | None]":
     """With the name of the signal that stopped it."""
     with ExitStack() as ending:
@@ -58,7 +72,8 @@ def _upscaled(
             manifests = _manifests(found, ending)
             ours = [manifest.ours if manifest else None for manifest in manifests]
             for i, place in enumerate(found):
-                if place.root.resolve() in [path.resolve() for path in place.inputs]:  # earlier results are among the pictures
+                # Earlier results are among the pictures.
+                if isinstance(place, Place) and place.root.resolve() in [path.resolve() for path in place.inputs]:
                     counted[i] = count(place, ours[i])
         total = sum(one.pictures for one in counted)
         expected = sum(manifest.index.done(work.fingerprint) for manifest in {id(one): one for one in manifests if one}.values())
@@ -69,7 +84,7 @@ def _upscaled(
         progress = ending.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
         outcomes = Outcomes(console, progress, total, expected, each=verbose or total <= FEW)
         jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(found, ours, strict=True)))
-        for outcome in run(
+        for outcome in way(
             jobs,
             work,
             manifests,
@@ -80,9 +95,9 @@ def _upscaled(
     return outcomes, stop.name
 
 
-def _manifests(found: Sequence[Place], ending: ExitStack) -> list[Manifest | None]:
+def _manifests(found: Sequence[Place | Addressed], ending: ExitStack) -> list[LocalManifest | None]:
     """One for each place; the same for places that share one."""
-    opened: dict[Path, Manifest] = {}
+    opened: dict[Path | str, LocalManifest] = {}
     for place in found:
         if place.manifest and place.manifest not in opened:
             opened[place.manifest] = ending.enter_context(closing(Manifest(place.manifest)))
@@ -133,7 +148,7 @@ class Outcomes:
         described = f"upscaling ({self.skipped:,} done already)" if self.skipped else "upscaling"
         self._progress.update(self._task, completed=self.done + self.failed, total=self.to_do, description=described)
 
-    def sum_up(self, factor: int, manifests: list[Path]) -> None:
+    def sum_up(self, factor: int, manifests: Sequence[Path | str]) -> None:
         """Prints a line and a table of failures."""
         seconds = time.monotonic() - self._started
         ended = self.done + self.failed
@@ -148,7 +163,7 @@ class Outcomes:
             parts.append(f"{self.skipped:,} were done already")
         self._say(", ".join(parts))
 
-    def _table(self, manifests: list[Path]) -> Table:
+    def _table(self, manifests: Sequence[Path | str]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title="Failures", title_justify="left")
         table.add_column("picture", overflow="fold")
         table.add_column("why", overflow="fold")

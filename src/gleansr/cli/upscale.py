@@ -32,6 +32,9 @@ def upscale(
     require_object: bool = False,
     report: bool = False,
     manifest: Path | None = None,
+    ray: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[ADDRESS]")] = None,
+    ray_workers: int | None = None,
+    ray_cores: int | None = None,
     fail_fast: bool = False,
     verbose: bool = False,
     device: str = "auto",
@@ -41,7 +44,7 @@ def upscale(
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
-    """Enlarge pictures, or all pictures in folders; see docs/folders.md and, for whole photographs, docs/photos.md.
+    """Enlarge pictures, or all pictures in folders; see docs/folders.md, for whole photographs docs/photos.md, and docs/cluster.md.
 
     A folder's results come with gleansr.jsonl, which remembers what is done: the same command goes on where it was stopped.
 
@@ -69,6 +72,10 @@ def upscale(
         require_object: A photograph in which nothing is found is a failure; exit status 3 if that is the only kind. For --photo.
         report: Write NAME.json beside each result: how it was made, what was found, and how consistent it is in dB.
         manifest: File that remembers what is done, instead of gleansr.jsonl in the folder of results; for pictures without --output, too.
+        ray: Work on a Ray cluster: that at HOST:PORT, by default the one that $RAY_ADDRESS names or that this machine belongs to, or else a
+            new one of this machine's cores. Inputs and --output may then have addresses, such as s3://bucket/folder.
+        ray_workers: Models at once on the cluster; by default one for each GPU, or for each core. For --ray.
+        ray_cores: CPU cores for each of them. For --ray.
         fail_fast: Stop at the first failure instead of going on with the other pictures.
         verbose: A line for each result also where there are many.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
@@ -78,12 +85,22 @@ def upscale(
         overwrite: Replace files that exist already. Results that the manifest knows and that are outdated are replaced anyway.
         offline: Never download a model.
     """
+    from gleansr.cli.clusters import requested
     from gleansr.cli.outcomes import upscale_all  # imports torch, which `gleansr --help` need not wait for
-    from gleansr.folders import Work, places, sha256_of
+    from gleansr.cluster import is_url, normal, places
+    from gleansr.folders import Work, sha256_of
     from gleansr.pictures import FORMATS
     from gleansr.tasks import Enlarge
     from gleansr.upscaler import find_device, find_precision
 
+    cluster = None
+    if ray is not None:
+        cluster, more = requested(ray, ray_workers, ray_cores, device)
+        inputs, device = inputs + more, "cpu"  # of this machine, which only sends the model
+    elif ray_workers is not None or ray_cores is not None:
+        raise RequestError("--ray-workers and --ray-cores are for a cluster: give --ray too")
+    elif addressed := [normal(path) for path in (*inputs, *([output] if output else [])) if is_url(normal(path))]:
+        raise RequestError(f"{addressed[0]}: pictures and results with addresses are for clusters: give --ray too")
     if not inputs:
         raise RequestError("give at least one picture or folder")
     if batch_size is not None and batch_size < 1:
@@ -134,7 +151,7 @@ def upscale(
         overwrite,
         report,
     )
-    upscale_all(found, work, slow=method in ("dgp", "pulse"), fail_fast=fail_fast, verbose=verbose)
+    upscale_all(found, work, slow=method in ("dgp", "pulse"), fail_fast=fail_fast, verbose=verbose, cluster=cluster)
 
 
 def _upscaler(

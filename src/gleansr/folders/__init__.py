@@ -7,8 +7,7 @@
         for outcome in run(walk(place), work, [manifest]):
             print(outcome)
 
-A cluster takes the jobs of `walk` for which `skips` is false, says `Manifest.begin`, sends them in batches to processes that call `treat`,
-and adds the entries of the outcomes to the manifest.
+On a cluster, `gleansr.cluster.upscale_on_cluster` stands in the place of `run`.
 """
 
 from gleansr.folders.forward import Forward

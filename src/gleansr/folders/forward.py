@@ -42,10 +42,10 @@ class Forward:
         # On a CPU passes over two lows, with a thread each, are faster than one over all with all threads: by a tenth on two cores. No
         # thread waits for another that shares its core with the reading and writing of pictures. And since it is always two, what becomes
         # of a low is the same in any batch, to the last bit.
-        threads = torch.get_num_threads() if method.device.type == "cpu" and isinstance(method, FeedForward) else 1
-        passes = min(threads, -(-batch_size // _TOGETHER)) if batch_size > 1 else 1
         self._pool = None
-        if passes > 1:
+        if batch_size > 1 and method.device.type == "cpu" and isinstance(method, FeedForward):
+            threads = torch.get_num_threads()
+            passes = min(threads, -(-batch_size // _TOGETHER))
             self._pool = ThreadPoolExecutor(passes, "gleansr-forward", partial(torch.set_num_threads, threads // passes))
         self.ahead = 2 if self._pool or (method.device.type == "cuda" and isinstance(method, FeedForward)) else 1
         """How many batches to start before the first is waited for, so that the device has its next one when it ends one."""

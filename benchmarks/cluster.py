@@ -1,0 +1,160 @@
+"""A folder of pictures on a Ray cluster of this machine against folder mode, in turn, with the same number of threads in all.
+
+    python -m benchmarks.cluster [--pictures 600] [--few 100] [--rounds 3] [--workers 2] [--cores 1] [--model cats-8x] [--batch-size 8]
+
+The pictures are those of `benchmarks.pipeline`. A round runs few and all of them in both ways, each into an empty folder; the cluster
+runs from the beginning to the end, the workers start and load the model anew in each run. What starting costs is the same for few and for
+all, so that the pictures per second of a long run are (all - few) / (seconds of all - seconds of few). Prints one JSON object: those of
+both ways and their ratio, the seconds of starting, bytes read and written per picture, the driver's seconds of the processor per picture,
+the largest memory of the driver and of a worker, and what the cluster's store of objects held at most.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import gleansr
+from benchmarks.pipeline import make, resident
+from gleansr import checkpoints
+from gleansr.cluster import ClusterConfig, upscale_on_cluster
+from gleansr.cluster.connection import connected
+from gleansr.folders import Manifest, Place, Unlisted, Work, places, run, sha256_of, walk
+from gleansr.tasks import Enlarge
+
+
+def timed(pictures: Path, count: int, work: Work, way: Callable[..., Iterator[Any]]) -> tuple[float, float]:
+    """Seconds, and bytes written per picture."""
+    with tempfile.TemporaryDirectory() as results:
+        [place] = cast("list[Place]", places([pictures], Path(results), ""))
+        started = time.perf_counter()
+        with closing(Manifest(cast("Path", place.manifest))) as manifest:
+            for outcome in way(islice(walk(place), count), work, [manifest]):
+                if isinstance(outcome, Unlisted) or outcome.status != "done":
+                    raise SystemExit(f"{outcome}")
+        seconds = time.perf_counter() - started
+        return seconds, sum(path.stat().st_size for path in Path(results).rglob("*.png")) / count
+
+
+class Watched:
+    """What is largest while a cluster works: the driver's memory, that of a worker, and the bytes in the store of objects, in MiB."""
+
+    def __init__(self, ray: Any):
+        self.largest = {"driver_mib": 0.0, "worker_mib": 0.0, "objects_mib": 0.0}
+        self.over_time: list[dict[str, int]] = []
+        self._ray = ray
+
+    def look(self) -> None:
+        resources = (
+            self._ray.cluster_resources().get("object_store_memory", 0),
+            self._ray.available_resources().get("object_store_memory", 0),
+        )
+        now = {"driver_mib": resident(), "worker_mib": max(workers(), default=0.0), "objects_mib": (resources[0] - resources[1]) / 2**20}
+        self.largest = {name: max(value, now[name]) for name, value in self.largest.items()}
+        self.over_time.append({name: round(value) for name, value in now.items()})
+
+    @contextmanager
+    def watching(self, seconds: float = 2.0) -> Iterator[None]:
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(seconds):
+                self.look()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def workers() -> list[float]:
+    """The resident memory in MiB of each of Ray's workers that hold a model."""
+    listed = subprocess.run(["ps", "-eo", "rss,args"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+    return [int(line.split()[0]) / 2**10 for line in listed.splitlines() if "ray::" in line and "Batches" in line]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--few", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--model", default="cats-8x")
+    parser.add_argument("--only-cluster", action="store_true", help="no folder mode")
+    options = parser.parse_args()
+    torch.set_num_threads(options.workers * options.cores)
+    upscaler = gleansr.load(options.model, device="cpu")
+    file = checkpoints.model_path(options.model)
+    work = Work(Enlarge(upscaler), options.batch_size or upscaler.default_batch_size(), sha256_of(file))
+    config = ClusterConfig(workers=options.workers, cores=options.cores)
+    seconds: dict[str, list[float]] = {}
+    processor: list[float] = []
+    written = 0.0
+
+    with tempfile.TemporaryDirectory() as folder, connected("local", num_cpus=options.workers * options.cores) as ray:
+        pictures = Path(folder)
+        make(pictures, options.pictures)
+        read = sum(path.stat().st_size for path in pictures.rglob("*.*") if path.is_file()) / options.pictures
+        watched = Watched(ray)
+
+        def on_cluster(*arguments: Any) -> Iterator[Any]:
+            return upscale_on_cluster(*arguments, cluster=config)
+
+        ways = {"cluster": on_cluster} if options.only_cluster else {"folder": run, "cluster": on_cluster}
+        for _ in range(options.rounds):
+            for count in (options.few, options.pictures):
+                for name, way in ways.items():
+                    busy = time.process_time()
+                    with watched.watching() if name == "cluster" else nullcontext():
+                        took, written = timed(pictures, count, work, way)
+                    seconds.setdefault(f"{name}_{count}", []).append(took)
+                    if name == "cluster" and count == options.pictures:
+                        processor.append((time.process_time() - busy) / count)
+
+    def speeds(name: str) -> list[float]:
+        pairs = zip(seconds[f"{name}_{options.few}"], seconds[f"{name}_{options.pictures}"], strict=True)
+        return [(options.pictures - options.few) / (whole - few) for few, whole in pairs]
+
+    rates = {name: speeds(name) for name in ways}
+    starting = [few - options.few / rate for few, rate in zip(seconds[f"cluster_{options.few}"], rates["cluster"], strict=True)]
+    machine = platform.processor() or platform.machine()
+    report: dict[str, Any] = {
+        "machine": f"{machine}, {options.workers} workers of {options.cores} cores, torch {torch.__version__}",
+        "model": options.model,
+        "batch_size": work.batch_size,
+        "pictures_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "pictures_per_second_min_max": {name: (min(values), max(values)) for name, values in rates.items()},
+        "seconds_of_starting": statistics.median(starting),
+        "seconds": seconds,
+        "bytes_read_per_picture": read,
+        "bytes_written_per_picture": written,
+        "driver_processor_seconds_per_picture": statistics.median(processor),
+        "largest": watched.largest,
+        "over_time": watched.over_time[:: max(1, len(watched.over_time) // 20)],
+    }
+    if "folder" in rates:
+        report["ratio_cluster_to_folder"] = statistics.median(
+            cluster / folder for cluster, folder in zip(rates["cluster"], rates["folder"], strict=True)
+        )
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

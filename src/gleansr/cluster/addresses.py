@@ -1,0 +1,61 @@
+"""`places`, `count`, `walk` and `Manifest` of `gleansr.folders`, for what has an address, too."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gleansr import folders
+from gleansr.cluster.listing import Addressed, listed
+from gleansr.cluster.manifest import opened as Manifest
+from gleansr.cluster.urls import is_url, normal
+from gleansr.errors import RequestError
+from gleansr.folders import Counted, Job, Place, Unlisted
+from gleansr.folders.walk import Ours
+
+__all__ = ["Addressed", "Manifest", "count", "places", "walk"]
+
+
+def places(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None,
+    suffix: str,
+    *,
+    to_file: bool = False,
+    manifest: str | os.PathLike[str] | None = None,
+) -> list[Place] | list[Addressed]:
+    """As `folders.places`. Where anything has an address, all results go into one folder, which must be given.
+
+    Raises:
+        RequestError: it is not given, or an input with an address is not there.
+    """
+    given = [normal(one) for one in (*inputs, *([] if output is None else [output]), *([] if manifest is None else [manifest]))]
+    if not any(map(is_url, given)):
+        paths = [Path(normal(one)) for one in inputs]
+        return folders.places(
+            paths,
+            None if output is None else Path(normal(output)),
+            suffix,
+            to_file=to_file,
+            manifest=None if manifest is None else Path(normal(manifest)),
+        )
+    if output is None or to_file:
+        raise RequestError("where pictures or results have addresses, give the folder of the results: --output FOLDER or --output s3://...")
+    return [Addressed.of(inputs, output, manifest)]
+
+
+def walk(place: Place | Addressed, number: int = 0, ours: Ours | None = None) -> Iterator[Job | Unlisted]:
+    """As `folders.walk`."""
+    return listed(place, number) if isinstance(place, Addressed) else folders.walk(place, number, ours)
+
+
+def count(place: Place | Addressed, ours: Ours | None = None) -> Counted:
+    """As `folders.count`. Folders at addresses are listed for it, and again by `walk`."""
+    if not isinstance(place, Addressed):
+        return folders.count(place, ours)
+    counted, unlisted = Counted(), 0
+    for found in listed(place):
+        counted.pictures += isinstance(found, Job)
+        unlisted += isinstance(found, Unlisted)
+    if not counted.pictures and not unlisted:
+        raise RequestError(f"{', '.join(place.inputs)}: no pictures there")
+    return counted

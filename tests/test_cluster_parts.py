@@ -1,0 +1,518 @@
+"""What of clusters needs no cluster: addresses, lists, plans, manifests in stores, and how a cluster is sought."""
+
+import json
+import pickle
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+
+import gleansr
+from gleansr import cluster, folders
+from gleansr.cli import main
+from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
+from gleansr.cluster.ahead import ahead
+from gleansr.cluster.manifest import StoredManifest
+from gleansr.cluster.portions import Known, Portion, portions
+from gleansr.cluster.rounds import Fleet, Rounds
+from gleansr.cluster.urls import Addresses, Listed, is_url, normal, state_of
+from gleansr.cluster.worker import Setting, Worker, sealed, unpack
+from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.folders import Job, Outcome, State, Unlisted, Work, sha256_of
+from gleansr.tasks import Enlarge
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    """The address of an empty folder in memory."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    yield "memory://store"
+    memory.store.clear()
+
+
+@pytest.fixture
+def work(tiny_model: Path) -> Work:
+    return Work(Enlarge(gleansr.load(tiny_model)), 2, sha256_of(tiny_model))
+
+
+@pytest.fixture
+def fill(store: str, tmp_path: Path) -> Callable[[list[str]], Path]:
+    """Writes the same pictures to a folder, which is returned, and to the store's folder `in`."""
+
+    def write(names: list[str]) -> Path:
+        rng = np.random.default_rng(0)
+        for name in names:
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+            fsspec.filesystem("memory").pipe_file(f"/store/in/{name}", path.read_bytes())
+        return tmp_path / "in"
+
+    return write
+
+
+# ------------------------------------------------------------------------------------------------------------ addresses
+
+
+def test_addresses_survive_a_path():
+    for url in ("s3://bucket/a/b.png", "gs://b", "http://host:80/x", "memory://a"):
+        assert is_url(url)
+        assert normal(url) == normal(Path(url)) == url
+    assert normal("file:///a/b") == normal(Path("file:///a/b")) == "/a/b"
+    for path in ("a/b", "/a:b/c", "c:", "C:/a", "C:\\a", "a:b", "./s3:/x"):
+        assert not is_url(path)
+        assert normal(path) == path
+
+
+def test_storage_reads_what_it_wrote(store: str, tmp_path: Path):
+    storage = Addresses()
+    for path in (str(tmp_path / "a" / "b.png"), f"{store}/a/b.png"):
+        assert storage.state(path) is None
+        storage.write(path, b"123")
+        assert (state := storage.state(path))
+        assert state.bytes == 3
+        assert storage.read(path) == b"123"
+        with pytest.raises(PictureError, match=r"c\.png: cannot be read"):
+            storage.read(path.replace("b.png", "c.png"))
+    with pytest.raises(PictureError, match=r"Protocol not known"):
+        storage.read("nonsense://a/b.png")
+
+
+def test_a_store_that_can_be_read_half_written_gets_files_by_moving(store: str, monkeypatch: pytest.MonkeyPatch):
+    del store
+    memory = fsspec.filesystem("memory")
+    seen: list[str] = []
+
+    def pipe(path: str, data: bytes) -> None:
+        seen.append(path)
+        type(memory).pipe_file(memory, path, data)
+
+    monkeypatch.setattr("gleansr.cluster.urls.file_system", lambda url: (memory, "/" + url.partition("://")[2]))
+    monkeypatch.setattr(memory, "pipe_file", pipe)
+    Addresses().write("sftp://host/a.png", b"1")
+    assert memory.cat_file("/host/a.png") == b"1"
+    assert memory.ls("/host", detail=False) == ["/host/a.png"]
+    assert [path.startswith("/host/.a.png.") for path in seen] == [True]
+    monkeypatch.setattr(memory, "mv", lambda *_: (_ for _ in ()).throw(PermissionError("forbidden")))
+    with pytest.raises(folders.OutputError, match=r"b\.png: cannot be written: forbidden"):
+        Addresses().write("sftp://host/b.png", b"1")
+    assert memory.ls("/host", detail=False) == ["/host/a.png"]
+
+
+def test_states_are_equal_exactly_if_nothing_changed():
+    for old, new in (
+        ({"size": 3, "LastModified": "2026-01-02T03:04:05+00:00"}, {"size": 3, "LastModified": "2026-01-02T03:04:06+00:00"}),
+        ({"size": 3, "mtime": 5.0}, {"size": 4, "mtime": 5.0}),
+        ({"size": 3, "ETag": "a"}, {"size": 3, "ETag": "b"}),
+    ):
+        assert state_of(old) == state_of(dict(old)) != state_of(new)
+    assert state_of({"size": 3, "LastModified": "2026-01-02T03:04:05.25Z"}) == state_of({"size": 3, "LastModified": "2026-01-02T03:04:05Z"})
+    assert state_of({"size": 3}) != state_of({"size": 3})  # nothing is known: the contents are compared
+    assert state_of({"size": None, "mtime": 1}) is None
+    assert state_of({"size": 0, "mtime": 1, "type": "directory"}) is None
+
+
+def test_a_folder_is_listed_once(store: str, monkeypatch: pytest.MonkeyPatch):
+    memory = fsspec.filesystem("memory")
+    for i in range(3):
+        memory.pipe_file(f"/store/{i}.png", b"x" * i)
+    calls: list[str] = []
+    monkeypatch.setattr(memory, "ls", lambda path, detail: calls.append(path) or type(memory).ls(memory, path, detail=detail))
+    monkeypatch.setattr("gleansr.cluster.urls.file_system", lambda url: (memory, "/" + url.partition("://")[2]))
+    listed = Listed()
+    states = [listed.state(f"{store}/{i}.png") for i in range(4)]
+    assert [state and state.bytes for state in states] == [0, 1, 2, None]
+    assert calls == ["/store"]
+    assert listed.state(f"{store}/nowhere/a.png") is None
+
+
+# ------------------------------------------------------------------------------------------------------------ lists
+
+
+def test_a_store_is_walked_as_a_folder(fill: Callable[[list[str]], Path], store: str, tmp_path: Path):
+    names = ["b.png", "b.jpg", "a/x.webp", "a/b/c/d.png", "a-b.png", "a/.hidden.png", ".h/x.png", "a/Ä 1.png", "a/x.png"]
+    root = fill(names)
+    (root / "notes.txt").write_text("")
+    (root / "old").mkdir()
+    for name in ("old/gleansr.jsonl", "old/x.png"):
+        (root / name).write_text("")
+        fsspec.filesystem("memory").pipe_file(f"/store/in/{name}", b"")
+    [local] = folders.places([root], tmp_path / "out", "")
+    [place] = cluster.places([f"{store}/in"], Path(f"{store}/out"), "")
+    assert isinstance(place, cluster.Addressed)
+    assert place.manifest == f"{store}/out/gleansr.jsonl"
+    expected = [job for job in folders.walk(local) if isinstance(job, Job)]
+    found = [job for job in cluster.walk(place) if isinstance(job, Job)]
+    assert [job.source.partition("/in/")[2] for job in found] == [job.source.partition("/in/")[2] for job in expected]
+    assert [job.target_key for job in found] == [job.target_key for job in expected]
+    assert [job.target for job in found] == [f"{store}/out/{job.target_key}" for job in found]
+    assert [job.source_key for job in found] == [job.source for job in found]
+    assert cluster.count(place).pictures == len(found) == 7
+
+
+def test_several_inputs_share_a_tree(fill: Callable[[list[str]], Path], store: str, tmp_path: Path):
+    root = fill(["s/a.png"])
+    [place] = cluster.places([f"{store}/in", root / "s" / "a.png", root], tmp_path / "out", "", manifest=tmp_path / "list.jsonl")
+    jobs = [job for job in cluster.walk(place) if isinstance(job, Job)]
+    assert [(job.source, job.target_key) for job in jobs] == [
+        (str(root / "s" / "a.png"), str(tmp_path / "out" / "a.png")),  # whole, where the manifest lies elsewhere
+        (f"{store}/in/s/a.png", str(tmp_path / "out" / "s" / "a.png")),
+        (str(root / "s" / "a.png"), str(tmp_path / "out" / "s" / "a.png.png")),
+    ]
+
+
+def test_what_cannot_be_listed(store: str, tmp_path: Path):
+    with pytest.raises(RequestError, match="no such folder"):
+        cluster.places([f"{store}/nowhere"], tmp_path, "")
+    with pytest.raises(RequestError, match="give the folder of the results"):
+        cluster.places([f"{store}/in"], None, "")
+    with pytest.raises(RequestError, match="Protocol not known"):
+        cluster.places(["nonsense://in"], tmp_path, "")
+    with pytest.raises(RequestError, match="no such file or folder"):
+        cluster.places([tmp_path / "missing"], f"{store}/out", "")
+    fsspec.filesystem("memory").pipe_file("/store/empty/a.txt", b"")
+    with pytest.raises(RequestError, match="no pictures there"):
+        cluster.count(cluster.places([f"{store}/empty"], f"{store}/out", "")[0])
+    place = cluster.Addressed(str(tmp_path), ("nonsense://in",), frozenset({"nonsense://in"}), tmp_path / "gleansr.jsonl")
+    [unlisted] = cluster.walk(place)
+    assert isinstance(unlisted, Unlisted)
+    assert "Protocol not known" in unlisted.reason
+
+
+# ------------------------------------------------------------------------------------------------------------ plans
+
+
+def test_portions_are_small_and_whole():
+    jobs = [
+        (Job(f"/in/{i:05d}\udcff.jpg", f"/out/{i:05d}.png", f"../in/{i}", f"{i}.png", i % 2), Known(b"x" * 16 if i % 3 else None))
+        for i in range(64)
+    ]
+    portion = Portion.of(jobs)
+    assert portion.jobs() == jobs
+    assert len(Portion.of([(job, Known()) for job, _ in jobs]).packed) < 64 * 40
+
+
+def test_a_plan_skips_what_is_done_and_refuses_what_is_not_ours(fill: Callable[[list[str]], Path], work: Work, tmp_path: Path):
+    root = fill([f"{i}.png" for i in range(7)])
+    [place] = folders.places([root], tmp_path / "out", "")
+    assert place.manifest
+    with closing(folders.Manifest(place.manifest)) as manifest:
+        first = [job for job in folders.walk(place) if isinstance(job, Job)][:3]
+        list(folders.run(first, work, [manifest]))
+    (tmp_path / "out" / "4.png").write_bytes(b"of somebody else")
+    (root / "1.png").write_bytes((root / "1.png").read_bytes())  # the same again, at another time
+    with closing(folders.Manifest(place.manifest)) as manifest:
+        planned = list(portions(folders.walk(place), work, [manifest], 2))
+    told = [one for one in planned if isinstance(one, Outcome)]
+    assert [(one.job.target_key, one.status) for one in told] == [("0.png", "skipped"), ("2.png", "skipped"), ("4.png", "failed")]
+    assert "--overwrite" in str(told[2].error)
+    jobs = [job for one in planned if isinstance(one, Portion) for job in one.jobs()]
+    assert [(job.target_key, known.sha256 is not None) for job, known in jobs] == [
+        ("1.png", True),
+        ("3.png", False),
+        ("5.png", False),
+        ("6.png", False),
+    ]
+    lines = [json.loads(line) for line in place.manifest.read_text().splitlines()]
+    begun = [target for line in lines[-3:] for target in line.get("targets", ())]
+    assert begun == ["3.png", "5.png", "6.png"]  # not what may turn out to be done
+
+
+def test_items_are_taken_ahead_but_not_further():
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    with ahead(items(), 3) as coming:
+        assert next(coming) == 0
+        time.sleep(0.3)
+        assert len(taken) <= 6
+    count = len(taken)
+    time.sleep(0.1)
+    assert len(taken) == count
+    with pytest.raises(ZeroDivisionError), ahead((1 // i for i in (1, 0)), 3) as coming:
+        list(coming)
+
+
+# ------------------------------------------------------------------------------------------------------------ workers
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
+    """A worker in this process, as Ray would make it."""
+    context = SimpleNamespace(was_current_actor_reconstructed=False)
+    fake = SimpleNamespace(get=lambda reference: reference, get_runtime_context=lambda: context)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+
+    class Tally:
+        """Answers as a process would that counts."""
+
+        def __init__(self, begun: int, starting: int):
+            self.begin = SimpleNamespace(remote=lambda *_: begun)
+            self.starting = SimpleNamespace(remote=lambda *_: starting)
+            self.started = SimpleNamespace(remote=lambda *_: None)
+            self.stopped = SimpleNamespace(remote=lambda *_: False)
+
+    def make(work: Work | bytes, begun: int = 0, starting: int = 1, **setting: Any) -> Worker:
+        data = work if isinstance(work, bytes) else pickle.dumps(work)
+        return Worker([data], Tally(begun, starting), Setting(**setting))
+
+    return make
+
+
+def done(worker: Worker, jobs: list[Job]) -> tuple[list[tuple[int, Outcome]], GleansrError | None, str]:
+    rows = pyarrow.table({"number": [5], "jobs": pyarrow.array([sealed([Portion.of([(job, Known()) for job in jobs])])], pyarrow.binary())})
+    made = worker(rows)
+    assert made["number"].to_pylist() == [5]
+    return unpack(made["outcomes"].to_pylist()[0], jobs)
+
+
+def test_a_worker_reads_and_writes_in_a_store(fill: Callable[[list[str]], Path], worker: Callable[..., Worker], work: Work, store: str):
+    root = fill(["a.png", "s/b.png"])
+    place = cluster.Addressed(f"{store}/out", (f"{store}/in",), frozenset({f"{store}/in"}), f"{store}/out/gleansr.jsonl")
+    jobs = [job for job in cluster.walk(place) if isinstance(job, Job)]
+    outcomes, stop, note = done(worker(work), jobs)
+    assert (stop, note) == (None, "")
+    assert sorted((number, one.status, one.job) for number, one in outcomes) == [(0, "done", jobs[0]), (1, "done", jobs[1])]
+    for job in jobs:
+        expected = root.parent / "expected.png"
+        local = Job(str(root / job.target_key), str(expected), "", "", 0)
+        [outcome] = folders.treat([local], work)
+        assert outcome.status == "done"
+        assert Addresses().read(job.target) == expected.read_bytes()
+        expected.unlink()
+
+
+def test_a_worker_that_cannot_work_says_so(worker: Callable[..., Worker], work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gleansr.cluster.worker._SHARED_SECONDS", 0.1)
+    for one, reason in (
+        (worker(work, version="gleansr 0.0.0"), "install the same version"),
+        (worker(work, witnesses=(str(tmp_path / "nowhere"),)), "must be shared by all machines"),
+        (worker(work, starting=9, workers=2), "others die while they load the model"),
+        (worker(b"no pickle"), "cannot work: "),
+    ):
+        outcomes, stop, _ = done(one, [Job("a", "b", "a", "b")])
+        assert not outcomes
+        assert isinstance(stop, RequestError)
+        assert reason in str(stop)
+
+
+def test_a_portion_that_was_begun_too_often_is_given_up(worker: Callable[..., Worker], work: Work, tmp_path: Path):
+    jobs = [Job(str(tmp_path / "a.png"), str(tmp_path / "b.png"), "a", "b")]
+    assert done(worker(work, begun=2, tries=2), jobs) == ([], None, "")
+    [(_, outcome)], _, _ = done(worker(work, begun=1, tries=2), jobs)
+    assert outcome.status == "failed"
+
+
+def test_what_a_killed_worker_left_is_removed(fill: Callable[[list[str]], Path], worker: Callable[..., Worker], work: Work, tmp_path: Path):
+    root, out = fill(["a.png"]), tmp_path / "out"
+    out.mkdir()
+    left, others = out / ".a.png.0123abcd.part", [out / ".b.png.0123abcd.part", out / ".a.png.0123.part"]
+    for path in (left, *others):
+        path.write_bytes(b"half")
+    jobs = [Job(str(root / "a.png"), str(out / "a.png"), "a", "a")]
+    done(worker(work), jobs)
+    assert left.exists()  # it may be of another worker that lives
+    done(worker(work, again=True), jobs)
+    assert not left.exists()
+    assert all(path.exists() for path in others)
+
+
+def test_rounds_end_where_all_pictures_kill(monkeypatch: pytest.MonkeyPatch):
+    ray = SimpleNamespace()
+    monkeypatch.setattr("gleansr.cluster.rounds.tally", lambda _: None)
+    monkeypatch.setattr(Rounds, "_dataset", lambda *_: None)
+    monkeypatch.setattr(Rounds, "_rows", lambda *_: (_ for _ in ()))
+    rounds = Rounds(ray, Fleet(2, 1, False), ClusterConfig(), None, Setting(), lambda: False)  # pyright: ignore[reportArgumentType]
+    few = [Portion.of([(Job(str(i), "", "", str(i)), Known()) for i in range(5)])]
+    assert [outcome.status for outcome in rounds(few)] == ["failed"] * 5
+    many = [Portion.of([(Job(str(i), "", "", str(i)), Known()) for i in range(200)])]
+    with pytest.raises(GleansrError, match="whatever they are given"):
+        list(rounds(many))
+
+
+def test_as_many_workers_as_there_is_room_for():
+    def nodes(*resources: dict[str, float]) -> Any:
+        return SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": one} for one in resources] + [{"Alive": False, "Resources": {}}])
+
+    two = nodes({"CPU": 7.0}, {"CPU": 4.0}, {})
+    assert Fleet.of(two, ClusterConfig(), gpu=True) == Fleet(11, 1, False)
+    assert Fleet.of(two, ClusterConfig(cores=4), gpu=True) == Fleet(2, 4, False)
+    assert Fleet.of(two, ClusterConfig(workers=20), gpu=False) == Fleet(20, 1, False)
+    with pytest.raises(GleansrError, match="no machine of the cluster has 8 cores"):
+        Fleet.of(two, ClusterConfig(cores=8), gpu=False)
+    graphics = nodes({"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 2.0}, {"CPU": 8.0})
+    assert Fleet.of(graphics, ClusterConfig(), gpu=True) == Fleet(6, 4, True)
+    assert Fleet.of(graphics, ClusterConfig(), gpu=False) == Fleet(88, 1, False)
+
+
+# ------------------------------------------------------------------------------------------------------------ manifests
+
+
+def test_a_manifest_in_a_store_is_kept_in_parts(store: str):
+    url = f"{store}/out/gleansr.jsonl"
+    job = Job("a", "b", "a.png", "a.png")
+    entry = {
+        "status": "done",
+        "source": "a.png",
+        "target": "a.png",
+        "bytes": 1,
+        "mtime_ns": 2,
+        "sha256": "00" * 32,
+        "model_sha256": None,
+        "options": {},
+    }
+    with closing(cluster.Manifest(url)) as manifest:
+        manifest.begin([job])
+        assert isinstance(manifest, StoredManifest)
+        manifest.bring()
+        manifest.add(entry)
+        copy = manifest.file
+    assert not copy.exists()
+    memory = fsspec.filesystem("memory")
+    parts = sorted(memory.ls("/store/out/gleansr.jsonl", detail=False))
+    assert [part.rpartition("/")[2][:8] for part in parts] == ["00000000", "00000001"]
+    lines = b"".join(memory.cat_file(part) for part in parts).splitlines()
+    assert [json.loads(line).get("status") for line in lines] == [None, "begun", "done"]
+    with closing(cluster.Manifest(url)) as manifest:
+        recorded = manifest.index.get("a.png")
+        assert recorded
+        assert State(recorded.size, recorded.mtime_ns) == State(1, 2)
+        manifest.add({"status": "failed", "source": "c.png", "target": "c.png", "error": "no"})
+    assert len(memory.ls("/store/out/gleansr.jsonl", detail=False)) == 3
+
+
+def test_parts_come_in_time(store: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gleansr.cluster.manifest._SECONDS", 0.0)
+    memory = fsspec.filesystem("memory")
+    with closing(cluster.Manifest(f"{store}/m.jsonl")) as manifest:
+        for i in range(3):
+            manifest.begin([Job("", "", "", f"{i}.png")])
+            time.sleep(0.001)
+        assert len(memory.ls("/store/m.jsonl", detail=False)) >= 2
+
+
+# ------------------------------------------------------------------------------------------------------------ clusters
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def other() -> Iterator[str]:
+    """The address of a server that speaks another protocol."""
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def test_an_address_that_does_not_answer_is_told_within_10_seconds(silent: str, other: str, work: Work, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, data=None))
+    monkeypatch.setitem(sys.modules, "ray.data", SimpleNamespace())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    for address, reason in (
+        (silent, "timed out"),
+        (other, "is not Ray"),
+        (closed, "Connection refused"),
+        (f"ray://{closed}", "run gleansr on a machine of the cluster"),
+        ("nowhere.invalid:6379", ""),
+        ("http://host:1", "an address is HOST:PORT"),
+        ("host:port", "an address is HOST:PORT"),
+    ):
+        started = time.monotonic()
+        with pytest.raises(RequestError, match="no Ray cluster can be used at") as error:
+            list(upscale_on_cluster([], work, [], cluster=ClusterConfig(address)))
+        assert reason in str(error.value)
+        assert time.monotonic() - started < 10
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    with pytest.raises(RequestError, match="of the environment variable RAY_ADDRESS"):
+        connection.find(None)
+
+
+def test_the_cluster_of_this_machine_is_found_if_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert connection.find(None) == "local"
+    with pytest.raises(RequestError, match="no Ray cluster runs on this machine"):
+        connection.find("auto")
+    (tmp_path / "ray").mkdir()
+
+    def answer() -> None:
+        client, _ = server.accept()
+        with client:
+            assert client.recv(24) == b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+            client.sendall(bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert connection.find(None) == "auto"
+        thread.join()
+    assert connection.find(None) == "local"  # it has ended since
+
+
+def test_without_ray(work: Work, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RequestError, match=r"pip install 'gleansr\[ray\]'"):
+        next(upscale_on_cluster([], work, []))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["{}", "--ray-cores", "2"], "give --ray too"),
+        (["s3://bucket/folder", "-o", "x"], "s3://bucket/folder: pictures and results with addresses are for clusters: give --ray too"),
+        (["{}", "-o", "s3://bucket/folder"], "s3://bucket/folder: pictures and results with addresses are for clusters"),
+        (["{}", "--ray", "headnode"], "--ray headnode: neither the address of a cluster"),
+        (["--ray", "{}", "--device", "cuda:1"], "with --ray it is auto"),
+        (["--ray", "{}", "--ray-workers", "0"], "workers of a cluster must be 1 or more"),
+        (["--ray", "localhost:1"], "give at least one picture or folder"),
+        (["--ray", "memory://store", "-o", "memory://store"], "results need a folder of their own"),
+        (["memory://store/in", "--ray"], "give the folder of the results"),
+    ],
+)
+def test_wrong_requests_get_one_line(
+    arguments: list[str], reason: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        main(["upscale", "--model", str(tiny_model), *[argument.format(tmp_path) for argument in arguments]])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert reason in told
+    assert told.count("\n") == 1
+
+
+def test_wrong_numbers_are_refused():
+    for name in ("workers", "cores", "tries"):
+        with pytest.raises(RequestError, match=f"{name} of a cluster must be 1 or more, not 0"):
+            ClusterConfig(**{name: 0})  # pyright: ignore[reportArgumentType]
