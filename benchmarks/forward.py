@@ -12,24 +12,31 @@ import functools
 import json
 import platform
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from benchmarks.measure import in_turn, mmagic, peak_of, print_peak, times
 from gleansr.models.glean import GLEAN, glean_full
-from gleansr.models.layers import placed
+from gleansr.upscaler import FeedForward
 
 
-def ours(in_size: int, out_size: int) -> nn.Module:
-    return placed(GLEAN(glean_full(in_size, out_size)).eval(), torch.device("cpu"))
+def ours(in_size: int, out_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return forward_of(GLEAN(glean_full(in_size, out_size)))
+
+
+def forward_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """As `gleansr.load` has it run on a CPU."""
+    method = FeedForward(model, device="cpu")
+    return lambda low: method(low).pictures
 
 
 def peer(folder: str, in_size: int, out_size: int) -> nn.Module:
     return mmagic(folder)["GLEANStyleGANv2"](in_size=in_size, out_size=out_size).eval()
 
 
-def run(model: nn.Module, low: torch.Tensor) -> tuple[torch.Tensor, float]:
+def run(model: Callable[[torch.Tensor], torch.Tensor], low: torch.Tensor) -> tuple[torch.Tensor, float]:
     started = time.perf_counter()
     with torch.inference_mode():
         result = model(low)
@@ -63,7 +70,7 @@ def main() -> None:
         print_peak(torch.device("cpu"))
         return
 
-    models: dict[str, nn.Module] = {"ours": ours(options.in_size, options.out_size)}
+    models: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"ours": ours(options.in_size, options.out_size)}
     difference = None
     if options.peer:
         from gleansr.checkpoints import foreign
@@ -71,7 +78,7 @@ def main() -> None:
         theirs = peer(options.peer, options.in_size, options.out_size)
         state = {f"generator.{name}": tensor for name, tensor in theirs.state_dict().items()}
         same = foreign.read({"meta": {}, "state_dict": state}, "mmagic").build("generator", "mmagic")
-        models = {"ours": placed(same, torch.device("cpu")), "peer": theirs}
+        models = {"ours": forward_of(same), "peer": theirs}
     results: dict[str, torch.Tensor] = {}
 
     def timed(name: str) -> float:

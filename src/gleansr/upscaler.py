@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
 from gleansr.fidelity import back_project
 from gleansr.models.esrgan_plus import ESRGANPlus
+from gleansr.models.frozen import FrozenGLEAN, freezable
 from gleansr.models.glean import GLEAN
 from gleansr.models.layers import placed
 from gleansr.models.residual import ResidualNet
@@ -59,8 +60,10 @@ class Method(Protocol):
 class FeedForward:
     """One forward pass of a network that enlarges pictures."""
 
+    _frozen: FrozenGLEAN | None = None
+
     def __init__(self, model: nn.Module | OnnxModel, *, device: str | torch.device = "auto", precision: Precision = "auto"):
-        """`device` and `precision` as in `load`; of an `OnnxModel` both are its own.
+        """`device` and `precision` as in `load`; of an `OnnxModel` both are its own. The model must not change any more.
 
         Raises:
             RequestError: the network is of another kind.
@@ -85,6 +88,18 @@ class FeedForward:
                 f"a {type(model).__name__} does not enlarge pictures by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
             )
         self.model = placed(model.eval(), self.device)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        if isinstance(self.model, GLEAN) and self.device.type == "cpu" and freezable(self.model):
+            self._frozen = FrozenGLEAN(self.model, self.precision)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_frozen"}  # made of the model's weights again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._freeze()
 
     @torch.inference_mode()
     def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, it takes no time worth reporting
@@ -92,6 +107,8 @@ class FeedForward:
         fold = getattr(self.model, "fold", 1)  # ESRGANs of small scales fold so many pixels of each side into channels
         if height % fold or width % fold:
             low = nn.functional.pad(low, (0, -width % fold, 0, -height % fold), mode="replicate")
+        if self._frozen:
+            return Enlarged(self._frozen(low).float())
         low = low.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             high = enlarge(self.model, low)

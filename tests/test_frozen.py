@@ -1,0 +1,111 @@
+"""Frozen networks: the same function as the plain formulation, whatever is cut, merged and computed once."""
+
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gleansr.models import frozen
+from gleansr.models.frozen import FrozenGLEAN, freezable, merged, shuffled
+from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
+from gleansr.models.layers import Blur, placed
+from gleansr.models.stylegan import StyleGANConfig
+from gleansr.models.stylegan2 import StyleGAN2Config
+from gleansr.upscaler import FeedForward
+
+CHANNELS = (12, 12, 10, 8, 8, 6)
+SMALL = {"n_rrdb": 1, "features": 6, "growth": 4, "out_features": 8}
+
+
+def network(bank: StyleGAN2Config | StyleGANConfig | NoBankConfig, in_size: int = 8) -> GLEAN:
+    """Its noise and biases, which begin at zero, are not."""
+    torch.manual_seed(0)
+    model = GLEAN(GLEANConfig(in_size, bank, **SMALL)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "noise_strength" in name:
+                parameter.fill_(0.3)
+            elif name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return placed(model, torch.device("cpu"))
+
+
+def lows(count: int, size: int = 8) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize(
+    "bank", [StyleGAN2Config(CHANNELS), StyleGAN2Config(CHANNELS, clamp=0.5), NoBankConfig(CHANNELS)], ids=["bank", "clamped", "none"]
+)
+def test_it_is_the_plain_function(bank: StyleGAN2Config | NoBankConfig, rows: int, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the strips."""
+    monkeypatch.setattr(frozen, "_STRIP", 0)
+    monkeypatch.setattr(frozen, "_LEAST_ROWS", rows)
+    model = network(bank)
+    for count in (1, 3):
+        with torch.inference_mode():
+            expected, found = model(lows(count)), FrozenGLEAN(model, torch.float32)(lows(count))
+        assert (found - expected).abs().max() < 1e-5 * expected.std()
+
+
+@pytest.mark.parametrize("in_size", [4, 16, 64])
+def test_for_any_size(in_size: int):
+    model = network(StyleGAN2Config(CHANNELS), in_size)
+    with torch.inference_mode():
+        expected, found = model(lows(2, in_size)), FrozenGLEAN(model, torch.float32)(lows(2, in_size))
+    assert found.shape == (2, 3, 128, 128)
+    assert (found - expected).abs().max() < 1e-5 * expected.std()
+
+
+def test_in_bfloat16_it_errs_no_more_than_the_plain_function():
+    model = network(StyleGAN2Config(CHANNELS))
+    with torch.inference_mode():
+        expected, found = model(lows(4)), FrozenGLEAN(model, torch.bfloat16)(lows(4)).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = model(lows(4)).float()
+    error, error_of_plain = (float((one - expected).square().mean().sqrt() / expected.std()) for one in (found, plain))
+    assert 0 < error < max(0.01, 1.2 * error_of_plain)
+
+
+def test_without_onednn(monkeypatch: pytest.MonkeyPatch):
+    model = network(StyleGAN2Config(CHANNELS))
+    with torch.inference_mode():
+        expected = FrozenGLEAN(model, torch.float32)(lows(1))
+        monkeypatch.setattr(frozen, "_FUSED", frozenset())
+        found = FrozenGLEAN(model, torch.float32)(lows(1))
+    assert (found - expected).abs().max() < 1e-5 * expected.std()
+
+
+def test_a_merged_convolution_is_the_transposed_one_and_its_blur():
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
+    expected = Blur(padding=1, gain=4.0).double()(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
+    torch.testing.assert_close(shuffled(F.conv2d(x, merged(weight), padding=1)), expected)
+
+
+def test_a_result_does_not_depend_on_its_batch():
+    model = network(StyleGAN2Config(CHANNELS))
+    frozen_model = FrozenGLEAN(model, torch.float32)
+    with torch.inference_mode():
+        batch = frozen_model(lows(3))
+        alone = torch.cat([frozen_model(low[None]) for low in lows(3)])
+    assert (batch - alone).abs().max() < 1e-5 * alone.std()
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"\(N, 3, 8, 8\), not \(1, 3, 9, 8\)"):
+        FrozenGLEAN(network(NoBankConfig(CHANNELS)), torch.float32)(torch.zeros(1, 3, 9, 8))
+
+
+def test_which_networks_are_frozen(monkeypatch: pytest.MonkeyPatch):
+    assert not freezable(network(StyleGANConfig(CHANNELS)))
+    calls: list[int] = []
+    monkeypatch.setattr(FrozenGLEAN, "__call__", lambda _, low: calls.append(len(low)) or low)
+    method = FeedForward(network(StyleGAN2Config(CHANNELS)), device="cpu")
+    method(lows(2))
+    method = pickle.loads(pickle.dumps(method))
+    method(lows(3))
+    assert calls == [2, 3]
