@@ -30,6 +30,9 @@ def upscale(
     background: str | None = None,
     keep: float | None = None,
     require_object: bool = False,
+    video: bool = False,
+    rate: float | None = None,
+    find_every: int | None = None,
     report: bool = False,
     manifest: Path | None = None,
     ray: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[ADDRESS]")] = None,
@@ -44,7 +47,8 @@ def upscale(
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
-    """Enlarge pictures, or all pictures in folders; see docs/folders.md, for whole photographs docs/photos.md, and docs/cluster.md.
+    """Enlarge pictures, all pictures in folders, and videos; see docs/folders.md, docs/photos.md (whole photographs), docs/video.md and
+    docs/cluster.md.
 
     A folder's results come with gleansr.jsonl, which remembers what is done: the same command goes on where it was stopped.
 
@@ -70,6 +74,9 @@ def upscale(
         keep: How much of an object's own detail, which the model does not see, is kept, 0 to 1; by default what the photograph
             resolves, and none in blurred ones. For --photo.
         require_object: A photograph in which nothing is found is a failure; exit status 3 if that is the only kind. For --photo.
+        video: Folders hold the numbered frames of a video, to be treated as one: into frames, or into a video named by --output.
+        rate: Frames per second of a video that is made of numbered frames; by default 25.
+        find_every: Search every so many frames of a video, and interpolate in between; by default about ten a second. For --photo.
         report: Write NAME.json beside each result: how it was made, what was found, and how consistent it is in dB.
         manifest: File that remembers what is done, instead of gleansr.jsonl in the folder of results; for pictures without --output, too.
         ray: Work on a Ray cluster: that at HOST:PORT, by default the one that $RAY_ADDRESS names or that this machine belongs to, or else a
@@ -87,6 +94,7 @@ def upscale(
     """
     from gleansr.cli.clusters import requested
     from gleansr.cli.outcomes import upscale_all  # imports torch, which `gleansr --help` need not wait for
+    from gleansr.cli.video import upscale_videos, videos_among
     from gleansr.cluster import is_url, normal, places
     from gleansr.folders import Work, sha256_of
     from gleansr.pictures import FORMATS
@@ -107,11 +115,14 @@ def upscale(
         raise RequestError(f"--batch-size must be at least 1, not {batch_size}")
     if not 1 <= quality <= 100:
         raise RequestError(f"--quality must be 1 to 100, not {quality}")
+    videos = videos_among(inputs, output, video=video, rate=rate, find_every=find_every, photo=photo or bool(box))
+    if videos and (cluster or manifest):
+        raise RequestError("--ray and --manifest are for pictures, not for videos")
     to_file = output is not None and output.suffix.lower() in FORMATS and not output.is_dir()
     one_file = len(inputs) == 1 and not any(source.is_dir() for source in inputs)
     if to_file and not one_file:
         raise RequestError(f"{output}: is one file, but there are several pictures; give a folder with --output")
-    if output is not None and output.suffix and not to_file and not output.is_dir() and one_file:
+    if output is not None and output.suffix and not to_file and not output.is_dir() and one_file and not videos:
         raise RequestError(f"{output}: unknown kind of picture {output.suffix!r}; use one of {', '.join(FORMATS)}")
     photo = photo or bool(box)
     for_photos = {"aligned": aligned, "factor": factor, "background": background, "keep": keep, "require-object": require_object}
@@ -139,6 +150,12 @@ def upscale(
         settings["background_sha256"] = behind_file and sha256_of(behind_file)
         config = PhotoConfig(boxes, aligned, factor, consistent=strength, keep=keep, require_object=require_object, measured=report)
         task = Photo(upscaler, config, background=behind)
+    slow = method in ("dgp", "pulse")
+    if videos:
+        sha256 = sha256_of(file) if file else None
+        work = Work(task, batch_size or upscaler.default_batch_size(), sha256, settings, quality, overwrite, report)
+        upscale_videos(videos, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
+        return
     found = places(inputs, output, f"_{task.factor}x", to_file=to_file, manifest=manifest)
     remembered = report or any(place.manifest for place in found)
     alone = one_file and not manifest  # so that all threads are for the one picture
@@ -151,7 +168,7 @@ def upscale(
         overwrite,
         report,
     )
-    upscale_all(found, work, slow=method in ("dgp", "pulse"), fail_fast=fail_fast, verbose=verbose, cluster=cluster)
+    upscale_all(found, work, slow=slow, fail_fast=fail_fast, verbose=verbose, cluster=cluster)
 
 
 def _upscaler(

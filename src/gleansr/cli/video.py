@@ -1,0 +1,240 @@
+"""`gleansr upscale` of videos and of folders of numbered frames."""
+
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from gleansr.cli.progress import COUNTED, steps_of, warnings_above
+from gleansr.errors import GleansrError, RequestError
+from gleansr.files import shown
+from gleansr.signals import Stop, stoppable
+
+if TYPE_CHECKING:
+    from gleansr.folders import Work
+    from gleansr.tasks import Task
+    from gleansr.video import Footage, Numbered, TrackConfig
+
+
+@dataclass(frozen=True)
+class Videos:
+    """What is asked for."""
+
+    inputs: tuple[Path, ...]
+    """Video files, and folders of numbered frames."""
+    output: Path | None
+    rate: Fraction | None
+    config: "TrackConfig"
+
+
+def videos_among(
+    inputs: Sequence[Path], output: Path | None, *, video: bool, rate: float | None, find_every: int | None, photo: bool
+) -> Videos | None:
+    """The videos that are asked for; None where it is pictures.
+
+    A file is a video by the suffix of its name; a .gif where it moves, and no picture is to be made of it. A folder is one where
+    `video` says so.
+
+    Raises:
+        RequestError: the request cannot be met.
+    """
+    from gleansr.pictures import FORMATS
+    from gleansr.video import READ, WRITTEN, TrackConfig
+
+    kind = output.suffix.lower() if output is not None and not output.is_dir() else ""
+    found = [path for path in inputs if (video if path.is_dir() else _is_video(path, kind in FORMATS))]
+    if not found:
+        if kind in WRITTEN:
+            raise RequestError(f"{output}: is a video, and no input is one; with --video a folder of numbered frames is")
+        if video or rate is not None or find_every is not None:
+            option = "video" if video else "rate" if rate is not None else "find-every"
+            raise RequestError(f"--{option} is for videos ({', '.join(READ)}) and, with --video, folders of numbered frames; there is none")
+        return None
+    if len(found) < len(inputs):
+        other = next(path for path in inputs if path not in found)
+        raise RequestError(f"{other}: videos and pictures go one after the other; give the pictures to a command of their own")
+    if kind in (*READ, *FORMATS) and kind not in WRITTEN:
+        raise RequestError(f"{output}: videos are written as {', '.join(WRITTEN)}, and as frames into a folder")
+    if kind in WRITTEN and len(inputs) > 1:
+        raise RequestError(f"{output}: is one file, but there are several videos; give a folder with --output")
+    if rate is not None and not (any(path.is_dir() for path in inputs) and kind in WRITTEN):
+        raise RequestError("--rate is for numbered frames that become a video; a video keeps its times")
+    if rate is not None and not 0.01 <= rate <= 1000:
+        raise RequestError(f"--rate must be 0.01 to 1000 frames per second, not {rate}")
+    if find_every is not None and not photo:
+        raise RequestError("--find-every is for photographs: give --photo too")
+    return Videos(tuple(dict.fromkeys(inputs)), output, None if rate is None else _rational(rate), TrackConfig(find_every))
+
+
+def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool, verbose: bool) -> None:
+    """Enlarges one after the other, says what becomes of each, and exits where not all was done, as `outcomes.upscale_all` does.
+
+    Raises:
+        RequestError: the request is wrong.
+        OutputError: nothing more can be written.
+    """
+    from gleansr.cli.outcomes import upscale_all
+    from gleansr.folders import OutputError, places
+    from gleansr.folders.pipeline import StoppedError
+    from gleansr.video import RATE, WRITTEN, Clip, Numbered
+
+    console = Console(stderr=True, soft_wrap=True)
+    targets = _targets(videos, work.task.factor)
+    failed: list[GleansrError] = []
+    folders: list[tuple[Numbered, Path]] = []
+    with ExitStack() as ending:
+        stop = ending.enter_context(stoppable())
+        ending.enter_context(warnings_above(console))
+        progress = ending.enter_context(Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal))
+        for source, target in targets.items():
+            try:
+                footage = Numbered(source, videos.rate) if source.is_dir() else Clip(source)
+                if isinstance(footage, Numbered) and target.suffix.lower() not in WRITTEN:
+                    folders.append((footage, target))
+                    continue
+                if isinstance(footage, Numbered) and videos.rate is None:
+                    footage.notes[f"{RATE} frames per second, --rate chooses"] = None
+                _one(console, progress, stop, footage, target, work, videos.config, slow=slow)
+            except StoppedError:
+                break
+            except OutputError:
+                raise
+            except GleansrError as error:
+                failed.append(error)
+                _say(console, f"gleansr: {error}", "red")
+                if fail_fast:
+                    break
+        if folders and not stop.name and not (failed and fail_fast):
+            try:
+                work = replace(work, task=_followed(console, progress, stop, [one for one, _ in folders], work, videos.config))
+            except StoppedError:
+                folders = []
+    if stop.name:
+        _say(console, f"gleansr: stopped by {stop.name}; a video is not written in part, and starts anew", "yellow")
+        raise SystemExit(128 + signal.Signals[stop.name])
+    if folders and not (failed and fail_fast):
+        found = [place for one, target in folders for place in places(one.frames, target, "")]
+        upscale_all(found, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
+    if failed:
+        raise SystemExit(3 if {error.exit_code for error in failed} == {3} else 1)
+
+
+def _one(
+    console: Console, progress: Progress, stop: Stop, footage: "Footage", target: Path, work: "Work", config: "TrackConfig", *, slow: bool
+) -> None:
+    from gleansr.video import follows, upscale
+
+    finding = progress.add_task("finding", total=footage.expected, visible=follows(work.task))
+    upscaling = progress.add_task("upscaling", total=footage.expected)
+    read = 0
+
+    def seen(count: int) -> None:
+        nonlocal read
+        read = count
+        progress.update(finding, completed=count)
+
+    def made(count: int) -> None:
+        progress.update(upscaling, completed=count, total=read or footage.expected)
+
+    try:
+        summary = upscale(
+            footage,
+            target,
+            work,
+            config,
+            stopped=lambda: stop.name is not None,
+            finding=seen,
+            upscaling=made,
+            report=steps_of(progress) if slow else None,
+        )
+    finally:
+        progress.remove_task(finding)
+        progress.remove_task(upscaling)
+    notes = "; ".join([f"{summary.pictures} frames", *summary.notes])
+    _say(console, f"{footage.name} -> {target} ({notes})")
+
+
+def _followed(
+    console: Console, progress: Progress, stop: Stop, folders: "Sequence[Numbered]", work: "Work", config: "TrackConfig"
+) -> "Task":
+    """The task for folders of frames, with the objects of each followed through it."""
+    from gleansr.photos import Photo
+    from gleansr.video import followed, follows
+
+    for one in folders:
+        for note in one.notes:
+            _say(console, f"{one.name}: {note}")
+    task = work.task
+    if not isinstance(task, Photo) or not follows(task):
+        return task
+    known = {}
+    for one in folders:
+        finding = progress.add_task("finding", total=one.expected)
+        seen = partial(_advance, progress, finding)
+        shots = one.shots(lenient=True)
+        _, found = followed(one, task, config, stopped=lambda: stop.name is not None, seen=seen, shots=shots)
+        known |= found.known
+        progress.remove_task(finding)
+    return Photo(task.upscaler, task.config, background=task.background, known=known)
+
+
+def _advance(progress: Progress, task: TaskID, count: int) -> None:
+    progress.update(task, completed=count)
+
+
+def _targets(videos: Videos, factor: int) -> dict[Path, Path]:
+    """Where the result of each input goes."""
+    from gleansr.video import WRITTEN
+
+    targets: dict[Path, Path] = {}
+    for path in videos.inputs:
+        suffix = "" if path.is_dir() else path.suffix.lower() if path.suffix.lower() in WRITTEN else ".mp4"
+        name = path.resolve().name if path.is_dir() else path.stem
+        if videos.output is None:
+            folder = path.resolve().parent if path.is_dir() and path.name in ("", "..") else path.parent
+            target = folder / f"{name}_{factor}x{suffix}"
+        else:
+            target = videos.output if len(videos.inputs) == 1 else videos.output / f"{name}{suffix}"
+        if target in targets.values():
+            raise RequestError(f"{target}: would be the result of two inputs; give them to commands of their own")
+        if target.resolve() == path.resolve():
+            raise RequestError(f"{target}: is the input; give the result another name")
+        targets[path] = target
+    return targets
+
+
+def _is_video(path: Path, to_picture: bool) -> bool:
+    from gleansr.video import READ
+
+    suffix = path.suffix.lower()
+    if suffix != ".gif":
+        return suffix in READ
+    return not to_picture and _moves(path)
+
+
+def _moves(path: Path) -> bool:
+    """Whether a GIF has several frames. One that cannot be read is a picture, and refused as such."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return getattr(image, "is_animated", False)
+    except Exception:  # Pillow's readers raise errors of many kinds
+        return False
+
+
+def _rational(rate: float) -> Fraction:
+    """24000/1001 where 23.976 is meant."""
+    whole = round(rate)
+    return Fraction(whole * 1000, 1001) if rate != whole and abs(rate - whole / 1.001) < 0.005 else Fraction(rate).limit_denominator(1000)
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(shown(text), markup=False, highlight=False, style=style)

@@ -1,0 +1,169 @@
+"""The pictures of a video through a model in their order: decoding, forward passes and encoding overlapped, in bounded memory."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from gleansr.errors import PictureError
+from gleansr.folders import Forward
+from gleansr.folders.batches import Batches, Low
+from gleansr.folders.forward import Made
+from gleansr.folders.pipeline import MEMORY, StoppedError
+from gleansr.tasks import Enlarge, Prepared, Result, Task
+from gleansr.upscaler import FeedForward, Report
+from gleansr.video.reading import Shot
+
+Write = Callable[[Shot, Result], None]
+
+
+@dataclass(eq=False)
+class _Open:
+    """A picture between reading and writing."""
+
+    shot: Shot
+    prepared: Prepared
+    made: list[Made | None]
+    """Of each low."""
+    weight: int
+
+
+def flow(
+    shots: Iterator[Shot],
+    task: Task,
+    batch_size: int,
+    write: Write,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    report: Report | None = None,
+    memory: int = MEMORY,
+) -> None:
+    """Enlarges all pictures and hands the results to `write`, in their order, which another thread calls.
+
+    One thread decodes and prepares, a few pictures ahead; this one makes the forward passes; others finish; one writes. What becomes of a
+    low can depend, in its last bits, on how many share its pass, and equal pictures are to have equal results wherever in the video they
+    are. On a CPU `Forward` sees to that; on other devices each pass here has the same number: where there are fewer, one is made again.
+
+    Args:
+        shots: are read by another thread.
+        task: what to do with each; its `Shot.picture.name` tells which it is.
+        batch_size: most lows in a forward pass.
+        write: gets the shot without its pixels, and the result.
+        stopped: asked between forward passes, and at each step of a slow method.
+        report: is told of the progress of a slow method with each batch.
+        memory: bytes that the pictures between reading and writing may take together, by estimate; two are always let in.
+
+    Raises:
+        StoppedError: it was stopped.
+        GleansrError: of the first picture that cannot be read, made or written.
+    """
+
+    def step(done: int, total: int) -> None:
+        if stopped():
+            raise StoppedError
+        if report:
+            report(done, total)
+
+    def read() -> _Open | None:
+        shot = next(shots, None)
+        if shot is None:
+            return None
+        weight = _weight(task, *shot.picture.pixels.shape[-2:])
+        prepared = task.prepare(shot.picture)
+        without = replace(shot, picture=replace(shot.picture, pixels=torch.empty(3, 0, 0), alpha=None))
+        return _Open(without, prepared, [None] * len(prepared.lows), weight)
+
+    def write_when_finished(shot: Shot, result: Future[Result]) -> None:
+        write(shot, result.result())
+
+    def hand_over() -> None:
+        """What is made goes to be finished and written, as long as it is next."""
+        nonlocal handed
+        while handed in opened and all(opened[handed].made):
+            done = opened.pop(handed)
+            writing.append(writer.submit(write_when_finished, done.shot, finishers.submit(_finish, done)))
+            handed += 1
+
+    def collect() -> None:
+        batch, end = under_way.popleft()
+        for low, made in zip(batch, end()[: len(batch)], strict=True):
+            if made.error:
+                raise PictureError(f"{opened[low.number].shot.picture.name}: {made.error}") from made.error
+            opened[low.number].made[low.place] = made
+        hand_over()
+
+    waiting: deque[Future[_Open | None]] = deque()  # being read, in order
+    opened: dict[int, _Open] = {}  # before or within a forward pass
+    ready: deque[list[Low]] = deque()
+    under_way: deque[tuple[list[Low], Callable[[], list[Made]]]] = deque()
+    writing: deque[Future[None]] = deque()
+    taken = handed = 0  # pictures taken from the reader, and handed to the writer
+    with ExitStack() as ending:
+        ending.callback(getattr(shots, "close", lambda: None))
+        reader, finishers, writer = (_threads(ending, count) for count in (1, _finishers(task), 1))
+        waiting.append(reader.submit(read))
+        if (first := waiting[0].result()) is None:
+            return
+        most = max(2, min(4 * batch_size + 4, memory // first.weight))
+        size = min(batch_size, most // 2)
+        forward, batches = Forward(task.upscaler.method, size, step), Batches(size, most, most)
+        together = size if isinstance(task.upscaler.method, FeedForward) and task.upscaler.device.type != "cpu" else 1
+        ended = False
+        while True:
+            if stopped():
+                raise StoppedError
+            while writing and writing[0].done():
+                writing.popleft().result()
+            while not ended and len(waiting) <= size and len(waiting) + len(opened) + len(writing) < most:
+                waiting.append(reader.submit(read))
+            if ready and len(under_way) < forward.ahead:
+                batch = ready.popleft()
+                lows = [low.tensor for low in batch]
+                under_way.append((batch, forward.start(lows + lows[:1] * (together - len(lows)))))
+            elif under_way and (len(under_way) == forward.ahead or not (waiting and waiting[0].done())):
+                collect()
+            elif waiting:
+                new = waiting.popleft().result()
+                if new is None:
+                    ended = True
+                    waiting.clear()  # whose results are None, too
+                    ready.extend(batches.rest())
+                else:
+                    opened[taken] = new
+                    ready.extend(batches.add(taken, 0, new.prepared.lows))
+                    taken += 1
+                    hand_over()
+            elif writing:
+                writing.popleft().result()
+            elif opened:  # no more can be let in before these are done
+                ready.extend(batches.rest())
+            else:
+                return
+
+
+def _finish(done: _Open) -> Result:
+    made = [one for one in done.made if one]
+    return done.prepared.finish([one.high for one in made if one.high is not None], [one.note for one in made])
+
+
+def _weight(task: Task, height: int, width: int) -> int:
+    """Bytes that a picture of that size takes, roughly, as folders count them."""
+    side = task.upscaler.output_size
+    result = side**2 if isinstance(task, Enlarge) and side else task.factor**2 * width * height
+    return 24 * width * height + 16 * result
+
+
+def _finishers(task: Task) -> int:
+    return max(1, (os.cpu_count() or 1) // (8 if task.upscaler.device.type == "cpu" else 2))
+
+
+def _threads(ending: ExitStack, count: int) -> ThreadPoolExecutor:
+    """Threads that use one core each, while a forward pass has the others. What they have not begun is dropped at the end."""
+    pool = ThreadPoolExecutor(count, "gleansr-video", partial(torch.set_num_threads, 1))
+    ending.callback(pool.shutdown, cancel_futures=True)
+    return pool

@@ -1,0 +1,56 @@
+"""PyAV, which the extra `video` installs: loaded when it is wanted, and its errors in one line."""
+
+import functools
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gleansr.errors import GleansrError, PictureError, RequestError
+
+READ = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
+"""Suffixes of what is taken for a video. What a file is read as goes by its contents; a .gif may also be a picture."""
+
+WRITTEN = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm"}
+"""Suffixes of the videos that are written, and the names of their containers."""
+
+# Others are playlists and lists of files, with which a file could make us read further ones, streams of a network, and single pictures.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"
+
+
+@functools.cache
+def pyav() -> Any:
+    """The module `av`. Raises RequestError where it is not installed."""
+    try:
+        return importlib.import_module("av")
+    except ImportError:
+        raise RequestError("videos need PyAV: install it with `pip install 'gleansr[video]'`, or give a folder of frames") from None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The container of a video file, to be read from. What goes wrong with it in the block is a PictureError."""
+    av = pyav()  # outside of what is caught
+    if not path.is_file():  # a pipe would be waited for
+        raise PictureError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}")
+    try:
+        # Handed over as an open file: a name such as http:clip.mp4 would be an address to libav.
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                raise PictureError(f"{path}: is empty")
+            try:
+                container = av.open(file, "r", options={"format_whitelist": _CONTAINERS}, metadata_errors="replace")
+            except (av.FFmpegError, ValueError) as error:
+                raise PictureError(f"{path}: is not a video of a known kind, or is damaged or cut off ({reason(error)})") from error
+            with container:
+                yield container
+    except GleansrError:
+        raise
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        raise PictureError(f"{path}: cannot be read, it is damaged or cut off ({reason(error)})") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error of libav or the system, in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()).lower() or type(error).__name__

@@ -1,0 +1,95 @@
+"""Results put together: a video file, or a folder of frames; whole or not at all."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from gleansr.errors import PictureError
+from gleansr.files import replacing
+from gleansr.folders import OutputError
+from gleansr.pictures import Metadata, save
+from gleansr.video.encoding import VideoFile
+from gleansr.video.pyav import WRITTEN
+from gleansr.video.reading import Footage
+
+
+class Sink(Protocol):
+    """Takes the pictures of a video in their order."""
+
+    notes: list[str]
+    """What could not be done, one line each."""
+
+    def add(self, image: Image.Image, time: int, duration: int) -> None:
+        """A picture, and when and how long it is shown, in time bases of the footage. Raises PictureError, OutputError."""
+        ...
+
+
+class FrameFiles:
+    """Writes numbered PNG files, from 000001.png on. A `Sink`."""
+
+    def __init__(self, folder: Path, model: str | None):
+        self.notes: list[str] = []
+        self._folder, self._model, self._number = folder, model, 0
+
+    def add(self, image: Image.Image, time: int, duration: int) -> None:  # noqa: ARG002, a folder has no times
+        self._number += 1
+        save(image, self._folder / f"{self._number:06d}.png", "PNG", Metadata(), self._model, compress_level=1)
+
+
+@contextmanager
+def written(target: Path, footage: Footage, *, quality: int, model: str | None, overwrite: bool) -> Iterator[Sink]:
+    """What to write results to: a video file where the suffix of `target` is one of `WRITTEN`, otherwise a folder.
+
+    All is written beside the target, which gets its name when the block ends well.
+
+    Raises:
+        PictureError: it exists and may not be replaced, or the encoder refuses.
+        OutputError: nothing can be written there.
+    """
+    check_target(target, overwrite=overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix.lower() in WRITTEN:
+            with (
+                replacing(target) as temporary,
+                temporary.open("w+b", buffering=0) as raw,
+                closing(VideoFile(raw, target, footage, quality, model)) as file,
+            ):
+                yield file
+                file.end()
+        else:
+            temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+            temporary.mkdir()
+            try:
+                yield FrameFiles(temporary, model)
+                _put(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raises PictureError where results may not be put there."""
+    video = target.suffix.lower() in WRITTEN
+    if video and target.is_dir():
+        raise PictureError(f"{target}: is a folder")
+    if not video and target.exists() and not target.is_dir():
+        raise PictureError(f"{target}: is a file; results are {', '.join(WRITTEN)} files or folders")
+    if not overwrite and (target.exists() if video else target.is_dir() and any(target.iterdir())):
+        what = ("exists already", "it") if video else ("is a folder that is not empty", "the frames in it")
+        raise PictureError(f"{target}: {what[0]} and may not be overwritten; --overwrite replaces {what[1]}")
+
+
+def _put(frames: Path, target: Path) -> None:
+    """A folder of frames at its place. Into one that has files its files are moved one by one."""
+    if not target.is_dir() or not any(target.iterdir()):
+        frames.replace(target)
+        return
+    for frame in sorted(frames.iterdir()):
+        frame.replace(target / frame.name)

@@ -1,0 +1,250 @@
+"""`gleansr upscale` of videos and numbered frames: what is taken for which, what it says, with what it exits."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gleansr.cli.video import upscale_videos, videos_among
+from gleansr.errors import PictureError, RequestError
+from gleansr.folders import OutputError, Work
+from gleansr.photos import Photo, PhotoConfig
+from gleansr.tasks import Enlarge
+from gleansr.video import Clip, Numbered
+from gleansr.video.numbered import natural
+from tests.photo_parts import stripes, upscaler
+from tests.test_video_tracks import Spot
+from tests.video_parts import av, clip, leftovers, numbered, order, planes
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Does the work; returns its exit status and what it printed."""
+
+    def call(
+        *inputs: Path,
+        output: Path | None = None,
+        video: bool = False,
+        rate: float | None = None,
+        work: Work | None = None,
+        fail_fast: bool = False,
+    ) -> tuple[int, str]:
+        status: object = 0
+        work = work or Work(Enlarge(upscaler(None, 2)), 4)
+        try:
+            videos = videos_among(inputs, output, video=video, rate=rate, find_every=None, photo=isinstance(work.task, Photo))
+            assert videos
+            upscale_videos(videos, work, slow=False, fail_fast=fail_fast, verbose=False)
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return int(str(status or 0)), captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """in/ with frames whose numbers have gaps and no leading zeros, and other files."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, pixels in zip((1, 2, 9, 10, 11, 100), numbered(6), strict=True):
+        Image.fromarray(pixels).save(folder / f"shot{i}.png")
+    (folder / "notes1.txt").touch()
+    Image.new("RGB", (4, 4)).save(folder / "cover.png")
+    return folder
+
+
+def test_a_video_becomes_one_beside_it(run, tmp_path: Path):
+    source = clip(tmp_path / "a.mp4", numbered(5))
+    status, said = run(source)
+    assert status == 0
+    assert said.strip() == f"{source} -> {tmp_path / 'a_2x.mp4'} (5 frames)"
+    assert len(planes(tmp_path / "a_2x.mp4")) == 5
+    clip(tmp_path / "b.mkv", numbered(2))
+    assert run(tmp_path / "b.mkv", clip(tmp_path / "c.gif", numbered(3)), output=tmp_path / "out")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.mkv", "c.mp4"]
+    assert run(source, output=tmp_path / "frames")[0] == 0
+    assert len(list((tmp_path / "frames").iterdir())) == 5
+
+
+def test_what_is_a_video(tmp_path: Path):
+    clip(tmp_path / "a.gif", numbered(3))
+    Image.new("RGB", (4, 4)).save(tmp_path / "still.gif")
+    (tmp_path / "folder").mkdir()
+
+    def among(*names: str, output: str | None = None, video: bool = False) -> bool:
+        inputs = [tmp_path / name for name in names]
+        target = tmp_path / output if output else None
+        return videos_among(inputs, target, video=video, rate=None, find_every=None, photo=False) is not None
+
+    assert among("a.gif")
+    assert among("a.gif", output="b.mp4")
+    assert not among("a.gif", output="b.png")
+    assert not among("still.gif")
+    assert among("A.MOV")
+    assert not among("folder")
+    assert among("folder", video=True)
+    assert not among("a.png")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "options", "words"),
+    [
+        (["a.png"], "b.mp4", {}, "--video a folder of numbered frames"),
+        (["a.mp4", "a.png"], None, {}, "a command of their own"),
+        (["a.mp4", "b.mp4"], "c.mp4", {}, "one file, but there are several"),
+        (["a.mp4"], "c.avi", {}, "written as .mp4, .mkv, .webm"),
+        (["a.mp4"], "c.png", {}, "written as .mp4, .mkv, .webm"),
+        (["a.mp4"], "c.mp4", {"rate": 30}, "keeps its times"),
+        (["folder"], "c.mp4", {"video": True, "rate": 1e9}, "0.01 to 1000"),
+        (["a.mp4"], None, {"find_every": 3}, "give --photo too"),
+        (["a.mp4"], None, {"find_every": 0, "photo": True}, "every so many"),
+        (["a.png"], None, {"video": True}, "--video is for videos"),
+        (["a.png"], None, {"rate": 25}, "--rate is for videos"),
+    ],
+)
+def test_requests_that_cannot_be_met(tmp_path: Path, inputs: list[str], output: str | None, options: dict[str, float], words: str):
+    (tmp_path / "folder").mkdir()
+    usual = {"video": False, "rate": None, "find_every": None, "photo": False}
+    with pytest.raises(RequestError, match=words):
+        videos_among([tmp_path / name for name in inputs], tmp_path / output if output else None, **usual | options)  # type: ignore[arg-type]
+
+
+def test_results_never_meet_each_other_or_their_source(run, tmp_path: Path):
+    clip(tmp_path / "a.mp4", numbered(2))
+    with pytest.raises(RequestError, match="two inputs"):
+        run(tmp_path / "a.mp4", tmp_path / "a.mov")
+    with pytest.raises(RequestError, match="is the input"):
+        run(tmp_path / "a.mp4", output=tmp_path / "a.mp4")
+
+
+def test_one_that_fails_is_said_and_the_others_go_on(run, tmp_path: Path):
+    (tmp_path / "a.mp4").write_text("no video")
+    clip(tmp_path / "b.mp4", numbered(2))
+    status, said = run(tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "missing.mp4")
+    assert status == 1
+    lines = said.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"gleansr: {tmp_path / 'a.mp4'}: is not a video of a known kind")
+    assert " -> " in lines[1]
+    assert "no such file" in lines[2]
+    status, said = run(tmp_path / "a.mp4", tmp_path / "b.mp4", fail_fast=True)
+    assert (status, len(said.splitlines())) == (1, 1)
+    with pytest.raises(OutputError):
+        run(tmp_path / "b.mp4", output=tmp_path / "a.mp4" / "c.mp4")
+    assert leftovers(tmp_path) == []
+
+
+def test_frames_become_frames_of_the_same_names_and_go_on(run, frames: Path, tmp_path: Path):
+    status, said = run(frames, video=True)
+    assert status == 0
+    results = tmp_path / "in_2x"
+    assert sorted(path.name for path in results.glob("*.png")) == sorted(f"shot{i}.png" for i in (1, 2, 9, 10, 11, 100))
+    assert "2 files are no numbered picture and left out: cover.png, notes1.txt" in said
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*.png")}
+    (results / "shot9.png").unlink()
+    status, said = run(frames, video=True)
+    assert "1 of 1 pictures upscaled" in said
+    assert "5 were done already" in said
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items() if path.name != "shot9.png")
+    (frames / "shot3.png").write_text("broken")
+    status, said = run(frames, video=True)
+    assert status == 1
+    assert "shot3.png" in said
+
+
+def test_frames_become_a_video_in_natural_order(run, frames: Path, tmp_path: Path):
+    status, said = run(frames, video=True, output=tmp_path / "b.mkv", rate=23.976)
+    assert status == 0
+    assert "--rate" not in said
+    footage = Clip(tmp_path / "b.mkv")
+    brightness = order([shot.picture.pixels for shot in footage.shots()])
+    assert len(brightness) == 6
+    assert brightness == sorted(brightness)
+    status, said = run(frames, video=True, output=tmp_path / "c.mp4")
+    assert status == 0
+    assert "25 frames per second, --rate chooses" in said
+    with av.open(tmp_path / "c.mp4") as container:
+        assert container.streams.video[0].average_rate == 25
+    (frames / "shot3.png").write_text("broken")
+    status, said = run(frames, video=True, output=tmp_path / "d.mp4")
+    assert status == 1
+    assert f"{frames / 'shot3.png'}: is not a picture of a known kind" in said
+    assert not (tmp_path / "d.mp4").exists()
+
+
+def test_names_are_ordered_by_their_numbers():
+    names = ["f10.png", "f9.png", "f1b2.png", "f1b10.png", "2.png", "10.png", "f09.png"]
+    assert sorted(names, key=natural) == ["2.png", "10.png", "f1b2.png", "f1b10.png", "f09.png", "f9.png", "f10.png"]
+
+
+def test_folders_without_numbered_frames_are_refused(run, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "cover.png")
+    status, said = run(tmp_path / "in", video=True)
+    assert status == 1
+    assert "no numbered frames in this folder" in said
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "1.png")
+    assert Numbered(tmp_path / "in").rate == 25
+
+
+def test_objects_are_followed_through_frames_also_past_a_broken_one(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in ("gleansr.photos.task", "gleansr.video.run"):
+        monkeypatch.setattr(f"{module}.finder", lambda *_: Spot())
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        pixels = np.full((32, 64, 3), 90, np.uint8)
+        pixels[16, 16 + i] = 255
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in" / "4.png").write_text("broken")
+    work = Work(Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(factor=1, keep=0)), 4, sidecar=True)
+    status, said = run(tmp_path / "in", video=True, work=work)
+    assert status == 1
+    assert said.count("gleansr: ") == 1
+    assert len(list((tmp_path / "in_1x").glob("*.png"))) == 7
+    assert "8 of 8 pictures" not in said
+    status, said = run(tmp_path / "in", video=True, work=work)
+    assert "7 were done already" in said
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(run, tmp_path: Path, kind: signal.Signals):
+    source = clip(tmp_path / "a.mkv", numbered(40))
+    calls = 0
+
+    def change(high: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), kind)
+        return high
+
+    status, said = run(source, source.with_name("missing.mp4"), work=Work(Enlarge(upscaler(None, 2, change)), 2))
+    assert status == 128 + kind
+    assert f"stopped by {kind.name}" in said
+    assert "missing" not in said
+    assert calls < 20
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
+
+
+def test_results_that_exist_are_kept(run, tmp_path: Path):
+    source = clip(tmp_path / "a.mp4", numbered(2))
+    assert run(source)[0] == 0
+    status, said = run(source)
+    assert status == 1
+    assert "--overwrite replaces it" in said
+    assert run(source, work=Work(Enlarge(upscaler(None, 2)), 4, overwrite=True))[0] == 0
+
+
+def test_an_error_of_the_task_names_the_frame(run, tmp_path: Path):
+    def broken(high: torch.Tensor) -> torch.Tensor:
+        raise PictureError("too bad")
+
+    status, said = run(clip(tmp_path / "a.mp4", numbered(2)), work=Work(Enlarge(upscaler(None, 2, broken)), 4))
+    assert status == 1
+    assert said.strip() == f"gleansr: {tmp_path / 'a.mp4'}: frame 1: too bad"
