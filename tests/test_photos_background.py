@@ -46,8 +46,8 @@ def test_bands_are_the_photo(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gleansr.photos.background._ROWS", 7)
     planes = torch.rand(4, 30, 20)
     bands = list(bicubic_bands(planes, 3))
-    assert [first for first, _ in bands] == [0, 21, 42, 63, 84]
-    assert torch.allclose(torch.cat([band for _, band in bands], 1), enlarged(planes, 3), atol=1e-6)
+    assert [(band.first, band.rows) for band in bands] == [(0, 21), (21, 21), (42, 21), (63, 21), (84, 6)]
+    assert torch.allclose(torch.cat([band.make() for band in bands], 1), enlarged(planes, 3), atol=1e-6)
 
 
 def network(scale: int = 2, seed: int = 0) -> Upscaler:
@@ -60,7 +60,7 @@ def network(scale: int = 2, seed: int = 0) -> Upscaler:
 
 
 def whole(behind: Network, planes: Tensor, factor: int) -> Tensor:
-    return torch.cat([band for _, band in behind.bands(planes, factor)], 1)
+    return torch.cat([band.make() for band in behind.bands(planes, factor)], 1)
 
 
 @pytest.mark.parametrize(("factor", "scale"), [(2, 2), (3, 2), (1, 2)])

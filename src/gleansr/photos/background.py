@@ -1,7 +1,9 @@
 """The enlarged photo around the objects, in bands of rows: by bicubic, or by a network in tiles."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +13,18 @@ from gleansr.photos.sampling import enlarged
 from gleansr.resize import resize
 from gleansr.upscaler import Upscaler
 
-Band = tuple[int, Tensor]
-"""The first row, and (C, rows, width) in about [0, 1]."""
 
-_ROWS = 96
+class Band(NamedTuple):
+    """Some rows of an enlarged photo."""
+
+    first: int
+    """Their place in it."""
+    rows: int
+    make: Callable[[], Tensor]
+    """(C, rows, width) in about [0, 1]; in any thread."""
+
+
+_ROWS = 32
 """Of the photo in a band: few enough for a band to stay in the processor's cache for the steps that follow."""
 
 
@@ -22,7 +32,8 @@ def bicubic_bands(planes: Tensor, factor: int) -> Iterator[Band]:
     """planes (C, H, W) in [0, 1], enlarged by bicubic."""
     height = planes.shape[1]
     for first in range(0, height, _ROWS):
-        yield first * factor, enlarged(planes, factor, first, min(height, first + _ROWS))
+        last = min(height, first + _ROWS)
+        yield Band(first * factor, (last - first) * factor, partial(enlarged, planes, factor, first, last))
 
 
 class Network:
@@ -70,7 +81,7 @@ class Network:
             band = total[:, : ready - done]
             if len(planes) > 3:
                 band = torch.cat([band, enlarged(planes[3:], factor, done // factor, ready // factor)])
-            yield done, band
+            yield Band(done, band.shape[1], partial(_as_it_is, band))
             pending, done = total[:, ready - done :], ready
 
     def _windows(self, length: int, factor: int) -> list[tuple[int, int, Tensor]]:
@@ -99,3 +110,7 @@ class Network:
             raise PictureError("the background network made NaN or infinite values; try --precision float32")
         large = (made.clamp(-1, 1) + 1) / 2
         return resize(large, size=(tile.shape[1] * factor, tile.shape[2] * factor)) if self.upscaler.scale != factor else large
+
+
+def _as_it_is(band: Tensor) -> Tensor:
+    return band

@@ -11,8 +11,13 @@ colours; a model that only interpolates has no detail, and the photo comes back 
 """
 
 import math
-from collections.abc import Iterable
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,6 +36,7 @@ FEATHER = 0.12
 
 _COARSE = 16
 """Cells along the longer side of which the photo's colours hold, but no more than half of the pixels that the model gets."""
+_MOST_THREADS = 8
 _CHANGED = (2 / 255, 6 / 255)
 """In [-1, 1], one and three 8-bit steps: where the model's detail is below the first, g is 0; above the second it is 1."""
 
@@ -66,6 +72,7 @@ class Layer:
         self.frame, self.factor = piece.frame, factor
         self._piece = piece
         self._planes: Tensor | None = None
+        self._making = threading.Lock()
         frame = piece.frame
         height, width = shape
         left, top, right, bottom = frame.bounds
@@ -87,16 +94,16 @@ class Layer:
 
     def planes(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """For the same pixels: g (1, rows, columns), and what replaces g * E, (3, rows, columns)."""
-        if self._planes is None:
-            self._planes = self._made()
+        with self._making:
+            planes = self._planes = self._made() if self._planes is None else self._planes
         across, down = self.frame.width * self.factor, self.frame.height * self.factor
-        if self.frame.angle == 0 and self._planes.shape[-2:] == (round(down), round(across)):
+        if self.frame.angle == 0 and planes.shape[-2:] == (round(down), round(across)):
             x, y = (round(self.frame.x * self.factor - across / 2), round(self.frame.y * self.factor - down / 2))
-            part = self._planes[:, first - y : last - y, self.left - x : self.right - x]
+            part = planes[:, first - y : last - y, self.left - x : self.right - x]
         else:
             u, v = self._coordinates(first, last)
             grid = torch.stack(torch.broadcast_tensors(u * 2 - 1, v * 2 - 1), -1)
-            part = F.grid_sample(self._planes[None], grid[None], mode="bicubic", padding_mode="border", align_corners=False)[0]
+            part = F.grid_sample(planes[None], grid[None], mode="bicubic", padding_mode="border", align_corners=False)[0]
         return part[3:].clamp(0, 1), part[:3]
 
     def meets(self, other: "Layer") -> bool:
@@ -170,20 +177,42 @@ def paste(
             raise PictureError("the model made NaN or infinite values; try --precision float32")
         layers.append(Layer(piece, shape, factor, feather=share))
     canvas: Tensor | None = None
-    for first, band in bands:
-        last = first + band.shape[1]
+    waiting: deque[tuple[Band, Future[Tensor]]] = deque()
+
+    def put() -> None:
+        nonlocal canvas
+        band, made = waiting.popleft()
+        rows = made.result()
         if canvas is None:
-            canvas = torch.empty(height, width, len(band), dtype=torch.uint8)
-        band = _with_layers(band, first, [layer for layer in layers if layer.top < last and layer.bottom > first])
+            canvas = torch.empty(height, width, rows.shape[-1], dtype=torch.uint8)
+        last = band.first + band.rows
+        canvas[band.first : last] = rows
         for layer in layers:
-            if first < layer.bottom <= last:
+            if band.first < layer.bottom <= last:
                 layer.release()
-        if len(band) > 3:
-            alpha = band[3:].clamp(0, 1)
-            band = torch.cat([unpremultiply(torch.minimum(band[:3].clamp(min=0), alpha), alpha), alpha])
-        # Half is rounded up; adding and cutting off is three times as fast as rounding.
-        canvas[first:last] = band.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+
+    # Bands are independent of each other, and each step of one in a single thread.
+    own, threads = torch.get_num_threads(), min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads, "gleansr-paste", partial(torch.set_num_threads, 1)) as pool:
+        for band in bands:
+            waiting.append((band, pool.submit(_pasted, band, layers)))
+            if len(waiting) > 2 * threads:
+                put()
+        while waiting:
+            put()
+    torch.set_num_threads(own)  # which those of the others change, in part
     return Image.fromarray(np.asarray(canvas))
+
+
+def _pasted(band: Band, layers: Sequence[Layer]) -> Tensor:
+    """A band with its layers, (rows, width, C) in 0..255."""
+    first, last = band.first, band.first + band.rows
+    planes = _with_layers(band.make(), first, [layer for layer in layers if layer.top < last and layer.bottom > first])
+    if len(planes) > 3:
+        alpha = planes[3:].clamp(0, 1)
+        planes = torch.cat([unpremultiply(torch.minimum(planes[:3].clamp(min=0), alpha), alpha), alpha])
+    # Half is rounded up; adding and cutting off is three times as fast as rounding.
+    return planes.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
 def _with_layers(band: Tensor, first: int, layers: list[Layer]) -> Tensor:

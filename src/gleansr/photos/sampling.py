@@ -1,14 +1,21 @@
 """`gleansr.resize`'s bicubic in float32, for what is as large as a photo.
 
-The exact one sums in float64, which takes seconds for a photo; this one is PyTorch's, whose kernel is the same where pictures are
-antialiased, with borders mirrored as MATLAB's. The two agree within float32's rounding.
+The exact one sums in float64, which takes seconds for a photo. Shrinking is PyTorch's here, whose kernel is the same where pictures are
+antialiased, with borders mirrored as MATLAB's; enlarging is our own. Both agree with the exact one within float32's rounding.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.fidelity import psnr
+from gleansr.resize import resize
+
+_WINDOW = 8
+_REACH = 2
+"""Of the kernel, in pixels."""
 
 
 def mirrored(first: int, last: int, length: int) -> Tensor:
@@ -19,16 +26,32 @@ def mirrored(first: int, last: int, length: int) -> Tensor:
 
 def enlarged(planes: Tensor, factor: int, first: int = 0, last: int | None = None) -> Tensor:
     """Rows first..last - 1 (by default all) of planes (C, H, W), enlarged by a whole factor: (C, factor * rows, factor * W)."""
-    height, width = planes.shape[-2:]
+    count, height, width = planes.shape
     last = height if last is None else last
     if factor == 1:
         return planes[:, first:last].clone()
-    margin = 2  # the kernel's reach
-    part = planes[:, mirrored(first - margin, last + margin, height)][:, :, mirrored(-margin, width + margin, width)]
-    size = (part.shape[1] * factor, part.shape[2] * factor)
-    large = F.interpolate(part[None], size=size, mode="bicubic", antialias=True)[0]
-    cut = margin * factor
-    return large[:, cut:-cut, cut:-cut]
+    # Windows of so many pixels, with those that the kernel reaches on both sides, times one small matrix, are several times as fast as sums
+    # over single taps.
+    down, across = -(-(last - first) // _WINDOW), -(-width // _WINDOW)
+    rows = mirrored(first - _REACH, first + down * _WINDOW + _REACH, height)
+    part = planes[:, rows][:, :, mirrored(-_REACH, across * _WINDOW + _REACH, width)]
+    size = _WINDOW + 2 * _REACH
+    matrix = _phases(factor).to(planes.dtype)
+    plane, line, _ = part.stride()
+    tall = matrix @ part.as_strided((count, down, size, part.shape[2]), (plane, _WINDOW * line, line, 1))
+    tall = tall.view(count, down * _WINDOW * factor, part.shape[2])
+    plane, line, _ = tall.stride()
+    large = tall.as_strided((*tall.shape[:2], across, size), (plane, line, _WINDOW, 1)) @ matrix.T
+    return large.view(*tall.shape[:2], -1)[:, : (last - first) * factor, : width * factor]
+
+
+@functools.lru_cache(maxsize=16)
+def _phases(factor: int) -> Tensor:
+    """What a window's pixels, and those around it, weigh in the enlarged ones: (factor * window, window + 2 * reach), float64."""
+    with torch.inference_mode(False):  # it is kept
+        impulses = torch.eye(_WINDOW + 4 * _REACH, dtype=torch.float64)
+        wide = resize(impulses, size=(len(impulses) * factor, len(impulses)))
+    return wide[2 * _REACH * factor : -2 * _REACH * factor, _REACH:-_REACH]
 
 
 def shrunk(planes: Tensor, factor: int) -> Tensor:
