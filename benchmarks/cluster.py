@@ -105,7 +105,7 @@ def main() -> None:
     work = Work(Enlarge(upscaler), options.batch_size or upscaler.default_batch_size(), sha256_of(file))
     config = ClusterConfig(workers=options.workers, cores=options.cores)
     seconds: dict[str, list[float]] = {}
-    processor: list[float] = []
+    processor: dict[int, list[float]] = {}
     written = 0.0
 
     with tempfile.TemporaryDirectory() as folder, connected("local", num_cpus=options.workers * options.cores) as ray:
@@ -125,8 +125,8 @@ def main() -> None:
                     with watched.watching() if name == "cluster" else nullcontext():
                         took, written = timed(pictures, count, work, way)
                     seconds.setdefault(f"{name}_{count}", []).append(took)
-                    if name == "cluster" and count == options.pictures:
-                        processor.append((time.process_time() - busy) / count)
+                    if name == "cluster":
+                        processor.setdefault(count, []).append(time.process_time() - busy)
 
     def speeds(name: str) -> list[float]:
         pairs = zip(seconds[f"{name}_{options.few}"], seconds[f"{name}_{options.pictures}"], strict=True)
@@ -145,7 +145,11 @@ def main() -> None:
         "seconds": seconds,
         "bytes_read_per_picture": read,
         "bytes_written_per_picture": written,
-        "driver_processor_seconds_per_picture": statistics.median(processor),
+        "driver_processor_seconds_per_picture": statistics.median(
+            (whole - few) / (options.pictures - options.few)
+            for few, whole in zip(processor[options.few], processor[options.pictures], strict=True)
+        ),
+        "driver_processor_seconds_of_starting": statistics.median(processor[options.few]),
         "largest": watched.largest,
         "over_time": watched.over_time[:: max(1, len(watched.over_time) // 20)],
     }
