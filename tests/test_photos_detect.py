@@ -137,6 +137,19 @@ def test_a_cat_is_found_however_it_is_turned(angle: float):
 
 
 @needs_cv2
+@pytest.mark.parametrize("size", [0.5, 1.0, 2.5])
+def test_a_head_that_fills_a_picture_of_any_size_is_found_at_once(size: float):
+    """Its ears are cut off."""
+    from gleansr.photos.cats import Cats
+
+    image = Image.fromarray(skimage.data.chelsea())
+    photo = decode(image.resize((round(image.width * size), round(image.height * size)), Image.Resampling.BICUBIC)).pixels
+    (found,) = Cats().search(photo)
+    assert math.dist((found.frame.x / size, found.frame.y / size), (249, 117)) < 25
+    assert 380 < found.frame.width / size < 600
+
+
+@needs_cv2
 def test_an_even_photo_has_no_cats():
     result = run(Photo(upscaler(16, 4, category="cats"), PhotoConfig(factor=2)), Picture(torch.full((3, 40, 50), 0.4)))
     assert result.notes == ("0 cats found",)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,12 @@ _STEP = 1.05
 """Between the sizes that are searched; with 1.1 a fifth of the heads is lost."""
 _NEIGHBOURS = 2
 """How many more windows about the same place must agree."""
+_FILLING_SIDE = 96
+"""Shorter side at which the whole is searched for a head that fills it."""
+_BORDER = 0.3
+"""What is added on each side for that, as a share of the shorter side: the cascade wants to see something around a head."""
+_FILLING = 0.6
+"""Side of the frame of such a head, as a share of the photo's shorter side, at least."""
 _TILTS = (0.0, 12.0, -12.0, 24.0, -24.0)
 _TURNS = tuple(float(turn) for turn in range(48, 336, 24))
 """Degrees. The cascade finds heads that are turned by up to 10."""
@@ -59,17 +66,40 @@ class Cats:
         """See `detect.Finder`. Scores are the weights of the cascade's last stage: 0 is its threshold, a good one is above 1."""
         height, width = photo.shape[-2:]
         size = search_size(height, width, most_pixels=_MOST_PIXELS, most_enlarged=_MOST_ENLARGED)
-        grey = self._cv2.cvtColor(pixels_at(photo, size), self._cv2.COLOR_RGB2GRAY)
-        density = math.sqrt(size[0] * size[1] / (height * width))
-        for angles, usual in ((_TILTS, _LEAST_SCORE), (_TURNS, _LEAST_SCORE_TURNED)) if turned else ((_TILTS[:1], _LEAST_SCORE),):
-            found: list[Found] = []
-            for angle in angles:
-                picture = self._turned(grey, angle)
-                turn = Turn(angle, (picture.shape[1], picture.shape[0]), (width, height), density)
-                found += self._all_sizes(picture, turn, usual if least_score is None else least_score)
-            if found := distinct(within(found, height, width)):
-                return found
-        return []
+        grey, density = self._grey(photo, size), math.sqrt(size[0] * size[1] / (height * width))
+        least = _LEAST_SCORE if least_score is None else least_score
+        tilts = _TILTS if turned else _TILTS[:1]
+        found = self._filling(photo, tilts, least)
+        if any(one.frame.width**2 > height * width / 2 for one in found):  # which leaves no room for others
+            return distinct(within(found, height, width))
+        found += self._at_angles(grey, (width, height), density, tilts, least)
+        if turned and not within(found, height, width):
+            least = _LEAST_SCORE_TURNED if least_score is None else least_score
+            found = self._at_angles(grey, (width, height), density, _TURNS, least)
+        return distinct(within(found, height, width))
+
+    def _filling(self, photo: Tensor, angles: Sequence[float], least_score: float) -> list[Found]:
+        """Heads that fill the photo or reach beyond it."""
+        height, width = photo.shape[-2:]
+        density = _FILLING_SIDE / min(height, width)
+        border = round(_BORDER * _FILLING_SIDE)
+        grey = self._grey(photo, (round(height * density), round(width * density)))
+        grey = self._cv2.copyMakeBorder(grey, *[border] * 4, self._cv2.BORDER_REPLICATE)
+        found = self._at_angles(grey, (width, height), density, angles, least_score)
+        return [one for one in found if one.frame.width > _FILLING * min(height, width)]
+
+    def _grey(self, photo: Tensor, size: tuple[int, int]) -> np.ndarray:
+        return self._cv2.cvtColor(pixels_at(photo, size), self._cv2.COLOR_RGB2GRAY)
+
+    def _at_angles(
+        self, grey: np.ndarray, outer: tuple[float, float], density: float, angles: Sequence[float], least_score: float
+    ) -> list[Found]:
+        """Heads in a picture (h, w) with the same middle as the photo, of width and height `outer`, that are turned by these angles."""
+        found: list[Found] = []
+        for angle in angles:
+            picture = self._turned(grey, angle)
+            found += self._all_sizes(picture, Turn(angle, (picture.shape[1], picture.shape[0]), outer, density), least_score)
+        return found
 
     def _all_sizes(self, picture: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
         """Upright heads in a picture (h, w), searched at every power of two at which they can be there.
