@@ -14,7 +14,7 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -58,7 +58,18 @@ class _Conv:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype, slope: float | None = None) -> "_Conv":
-        return cls(_laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
+        made = cls(_laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
+        return made if dtype == conv.weight.dtype else made.packed()  # what would be a copy in any case
+
+    def packed(self) -> "_Conv":
+        """With a copy of its weights in the order in which oneDNN wants them, which it otherwise makes for each call."""
+        if self.weight.dtype not in _FUSED or not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
+            return self
+        n_in, sides, padding = self.weight.shape[1], [64, 64], self.weight.shape[-1] // 2  # the order hardly depends on the map
+        with torch.inference_mode():
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            weight = reorder(self.weight, [padding] * 2, [self.stride] * 2, [1, 1], 1, [1, n_in, *sides])
+        return replace(self, weight=weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         padding = self.weight.shape[-1] // 2
@@ -71,19 +82,19 @@ class _Conv:
 
 
 class _Dense:
-    """A dense block: x + 0.2 * conv5, with the 0.2 in the last weights."""
+    """A dense block."""
 
     def __init__(self, block: DenseBlock, dtype: torch.dtype):
         *growing, last = (cast("nn.Conv2d", conv) for conv in block.convs)
-        self._growing = [_Conv.of(conv, dtype, 0.2) for conv in growing]
-        self._last = _Conv(_laid_out(last.weight.detach() * 0.2, dtype), (cast("Tensor", last.bias).detach() * 0.2).to(dtype))
+        self._growing, self._last = [_Conv.of(conv, dtype, 0.2) for conv in growing], _Conv.of(last, dtype)
+        self._dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, C, H, W), float32 -> the same."""
-        dense = x.to(self._last.weight.dtype)
+        dense = x.to(self._dtype)
         for conv in self._growing:
             dense = torch.cat([dense, conv(dense)], 1)
-        return x + self._last(dense)
+        return torch.add(x, self._last(dense), alpha=0.2)
 
 
 class _Styled:
@@ -125,7 +136,7 @@ class _Small(_Styled):
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         super().__init__(layer, noise, dtype)
-        self._constant = self._weight.to(dtype).transpose(0, 1).contiguous() if self.up else _laid_out(self._weight, dtype)
+        self._constant = self._weight.to(dtype).transpose(0, 1) if self.up else _laid_out(self._weight, dtype)
 
     def __call__(self, x: Tensor, code: Tensor) -> Tensor:
         """x (N, in, H, W), code (N, code_dim) -> (N, out, H', W')."""
@@ -204,11 +215,12 @@ class _Level:
         conv = cast("nn.Conv2d", decoder.up[i].conv)
         self._width = conv.out_channels // 4
         order = torch.arange(conv.out_channels).view(self._width, 4).t().reshape(-1)  # as `shuffled` wants them
-        self._conv = _Conv(_laid_out(conv.weight[order], dtype), cast("Tensor", conv.bias).detach()[order].to(dtype))
+        self._conv = _Conv(_laid_out(conv.weight[order], dtype), cast("Tensor", conv.bias).detach()[order].to(dtype)).packed()
         self._layers, self._beside = layers, i > 0 and bool(layers)
         self._ends = [_Conv.of(decoder.last, dtype, 0.2), _Conv.of(decoder.out, dtype)] if i == len(decoder.up) - 1 else []
         # An enlargement spoils two rows of its output where its input was cut, and each convolution behind it one more.
-        self._beyond = 1 + math.ceil((max(len(layers) - 1, 0) + len(self._ends)) / 2)
+        self._beyond = 1 + math.ceil(len(self._ends) / 2)
+        self._beyond_beside = 1 + math.ceil((len(layers) - 1 + len(self._ends)) / 2)
         widest = max(2 * self._width, *(len(end.weight) for end in self._ends), 0)
         row = widest * dtype.itemsize * model.config.in_size * 2 ** (i + 1)
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
@@ -223,19 +235,20 @@ class _Level:
         for start in range(0, height, self._rows):
             end = min(start + self._rows, height)
             rows = slice(2 * start, 2 * end)
-            above, below = max(start - self._beyond, 0), min(end + self._beyond, height)
-            read = high[:, :, above:below]
-            strip = _Strip(read, above, height)
-            beside = None if x is None else _Strip(x[:, :, above:below], above, height)
-            if beside and self._beside:
-                read = torch.cat([read, beside.map], 1)
+            strip = _strip(high, start - self._beyond, end + self._beyond)
+            read = strip.map
+            if x is not None and self._beside:
+                read = torch.cat([read, x[:, :, strip.rows]], 1)
             strip = strip.doubled(shuffled(self._conv(read)))
+            beside = None if x is None else _strip(x, start - self._beyond_beside, end + self._beyond_beside)
             for layer in layers:
                 beside = layer(cast("_Strip", beside))
             if beside and made_x is not None:
                 made_x[:, :, rows] = beside.of(rows)
             elif beside:
-                strip = _Strip(torch.cat([strip.of(beside.rows), beside.map], 1), beside.top, beside.height)
+                rows_of_both = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
+                both = torch.cat([strip.of(rows_of_both), beside.of(rows_of_both)], 1)
+                strip = _Strip(both, rows_of_both.start, strip.height)
             for conv in self._ends:
                 strip = strip.convolved(conv(strip.map))
             made[:, :, rows] = strip.of(rows)
@@ -327,6 +340,12 @@ class _Low:
 def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     """For a map of twice the size, height x width."""
     return torch.empty(1, channels, 2 * height, 2 * width, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _strip(whole: Tensor, start: int, stop: int) -> _Strip:
+    """Those rows of a map, as far as it has them."""
+    top, height = max(start, 0), whole.shape[2]
+    return _Strip(whole[:, :, top : min(stop, height)], top, height)
 
 
 def merged(weight: Tensor) -> Tensor:
