@@ -1,5 +1,6 @@
 """Devices and processes of a run, by Lightning Fabric."""
 
+import atexit
 import inspect
 import os
 from typing import Any
@@ -67,7 +68,15 @@ def launch(accelerator: str, devices: int | list[int], nodes: int = 1) -> Fabric
         precision="32-true",  # its "bf16-mixed" rounds what goes into a network; the loop sets autocast itself
     )
     fabric.launch()
+    if not one:
+        atexit.register(_part)
     return fabric
+
+
+def _part() -> None:
+    """Lightning does this on GPUs alone; on CPUs threads of the exchange that outlive Python's end may abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _exchanging() -> DDPStrategy:
