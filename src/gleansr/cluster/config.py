@@ -13,7 +13,7 @@ class ClusterConfig:
     """HOST:PORT of a Ray cluster that this machine belongs to. By default that of $RAY_ADDRESS, or the cluster that was started or joined
     on this machine, or a new one of this machine's cores alone."""
     workers: int | None = None
-    """Models at once; by default one for each GPU, or as many as the cores allow at the start. Give more for a cluster that grows."""
+    """Models at once; by default one for each GPU, or as many as the cores allow at the start."""
     cores: int | None = None
     """CPU cores of each worker; by default 1, and beside a GPU its share of them, up to 8."""
     gpus: bool = True
