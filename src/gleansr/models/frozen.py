@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
-from gleansr.models.stylegan2 import StyledConv, StyleGAN2
+from gleansr.models.stylegan2 import StyledConv, StyleGAN2, StyleGAN2Synthesis
 
 _STRIP = 16 * 2**20
 """Bytes that the widest map of a strip takes at most: few enough for a cache, and enough for few rows to be made twice."""
@@ -111,6 +111,12 @@ class _Styled:
         self._noise = (noise * (layer.noise_strength.detach() * SQRT2)).to(dtype)
         self._kernel = conv.blur.kernel.to(dtype).expand(weight.shape[0], 1, 4, 4) if conv.blur is not None else None
 
+    @classmethod
+    def at(cls, synthesis: StyleGAN2Synthesis, j: int, dtype: torch.dtype) -> list[Self]:
+        """The layers whose result is of 4 * 2^j px."""
+        noises = synthesis.noises("fixed", 1)
+        return [cls(cast("StyledConv", synthesis.layers[i]), cast("Tensor", noises[i]), dtype) for i in synthesis.layers_at(j)]
+
     def factors(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """code (N, code_dim) -> scales of the input's channels (N, in) and of the output's (N, out), in float32."""
         style = F.linear(code, self._affine, self._offset)
@@ -196,9 +202,7 @@ class _Modulated:
     def __call__(self, strip: _Strip) -> _Strip:
         layer = self._layer
         if not layer.up:
-            made = _Strip(self._conv(strip.map), strip.top, strip.height)
-            layer.activated(made.map, made.rows)
-            return strip.convolved(made.map)
+            return strip.convolved(layer.activated(self._conv(strip.map), strip.rows))
         if self._transposed is None:
             y = shuffled(self._conv(strip.map))
         else:
@@ -216,7 +220,7 @@ class _Level:
         self._width = conv.out_channels // 4
         order = torch.arange(conv.out_channels).view(self._width, 4).t().reshape(-1)  # as `shuffled` wants them
         self._conv = _Conv(_laid_out(conv.weight[order], dtype), cast("Tensor", conv.bias).detach()[order].to(dtype)).packed()
-        self._layers, self._beside = layers, i > 0 and bool(layers)
+        self.layers, self._beside = layers, i > 0 and bool(layers)
         self._ends = [_Conv.of(decoder.last, dtype, 0.2), _Conv.of(decoder.out, dtype)] if i == len(decoder.up) - 1 else []
         # An enlargement spoils two rows of its output where its input was cut, and each convolution behind it one more.
         self._beyond = 1 + math.ceil(len(self._ends) / 2)
@@ -229,7 +233,7 @@ class _Level:
         """The decoder's feature (1, C, H, W) and the bank's x (1, C', H, W), if there is a bank, to those of twice the size; at the last
         size to the picture (1, 3, 2H, 2W) and None. codes: (1, L, code_dim), those of the layers."""
         height, width = high.shape[-2:]
-        layers = [_Modulated(layer, codes[:, i]) for i, layer in enumerate(self._layers)]
+        layers = [_Modulated(layer, codes[:, i]) for i, layer in enumerate(self.layers)]
         made = _empty(high, 3 if self._ends else self._width, height, width)
         made_x = _empty(high, self._width, height, width) if layers and not self._ends else None
         for start in range(0, height, self._rows):
@@ -260,7 +264,7 @@ class FrozenGLEAN:
 
     def __init__(self, model: GLEAN, dtype: torch.dtype):
         """`model`: one that is `freezable`, on the CPU; `dtype`: of maps and convolutions. Styles and demodulation are in float32."""
-        config, encoder, bank = model.config, model.encoder, model.bank
+        encoder, bank = model.encoder, model.bank
         trunk = encoder.trunk
         self._dtype = dtype
         self._first, self._last = _Conv.of(trunk.first, dtype), _Conv.of(trunk.last, dtype)
@@ -270,18 +274,13 @@ class FrozenGLEAN:
         layers: list[list[_Styled]] = [[] for _ in model.decoder.up]
         if isinstance(bank, StyleGAN2):
             self._low = _Low(model, dtype)
-            synthesis = bank.synthesis
-            for i, at in enumerate(layers):
-                numbers = synthesis.layers_at(len(model.fusion_out) + i)
-                at += [_Styled(cast("StyledConv", synthesis.layers[n]), synthesis.get_buffer(f"noise_{n}"), dtype) for n in numbers]
+            layers = [_Styled.at(bank.synthesis, len(model.fusion_out) + i, dtype) for i in range(len(layers))]
         self._levels = [_Level(model, i, at, dtype) for i, at in enumerate(layers)]
-        self._size = config.in_size
+        self._check = model.check
 
     def __call__(self, low: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
-        if low.ndim != 4 or low.shape[1:] != (3, self._size, self._size):
-            raise ValueError(f"this GLEAN takes pictures (N, 3, {self._size}, {self._size}), not {tuple(low.shape)}")
-        x = y = self._first(low.to(self._dtype, memory_format=torch.channels_last)).float()
+        x = y = self._first(self._check(low).to(self._dtype, memory_format=torch.channels_last)).float()
         for blocks in self._body:
             z = y
             for block in blocks:
@@ -296,7 +295,7 @@ class FrozenGLEAN:
         read = 0
         for level in self._levels:
             high, x = level(high, x, codes[:, read:])
-            read += 2
+            read += len(level.layers)
         return high
 
 
@@ -314,10 +313,7 @@ class _Low:
         self._constant = synthesis.constant.detach().to(dtype)
         self._steps: list[tuple[list[_Small], _Conv]] = []
         for j, fusion in enumerate(model.fusion_out):
-            layers = [
-                _Small(cast("StyledConv", synthesis.layers[n]), synthesis.get_buffer(f"noise_{n}"), dtype) for n in synthesis.layers_at(j)
-            ]
-            self._steps.append((layers, _Conv.of(cast("nn.Conv2d", fusion), dtype)))
+            self._steps.append((_Small.at(synthesis, j, dtype), _Conv.of(cast("nn.Conv2d", fusion), dtype)))
 
     def __call__(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's feature (N, C, in, in) -> the bank's, of the same shape, and the codes of its larger layers (N, L, code_dim)."""

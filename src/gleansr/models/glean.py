@@ -185,16 +185,16 @@ class GLEAN(nn.Module):
         """low (N, 3, in, in) in [-1, 1], RGB -> W+ codes (N, L, code_dim)."""
         if isinstance(self.bank, NoBank):
             raise ValueError("this GLEAN has no bank, hence no codes of one: it cannot encode, only enlarge")
-        return self.encoder(self._check(low))[1]
+        return self.encoder(self.check(low))[1]
 
     def forward(self, low: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
         if isinstance(self.bank, NoBank):
-            high = self.encoder.enter(self._check(low))
+            high = self.encoder.enter(self.check(low))
             for up in self.decoder.up:
                 high = up(high)
             return self.decoder.finish(high)
-        features, codes = self.encoder(self._check(low))
+        features, codes = self.encoder(self.check(low))
         bank = self.bank.synthesis
         noises = bank.noises("fixed", codes.shape[0])  # len() would fix the batch in an export
         x = bank.constant.expand(codes.shape[0], -1, -1, -1)
@@ -209,7 +209,8 @@ class GLEAN(nn.Module):
         del x  # a picture's worth of features at the output size, needed no more
         return self.decoder.finish(high)
 
-    def _check(self, low: Tensor) -> Tensor:
+    def check(self, low: Tensor) -> Tensor:
+        """The same tensor. Raises ValueError where it is not (N, 3, in, in)."""
         size = self.config.in_size
         if low.ndim != 4 or low.shape[1:] != (3, size, size):
             raise ValueError(f"this GLEAN takes pictures (N, 3, {size}, {size}), not {tuple(low.shape)}")
