@@ -29,3 +29,8 @@ class NoObjectError(PictureError):
 
 class DownloadError(GleansrError):
     """A file could not be fetched: the network, the server or the disk failed, or the contents are not the expected."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of the system or of a library says, without line breaks; its kind where it says nothing."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -4,10 +4,12 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gleansr.errors import RequestError
+
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
 @contextmanager
@@ -17,7 +19,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     A process that is killed leaves it behind: `leftovers` finds it.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_start(path)}{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{beginning(path.name)}.{secrets.token_hex(4)}.part")
     # Made here and not by tempfile, whose files are private: the result is to be an ordinary file, with the permissions of the umask.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     permissions = temporary.stat().st_mode
@@ -32,16 +34,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def leftovers(path: str | Path) -> list[Path]:
     """The files that `replacing` of this path has left where its process was killed; or that it is writing at this moment."""
     path = Path(path)
-    kind = re.compile(re.escape(_start(path)) + r"[0-9a-f]{8}\.part", re.DOTALL)
-    try:
-        return [path.with_name(name) for name in os.listdir(path.parent) if kind.fullmatch(name)]  # noqa: PTH208, of a bytes-safe str
-    except OSError:
-        return []
+    return [path.with_name(name) for name in half_written(path.parent).get(beginning(path.name), [])]
 
 
-def _start(path: Path) -> str:
-    """How the names of its temporary files begin: with 200 bytes of its own, since file systems take 255."""
-    return f".{os.fsdecode(os.fsencode(path.name)[:200])}."
+def half_written(folder: str | Path) -> dict[str, list[str]]:
+    """The names of all such files in a folder, by the `beginning` of the names that they were to have."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208, a Path for each of a million files takes long
+            if match := _PART.fullmatch(name):
+                found.setdefault(match[1], []).append(name)
+    return found
+
+
+def beginning(name: str) -> str:
+    """What the names of a file's temporary ones have of its own: 200 bytes, since file systems take 255."""
+    return os.fsdecode(os.fsencode(name)[:200])
 
 
 def shown(text: object) -> str:

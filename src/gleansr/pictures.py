@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import PictureError, RequestError, one_line
 from gleansr.files import replacing
 
 Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor
@@ -200,7 +200,7 @@ def encode(
         with replacing(target) as temporary:
             save(image, temporary, kind, metadata or Metadata(), model, quality)
     except Exception as error:  # Pillow's writers raise errors of many kinds
-        raise PictureError(f"{target}: cannot be written: {_one_line(error)}") from error
+        raise PictureError(f"{target}: cannot be written: {one_line(error)}") from error
     return target
 
 
@@ -224,7 +224,7 @@ def _reading(name: str) -> Iterator[None]:
     except PictureError:
         raise
     except Exception as error:  # on damaged files Pillow's readers raise errors of many kinds
-        raise PictureError(f"{name}: cannot be read: {_one_line(error)}") from error
+        raise PictureError(f"{name}: cannot be read: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -250,10 +250,6 @@ def _quiet() -> Iterator[None]:
                 filters[:] = [item for item in filters if not (item[3] and getattr(item[3], "pattern", "") == _PILLOW)]
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-
-
 def _open(file: BinaryIO, name: str) -> Image.Image:
     with _LOCK:  # the first call loads plugins, which the lists of Pillow show one by one
         Image.init()
@@ -277,7 +273,7 @@ def _decode_image(image: Image.Image, name: str) -> Picture:
         kept = _kept_exif(image.getexif()).tobytes()  # before loading: Pillow then closes TIFF files
         exif = kept if len(kept) < 60_000 else b""  # what a JPEG can hold
     except Exception as error:
-        notes.append(f"{name}: its Exif metadata was ignored: {_one_line(error)}")
+        notes.append(f"{name}: its Exif metadata was ignored: {one_line(error)}")
     image.load()
     with contextlib.suppress(Exception):  # noted above
         orientation = image.getexif().get(Base.Orientation, 1)  # after loading: Pillow turns TIFF files itself
@@ -346,7 +342,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, name: str, notes: list[s
             if np.abs(moved).max() > 1:  # otherwise it is sRGB by another maker, and the pixels stay as they are
                 image = transform.apply(image.convert(mode))
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
-            notes.append(f"{name}: its colour profile was ignored: {_one_line(error)}")
+            notes.append(f"{name}: its colour profile was ignored: {one_line(error)}")
     return np.asarray(image.convert("RGB")) / np.float32(255)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import PictureError, RequestError, one_line
 from gleansr.folders import LocalStorage, OutputError, State
 from gleansr.folders.storage import LARGEST
 
@@ -47,7 +47,7 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return fsspec.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError, OSError) as error:  # an unknown protocol, or one whose package is not installed
-        raise RequestError(f"{url}: {_one_line(error)}") from error
+        raise RequestError(f"{url}: {one_line(error)}") from error
 
 
 class Addresses:
@@ -79,7 +79,7 @@ class Addresses:
             system, name = file_system(path)
             return system.cat_file(name)
         except Exception as error:
-            raise PictureError(f"{path}: cannot be read: {_one_line(error)}") from error
+            raise PictureError(f"{path}: cannot be read: {one_line(error)}") from error
 
     def write(self, path: str, data: bytes) -> None:
         if not is_url(path):
@@ -101,7 +101,7 @@ class Addresses:
         except Exception as error:
             hopeless = isinstance(error, PermissionError | NotImplementedError) or getattr(error, "errno", None) == errno.ENOSPC
             kind = OutputError if hopeless or "credential" in type(error).__name__.lower() else PictureError
-            raise kind(f"{path}: cannot be written: {_one_line(error)}") from error
+            raise kind(f"{path}: cannot be written: {one_line(error)}") from error
 
 
 class Listed(Addresses):
@@ -137,7 +137,7 @@ class Listed(Addresses):
         except FileNotFoundError:
             return []
         except Exception as error:
-            raise OutputError(f"{folder}: cannot be listed: {_one_line(error)}") from error
+            raise OutputError(f"{folder}: cannot be listed: {one_line(error)}") from error
         return [(entry["name"].rstrip("/"), state_of(entry)) for entry in found if entry.get("type") != "directory"]
 
 
@@ -163,7 +163,3 @@ def state_of(info: Mapping[str, Any]) -> State | None:
         digest = hashlib.blake2b(mark.encode(), digest_size=8).digest()
         return State(int(info["size"]), int.from_bytes(digest) >> 1)
     return State(int(info["size"]), time.time_ns())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

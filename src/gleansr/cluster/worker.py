@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pickle
 import platform
-import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ import torch
 from gleansr.cluster.portions import Known, Portion, Recall
 from gleansr.cluster.urls import Addresses, is_url
 from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.files import beginning, half_written
 from gleansr.folders import Job, Manifest, Outcome, OutputError, Work, run
 from gleansr.pictures import software
 from gleansr.tasks import Enlarge, Task
@@ -30,7 +30,6 @@ _SHARED_SECONDS = 10.0
 """For a file that the driver has just written to be seen on another machine of a shared file system."""
 _STARTS = 4
 """How many times all workers may begin to start without one that ends it."""
-_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ class Worker:
             if is_url(target):
                 continue
             if self._swept is not None and folder not in self._swept:
-                self._swept[folder] = _halves(folder)
-            for left in (self._swept or {}).get(folder, {}).pop(os.fsdecode(os.fsencode(name)[:200]), []):
+                self._swept[folder] = half_written(folder)
+            for left in (self._swept or {}).get(folder, {}).pop(beginning(name), []):
                 Path(folder, left).unlink(missing_ok=True)
 
 
@@ -189,16 +188,6 @@ def _moved(upscaler: Upscaler) -> Upscaler:
 
 def _places(jobs: Sequence[tuple[Job, Known]]) -> int:
     return max((job.place for job, _ in jobs), default=-1) + 1
-
-
-def _halves(folder: str) -> dict[str, list[str]]:
-    """The names of half written files in a folder, by the (beginnings of) names of their targets."""
-    found: dict[str, list[str]] = {}
-    with suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208, a Path for each of a million files takes long
-            if match := _PART.fullmatch(name):
-                found.setdefault(match[1], []).append(name)
-    return found
 
 
 def _sendable(error: GleansrError | None) -> GleansrError | None:

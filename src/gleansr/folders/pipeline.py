@@ -18,7 +18,7 @@ from gleansr.folders.jobs import Job, Unlisted
 from gleansr.folders.manifest import Manifest
 from gleansr.folders.steps import Loaded, Outcome, Work, load, skips, store
 from gleansr.folders.window import ClosedError, Window
-from gleansr.tasks import Enlarge
+from gleansr.tasks import Enlarge, Task
 from gleansr.upscaler import Report
 
 MEMORY = 2**30
@@ -57,7 +57,7 @@ def run(
         OutputError: nothing more can be written. What is done is recorded, and the same call goes on.
     """
     count = 4 * work.batch_size + 4
-    memory = max(MEMORY, 6 * work.batch_size * _weight(work, 0, 0))
+    memory = max(MEMORY, 6 * work.batch_size * bytes_of(work.task, 0, 0))
     window: Window[Job, Loaded | Outcome, Outcome | Unlisted] = Window(iter(()), count, memory)
     window = Window(_to_do(jobs, work, manifests, lambda outcome: window.tell(outcome, bounded=True)), count, memory)
     computed: queue.SimpleQueue[tuple[int, Loaded, list[Made]] | None] = queue.SimpleQueue()
@@ -69,7 +69,7 @@ def run(
             report(done, total)
 
     def admit(number: int, width: int, height: int) -> None:
-        window.admit(number, _weight(work, width, height))
+        window.admit(number, bytes_of(work.task, width, height))
 
     def read() -> None:
         while begun := window.begin():
@@ -77,7 +77,7 @@ def run(
             item = load(job, work, _recorded(manifests, job), partial(admit, number))
             window.admit(number, 0)  # where it came to no picture
             if isinstance(item, Loaded) and item.light and work.task.upscaler.output_size:  # otherwise the low is as large as the picture
-                window.lighten(number, _weight(work, 0, 0))
+                window.lighten(number, bytes_of(work.task, 0, 0))
             window.put(number, item)
             del item
 
@@ -106,7 +106,7 @@ def run(
     ready: deque[list[Low]] = deque()
     under_way: deque[tuple[list[Low], Callable[[], list[Made]]]] = deque()
     ended = False
-    threads = max(1, (os.cpu_count() or 1) // (8 if work.task.upscaler.device.type == "cpu" else 2))
+    threads = threads_beside(work.task)
     with _threads(window, [read] * (threads + 1), [write] * threads, lambda: computed.put(None)), suppress(StoppedError):
         while not (stopped() or (ended and not ready and not under_way)):
             yield from window.told()
@@ -169,11 +169,16 @@ def _begin(jobs: Sequence[Job], manifests: Sequence[Manifest | None]) -> None:
             manifest.begin(job for job in jobs if job.place == place)
 
 
-def _weight(work: Work, width: int, height: int) -> int:
+def bytes_of(task: Task, width: int, height: int) -> int:
     """Bytes that a picture of that size takes, roughly: its pixels in float32 twice, the result in float32 and in 8 bits."""
-    side = work.task.upscaler.output_size
-    result = side**2 if isinstance(work.task, Enlarge) and side else work.task.factor**2 * width * height
+    side = task.upscaler.output_size
+    result = side**2 if isinstance(task, Enlarge) and side else task.factor**2 * width * height
     return 24 * width * height + 16 * result
+
+
+def threads_beside(task: Task) -> int:
+    """How many threads finish pictures beside the forward passes."""
+    return max(1, (os.cpu_count() or 1) // (8 if task.upscaler.device.type == "cpu" else 2))
 
 
 @contextmanager

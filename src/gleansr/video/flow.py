@@ -1,6 +1,5 @@
 """The pictures of a video through a model in their order: decoding, forward passes and encoding overlapped, in bounded memory."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +13,8 @@ from gleansr.errors import PictureError
 from gleansr.folders import Forward
 from gleansr.folders.batches import Batches, Low
 from gleansr.folders.forward import Made
-from gleansr.folders.pipeline import MEMORY, StoppedError
-from gleansr.tasks import Enlarge, Prepared, Result, Task
+from gleansr.folders.pipeline import MEMORY, StoppedError, bytes_of, threads_beside
+from gleansr.tasks import Prepared, Result, Task
 from gleansr.upscaler import FeedForward, Report
 from gleansr.video.reading import Shot
 
@@ -73,10 +72,10 @@ def flow(
         shot = next(shots, None)
         if shot is None:
             return None
-        weight = _weight(task, *shot.picture.pixels.shape[-2:])
+        height, width = shot.picture.pixels.shape[-2:]
         prepared = task.prepare(shot.picture)
         without = replace(shot, picture=replace(shot.picture, pixels=torch.empty(3, 0, 0), alpha=None))
-        return _Open(without, prepared, [None] * len(prepared.lows), weight)
+        return _Open(without, prepared, [None] * len(prepared.lows), bytes_of(task, width, height))
 
     def write_when_finished(shot: Shot, result: Future[Result]) -> None:
         write(shot, result.result())
@@ -105,7 +104,7 @@ def flow(
     taken = handed = 0  # pictures taken from the reader, and handed to the writer
     with ExitStack() as ending:
         ending.callback(getattr(shots, "close", lambda: None))
-        reader, finishers, writer = (_threads(ending, count) for count in (1, _finishers(task), 1))
+        reader, finishers, writer = (_threads(ending, count) for count in (1, threads_beside(task), 1))
         waiting.append(reader.submit(read))
         if (first := waiting[0].result()) is None:
             return
@@ -149,17 +148,6 @@ def flow(
 def _finish(done: _Open) -> Result:
     made = [one for one in done.made if one]
     return done.prepared.finish([one.high for one in made if one.high is not None], [one.note for one in made])
-
-
-def _weight(task: Task, height: int, width: int) -> int:
-    """Bytes that a picture of that size takes, roughly, as folders count them."""
-    side = task.upscaler.output_size
-    result = side**2 if isinstance(task, Enlarge) and side else task.factor**2 * width * height
-    return 24 * width * height + 16 * result
-
-
-def _finishers(task: Task) -> int:
-    return max(1, (os.cpu_count() or 1) // (8 if task.upscaler.device.type == "cpu" else 2))
 
 
 def _threads(ending: ExitStack, count: int) -> ThreadPoolExecutor:
