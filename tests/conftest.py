@@ -20,6 +20,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command line in this process; returns its exit status and what it printed, both streams together."""
+    from gleansr.cli import main
+
+    def call(*arguments: object) -> tuple[int, str]:
+        status: int | str | None = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return int(status or 0), captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
 def cat() -> Image.Image:
     """A smooth coloured picture 64x64."""
     y, x = np.mgrid[0:64, 0:64] / 63

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from gleansr.cli import main
 from gleansr.errors import PictureError
 from gleansr.pictures import Picture
 from gleansr.tasks import Prepared, Result
@@ -26,19 +26,9 @@ from gleansr.upscaler import Upscaler
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Runs the command in this process; returns its exit status and what it printed, both streams together."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        status: int | str | None = 0
-        try:
-            main(["upscale", *[str(a) for a in arguments]])
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return int(status or 0), captured.out + captured.err
-
-    return call
+def run(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str]]:
+    """Runs `gleansr upscale`; see `command`."""
+    return partial(command, "upscale")
 
 
 @pytest.fixture

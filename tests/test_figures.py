@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +15,6 @@ import torch
 from PIL import Image
 
 import gleansr
-from gleansr.cli import main
 from gleansr.errors import RequestError
 from gleansr.evaluation import figure_sheets as sheets
 from gleansr.evaluation.figure_rows import ComparisonFolder, choose, enlarge, open_pictures, retouches, task_of
@@ -401,19 +402,9 @@ def test_a_retouched_picture_is_shrunk_and_enlarged_again(photos: Path, tmp_path
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Runs `gleansr figure`; returns its exit status and what it printed."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        status: int | str | None = 0
-        try:
-            main(["figure", *(str(a) for a in arguments)])
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return int(status or 0), captured.out + captured.err
-
-    return call
+def run(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str]]:
+    """Runs `gleansr figure`; see `command`."""
+    return partial(command, "figure")
 
 
 def count_pictures(pdf: Path) -> int:

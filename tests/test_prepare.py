@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -30,19 +32,9 @@ from gleansr.resize import degrade, resize
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Runs `gleansr data prepare` in this process; returns its exit status and what it printed."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        status: int | str | None = 0
-        try:
-            main(["data", "prepare", *(str(a) for a in arguments)])
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return int(status or 0), captured.out + captured.err
-
-    return call
+def run(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str]]:
+    """Runs `gleansr data prepare`; see `command`."""
+    return partial(command, "data", "prepare")
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
