@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gleansr.models import frozen
-from gleansr.models.frozen import FrozenGLEAN, freezable, merged, shuffled
+from gleansr.models import frozen, fused
+from gleansr.models.frozen import FrozenGLEAN, freezable
+from gleansr.models.fused import merged, shuffled
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import Blur, placed
 from gleansr.models.stylegan import StyleGANConfig
@@ -74,7 +75,7 @@ def test_without_onednn(monkeypatch: pytest.MonkeyPatch):
     model = network(StyleGAN2Config(CHANNELS))
     with torch.inference_mode():
         expected = FrozenGLEAN(model, torch.float32)(lows(1))
-        monkeypatch.setattr(frozen, "_FUSED", frozenset())
+        monkeypatch.setattr(fused, "_FUSED", frozenset())
         found = FrozenGLEAN(model, torch.float32)(lows(1))
     assert (found - expected).abs().max() < 1e-5 * expected.std()
 

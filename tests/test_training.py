@@ -8,6 +8,7 @@ import os
 import signal
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ import torch
 from made_pictures import smooth_pictures
 from PIL import Image
 
+import gleansr
 from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.models.features import VGG16
-from gleansr.models.glean import GLEAN
+from gleansr.models.glean import GLEAN, lightened
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training import losses
@@ -27,6 +29,7 @@ from gleansr.training.bank import train_bank
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, GLEANNetworkConfig, NetworkRecipe, RunConfig
 from gleansr.training.devices import find_devices, launch
 from gleansr.training.enlarge import schedule, train_network
+from gleansr.training.parts import load_teacher
 from gleansr.training.plan import network_plan
 from gleansr.training.state import Log, Meter, States, StoppedError, passed
 
@@ -59,10 +62,14 @@ def bank(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(train_bank(bank_recipe(pictures), tmp_path_factory.mktemp("bank"), CPU))
 
 
+def small_network(in_size: int = 4, light: bool = False) -> GLEANNetworkConfig:
+    return GLEANNetworkConfig(in_size, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4, light=light)
+
+
 def glean_recipe(pictures: str, bank_file: str, **changes) -> NetworkRecipe:
     values = {
         "about": AboutConfig("tiny-glean", "blobs", "CC0-1.0", "nobody"),
-        "network": GLEANNetworkConfig(in_size=4, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4),
+        "network": small_network(),
         "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False),
         "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3, small="enlarge"),
         "bank_file": bank_file,
@@ -443,7 +450,7 @@ def test_a_finished_run_writes_its_model_again_and_another_bank_is_refused(pictu
 
 def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: Path):
     small = glean(glean_recipe(pictures, bank), tmp_path / "4")
-    network = GLEANNetworkConfig(in_size=8, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4)
+    network = small_network(in_size=8)
     run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
     path = glean(glean_recipe(pictures, bank, network=network, run=run, lr=0.0, start=str(small)), tmp_path / "8")
     old, new = _tensors(small), _tensors(path)
@@ -457,7 +464,7 @@ def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: P
 
 def test_the_bank_of_a_glean_serves_another(pictures: str, bank: str, tmp_path: Path):
     small = glean(glean_recipe(pictures, bank), tmp_path / "4")
-    network = GLEANNetworkConfig(in_size=8, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4)
+    network = small_network(in_size=8)
     run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
     path = glean(glean_recipe(pictures, str(small), network=network, run=run), tmp_path / "8")
     old, new = _tensors(small), _tensors(path)
@@ -471,6 +478,50 @@ def test_the_same_decoder_trains_without_a_bank(pictures: str, bank: str, tmp_pa
     model = native.read(path).build(None, path)
     assert isinstance(model, GLEAN)
     assert not [name for name in model.state_dict() if name.startswith("bank.")]
+
+
+def test_a_light_glean_learns_from_the_full_one(pictures: str, bank: str, tmp_path: Path):
+    full = str(glean(glean_recipe(pictures, bank), tmp_path / "full"))
+    of_light = {"network": small_network(light=True), "start": full, "teacher": full, "adversarial_weight": 0.0, "perceptual_weight": 0.0}
+    recipe = glean_recipe(pictures, full, **of_light)
+    path = glean(recipe, tmp_path / "light")
+    student, teacher = (cast("GLEAN", gleansr.load_model(p)) for p in (path, full))
+    assert student.config == lightened(teacher.config)
+    theirs = teacher.bank.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in student.bank.state_dict().items())
+    first = json.loads((tmp_path / "light" / "log.jsonl").read_text().splitlines()[0])
+    assert "encoder.trunk.first.weight" not in first["new_layers"]
+    # With no weight on the true pictures, what it comes nearer to is the teacher.
+    errors = [line["mse"] for line in log_lines(tmp_path / "light") if "mse" in line]
+    assert errors[-1] < errors[0]
+    assert any("is against its results" in step for step in network_plan(recipe)["step"])
+    with pytest.raises(CheckpointError, match="holds no whole bank"):
+        glean(glean_recipe(pictures, str(path)), tmp_path / "around a light one")
+
+
+def test_a_teacher_must_enlarge_alike(pictures: str, bank: str, tmp_path: Path):
+    full = str(glean(glean_recipe(pictures, bank), tmp_path))
+    recipe = glean_recipe(pictures, bank, network=small_network(in_size=8), teacher=full)
+    with pytest.raises(RequestError, match="must enlarge 8 -> 16 as the recipe does, but its scale is 4"):
+        load_teacher(recipe, CPU)
+    assert load_teacher(glean_recipe(pictures, bank), CPU) is None
+    taught = load_teacher(glean_recipe(pictures, bank, teacher=full), CPU)
+    assert taught is not None
+    low = torch.rand(2, 3, 4, 4) * 2 - 1
+    with torch.inference_mode():
+        expected = gleansr.load_model(full)(low)
+    assert torch.allclose(taught(low), expected, atol=1e-5)
+    assert not taught(low).is_inference()
+
+
+def test_a_share_of_a_loss_is_against_the_teacher():
+    truth, taught = torch.zeros(2), torch.ones(2)
+
+    def loss(target: torch.Tensor) -> torch.Tensor:
+        return (target + 1).mean()
+
+    assert [float(losses.between(loss, truth, taught, share)) for share in (0, 0.25, 1)] == [1, 1.25, 2]
+    assert losses.between(loss, truth, None, 1.0) == 1
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch):

@@ -119,11 +119,13 @@ class Checkpoint:
         return self.networks[part].build(source)
 
 
-def bank_within(checkpoint: Checkpoint) -> Checkpoint:
-    """The bank in the file of a GLEAN; any other file's contents as they are."""
+def bank_within(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
+    """The bank in the file of a GLEAN; any other file's contents as they are. A light GLEAN, which holds a part of one, is an error."""
     network = checkpoint.networks.get("generator")
     if network is None or network.kind != "glean" or isinstance(network.config.bank, NoBankConfig):
         return checkpoint
+    if network.config.light:
+        raise CheckpointError(f"{source}: a light GLEAN holds no whole bank, only what it reads of one; give the full model's file instead")
     kind = "stylegan2" if isinstance(network.config.bank, StyleGAN2Config) else "stylegan"
     tensors = {name.removeprefix("bank."): tensor for name, tensor in network.tensors.items() if name.startswith("bank.")}
     networks = {**checkpoint.networks, "generator": Network(kind, network.config.bank, tensors)}

@@ -125,7 +125,7 @@ def _fetch(recipe: "NetworkRecipe") -> None:
     from gleansr.checkpoints.torchvision import vgg16_file, vgg19_file
     from gleansr.cli.progress import fetched, fetching
 
-    for model in (recipe.bank_file, recipe.start):
+    for model in (recipe.bank_file, recipe.start, recipe.teacher):
         if model:
             fetched(model, offline=False)
     if recipe.perceptual != "squeezenet" and recipe.perceptual_weight and not recipe.perceptual_file:

@@ -11,16 +11,16 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 - An activation is computed with the convolution before it where PyTorch's library of kernels can (oneDNN).
 """
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gleansr.models.fused import Conv, laid_out, merged, shuffled
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
@@ -31,54 +31,9 @@ _STRIP = 16 * 2**20
 _LEAST_ROWS = 8
 
 
-def _fused_types() -> frozenset[torch.dtype]:
-    """For which maps oneDNN can compute an activation with the convolution before it."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
-        return frozenset()
-    half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return frozenset([torch.float32, torch.bfloat16] if half else [torch.float32])
-
-
-_FUSED = _fused_types()
-
-
 def freezable(model: nn.Module) -> bool:
     """Whether there is a `FrozenGLEAN` of it: not around a StyleGAN, whose layers normalise whole maps."""
     return isinstance(model, GLEAN) and isinstance(model.bank, StyleGAN2 | NoBank)
-
-
-@dataclass(frozen=True, eq=False)
-class _Conv:
-    """A convolution with constant weights and, unless `slope` is None, a leaky ReLU."""
-
-    weight: Tensor
-    bias: Tensor
-    slope: float | None = None
-    stride: int = 1
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d, dtype: torch.dtype, slope: float | None = None) -> "_Conv":
-        made = cls(_laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
-        return made if dtype == conv.weight.dtype else made.packed()  # what would be a copy in any case
-
-    def packed(self) -> "_Conv":
-        """With a copy of its weights in the order in which oneDNN wants them, which it otherwise makes for each call."""
-        if self.weight.dtype not in _FUSED or not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
-            return self
-        n_in, sides, padding = self.weight.shape[1], [64, 64], self.weight.shape[-1] // 2  # the order hardly depends on the map
-        with torch.inference_mode():
-            reorder = torch.ops.mkldnn._reorder_convolution_weight
-            weight = reorder(self.weight, [padding] * 2, [self.stride] * 2, [1, 1], 1, [1, n_in, *sides])
-        return replace(self, weight=weight)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        padding = self.weight.shape[-1] // 2
-        if x.dtype not in _FUSED:
-            y = F.conv2d(x, self.weight, self.bias, self.stride, padding)
-            return y if self.slope is None else F.leaky_relu_(y, self.slope)
-        what, how = ("none", []) if self.slope is None else ("leaky_relu", [self.slope])
-        fused = torch.ops.mkldnn._convolution_pointwise
-        return fused(x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, what, how, "")
 
 
 class _Dense:
@@ -86,7 +41,7 @@ class _Dense:
 
     def __init__(self, block: DenseBlock, dtype: torch.dtype):
         *growing, last = (cast("nn.Conv2d", conv) for conv in block.convs)
-        self._growing, self._last = [_Conv.of(conv, dtype, 0.2) for conv in growing], _Conv.of(last, dtype)
+        self._growing, self._last = [Conv.of(conv, dtype, 0.2) for conv in growing], Conv.of(last, dtype)
         self._dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -142,7 +97,7 @@ class _Small(_Styled):
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         super().__init__(layer, noise, dtype)
-        self._constant = self._weight.to(dtype).transpose(0, 1) if self.up else _laid_out(self._weight, dtype)
+        self._constant = self._weight.to(dtype).transpose(0, 1) if self.up else laid_out(self._weight, dtype)
 
     def __call__(self, x: Tensor, code: Tensor) -> Tensor:
         """x (N, in, H, W), code (N, code_dim) -> (N, out, H', W')."""
@@ -193,11 +148,11 @@ class _Modulated:
         self._layer, self._transposed = layer, None
         weight = layer.modulated(code)
         if not layer.up:
-            self._conv = _Conv(_laid_out(weight, layer.dtype), layer.bias)
+            self._conv = Conv(laid_out(weight, layer.dtype), layer.bias)
         elif layer.dtype == torch.float32:
             self._transposed = weight.transpose(0, 1).contiguous()
         else:
-            self._conv = _Conv(_laid_out(merged(weight), layer.dtype), layer.bias.repeat(4))
+            self._conv = Conv(laid_out(merged(weight), layer.dtype), layer.bias.repeat(4))
 
     def __call__(self, strip: _Strip) -> _Strip:
         layer = self._layer
@@ -217,15 +172,17 @@ class _Level:
         """`i`: which enlargement; `layers`: the bank's at the new size, none without a bank."""
         decoder = model.decoder
         conv = cast("nn.Conv2d", decoder.up[i].conv)
-        self._width = conv.out_channels // 4
+        self._width, self._bank_width = conv.out_channels // 4, len(layers[-1].bias) if layers else 0
         order = torch.arange(conv.out_channels).view(self._width, 4).t().reshape(-1)  # as `shuffled` wants them
-        self._conv = _Conv(_laid_out(conv.weight[order], dtype), cast("Tensor", conv.bias).detach()[order].to(dtype)).packed()
-        self.layers, self._beside = layers, i > 0 and bool(layers)
-        self._ends = [_Conv.of(decoder.last, dtype, 0.2), _Conv.of(decoder.out, dtype)] if i == len(decoder.up) - 1 else []
+        self._conv = Conv(laid_out(conv.weight[order], dtype), cast("Tensor", conv.bias).detach()[order].to(dtype)).packed()
+        self.layers = layers
+        # The first enlargement reads the encoder's feature alone; the last one of a light GLEAN reads the bank, but has none beside it.
+        self._beside = i > 0 and not isinstance(model.bank, NoBank)
+        self._ends = [Conv.of(decoder.last, dtype, 0.2), Conv.of(decoder.out, dtype)] if i == len(decoder.up) - 1 else []
         # An enlargement spoils two rows of its output where its input was cut, and each convolution behind it one more.
         self._beyond = 1 + math.ceil(len(self._ends) / 2)
         self._beyond_beside = 1 + math.ceil((len(layers) - 1 + len(self._ends)) / 2)
-        widest = max(2 * self._width, *(len(end.weight) for end in self._ends), 0)
+        widest = max(self._width + self._bank_width, *(len(end.weight) for end in self._ends), 0)
         row = widest * dtype.itemsize * model.config.in_size * 2 ** (i + 1)
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
 
@@ -235,7 +192,7 @@ class _Level:
         height, width = high.shape[-2:]
         layers = [_Modulated(layer, codes[:, i]) for i, layer in enumerate(self.layers)]
         made = _empty(high, 3 if self._ends else self._width, height, width)
-        made_x = _empty(high, self._width, height, width) if layers and not self._ends else None
+        made_x = _empty(high, self._bank_width, height, width) if layers and not self._ends else None
         for start in range(0, height, self._rows):
             end = min(start + self._rows, height)
             rows = slice(2 * start, 2 * end)
@@ -244,7 +201,7 @@ class _Level:
             if x is not None and self._beside:
                 read = torch.cat([read, x[:, :, strip.rows]], 1)
             strip = strip.doubled(shuffled(self._conv(read)))
-            beside = None if x is None else _strip(x, start - self._beyond_beside, end + self._beyond_beside)
+            beside = None if x is None or not layers else _strip(x, start - self._beyond_beside, end + self._beyond_beside)
             for layer in layers:
                 beside = layer(cast("_Strip", beside))
             if beside and made_x is not None:
@@ -267,14 +224,15 @@ class FrozenGLEAN:
         encoder, bank = model.encoder, model.bank
         trunk = encoder.trunk
         self._dtype = dtype
-        self._first, self._last = _Conv.of(trunk.first, dtype), _Conv.of(trunk.last, dtype)
+        self._first, self._last = Conv.of(trunk.first, dtype), Conv.of(trunk.last, dtype)
         self._body = [[_Dense(cast("DenseBlock", block), dtype) for block in cast("RRDB", rrdb).blocks] for rrdb in trunk.body]
-        self._head = _Conv.of(encoder.head, dtype, 0.2)
+        self._head = Conv.of(encoder.head, dtype, 0.2)
         self._low: _Low | None = None
         layers: list[list[_Styled]] = [[] for _ in model.decoder.up]
         if isinstance(bank, StyleGAN2):
             self._low = _Low(model, dtype)
-            layers = [_Styled.at(bank.synthesis, len(model.fusion_out) + i, dtype) for i in range(len(layers))]
+            sizes = range(len(model.fusion_out), len(model.config.bank_sizes))
+            layers = [_Styled.at(bank.synthesis, j, dtype) for j in sizes] + layers[len(sizes) :]
         self._levels = [_Level(model, i, at, dtype) for i, at in enumerate(layers)]
         self._check = model.check
 
@@ -305,15 +263,18 @@ class _Low:
     def __init__(self, model: GLEAN, dtype: torch.dtype):
         encoder, synthesis = cast("Encoder", model.encoder), cast("StyleGAN2", model.bank).synthesis
         blocks = [[layer for layer in block.children() if isinstance(layer, nn.Conv2d)] for block in encoder.down]
-        self._down = [[_Conv.of(conv, dtype, 0.2) for conv in convs] for convs in blocks]
-        self._tail = _Conv.of(encoder.tail, dtype, 0.2)
+        self._down = [[Conv.of(conv, dtype, 0.2) for conv in convs] for convs in blocks]
+        self._tail = Conv.of(encoder.tail, dtype, 0.2)
         self._code_dim = encoder.code_shape[1]
+        *thin, last = [module for module in encoder.code.modules() if isinstance(module, nn.Linear)]
         used = len(synthesis.layers) * self._code_dim  # the last code is of the bank's RGB alone
-        self._code = encoder.code.weight.detach()[:used].to(dtype), encoder.code.bias.detach()[:used].to(dtype)
+        self._codes = [(linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)) for linear in thin]
+        self._codes.append((last.weight.detach()[:used].to(dtype), last.bias.detach()[:used].to(dtype)))
+        self._light = model.config.light is not None
         self._constant = synthesis.constant.detach().to(dtype)
-        self._steps: list[tuple[list[_Small], _Conv]] = []
+        self._steps: list[tuple[list[_Small], Conv]] = []
         for j, fusion in enumerate(model.fusion_out):
-            self._steps.append((_Small.at(synthesis, j, dtype), _Conv.of(cast("nn.Conv2d", fusion), dtype)))
+            self._steps.append((_Small.at(synthesis, j, dtype), Conv.of(cast("nn.Conv2d", fusion), dtype)))
 
     def __call__(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's feature (N, C, in, in) -> the bank's, of the same shape, and the codes of its larger layers (N, L, code_dim)."""
@@ -322,14 +283,17 @@ class _Low:
             for conv in convs:
                 feature = conv(feature)
             features.append(feature)
-        codes = F.linear(self._tail(feature).flatten(1), *self._code).float().unflatten(1, (-1, self._code_dim))
+        code = self._tail(feature).flatten(1)
+        for linear in self._codes:
+            code = F.linear(code, *linear)
+        codes = code.float().unflatten(1, (-1, self._code_dim))
         x = self._constant.expand(len(codes), -1, -1, -1)
         read = 0
         for (layers, fusion), beside in zip(self._steps, reversed(features), strict=True):
             for layer in layers:
                 x = layer(x, codes[:, read])
                 read += 1
-            x = fusion(torch.cat([x, beside], 1))
+            x = fusion(beside).add_(x) if self._light else fusion(torch.cat([x, beside], 1))
         return x, codes[:, read:]
 
 
@@ -342,25 +306,3 @@ def _strip(whole: Tensor, start: int, stop: int) -> _Strip:
     """Those rows of a map, as far as it has them."""
     top, height = max(start, 0), whole.shape[2]
     return _Strip(whole[:, :, top : min(stop, height)], top, height)
-
-
-def merged(weight: Tensor) -> Tensor:
-    """The transposed convolution of stride 2 with `weight` (out, in, 3, 3) and the blur behind it as one convolution of stride 1:
-    (4 * out, in, 3, 3), as `shuffled` wants it."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
-    line = torch.zeros(2, 3, 3, dtype=weight.dtype)  # of one dimension: sub-pixel, tap of the new kernel, tap of the old one
-    for sub, new, old in itertools.product(range(2), range(3), range(3)):
-        if 0 <= (tap := old - sub + 2 * new - 1) <= 3:
-            line[sub, new, old] = taps[tap]
-    return torch.einsum("oiab,ypa,xqb->yxoipq", weight, line, line).flatten(0, 2)
-
-
-def shuffled(x: Tensor) -> Tensor:
-    """(N, 4 * C, H, W), the four sub-pixels of all channels one after the other -> (N, C, 2H, 2W), channels last."""
-    n, c, h, w = x.shape
-    x = x.permute(0, 2, 3, 1).view(n, h, w, 2, 2, c // 4).transpose(2, 3)
-    return x.reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
-
-
-def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)

@@ -54,6 +54,7 @@ class Synthesis(nn.Module):
     config: GeneratorConfig
     constant: nn.Parameter
     layers: nn.ModuleList
+    to_rgb: nn.ModuleList
 
     def layers_at(self, j: int) -> range:
         """The numbers of the layers whose result is of 4 * 2^j px."""
@@ -87,7 +88,7 @@ class Generator(nn.Module):
 
     mean_code: Tensor | None
 
-    def __init__(self, config: Any, mapping: nn.Module, synthesis: nn.Module):
+    def __init__(self, config: Any, mapping: nn.Module, synthesis: Synthesis):
         super().__init__()
         self.config = config
         self.mapping = mapping
@@ -112,6 +113,19 @@ class Generator(nn.Module):
             near = self.mean_code + truncation * (w - self.mean_code)
             codes = torch.cat([near[:, None].expand(-1, n, -1), codes[:, n:]], 1)
         return self.synthesis(codes, noise)
+
+    def keep_features(self, n_sizes: int) -> None:
+        """Removes all that makes no features of the first `n_sizes` sizes, 4, 8, ... px: the mapping, the RGB layers and larger layers.
+
+        Pictures cannot be drawn any more.
+        """
+        synthesis = self.synthesis
+        n = synthesis.layers_at(n_sizes - 1).stop
+        for i in range(n, len(synthesis.layers)):
+            delattr(synthesis, f"noise_{i}")
+        synthesis.layers = synthesis.layers[:n]
+        del synthesis.to_rgb, self.mapping
+        self.mean_code = None
 
     @torch.no_grad()
     def estimate_mean_code(self, n: int = 16_384, seed: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ official code (mmagic's GLEANStyleGANv2).
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,28 @@ class NoBankConfig:
 
 
 @dataclass(frozen=True)
+class LightConfig:
+    """What a light GLEAN has in the place of the widest layers.
+
+    Its encoder's features have the same few channels at every size and are added to the bank's through one convolution each. The codes
+    come from two thin linear layers. The bank is read up to half of the result's size; what makes no features there is not kept.
+    """
+
+    encoder_channels: int
+    """Channels of the encoder's features."""
+    code_rank: int
+    """Numbers between the two linear layers that make the codes."""
+    decoder_channels: tuple[int, ...]
+    """Channels of the decoder at 2 in, ..., out px."""
+
+    def __post_init__(self):
+        if not all(0 < n <= 8192 for n in (self.encoder_channels, self.code_rank, *self.decoder_channels)):
+            raise ValueError(f"encoder_channels, code_rank and decoder_channels must be positive, not {self}")
+
+
+@dataclass(frozen=True)
 class GLEANConfig:
-    """Architecture of a GLEAN. Encoder and decoder follow the channel table of the bank."""
+    """Architecture of a GLEAN. Encoder and decoder follow the channel table of the bank, unless it is a light one."""
 
     in_size: int
     """Height and width of the low-resolution picture, a power of two."""
@@ -55,6 +75,8 @@ class GLEANConfig:
     """Channels that each of their convolutions adds."""
     out_features: int = 64
     """Channels between the last two convolutions of the decoder."""
+    light: LightConfig | None = None
+    """What makes it a light one; None: the full network of the paper."""
 
     def __post_init__(self):
         sizes = (self.in_size, self.out_size)
@@ -64,20 +86,62 @@ class GLEANConfig:
             raise ValueError("n_rrdb must be 0 to 256; features, growth and out_features must be positive")
         if isinstance(self.bank, StyleGANConfig) and self.bank.lod:
             raise ValueError(f"the bank must be trained up to its full size, where lod is 0, not {self.bank.lod}")
+        if self.light and isinstance(self.bank, NoBankConfig):
+            raise ValueError("a light GLEAN is one around a bank, and this has none")
+        if self.light and len(channels := self.light.decoder_channels) != (wanted := len(self.decoder_sizes)):
+            raise ValueError(f"light.decoder_channels must have {wanted} numbers for {sizes[0]} -> {sizes[1]}, not {channels}")
 
     @property
     def out_size(self) -> int:
         """Height and width of the result."""
         return self.bank.size
 
-    def channels(self, size: int) -> int:
-        """Channels at `size` px."""
+    @property
+    def encoder_sizes(self) -> list[int]:
+        """4, 8, ..., in px: where the encoder has features and the bank takes them."""
+        return [2**power for power in range(2, int(math.log2(self.in_size)) + 1)]
+
+    @property
+    def decoder_sizes(self) -> list[int]:
+        """2 in, ..., out px: what the decoder enlarges to."""
+        return [2**power for power in range(int(math.log2(self.in_size)) + 1, int(math.log2(self.out_size)) + 1)]
+
+    @property
+    def bank_sizes(self) -> list[int]:
+        """4, 8, ... px: where the bank's features are read."""
+        if isinstance(self.bank, NoBankConfig):
+            return []
+        return [size for size in self.encoder_sizes + self.decoder_sizes if size < self.out_size or not self.light]
+
+    def bank_channels(self, size: int) -> int:
+        """Of the bank's features at `size` px."""
         return self.bank.channels[int(math.log2(size)) - 2]
+
+    def encoder_channels(self, size: int) -> int:
+        """Of the encoder's features at `size` px."""
+        return self.light.encoder_channels if self.light else self.bank_channels(size)
+
+    def decoder_channels(self, size: int) -> int:
+        """Of the decoder's own features at `size` px."""
+        return self.light.decoder_channels[self.decoder_sizes.index(size)] if self.light else self.bank_channels(size)
 
 
 def glean_full(in_size: int, out_size: int) -> GLEANConfig:
     """The full-size network of the paper, 64 -> 1024 for instance, on a StyleGAN2 of configuration F."""
     return GLEANConfig(in_size, StyleGAN2Config(stylegan2_channels(out_size)))
+
+
+def lightened(full: GLEANConfig) -> GLEANConfig:
+    """The light form of a network, around the same bank: at most 21 % of its parameters and 35 % of its arithmetic."""
+    width = full.features
+    channels = [min(5 * width // 8, width // 4 * (full.out_size // size)) for size in full.decoder_sizes]
+    light = LightConfig(encoder_channels=width, code_rank=width, decoder_channels=tuple(channels))
+    return replace(full, n_rrdb=max(1, full.n_rrdb // 6), out_features=width // 4, light=light)
+
+
+def glean_light(in_size: int, out_size: int) -> GLEANConfig:
+    """The light form of `glean_full`."""
+    return lightened(glean_full(in_size, out_size))
 
 
 class EncoderHead(nn.Module):
@@ -86,7 +150,7 @@ class EncoderHead(nn.Module):
     def __init__(self, config: GLEANConfig):
         super().__init__()
         self.trunk = RRDBTrunk(3, config.features, config.growth, config.n_rrdb)
-        self.head = conv3x3(config.features, config.channels(config.in_size))
+        self.head = conv3x3(config.features, config.encoder_channels(config.in_size))
 
     def enter(self, low: Tensor) -> Tensor:
         """low (N, 3, in, in) -> (N, C(in), in, in)."""
@@ -99,13 +163,14 @@ class Encoder(EncoderHead):
     def __init__(self, config: GLEANConfig, n_codes: int, code_dim: int):
         super().__init__(config)
         self.code_shape = (n_codes, code_dim)
-        channels = [config.channels(2**power) for power in range(int(math.log2(config.in_size)), 1, -1)]  # in ... 4 px
+        channels = [config.encoder_channels(size) for size in reversed(config.encoder_sizes)]
         self.down = nn.ModuleList(
             nn.Sequential(conv3x3(a, b, stride=2), nn.LeakyReLU(0.2, inplace=True), conv3x3(b, b), nn.LeakyReLU(0.2, inplace=True))
             for a, b in itertools.pairwise(channels)
         )
         self.tail = conv3x3(channels[-1], channels[-1])
-        self.code = nn.Linear(16 * channels[-1], n_codes * code_dim)
+        read, made, rank = 16 * channels[-1], n_codes * code_dim, config.light and config.light.code_rank
+        self.code = nn.Sequential(nn.Linear(read, rank), nn.Linear(rank, made)) if rank else nn.Linear(read, made)
 
     def forward(self, low: Tensor) -> tuple[list[Tensor], Tensor]:
         """low (N, 3, in, in) -> features [(N, C(4), 4, 4), ..., (N, C(in), in, in)] and codes (N, L, code_dim), used as they are."""
@@ -139,16 +204,17 @@ class Decoder(nn.Module):
 
     def __init__(self, config: GLEANConfig):
         super().__init__()
-        sizes = [2**power for power in range(int(math.log2(config.in_size)), int(math.log2(config.out_size)))]  # in ... out/2
-        beside = 1 if isinstance(config.bank, NoBankConfig) else 2  # the bank's feature doubles the channels
-        self.up = nn.ModuleList(
-            PixelShuffleUp(config.channels(size) * (1 if i == 0 else beside), config.channels(2 * size)) for i, size in enumerate(sizes)
-        )
-        self.last = conv3x3(beside * config.channels(config.out_size), config.out_features)
+        self.up = nn.ModuleList()
+        read = config.encoder_channels(config.in_size)
+        for size in config.decoder_sizes:
+            made = config.decoder_channels(size)
+            self.up.append(PixelShuffleUp(read, made))
+            read = made + (config.bank_channels(size) if size in config.bank_sizes else 0)
+        self.last = conv3x3(read, config.out_features)
         self.out = conv3x3(config.out_features, 3)
 
     def finish(self, x: Tensor) -> Tensor:
-        """x (N, 2C(out), out, out), C(out) without a bank -> (N, 3, out, out)."""
+        """x (N, C, out, out), the decoder's features and the bank's if it is read there -> (N, 3, out, out)."""
         return self.out(F.leaky_relu_(self.last(x), 0.2))
 
 
@@ -159,8 +225,8 @@ class NoBank(nn.Module):
 class GLEAN(nn.Module):
     """Encoder-bank-decoder.
 
-    `fusion_skip`, the bank's mapping and its RGB layers never reach the output: official checkpoints hold them, so they are kept, but they
-    are not computed.
+    `fusion_skip`, the bank's mapping and its RGB layers never reach the output: official checkpoints hold them, so the full network keeps
+    them, but they are not computed. A light one has none of them.
     """
 
     bank: StyleGAN2 | StyleGAN | NoBank
@@ -168,21 +234,25 @@ class GLEAN(nn.Module):
     def __init__(self, config: GLEANConfig):
         super().__init__()
         self.config = config
-        bank = config.bank
-        fused = [config.channels(2**power) for power in range(2, int(math.log2(config.in_size)) + 1)]  # 4 ... in px
+        bank, light = config.bank, config.light
+        fused: list[tuple[int, int]] = []  # channels of the encoder's feature and of the bank's at 4 ... in px
         if isinstance(bank, NoBankConfig):
             self.encoder = EncoderHead(config)
             self.bank = NoBank()
-            fused = []
         else:
-            self.encoder = Encoder(config, bank.n_codes, bank.code_dim)
+            # A light one has a code for each layer that it keeps; StyleGAN2's first size has one layer, the others two.
+            n_codes = 2 * len(config.bank_sizes) - isinstance(bank, StyleGAN2Config) if light else bank.n_codes
+            self.encoder = Encoder(config, n_codes, bank.code_dim)
             self.bank = (StyleGAN2(bank) if isinstance(bank, StyleGAN2Config) else StyleGAN(bank)).requires_grad_(False)
-        self.fusion_out = nn.ModuleList(conv3x3(2 * n, n) for n in fused)
-        self.fusion_skip = nn.ModuleList(conv3x3(n + 3, 3) for n in fused)
+            if light:
+                self.bank.keep_features(len(config.bank_sizes))
+            fused = [(config.encoder_channels(size), config.bank_channels(size)) for size in config.encoder_sizes]
+        self.fusion_out = nn.ModuleList(conv3x3(theirs if light else theirs + n, n) for theirs, n in fused)
+        self.fusion_skip = nn.ModuleList(conv3x3(n + 3, 3) for _, n in fused if not light)
         self.decoder = Decoder(config)
 
     def encode(self, low: Tensor) -> Tensor:
-        """low (N, 3, in, in) in [-1, 1], RGB -> W+ codes (N, L, code_dim)."""
+        """low (N, 3, in, in) in [-1, 1], RGB -> W+ codes (N, L, code_dim), of a light GLEAN those of the layers that it has."""
         if isinstance(self.bank, NoBank):
             raise ValueError("this GLEAN has no bank, hence no codes of one: it cannot encode, only enlarge")
         return self.encoder(self.check(low))[1]
@@ -198,14 +268,17 @@ class GLEAN(nn.Module):
         bank = self.bank.synthesis
         noises = bank.noises("fixed", codes.shape[0])  # len() would fix the batch in an export
         x = bank.constant.expand(codes.shape[0], -1, -1, -1)
-        high = features[-1]
-        for j in range(len(self.config.bank.channels)):  # 4 * 2^j px
+        for j, fusion in enumerate(self.fusion_out):  # 4 * 2^j px
             for i in bank.layers_at(j):
                 x = bank.layers[i](x, codes[:, i], noises[i])
-            if j < len(features):
-                x = self.fusion_out[j](torch.cat([x, features[j]], 1))
-            else:
-                high = torch.cat([self.decoder.up[j - len(features)](high), x], 1)
+            x = x + fusion(features[j]) if self.config.light else fusion(torch.cat([x, features[j]], 1))
+        high = features[-1]
+        for j, up in enumerate(self.decoder.up, len(features)):
+            high = up(high)
+            if j < len(self.config.bank_sizes):
+                for i in bank.layers_at(j):
+                    x = bank.layers[i](x, codes[:, i], noises[i])
+                high = torch.cat([high, x], 1)
         del x  # a picture's worth of features at the output size, needed no more
         return self.decoder.finish(high)
 

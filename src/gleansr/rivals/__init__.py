@@ -84,7 +84,7 @@ def load(
             )
         return upscaler
     own = settings.pop("discriminator", None)
-    bank = bank_within(checkpoint)
+    bank = bank_within(checkpoint, path)
     generator = bank.build("generator", path)
     if method == "pulse":
         if own is not None:

@@ -195,7 +195,8 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> 
     The discriminator's blocks are numbered from the top, so those of the smaller one are its last. What reads the picture is new unless the
     size is the same.
     """
-    checkpoint = bank_within(checkpoints.read(checkpoints.model_path(source)))
+    path = checkpoints.model_path(source)
+    checkpoint = bank_within(checkpoints.read(path), path)
     parts: dict[str, StyleGAN2 | StyleGAN2Discriminator] = {"generator": generator}
     if isinstance(discriminator, StyleGAN2Discriminator):
         if "discriminator" in checkpoint.networks:

@@ -15,6 +15,8 @@ from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
 
 R = TypeVar("R")
+LIGHT = "-light"
+"""Behind the name of a GLEAN's recipe: the same with `network.light`."""
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
@@ -187,6 +189,10 @@ class NetworkRecipe:
     start: str | None = None
     """A trained network to start from: a GLEAN around the same bank, of this scale or another; for ESRGAN+ an ESRGAN+ or an ESRGAN; for a
     plain network a plain one. Layers that it lacks start anew."""
+    teacher: str | None = None
+    """A trained network of the same sizes that is to be imitated (distillation), as a light GLEAN does a full one."""
+    teacher_share: Annotated[float, Range(0, 1)] = 1.0
+    """How much of equations (1) and (2) compares with the teacher's results; the rest does with the true pictures."""
     data: DataConfig = field(default_factory=DataConfig)
     lr: Weight = 1e-4
     """Initial learning rate of Adam for both networks."""
@@ -251,6 +257,7 @@ class NetworkRecipe:
                 "or adversarial_weight = 0",
             ),
             (not (glean and patch), "GLEAN is trained on whole pictures, so leave out data.patch"),
+            (not (self.teacher and patch), "a teacher is shown whole pictures, so leave out data.patch"),
             (
                 patch is None or (patch <= network.out_size and patch * network.in_size % network.out_size == 0),
                 f"data.patch must be at most network.out_size, {network.out_size}, "
@@ -284,18 +291,26 @@ def recipe_names() -> list[str]:
 
 def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> R:
     """The recipe of a TOML file or of a bundled name, with `changes` and then "key=value" `overrides` laid over it (dotted keys)."""
-    path = Path(name_or_path)
+    path, light = Path(name_or_path), False
     if path.suffix == ".toml":
         if not path.is_file():
             raise RequestError(f"{path}: there is no such recipe")
         text = path.read_text(encoding="utf-8")
     else:
         names = recipe_names()
-        if name_or_path not in names:
-            raise RequestError(f"there is no recipe {name_or_path!r}; give a .toml file or one of: {', '.join(names)}")
-        text = (resources.files("gleansr") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        name = name_or_path if name_or_path in names else name_or_path.removesuffix(LIGHT)
+        if name not in names:
+            raise RequestError(
+                f"there is no recipe {name_or_path!r}; give a .toml file or one of: {', '.join(names)}; "
+                f"the name of a GLEAN's recipe with {LIGHT} behind it is that of its light form"
+            )
+        light = name != name_or_path
+        text = (resources.files("gleansr") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     try:
-        data = merge(tomllib.loads(text), changes or {})
+        data = tomllib.loads(text)
+        if light:
+            data = merge(data, {"network": {"light": True}, "about": {"name": f"{data['about']['name']}{LIGHT}"}})
+        data = merge(data, changes or {})
         for change in overrides:
             data = merge(data, override(change))
     except tomllib.TOMLDecodeError as error:

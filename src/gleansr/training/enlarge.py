@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from gleansr.training.config import NetworkRecipe
 from gleansr.training.data import Batches, Share, load_pictures, open_pictures, warn_left_out
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
-from gleansr.training.parts import Network, bank_of, build, learning, perceptual, shown_to, start_from
+from gleansr.training.parts import Network, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
 from gleansr.training.state import (
     Log,
     Meter,
@@ -85,6 +86,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     perceptual_network, perceptual_name = perceptual(recipe)
     if perceptual_network is not None:
         perceptual_network = perceptual_network.to(device)
+    teacher = load_teacher(recipe, device)
     judge = perceptual_network if isinstance(perceptual_network, SqueezeNet) else squeezenet().to(device)
 
     learner, optimizer = fabric.setup(
@@ -156,11 +158,14 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
             judged = images >= recipe.adversarial_from
 
             # Equation (4).
+            taught = teacher(low) if teacher else None
             with autocast:
                 result = learner(low)
-                losses = {recipe.pixel: L.l1_error(result, truth) if recipe.pixel == "l1" else L.equation1_mse(result, truth)}
+                pixel = functools.partial(L.l1_error if recipe.pixel == "l1" else L.equation1_mse, result)
+                losses = {recipe.pixel: L.between(pixel, truth, taught, recipe.teacher_share)}
                 if perceptual_network is not None:
-                    losses["perceptual"] = L.equation2_perceptual(perceptual_network, result, truth)
+                    equation2 = functools.partial(L.equation2_perceptual, perceptual_network, result)
+                    losses["perceptual"] = L.between(equation2, truth, taught, recipe.teacher_share)
                 if discriminator is not None and judged:
                     discriminator.requires_grad_(False)
                     fake_logits = discriminator(shown_to(discriminator, result))

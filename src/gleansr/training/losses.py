@@ -1,11 +1,20 @@
 """The losses of GLEAN, named after the equations of its supplement, those of ESRGAN+ and those of StyleGAN2."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.models.features import VGG16, VGG19, SqueezeNet, feature_distance
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
+
+
+def between(loss: Callable[[Tensor], Tensor], truth: Tensor, taught: Tensor | None, share: float) -> Tensor:
+    """A loss against the true pictures, of which a `share` is against those of a teacher instead, where there is one."""
+    if taught is None or not share:
+        return loss(truth)
+    return loss(taught) if share == 1 else torch.lerp(loss(truth), loss(taught), share)
 
 
 def equation1_mse(prediction: Tensor, truth: Tensor) -> Tensor:

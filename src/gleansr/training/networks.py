@@ -31,6 +31,8 @@ class GLEANNetworkConfig:
     """Channels that each of their convolutions adds."""
     out_features: Width = 64
     """Channels between the last two convolutions."""
+    light: bool = False
+    """Train the light form of this network: at most 21 % of its parameters and 35 % of its arithmetic."""
 
     def __post_init__(self):
         sizes, rows = (self.in_size, self.out_size), self.content_height

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from gleansr import checkpoints
@@ -15,13 +17,14 @@ from gleansr.checkpoints.torchvision import load_vgg16, load_vgg19
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
-from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
+from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lightened
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training.config import NetworkRecipe
 from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
+from gleansr.upscaler import FeedForward
 
 Network = GLEAN | ResidualNet | ESRGANPlus
 Bank = StyleGAN2 | StyleGAN
@@ -42,6 +45,8 @@ def build(recipe: NetworkRecipe) -> tuple[Network, Discriminator | None]:
     bank, discriminator = load_bank(recipe)
     model = GLEAN(glean_config(recipe.network, recipe.bank, bank.config))
     if recipe.bank != "none":
+        if model.config.light:
+            bank.keep_features(len(model.config.bank_sizes))
         # The dead RGB path included, strictly: a bank that is not wholly there must never be trained on.
         model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "mean_code"})
         model.bank.requires_grad_(False)
@@ -80,7 +85,7 @@ def load_bank(recipe: NetworkRecipe) -> tuple[Bank, Discriminator]:
     if not recipe.bank_file:
         raise RequestError("GLEAN is trained around a bank: give one with --bank")
     path = checkpoints.model_path(recipe.bank_file)
-    checkpoint = bank_within(checkpoints.read(path))
+    checkpoint = bank_within(checkpoints.read(path), path)
     config = check_bank(recipe, checkpoint, path)
     bank = checkpoint.build("generator", path)
     if recipe.discriminator is None and "discriminator" in checkpoint.networks:
@@ -109,9 +114,10 @@ def check_bank(recipe: NetworkRecipe, checkpoint: native.Checkpoint, path: Path)
 def glean_config(network: GLEANNetworkConfig, kind: str | None, bank: BankConfig) -> GLEANConfig:
     """The architecture that the table [network], the recipe's kind of bank and the configuration of the bank make."""
     own = dataclasses.asdict(network)
-    for key in ("kind", "out_size", "content_height"):
+    for key in ("kind", "out_size", "content_height", "light"):
         own.pop(key)
-    return GLEANConfig(bank=NoBankConfig(bank.channels) if kind == "none" else bank, **own)
+    full = GLEANConfig(bank=NoBankConfig(bank.channels) if kind == "none" else bank, **own)
+    return lightened(full) if network.light else full
 
 
 def perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None, str]:
@@ -124,6 +130,18 @@ def perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None
         return load_vgg19(recipe.perceptual_file).requires_grad_(False), "VGG19 conv5_4 on pictures as unit"
     network = load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input)
     return network.requires_grad_(False), f"VGG16 conv4_3 on pictures as {recipe.perceptual_input}"
+
+
+def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """The network that is to be imitated, if there is one: low (N, 3, in, in) in [-1, 1] -> (N, 3, out, out), without a gradient."""
+    if not recipe.teacher:
+        return None
+    path = checkpoints.model_path(recipe.teacher)
+    method = FeedForward(checkpoints.read(path).build(None, path), device=device, precision=recipe.run.precision)
+    sizes = recipe.network.in_size, recipe.network.out_size
+    if method.in_size not in (None, sizes[0]) or method.scale * sizes[0] != sizes[1]:
+        raise RequestError(f"{path}: the teacher must enlarge {sizes[0]} -> {sizes[1]} as the recipe does, but its scale is {method.scale}")
+    return lambda low: method(low).pictures.clone()  # made in inference mode, where losses could not keep it
 
 
 def start_from(source: str, model: Network) -> list[str]:

@@ -108,7 +108,7 @@ def _published_or_given(recipe: NetworkRecipe, network: GLEANNetworkConfig) -> t
     named = {model.name: model for model in zoo.named_models()}
     if recipe.bank_file and (recipe.bank_file not in named or zoo.installed(named[recipe.bank_file])):
         path = checkpoints.model_path(recipe.bank_file)
-        checkpoint = bank_within(checkpoints.read(path))
+        checkpoint = bank_within(checkpoints.read(path), path)
         own = checkpoint.networks.get("discriminator")
         return check_bank(recipe, checkpoint, path), own and own.config
     size = network.out_size
@@ -169,6 +169,7 @@ def _steps(recipe: NetworkRecipe) -> list[str]:
         f"read {recipe.run.batch_size} pictures{changes}, "
         + ("prepared low-resolution pictures" if data.train_low else f"low-resolution pictures ({data.degradation})")
         + (f", of each {data.patch}x{data.patch} px at a random place" if data.patch else ""),
+        *([f"{recipe.teacher} enlarges them: {recipe.teacher_share:.0%} of (1) and (2) is against its results"] if recipe.teacher else []),
         f"generator forward; equation (4) = {_objective(recipe)}; discriminator frozen; Adam",
     ]
     if recipe.adversarial_weight:

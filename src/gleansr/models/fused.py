@@ -1,0 +1,77 @@
+"""Convolutions with constant weights, for inference on a CPU: with their activation, and with a transposed convolution's blur merged in."""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _fused_types() -> frozenset[torch.dtype]:
+    """For which maps oneDNN can compute an activation with the convolution before it."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return frozenset()
+    half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return frozenset([torch.float32, torch.bfloat16] if half else [torch.float32])
+
+
+_FUSED = _fused_types()
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution with constant weights and, unless `slope` is None, a leaky ReLU."""
+
+    weight: Tensor
+    bias: Tensor
+    slope: float | None = None
+    stride: int = 1
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, dtype: torch.dtype, slope: float | None = None) -> "Conv":
+        made = cls(laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
+        return made if dtype == conv.weight.dtype else made.packed()  # what would be a copy in any case
+
+    def packed(self) -> "Conv":
+        """With a copy of its weights in the order in which oneDNN wants them, which it otherwise makes for each call."""
+        if self.weight.dtype not in _FUSED or not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
+            return self
+        n_in, sides, padding = self.weight.shape[1], [64, 64], self.weight.shape[-1] // 2  # the order hardly depends on the map
+        with torch.inference_mode():
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            weight = reorder(self.weight, [padding] * 2, [self.stride] * 2, [1, 1], 1, [1, n_in, *sides])
+        return replace(self, weight=weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        padding = self.weight.shape[-1] // 2
+        if x.dtype not in _FUSED:
+            y = F.conv2d(x, self.weight, self.bias, self.stride, padding)
+            return y if self.slope is None else F.leaky_relu_(y, self.slope)
+        what, how = ("none", []) if self.slope is None else ("leaky_relu", [self.slope])
+        fused = torch.ops.mkldnn._convolution_pointwise
+        return fused(x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, what, how, "")
+
+
+def merged(weight: Tensor) -> Tensor:
+    """The transposed convolution of stride 2 with `weight` (out, in, 3, 3) and the blur behind it as one convolution of stride 1:
+    (4 * out, in, 3, 3), as `shuffled` wants it."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    line = torch.zeros(2, 3, 3, dtype=weight.dtype)  # of one dimension: sub-pixel, tap of the new kernel, tap of the old one
+    for sub, new, old in itertools.product(range(2), range(3), range(3)):
+        if 0 <= (tap := old - sub + 2 * new - 1) <= 3:
+            line[sub, new, old] = taps[tap]
+    return torch.einsum("oiab,ypa,xqb->yxoipq", weight, line, line).flatten(0, 2)
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """(N, 4 * C, H, W), the four sub-pixels of all channels one after the other -> (N, C, 2H, 2W), channels last."""
+    n, c, h, w = x.shape
+    x = x.permute(0, 2, 3, 1).view(n, h, w, 2, 2, c // 4).transpose(2, 3)
+    return x.reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
+
+
+def laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A convolution's weight (out, in, H, W) in that type, channels last and without a gradient."""
+    return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
