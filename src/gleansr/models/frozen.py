@@ -2,8 +2,8 @@
 
 The same function as `GLEAN.forward` up to rounding, in other steps:
 
-- The modulation of a convolution goes into its weights, one picture at a time, where maps are larger than weights; so do the demodulation
-  and the activation's gain.
+- The modulation of a convolution, its demodulation and the activation's gain go into its weights, one picture at a time, where maps are
+  larger than weights; elsewhere they scale the maps.
 - From the size of the low-resolution picture on, each size is made in strips of rows, which stay in the processor's cache from the first
   step to the last. A strip reads some rows more than it makes, since each convolution spoils one where the strip was cut.
 - In bfloat16 a transposed convolution and the blur behind it are one convolution to four times the channels: more arithmetic, of which
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gleansr.models.fused import Conv, laid_out, merged, shuffled
+from gleansr.models.fused import Conv, MergedUpConv, UpConv, laid_out, merged, shuffled
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
@@ -53,18 +53,18 @@ class _Dense:
 
 
 class _Styled:
-    """A layer of the bank."""
+    """A layer of the bank. Its style scales the channels that the convolution reads, and its gain, of demodulation, those that it makes."""
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         conv = layer.conv
-        weight = conv.weight.detach()
         self.dtype, self.up, self._clamp = dtype, conv.blur is not None, layer.clamp
-        self._weight, self._scale = weight, conv.scale  # of unit variance; the scale goes into the style
+        self._scale = conv.scale  # of the weights, which are of unit variance; it goes into the style
         self._affine, self._offset = conv.affine.weight.detach() * conv.affine.scale, conv.affine.bias.detach() * conv.affine.lr_mul
-        self._energy = (weight.square().sum((2, 3)) * conv.scale**2).t().contiguous()
-        self.bias = (layer.bias.detach() * SQRT2).to(dtype)
+        self._weight = conv.weight.detach()
+        self._energy = (self._weight.square().sum((2, 3)) * conv.scale**2).t().contiguous()
+        self.bias = layer.bias.detach() * SQRT2
         self._noise = (noise * (layer.noise_strength.detach() * SQRT2)).to(dtype)
-        self._kernel = conv.blur.kernel.to(dtype).expand(weight.shape[0], 1, 4, 4) if conv.blur is not None else None
+        self._blur = conv.blur.kernel.to(dtype).expand(len(self.bias), 1, 4, 4) if conv.blur is not None else None
 
     @classmethod
     def at(cls, synthesis: StyleGAN2Synthesis, j: int, dtype: torch.dtype) -> list[Self]:
@@ -77,34 +77,57 @@ class _Styled:
         style = F.linear(code, self._affine, self._offset)
         return style * self._scale, torch.rsqrt(style.square() @ self._energy + 1e-8) * SQRT2
 
-    def modulated(self, code: Tensor) -> Tensor:
-        """code (1, code_dim) -> the weight for one picture, (out, in, 3, 3), in float32."""
-        style, gain = self.factors(code)
-        return self._weight * (gain[0, :, None] * style)[:, :, None, None]
+    def convolution(self, weight: Tensor) -> Conv | UpConv:
+        """With those weights (out, in, 3, 3), and without a bias."""
+        if self._blur is None:
+            return Conv(laid_out(weight, self.dtype), None)
+        return UpConv(weight.to(self.dtype).transpose(0, 1).contiguous(), self._blur, None)
 
-    def blurred(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(N, out, 2H + 1, 2W + 1) -> (N, out, 2H, 2W)."""
-        return F.conv2d(y, cast("Tensor", self._kernel), bias, padding=1, groups=y.shape[1])
-
-    def activated(self, y: Tensor, rows: slice = slice(None)) -> Tensor:
-        """y + noise of those rows, activated. Overwrites y."""
-        y = F.leaky_relu_(y.add_(self._noise[:, :, rows]), 0.2)
+    def activated(self, y: Tensor, rows: slice = slice(None), gain: Tensor | None = None) -> Tensor:
+        """y * gain + noise of those rows, activated. Overwrites y."""
+        noise = self._noise[:, :, rows]
+        y = F.leaky_relu_(y.add_(noise) if gain is None else torch.addcmul(noise, y, gain, out=y), 0.2)
         return y if self._clamp is None else y.clamp_(-self._clamp, self._clamp)
 
 
 class _Small(_Styled):
-    """A layer whose maps are smaller than its weights, for several pictures at once."""
+    """A layer whose maps are smaller than its weights, for several pictures at once: the maps are scaled."""
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         super().__init__(layer, noise, dtype)
-        self._constant = self._weight.to(dtype).transpose(0, 1) if self.up else laid_out(self._weight, dtype)
+        self._constant, self._biases = self.convolution(self._weight), self.bias[:, None, None].to(dtype)
 
     def __call__(self, x: Tensor, code: Tensor) -> Tensor:
         """x (N, in, H, W), code (N, code_dim) -> (N, out, H', W')."""
         style, gain = (factor[:, :, None, None].to(self.dtype) for factor in self.factors(code))
-        x = x * style
-        y = self.blurred(F.conv_transpose2d(x, self._constant, stride=2)) if self.up else F.conv2d(x, self._constant, padding=1)
-        return self.activated(y.mul_(gain).add_(self.bias[:, None, None]))
+        y = self._constant(x * style)
+        return self.activated(torch.addcmul(self._biases, y, gain, out=y))
+
+
+class _Large(_Styled):
+    """A layer for one picture at a time, strip by strip. Either the maps are scaled or the weights, whatever is smaller."""
+
+    def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
+        super().__init__(layer, noise, dtype)
+        self._merged = self.up and dtype != torch.float32
+        if self._merged:
+            self._weight = merged(self._weight)
+        size = noise.shape[-1] // 2 if self.up else noise.shape[-1]  # of the map that it reads
+        maps_are_smaller = self._weight.shape[1] * size**2 <= self._weight.numel()
+        self._constant = self.convolution(self._weight) if maps_are_smaller else None
+
+    def convolution(self, weight: Tensor) -> Conv | UpConv | MergedUpConv:
+        return MergedUpConv(Conv(laid_out(weight, self.dtype), None)) if self._merged else super().convolution(weight)
+
+    def of_picture(self, code: Tensor) -> "_OfPicture":
+        """With the style of one picture, code (1, code_dim)."""
+        style, gain = self.factors(code)
+        if self._constant:
+            style, scales = (factor[:, :, None, None].to(self.dtype) for factor in (style, gain))
+            return _OfPicture(self, self._constant.with_bias((self.bias / gain[0]).to(self.dtype)), style, scales)
+        gain = gain[0].repeat(4) if self._merged else gain[0]
+        convolution = self.convolution(self._weight * (gain[:, None] * style)[:, :, None, None])
+        return _OfPicture(self, convolution.with_bias(self.bias.to(self.dtype)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,35 +163,27 @@ class _Strip:
         return _Strip(self.map[:, :, above : self.map.shape[2] - below], self.top + above, self.height)
 
 
-class _Modulated:
-    """A layer with the weights of one picture."""
+@dataclass(frozen=True, eq=False)
+class _OfPicture:
+    """A layer for one picture."""
 
-    def __init__(self, layer: _Styled, code: Tensor):
-        """`code`: (1, code_dim)."""
-        self._layer, self._transposed = layer, None
-        weight = layer.modulated(code)
-        if not layer.up:
-            self._conv = Conv(laid_out(weight, layer.dtype), layer.bias)
-        elif layer.dtype == torch.float32:
-            self._transposed = weight.transpose(0, 1).contiguous()
-        else:
-            self._conv = Conv(laid_out(merged(weight), layer.dtype), layer.bias.repeat(4))
+    layer: _Large
+    convolution: Conv | UpConv | MergedUpConv
+    style: Tensor | None = None
+    """Of the maps, (1, in, 1, 1), unless it is in the weights."""
+    gain: Tensor | None = None
 
     def __call__(self, strip: _Strip) -> _Strip:
-        layer = self._layer
-        if not layer.up:
-            return strip.convolved(layer.activated(self._conv(strip.map), strip.rows))
-        if self._transposed is None:
-            y = shuffled(self._conv(strip.map))
-        else:
-            y = layer.blurred(F.conv_transpose2d(strip.map, self._transposed, stride=2), layer.bias)
-        return strip.doubled(layer.activated(y, slice(2 * strip.rows.start, 2 * strip.rows.stop)))
+        made = self.convolution(strip.map if self.style is None else strip.map * self.style)
+        if not self.layer.up:
+            return strip.convolved(self.layer.activated(made, strip.rows, self.gain))
+        return strip.doubled(self.layer.activated(made, slice(2 * strip.rows.start, 2 * strip.rows.stop), self.gain))
 
 
 class _Level:
     """One enlargement of the decoder, with the bank's layers beside it and, at the last size, the decoder's last convolutions."""
 
-    def __init__(self, model: GLEAN, i: int, layers: Sequence[_Styled], dtype: torch.dtype):
+    def __init__(self, model: GLEAN, i: int, layers: Sequence[_Large], dtype: torch.dtype):
         """`i`: which enlargement; `layers`: the bank's at the new size, none without a bank."""
         decoder = model.decoder
         conv = cast("nn.Conv2d", decoder.up[i].conv)
@@ -190,7 +205,7 @@ class _Level:
         """The decoder's feature (1, C, H, W) and the bank's x (1, C', H, W), if there is a bank, to those of twice the size; at the last
         size to the picture (1, 3, 2H, 2W) and None. codes: (1, L, code_dim), those of the layers."""
         height, width = high.shape[-2:]
-        layers = [_Modulated(layer, codes[:, i]) for i, layer in enumerate(self.layers)]
+        layers = [layer.of_picture(codes[:, i]) for i, layer in enumerate(self.layers)]
         made = _empty(high, 3 if self._ends else self._width, height, width)
         made_x = _empty(high, self._bank_width, height, width) if layers and not self._ends else None
         for start in range(0, height, self._rows):
@@ -228,11 +243,11 @@ class FrozenGLEAN:
         self._body = [[_Dense(cast("DenseBlock", block), dtype) for block in cast("RRDB", rrdb).blocks] for rrdb in trunk.body]
         self._head = Conv.of(encoder.head, dtype, 0.2)
         self._low: _Low | None = None
-        layers: list[list[_Styled]] = [[] for _ in model.decoder.up]
+        layers: list[list[_Large]] = [[] for _ in model.decoder.up]
         if isinstance(bank, StyleGAN2):
             self._low = _Low(model, dtype)
             sizes = range(len(model.fusion_out), len(model.config.bank_sizes))
-            layers = [_Styled.at(bank.synthesis, j, dtype) for j in sizes] + layers[len(sizes) :]
+            layers = [_Large.at(bank.synthesis, j, dtype) for j in sizes] + layers[len(sizes) :]
         self._levels = [_Level(model, i, at, dtype) for i, at in enumerate(layers)]
         self._check = model.check
 

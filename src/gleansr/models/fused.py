@@ -25,7 +25,7 @@ class Conv:
     """A convolution with constant weights and, unless `slope` is None, a leaky ReLU."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     slope: float | None = None
     stride: int = 1
 
@@ -52,6 +52,43 @@ class Conv:
         what, how = ("none", []) if self.slope is None else ("leaky_relu", [self.slope])
         fused = torch.ops.mkldnn._convolution_pointwise
         return fused(x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, what, how, "")
+
+    def with_bias(self, bias: Tensor | None) -> "Conv":
+        """With another one, (out,)."""
+        return replace(self, bias=bias)
+
+
+@dataclass(frozen=True, eq=False)
+class UpConv:
+    """A transposed convolution of stride 2 and the blur behind it: (N, in, H, W) -> (N, out, 2H, 2W)."""
+
+    weight: Tensor
+    """(in, out, 3, 3)."""
+    kernel: Tensor
+    """The blur's, (out, 1, 4, 4)."""
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.conv_transpose2d(x, self.weight, stride=2)
+        return F.conv2d(y, self.kernel, self.bias, padding=1, groups=y.shape[1])
+
+    def with_bias(self, bias: Tensor | None) -> "UpConv":
+        """With another one, (out,)."""
+        return replace(self, bias=bias)
+
+
+@dataclass(frozen=True, eq=False)
+class MergedUpConv:
+    """The same, `conv` being what `merged` makes of it."""
+
+    conv: Conv
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return shuffled(self.conv(x))
+
+    def with_bias(self, bias: Tensor | None) -> "MergedUpConv":
+        """With another one, (out,)."""
+        return replace(self, conv=self.conv.with_bias(bias if bias is None else bias.repeat(4)))
 
 
 def merged(weight: Tensor) -> Tensor:
