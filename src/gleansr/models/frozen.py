@@ -13,14 +13,14 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gleansr.models.fused import Conv, MergedUpConv, UpConv, laid_out, merged, shuffled
+from gleansr.models.fused import Conv, MergedUpConv, SplitConv, UpConv, laid_out, merged, shuffled
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
@@ -83,11 +83,11 @@ class _Styled:
             return Conv(laid_out(weight, self.dtype), None)
         return UpConv(weight.to(self.dtype).transpose(0, 1).contiguous(), self._blur, None)
 
-    def activated(self, y: Tensor, rows: slice = slice(None), gain: Tensor | None = None) -> Tensor:
-        """y * gain + noise of those rows, activated. Overwrites y."""
-        noise = self._noise[:, :, rows]
-        y = F.leaky_relu_(y.add_(noise) if gain is None else torch.addcmul(noise, y, gain, out=y), 0.2)
-        return y if self._clamp is None else y.clamp_(-self._clamp, self._clamp)
+    def activated(self, y: Tensor, rows: slice = slice(None), gain: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """y * gain + noise of those rows, activated, in `out` or, without, in y."""
+        noise, out = self._noise[:, :, rows], y if out is None else out
+        out = F.leaky_relu_(torch.add(y, noise, out=out) if gain is None else torch.addcmul(noise, y, gain, out=out), 0.2)
+        return out if self._clamp is None else out.clamp_(-self._clamp, self._clamp)
 
 
 class _Small(_Styled):
@@ -146,9 +146,9 @@ class _Strip:
         """Its place in the whole map."""
         return slice(self.top, self.top + self.map.shape[2])
 
-    def of(self, rows: slice) -> Tensor:
+    def of(self, rows: slice) -> "_Strip":
         """Those rows of the whole map, which it has."""
-        return self.map[:, :, rows.start - self.top : rows.stop - self.top]
+        return _Strip(self.map[:, :, rows.start - self.top : rows.stop - self.top], rows.start, self.height)
 
     def convolved(self, made: Tensor) -> "_Strip":
         """What a 3x3 convolution made of it, without the row that it spoilt at each edge where the map was cut."""
@@ -173,31 +173,33 @@ class _OfPicture:
     """Of the maps, (1, in, 1, 1), unless it is in the weights."""
     gain: Tensor | None = None
 
-    def __call__(self, strip: _Strip) -> _Strip:
+    def __call__(self, strip: _Strip, out: _Strip | None = None) -> _Strip:
+        """`out` receives the rows that it is of."""
         made = self.convolution(strip.map if self.style is None else strip.map * self.style)
-        if not self.layer.up:
-            return strip.convolved(self.layer.activated(made, strip.rows, self.gain))
-        return strip.doubled(self.layer.activated(made, slice(2 * strip.rows.start, 2 * strip.rows.stop), self.gain))
+        strip = strip.doubled(made) if self.layer.up else strip.convolved(made)
+        strip = strip if out is None else strip.of(out.rows)
+        return replace(strip, map=self.layer.activated(strip.map, strip.rows, self.gain, out and out.map))
 
 
 class _Level:
     """One enlargement of the decoder, with the bank's layers beside it and, at the last size, the decoder's last convolutions."""
 
     def __init__(self, model: GLEAN, i: int, layers: Sequence[_Large], dtype: torch.dtype):
-        """`i`: which enlargement; `layers`: the bank's at the new size, none without a bank."""
-        decoder = model.decoder
-        conv = cast("nn.Conv2d", decoder.up[i].conv)
-        self._width, self._bank_width = conv.out_channels // 4, len(layers[-1].bias) if layers else 0
-        order = torch.arange(conv.out_channels).view(self._width, 4).t().reshape(-1)  # as `shuffled` wants them
-        self._conv = Conv(laid_out(conv.weight[order], dtype), cast("Tensor", conv.bias).detach()[order].to(dtype)).packed()
+        """`i`: which enlargement; `layers`: the bank's at the new size, none where it is not read."""
+        decoder, ups = model.decoder, [cast("nn.Conv2d", up.conv) for up in model.decoder.up]
+        conv, last = ups[i], i == len(ups) - 1
+        width, self._bank_width = conv.out_channels // 4, len(layers[-1].bias) if layers else 0
+        order = torch.arange(conv.out_channels).view(width, 4).t().reshape(-1)  # as `shuffled` wants them
+        own = ups[i - 1].out_channels // 4 if i else conv.in_channels  # the first one reads the encoder's feature, without the bank's
+        self._conv = SplitConv(conv.weight[order], cast("Tensor", conv.bias)[order], own, dtype)
+        self._reads_bank = own < conv.in_channels
         self.layers = layers
-        # The first enlargement reads the encoder's feature alone; the last one of a light GLEAN reads the bank, but has none beside it.
-        self._beside = i > 0 and not isinstance(model.bank, NoBank)
-        self._ends = [Conv.of(decoder.last, dtype, 0.2), Conv.of(decoder.out, dtype)] if i == len(decoder.up) - 1 else []
-        # An enlargement spoils two rows of its output where its input was cut, and each convolution behind it one more.
-        self._beyond = 1 + math.ceil(len(self._ends) / 2)
-        self._beyond_beside = 1 + math.ceil((len(layers) - 1 + len(self._ends)) / 2)
-        widest = max(self._width + self._bank_width, *(len(end.weight) for end in self._ends), 0)
+        self._last = SplitConv(decoder.last.weight, cast("Tensor", decoder.last.bias), width, dtype, 0.2) if last else None
+        self._out, self._made = Conv.of(decoder.out, dtype), 3 if last else width
+        # Where its input was cut, an enlargement spoils two rows of its output, and each convolution behind it one more.
+        self._beyond = 1 + last
+        self._beyond_beside = 1 + math.ceil((len(layers) - 1) / 2) + last
+        widest = max(width + self._bank_width, decoder.last.out_channels if last else 0)
         row = widest * dtype.itemsize * model.config.in_size * 2 ** (i + 1)
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
 
@@ -206,28 +208,27 @@ class _Level:
         size to the picture (1, 3, 2H, 2W) and None. codes: (1, L, code_dim), those of the layers."""
         height, width = high.shape[-2:]
         layers = [layer.of_picture(codes[:, i]) for i, layer in enumerate(self.layers)]
-        made = _empty(high, 3 if self._ends else self._width, height, width)
-        made_x = _empty(high, self._bank_width, height, width) if layers and not self._ends else None
+        made = _empty(high, self._made, height, width)
+        made_x = _empty(high, self._bank_width, height, width) if layers and not self._last else None
         for start in range(0, height, self._rows):
-            end = min(start + self._rows, height)
-            rows = slice(2 * start, 2 * end)
+            end = start + self._rows
+            out = _strip(made, 2 * start, 2 * end)
+            out_x = None if made_x is None else _strip(made_x, 2 * start, 2 * end)
             strip = _strip(high, start - self._beyond, end + self._beyond)
-            read = strip.map
-            if x is not None and self._beside:
-                read = torch.cat([read, x[:, :, strip.rows]], 1)
-            strip = strip.doubled(shuffled(self._conv(read)))
+            strip = strip.convolved(self._conv(strip.map, x[:, :, strip.rows] if x is not None and self._reads_bank else None))
             beside = None if x is None or not layers else _strip(x, start - self._beyond_beside, end + self._beyond_beside)
             for layer in layers:
-                beside = layer(cast("_Strip", beside))
-            if beside and made_x is not None:
-                made_x[:, :, rows] = beside.of(rows)
-            elif beside:
-                rows_of_both = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
-                both = torch.cat([strip.of(rows_of_both), beside.of(rows_of_both)], 1)
-                strip = _Strip(both, rows_of_both.start, strip.height)
-            for conv in self._ends:
-                strip = strip.convolved(conv(strip.map))
-            made[:, :, rows] = strip.of(rows)
+                beside = layer(cast("_Strip", beside), out_x if layer is layers[-1] else None)
+            if self._last is None:
+                shuffled(strip.of(slice(start, min(end, height))).map, out.map)
+                continue
+            strip = _Strip(shuffled(strip.map), 2 * strip.top, 2 * height)
+            if beside:
+                common = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
+                strip, beside = strip.of(common), beside.of(common)
+            strip = strip.convolved(self._last(strip.map, beside and beside.map))
+            strip = strip.convolved(self._out(strip.map))
+            out.map.copy_(strip.of(out.rows).map)
         return made, made_x
 
 

@@ -53,9 +53,36 @@ class Conv:
         fused = torch.ops.mkldnn._convolution_pointwise
         return fused(x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, what, how, "")
 
+    def onto(self, y: Tensor, x: Tensor) -> Tensor:
+        """y + what it makes of x. Overwrites y."""
+        if x.dtype not in _FUSED or not hasattr(torch.ops.mkldnn, "_convolution_pointwise_"):
+            return y.add_(self(x))
+        padding = self.weight.shape[-1] // 2
+        add = torch.ops.mkldnn._convolution_pointwise_.binary
+        return add(y, x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, "add", 1.0, None, [], None)
+
     def with_bias(self, bias: Tensor | None) -> "Conv":
         """With another one, (out,)."""
         return replace(self, bias=bias)
+
+
+class SplitConv:
+    """A convolution of two maps side by side that are not laid so: what it makes of the second is added to what it makes of the first."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, n_first: int, dtype: torch.dtype, slope: float | None = None):
+        """weight (out, in, 3, 3), bias (out,); `n_first`: channels of the first map, perhaps all."""
+        weight, alone = weight.detach(), n_first == weight.shape[1]
+        self._first = Conv(laid_out(weight[:, :n_first], dtype), bias.detach().to(dtype), slope if alone else None).packed()
+        self._second = None if alone else Conv(laid_out(weight[:, n_first:], dtype), None).packed()
+        self._slope = slope
+
+    def __call__(self, x: Tensor, beside: Tensor | None) -> Tensor:
+        """(N, C, H, W) each, the second None if all channels are the first's."""
+        y = self._first(x)
+        if self._second is None or beside is None:
+            return y
+        y = self._second.onto(y, beside)
+        return y if self._slope is None else F.leaky_relu_(y, self._slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +129,14 @@ def merged(weight: Tensor) -> Tensor:
     return torch.einsum("oiab,ypa,xqb->yxoipq", weight, line, line).flatten(0, 2)
 
 
-def shuffled(x: Tensor) -> Tensor:
-    """(N, 4 * C, H, W), the four sub-pixels of all channels one after the other -> (N, C, 2H, 2W), channels last."""
+def shuffled(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """(N, 4 * C, H, W), the four sub-pixels of all channels one after the other -> (N, C, 2H, 2W), channels last, in `out` if given."""
     n, c, h, w = x.shape
     x = x.permute(0, 2, 3, 1).view(n, h, w, 2, 2, c // 4).transpose(2, 3)
-    return x.reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
+    if out is None:
+        return x.reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
+    out.permute(0, 2, 3, 1).view(n, h, 2, w, 2, c // 4).copy_(x)
+    return out
 
 
 def laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
