@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints.native import About
+from gleansr.method import Enlarged, Report
 from gleansr.pictures import Picture
 from gleansr.resize import resize
-from gleansr.upscaler import Enlarged, Report, Upscaler
+from gleansr.upscaler import Upscaler
 
 
 @dataclass

@@ -15,13 +15,14 @@ from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.export import export
+from gleansr.feedforward import FeedForward
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.onnx_runtime import OnnxModel
-from gleansr.upscaler import FeedForward, Upscaler
+from gleansr.upscaler import Upscaler
 
 BANK = StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 import gleansr
 from gleansr import rivals
 from gleansr.errors import PictureError
+from gleansr.feedforward import FeedForward
 from gleansr.folders import (
     Forward,
     Job,
@@ -41,9 +42,10 @@ from gleansr.folders import (
 from gleansr.folders import pipeline as pipeline_module
 from gleansr.folders.batches import Batches
 from gleansr.folders.window import ClosedError, Window
+from gleansr.method import Enlarged
 from gleansr.pictures import Picture
 from gleansr.tasks import Enlarge, Prepared, Result, Task
-from gleansr.upscaler import Enlarged, FeedForward, Upscaler
+from gleansr.upscaler import Upscaler
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gleansr.feedforward import FeedForward
 from gleansr.models import frozen, fused
 from gleansr.models.frozen import FrozenGLEAN, freezable
 from gleansr.models.fused import merged, shuffled
@@ -14,16 +15,14 @@ from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import Blur, placed
 from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.upscaler import FeedForward
 
 CHANNELS = (12, 12, 10, 8, 8, 6)
-SMALL = {"n_rrdb": 1, "features": 6, "growth": 4, "out_features": 8}
 
 
 def network(bank: StyleGAN2Config | StyleGANConfig | NoBankConfig, in_size: int = 8) -> GLEAN:
     """Its noise and biases, which begin at zero, are not."""
     torch.manual_seed(0)
-    model = GLEAN(GLEANConfig(in_size, bank, **SMALL)).eval()
+    model = GLEAN(GLEANConfig(in_size, bank, n_rrdb=1, features=6, growth=4, out_features=8)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "noise_strength" in name:

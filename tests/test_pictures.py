@@ -466,7 +466,7 @@ def test_to_image_clamps_and_rounds_half_to_even():
     [
         torch.zeros(1, 2, 2),
         torch.zeros(2, 2),
-        torch.zeros(3, 2, 2, dtype=torch.uint8),
+        torch.zeros(4, 2, 2, dtype=torch.uint8),
         torch.full((3, 2, 2), torch.nan),
     ],
 )

@@ -15,10 +15,11 @@ from gleansr import rivals
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import PictureError, RequestError
+from gleansr.method import Enlarged
 from gleansr.resize import resize
 from gleansr.retouch import RetouchConfig, prepare, retouch
 from gleansr.touched import _connected, bounds, faded, grown, touched
-from gleansr.upscaler import Enlarged, Upscaler
+from gleansr.upscaler import Upscaler
 
 
 class Painter:

@@ -13,13 +13,13 @@ import gleansr
 from gleansr import rivals
 from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, RequestError
+from gleansr.feedforward import FeedForward
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.rivals.dgp import DGP
 from gleansr.rivals.dgp_config import mse_biased
-from gleansr.upscaler import FeedForward
 
 
 def saved(folder: Path, model: nn.Module, **others: nn.Module) -> Path:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
+from gleansr.feedforward import enlarge
 from gleansr.models.esrgan_plus import ESRGANDiscriminatorConfig, ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import VGG19
 from gleansr.models.residual import ResidualNet
@@ -26,7 +27,6 @@ from gleansr.training.networks import ESRGANPlusNetworkConfig, PlainNetworkConfi
 from gleansr.training.parts import build, start_from
 from gleansr.training.plan import network_plan
 from gleansr.training.state import StoppedError
-from gleansr.upscaler import enlarge
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gleansr.errors import GleansrError, RequestError
+from gleansr.feedforward import FeedForward, enlarge
 from gleansr.files import replacing
 from gleansr.models.residual import ResidualNet
 from gleansr.onnx_runtime import KEY, OnnxModel
-from gleansr.upscaler import FeedForward, Upscaler, enlarge
+from gleansr.upscaler import Upscaler
 
 OPSET = 20
 """Of ONNX; onnxruntime knows it from 1.17 on."""

@@ -143,11 +143,18 @@ def software() -> str:
     return "gleansr"
 
 
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """The 8 bits of float values in [-1, 1]: clamped, rounded half to even, as by `to_image` in [0, 1]. NaN gives anything."""
+    return pixels.float().clamp(-1, 1).add_(1).div_(2).mul_(255).round_().to(torch.uint8)
+
+
 def to_image(pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> Image.Image:
-    """RGB of `pixels` (3, H, W), or RGBA with `alpha` (1, H, W): float in [0, 1], clamped, rounded half to even.
+    """RGB of `pixels` (3, H, W), or RGBA with `alpha` (1, H, W): float in [0, 1], clamped, rounded half to even; or RGB of uint8.
 
     The colour is not premultiplied (see `unpremultiply`). Raises PictureError for another shape, for NaN and infinity.
     """
+    if pixels.dtype == torch.uint8 and alpha is None and pixels.ndim == 3 and len(pixels) == 3:
+        return Image.fromarray(pixels.to("cpu").permute(1, 2, 0).contiguous().numpy())
     if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():
         raise PictureError(f"a picture is a float tensor (3, H, W), not {pixels.dtype} of {tuple(pixels.shape)}")
     planes = (pixels if alpha is None else torch.cat((pixels, alpha.to(pixels)))).detach().float()

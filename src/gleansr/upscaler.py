@@ -2,125 +2,27 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gleansr import checkpoints
 from gleansr.checkpoints.native import About
+from gleansr.devices import Precision, find_device, find_precision
 from gleansr.errors import RequestError
+from gleansr.feedforward import FeedForward
 from gleansr.fidelity import back_project
-from gleansr.models.esrgan_plus import ESRGANPlus
-from gleansr.models.frozen import FrozenGLEAN, freezable
-from gleansr.models.glean import GLEAN
-from gleansr.models.layers import placed
-from gleansr.models.residual import ResidualNet
-from gleansr.models.rrdb import RRDBNet
+from gleansr.method import Method, Report
 from gleansr.onnx_runtime import OnnxModel, is_onnx
+from gleansr.passes import Passes
 from gleansr.pictures import Picture, Source, decode, to_image, unpremultiply
 from gleansr.resize import resize
 
 Fit = Literal["auto", "crop", "pad", "stretch", "exact"]
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-Report = Callable[[int, int], None]
-"""Is told of the progress of a slow method: steps done, and steps in all."""
-
-
-@dataclass(frozen=True)
-class Enlarged:
-    """What a method made of a batch."""
-
-    pictures: Tensor
-    """(N, 3, scale * h, scale * w), RGB in [-1, 1], not clamped."""
-    notes: Sequence[str] = ()
-    """What to say of each picture, "" if nothing; empty if there is nothing to say of any."""
-
-
-class Method(Protocol):
-    """A way to enlarge pictures: a network's forward pass, or a search in a bank."""
-
-    name: str
-    """GLEAN, PULSE, ..."""
-    in_size: int | None
-    """Height and width of the pictures that it takes, None: any."""
-    scale: int
-    device: torch.device
-
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:
-        """low (N, 3, h, w), RGB in [-1, 1], float32, on `device`. What becomes of a picture does not depend on the others."""
-        ...
-
-
-class FeedForward:
-    """One forward pass of a network that enlarges pictures."""
-
-    _frozen: FrozenGLEAN | None = None
-
-    def __init__(self, model: nn.Module | OnnxModel, *, device: str | torch.device = "auto", precision: Precision = "auto"):
-        """`device` and `precision` as in `load`; of an `OnnxModel` both are its own. The model must not change any more.
-
-        Raises:
-            RequestError: the network is of another kind.
-        """
-        if isinstance(model, OnnxModel):
-            if precision not in ("auto", "float32"):
-                raise RequestError(f"an ONNX file computes in the precision that it was exported in, not in {precision}")
-            self.name, self.in_size, self.scale = model.name, model.in_size, model.scale
-            self.model, self.device, self.precision = model, torch.device("cpu"), torch.float32
-            return
-        self.device = device if isinstance(device, torch.device) else find_device(device)
-        self.precision = find_precision(precision, self.device)
-        self.in_size = None
-        if isinstance(model, GLEAN):
-            self.name, self.in_size, self.scale = "GLEAN", model.config.in_size, model.config.out_size // model.config.in_size
-        elif isinstance(model, ResidualNet):
-            self.name, self.scale = "plain", model.config.scale
-        elif isinstance(model, ESRGANPlus | RRDBNet):
-            self.name, self.scale = "ESRGAN+" if isinstance(model, ESRGANPlus) else "ESRGAN", model.config.scale
-        else:
-            raise RequestError(
-                f"a {type(model).__name__} does not enlarge pictures by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
-            )
-        self.model = placed(model.eval(), self.device)
-        self._freeze()
-
-    def _freeze(self) -> None:
-        if isinstance(self.model, GLEAN) and self.device.type == "cpu" and freezable(self.model):
-            self._frozen = FrozenGLEAN(self.model, self.precision)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_frozen"}  # made of the model's weights again
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._freeze()
-
-    @torch.inference_mode()
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, it takes no time worth reporting
-        height, width = low.shape[-2:]
-        fold = getattr(self.model, "fold", 1)  # ESRGANs of small scales fold so many pixels of each side into channels
-        if height % fold or width % fold:
-            low = nn.functional.pad(low, (0, -width % fold, 0, -height % fold), mode="replicate")
-        if self._frozen:
-            return Enlarged(self._frozen(low).float())
-        low = low.to(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            high = enlarge(self.model, low)
-        return Enlarged(high[..., : height * self.scale, : width * self.scale])
-
-
-def enlarge(model: nn.Module | OnnxModel, low: Tensor) -> Tensor:
-    """What a network makes of low (N, 3, h, w), RGB in [-1, 1]: (N, 3, scale * h, scale * w), float32, not clamped.
-
-    ESRGAN's networks take and make pictures in [0, 1]; this is where that is converted.
-    """
-    return model((low + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus | RRDBNet) else model(low).float()
 
 
 @dataclass(frozen=True)
@@ -143,6 +45,7 @@ class Upscaler:
 
     def __init__(self, method: Method, about: About):
         self.method = method
+        self._passes = Passes(method)
         self.device = method.device
         self.about = about
         self.scale = method.scale
@@ -256,15 +159,17 @@ class Upscaler:
             raise RequestError(
                 f"pictures of several sizes ({sorted(sizes)}) cannot be enlarged together; --batch-size 1 takes them one by one"
             )
-        enlarged = self.method(torch.stack([fitted.low for fitted in batch]).to(self.device), report)
-        highs = list(enlarged.pictures.cpu())
+        eight_bits = not consistent and all(fitted.alpha is None for fitted in batch)
+        enlarged = self._passes([fitted.low for fitted in batch], report, eight_bits=eight_bits)
+        highs = list(enlarged.pictures)
         if consistent:
             highs = [back_project(fitted.low, high, strength=consistent) for fitted, high in zip(batch, highs, strict=True)]
         return [self.finish(*one) for one in zip(batch, highs, enlarged.notes or [""] * len(batch), strict=True)]
 
     def finish(self, fitted: Fitted, high: Tensor, note: str = "") -> Image.Image:
-        """The result, of a fitted picture and what the method made of it: (3, scale * h, scale * w) in [-1, 1], which is clamped."""
-        pixels, alpha = (high.clamp(-1, 1) + 1) / 2, None
+        """The result, of a fitted picture and what the method made of it: (3, scale * h, scale * w) in [-1, 1], which is clamped; of a
+        picture without alpha its 8 bits will do."""
+        pixels, alpha = high if high.dtype == torch.uint8 else (high.clamp(-1, 1) + 1) / 2, None
         if fitted.alpha is not None:
             # Alpha is a mask, not a picture of the category: it is enlarged plainly.
             alpha = resize(fitted.alpha, size=(pixels.shape[-2], pixels.shape[-1])).clamp(0, 1)
@@ -287,7 +192,7 @@ def load(
     enlarges pictures, an ONNX file of `gleansr export` too.
 
     `device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps". `precision`: "auto" is float32 on a CPU and bfloat16 on a GPU
-    that has it.
+    that has it; "float16" is for other GPUs. What half precision cannot express is computed again in float32.
 
     An official model is downloaded on its first use, unless `offline` or the environment variable GLEANSR_OFFLINE forbids it.
     """
@@ -302,29 +207,3 @@ def load(
     except RequestError as error:
         raise RequestError(f"{name_or_path}: {error}") from None
     return Upscaler(method, checkpoint.about)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, or the CPU where there is none. A device that is not there is an error."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ):  # torch raises any of these, depending on how it was built
-        raise RequestError(f"the device {name!r} is not there or not usable here; --device cpu always is") from None
-    return device
-
-
-def find_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """The arithmetic of the convolutions; see `Upscaler`."""
-    if name not in get_args(Precision):
-        raise RequestError(f"precision is {name!r}, but must be one of {', '.join(get_args(Precision))}")
-    if name == "auto":
-        half = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-        return torch.bfloat16 if half else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from gleansr.devices import Precision
     from gleansr.evaluation.entries import Entry
-    from gleansr.upscaler import Precision, Upscaler
+    from gleansr.upscaler import Upscaler
 
 
 def figure(
@@ -76,9 +77,9 @@ def figure(
         overwrite: Replace files that exist already.
         offline: Never download a model.
     """
+    from gleansr.devices import find_device, find_precision
     from gleansr.evaluation.figure_makers import KINDS, Wanted, make
     from gleansr.evaluation.figures import check_drawing, draw, save
-    from gleansr.upscaler import find_device, find_precision
 
     if number not in KINDS:
         raise RequestError(f"there is no figure {number}; there are {'; '.join(f'{n}: {kind.shows}' for n, kind in KINDS.items())}")

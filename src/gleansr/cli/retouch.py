@@ -51,9 +51,10 @@ def retouch(
         overwrite: Replace a result that exists already.
         offline: Never download a model.
     """
+    from gleansr.devices import find_device, find_precision
     from gleansr.pictures import check_output, decode, encode
     from gleansr.retouch import RetouchConfig, default_model, prepare, refine
-    from gleansr.upscaler import find_device, find_precision, load
+    from gleansr.upscaler import load
 
     target = check_output(output or edited.with_name(f"{edited.stem}_retouched.png"), overwrite=overwrite)
     if save_mask is not None:

@@ -105,8 +105,8 @@ def train_bank(
         print(json.dumps(bank_plan(resolved), indent=2))
         return
     from gleansr.cli.progress import training
+    from gleansr.devices import find_device
     from gleansr.training import bank
-    from gleansr.upscaler import find_device
 
     folder, place = _wanted(output), find_device(device)
     with training(resolved.run.images) as report:

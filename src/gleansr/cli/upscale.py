@@ -9,8 +9,9 @@ from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
+    from gleansr.devices import Precision
     from gleansr.tasks import Task
-    from gleansr.upscaler import Precision, Upscaler
+    from gleansr.upscaler import Upscaler
 
 
 def upscale(
@@ -96,10 +97,10 @@ def upscale(
     from gleansr.cli.outcomes import upscale_all  # imports torch, which `gleansr --help` need not wait for
     from gleansr.cli.video import upscale_videos, videos_among
     from gleansr.cluster import is_url, normal, places
+    from gleansr.devices import find_device, find_precision
     from gleansr.folders import Work, sha256_of
     from gleansr.pictures import FORMATS
     from gleansr.tasks import Enlarge
-    from gleansr.upscaler import find_device, find_precision
 
     cluster = None
     if ray is not None:

@@ -15,8 +15,9 @@ from gleansr.cluster.rounds import Fleet, Rounds, tolerant
 from gleansr.cluster.urls import Listed
 from gleansr.cluster.worker import Setting
 from gleansr.errors import RequestError
+from gleansr.feedforward import FeedForward
 from gleansr.folders import Job, Manifest, Outcome, Unlisted, Work
-from gleansr.upscaler import FeedForward, Report
+from gleansr.method import Report
 
 _WAVES = (20_000, 200_000, 1_000_000)
 """Jobs of the first waves, and of all others: workers begin with few while the next ones are listed."""

@@ -16,12 +16,14 @@ import torch
 
 from gleansr.cluster.portions import Known, Portion, Recall
 from gleansr.cluster.urls import Addresses, is_url
+from gleansr.devices import Precision
 from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.feedforward import FeedForward
 from gleansr.files import beginning, half_written
 from gleansr.folders import Job, Manifest, Outcome, OutputError, Work, run
 from gleansr.pictures import software
 from gleansr.tasks import Enlarge, Task
-from gleansr.upscaler import FeedForward, Precision, Upscaler
+from gleansr.upscaler import Upscaler
 
 if TYPE_CHECKING:
     import pyarrow

@@ -21,8 +21,8 @@ from gleansr.evaluation.runner import MethodError, Runner
 from gleansr.evaluation.summary import Outcome, joined, summary
 from gleansr.evaluation.truths import Example, on_grid
 from gleansr.files import held, replacing
+from gleansr.method import Report
 from gleansr.pictures import encode, to_image
-from gleansr.upscaler import Report
 
 _BATCH = 16
 """Stored pictures of which the features are computed together."""

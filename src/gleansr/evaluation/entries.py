@@ -9,8 +9,9 @@ from typing import Any
 
 from gleansr import rivals
 from gleansr.configs import merge, override
+from gleansr.devices import Precision
 from gleansr.errors import RequestError
-from gleansr.upscaler import Precision, Upscaler
+from gleansr.upscaler import Upscaler
 
 RESERVED = ("truth", "low", "inputs")
 """Labels that no method can have, because the folder of a comparison uses them."""

@@ -18,9 +18,10 @@ from gleansr.data.sources import FolderSource, Source, open_source, stem
 from gleansr.errors import PictureError, RequestError
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
 from gleansr.evaluation.truths import Small, Task, on_grid, usual_aspect
+from gleansr.method import Report
 from gleansr.pictures import decode, readable_suffixes, to_image
 from gleansr.resize import degrade
-from gleansr.upscaler import Report, Upscaler
+from gleansr.upscaler import Upscaler
 
 # -------------------------------------------------------------------------------------------------------------- choosing
 

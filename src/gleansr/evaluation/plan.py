@@ -13,6 +13,7 @@ from gleansr.checkpoints import model_path
 from gleansr.checkpoints.download import Progress
 from gleansr.data.fit import Aspect
 from gleansr.data.shards import shown
+from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.evaluation.entries import Entry, check_labels
 from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics, sha256_of
@@ -21,7 +22,7 @@ from gleansr.evaluation.records import Record
 from gleansr.evaluation.runner import Place, machine
 from gleansr.evaluation.summary import Outcome
 from gleansr.evaluation.truths import Small, Task, Truths, usual_aspect
-from gleansr.upscaler import Upscaler, find_device, find_precision
+from gleansr.upscaler import Upscaler
 
 
 @dataclass(frozen=True)

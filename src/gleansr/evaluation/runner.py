@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gleansr.devices import Precision
 from gleansr.errors import GleansrError
 from gleansr.evaluation.entries import Entry
-from gleansr.upscaler import Precision, Report
+from gleansr.method import Report
 
 _STEP_SECONDS = 0.2  # between two reports of the progress within a picture
 

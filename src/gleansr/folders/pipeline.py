@@ -18,8 +18,8 @@ from gleansr.folders.jobs import Job, Unlisted
 from gleansr.folders.manifest import Manifest
 from gleansr.folders.steps import Loaded, Outcome, Work, load, skips, store
 from gleansr.folders.window import ClosedError, Window
+from gleansr.method import Report
 from gleansr.tasks import Enlarge, Task
-from gleansr.upscaler import Report
 
 MEMORY = 2**30
 """Bytes that pictures between reading and writing may take together, by estimate; one that takes more is treated alone."""

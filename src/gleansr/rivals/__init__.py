@@ -13,7 +13,9 @@ from gleansr import checkpoints
 from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import About, Checkpoint, bank_within
 from gleansr.configs import from_dict, merge
+from gleansr.devices import Precision, find_device, find_precision
 from gleansr.errors import RequestError
+from gleansr.feedforward import FeedForward
 from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.glean import GLEAN
 from gleansr.models.residual import ResidualNet
@@ -22,7 +24,7 @@ from gleansr.rivals.bicubic import Bicubic
 from gleansr.rivals.dgp import DGP, Bank, Discriminator
 from gleansr.rivals.dgp_config import PRESETS, DGPConfig
 from gleansr.rivals.pulse import PULSE, PULSEConfig
-from gleansr.upscaler import FeedForward, Precision, Upscaler, find_device, find_precision
+from gleansr.upscaler import Upscaler
 
 NAMES = ("glean", "esrgan+", "plain", "dgp", "pulse", "bicubic")
 SEARCHES = ("dgp", "pulse")

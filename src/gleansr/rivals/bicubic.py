@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from gleansr.method import Enlarged, Report
 from gleansr.resize import resize
-from gleansr.upscaler import Enlarged, Report
 
 
 class Bicubic:

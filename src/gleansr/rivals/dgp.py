@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.errors import GleansrError, RequestError
+from gleansr.method import Enlarged, Report
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator, InstanceNorm
 from gleansr.models.layers import placed
 from gleansr.models.stylegan import StyleGAN, StyleGANDiscriminator
@@ -23,7 +24,6 @@ from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.resize import resize
 from gleansr.rivals.dgp_config import DGPConfig, Downsampler
 from gleansr.rivals.search import check_low, check_scale, reduction
-from gleansr.upscaler import Enlarged, Report
 
 Bank = BigGAN | StyleGAN | StyleGAN2
 Discriminator = BigGANDiscriminator | StyleGANDiscriminator | StyleGAN2Discriminator

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from gleansr.configs import Range, check
 from gleansr.errors import RequestError
+from gleansr.method import Enlarged, Report
 from gleansr.models.layers import placed
 from gleansr.models.stylegan import StyleGAN
 from gleansr.models.stylegan2 import StyleGAN2
 from gleansr.rivals import gaussian
 from gleansr.rivals.gaussian import Gaussian
 from gleansr.rivals.search import check_low, check_scale, reduction
-from gleansr.upscaler import Enlarged, Report
 
 Schedule = Literal["linear1cycledrop", "linear1cycle", "fixed"]
 NoiseKind = Literal["trainable", "fixed", "zero"]

@@ -13,9 +13,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from gleansr.method import Method
+from gleansr.passes import Passes
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
-from gleansr.upscaler import Method, Upscaler
+from gleansr.upscaler import Upscaler
 
 log = logging.getLogger("gleansr.serving")
 
@@ -45,6 +47,7 @@ class Worker:
     def __init__(self, models: Mapping[str, Upscaler], batch_size: int | None, metrics: Metrics):
         """`batch_size`: most pictures in a forward pass, None: what suits the device."""
         self._methods: dict[str, Method] = {name: upscaler.method for name, upscaler in models.items()}
+        self._passes = {name: Passes(method) for name, method in self._methods.items()}
         self._limits = {name: batch_size or suitable_batch(upscaler) for name, upscaler in models.items()}
         self._metrics = metrics
         self._waiting: deque[_Job] = deque()
@@ -129,9 +132,8 @@ class Worker:
 
     def _forward(self, model: str, lows: list[Tensor]) -> tuple[list[Tensor], float]:
         """In the worker's thread."""
-        method = self._methods[model]
         started = time.perf_counter()
-        high = method(torch.stack(lows).to(method.device)).pictures.float().cpu()
+        high = self._passes[model](lows).pictures.float()
         seconds = time.perf_counter() - started
         # Of a batch each gets a copy, so that none keeps the others' memory.
         return [high[0]] if len(high) == 1 else [picture.clone() for picture in high], seconds

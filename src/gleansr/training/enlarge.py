@@ -17,6 +17,7 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
+from gleansr.feedforward import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.layers import placed
 from gleansr.resize import degrade, resize
@@ -39,7 +40,6 @@ from gleansr.training.state import (
     save_grid,
     set_rate,
 )
-from gleansr.upscaler import enlarge
 
 Progress = Callable[[int, dict[str, Any]], None]
 

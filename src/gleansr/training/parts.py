@@ -15,6 +15,7 @@ from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.checkpoints.torchvision import load_vgg16, load_vgg19
 from gleansr.errors import CheckpointError, RequestError
+from gleansr.feedforward import FeedForward
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lightened
@@ -24,7 +25,6 @@ from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscrimina
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training.config import NetworkRecipe
 from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
-from gleansr.upscaler import FeedForward
 
 Network = GLEAN | ResidualNet | ESRGANPlus
 Bank = StyleGAN2 | StyleGAN

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gleansr import checkpoints
 from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import bank_within
+from gleansr.feedforward import enlarge
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN
 from gleansr.models.stylegan import StyleGANConfig
@@ -27,7 +28,6 @@ from gleansr.training.parts import (
     new_discriminator,
     shown_to,
 )
-from gleansr.upscaler import enlarge
 
 MIB = 2**20
 

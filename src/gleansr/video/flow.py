@@ -10,12 +10,13 @@ from functools import partial
 import torch
 
 from gleansr.errors import PictureError
+from gleansr.feedforward import FeedForward
 from gleansr.folders import Forward
 from gleansr.folders.batches import Batches, Low
 from gleansr.folders.forward import Made
 from gleansr.folders.pipeline import MEMORY, StoppedError, bytes_of, threads_beside
+from gleansr.method import Report
 from gleansr.tasks import Prepared, Result, Task
-from gleansr.upscaler import FeedForward, Report
 from gleansr.video.reading import Shot
 
 Write = Callable[[Shot, Result], None]

@@ -11,10 +11,10 @@ from typing import Any
 from gleansr.errors import NoObjectError
 from gleansr.folders import Work, sha256_of
 from gleansr.folders.steps import sidecar
+from gleansr.method import Report
 from gleansr.photos import Photo
 from gleansr.photos.detect import finder, nouns
 from gleansr.tasks import Result, Task
-from gleansr.upscaler import Report
 from gleansr.video.finding import Followed, follow
 from gleansr.video.flow import flow
 from gleansr.video.reading import Footage, Shot

@@ -1,0 +1,60 @@
+"""Devices, and the arithmetic and memory that they have."""
+
+from typing import Literal, get_args
+
+import torch
+
+from gleansr.errors import RequestError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first GPU, or the CPU where there is none. A device that is not there is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ):  # torch raises any of these, depending on how it was built
+        raise RequestError(f"the device {name!r} is not there or not usable here; --device cpu always is") from None
+    return device
+
+
+def find_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """The arithmetic of the convolutions; see `load`. One that the device lacks is an error."""
+    if name not in get_args(Precision):
+        raise RequestError(f"precision is {name!r}, but must be one of {', '.join(get_args(Precision))}")
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and _has_bfloat16(device) else torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise RequestError("float16 is for GPUs; on a CPU take --precision bfloat16 or float32")
+    if name == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise RequestError(
+            f"{torch.cuda.get_device_name(device)} has no bfloat16 (its compute capability is {major}.{minor}, 8.0 is needed); "
+            "take --precision float16 or float32"
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _has_bfloat16(gpu: torch.device) -> bool:
+    """Whether its tensor cores compute in bfloat16; torch emulates it where they do not."""
+    return torch.cuda.get_device_capability(gpu)[0] >= 8
+
+
+def bfloat16_instructions() -> str | None:
+    """What the CPU multiplies bfloat16 with: "AMX", "AVX-512", or None where it has nothing and float32 is faster."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error means; a CPU's comes as a plain RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in ("out of memory", "allocate memory"))
