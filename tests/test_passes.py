@@ -1,26 +1,30 @@
 """What a device's memory or half precision does not hold, and passes recorded once."""
 
 import copy
+import dataclasses
 import logging
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from gleansr.checkpoints.native import About
 from gleansr.devices import bfloat16_instructions, find_precision
 from gleansr.errors import PictureError, RequestError
 from gleansr.feedforward import FeedForward
+from gleansr.folders.forward import Forward
 from gleansr.method import Enlarged
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.passes import Passes
-from gleansr.pictures import to_bytes, to_image
+from gleansr.pictures import decode, to_bytes, to_image
 from gleansr.recorded import Recorded, Recording
+from gleansr.tasks import Enlarge
 from gleansr.upscaler import Upscaler
 
 CPU = torch.device("cpu")
@@ -163,7 +167,7 @@ def twice(low: Tensor) -> Tensor:
 def test_a_shape_is_recorded_once_and_the_oldest_is_forgotten():
     recorded: list[int] = []
 
-    def record(call: Any, low: Tensor) -> Recording:
+    def record(call: Any, low: Tensor, beside: Recording | None = None) -> Recording:
         recorded.append(len(low))
         static, high = low.clone(), torch.empty_like(low)
         return Recording(static, high, lambda: high.copy_(call(static)))
@@ -184,7 +188,7 @@ def test_a_shape_is_recorded_once_and_the_oldest_is_forgotten():
 def test_what_cannot_be_recorded_is_called_as_it_is():
     tries: list[int] = []
 
-    def record(call: Any, low: Tensor) -> Recording:
+    def record(call: Any, low: Tensor, beside: Recording | None = None) -> Recording:
         tries.append(len(low))
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
@@ -193,7 +197,7 @@ def test_what_cannot_be_recorded_is_called_as_it_is():
     assert tries == [1]
     assert passes.failed == "CUDA error: operation not permitted when stream is capturing"
 
-    def too_large(call: Any, low: Tensor) -> Recording:
+    def too_large(call: Any, low: Tensor, beside: Any = None) -> Recording:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     passes = Recorded(twice, too_large)
@@ -219,3 +223,25 @@ def test_a_precision_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert find_precision("auto", gpu) == find_precision("bfloat16", gpu) == torch.bfloat16
     assert bfloat16_instructions() in ("AMX", "AVX-512", None)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_folders_finish_bytes_as_they_do_floats(mode: str):
+    task = Enlarge(Upscaler(Small(9), About("small")))
+    image = Image.effect_noise((7, 5), 90).convert("RGB")
+    if mode == "RGBA":
+        image.putalpha(Image.effect_noise((7, 5), 90))
+    picture = decode(image)
+    prepared = task.prepare(picture)
+    assert prepared.eight_bits == (mode == "RGB")
+    assert not dataclasses.replace(task, consistent=0.5).prepare(picture).eight_bits
+    assert not dataclasses.replace(task, measured=True).prepare(picture).eight_bits
+    high = torch.rand(3, 8, 8) * 2.2 - 1.1
+    if prepared.eight_bits:
+        assert prepared.finish([to_bytes(high)], [""]).image.tobytes() == prepared.finish([high], [""]).image.tobytes()
+    forward = Forward(Small(9), 2)
+    assert forward(lows(1), eight_bits=True)[0].high is not None
+    forward._gpu = True
+    expected = to_bytes(Small(9)(torch.stack(lows(2))).pictures)
+    for made in (forward.start(lows(2), eight_bits=True)(), forward(lows(2), eight_bits=True)):
+        assert torch.equal(torch.stack([cast("Tensor", one.high) for one in made]), expected)

@@ -12,7 +12,7 @@ from gleansr.method import Enlarged, Report
 from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.frozen import FrozenGLEAN, freezable
 from gleansr.models.glean import GLEAN
-from gleansr.models.layers import placed
+from gleansr.models.layers import held, placed
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
 from gleansr.onnx_runtime import OnnxModel
@@ -58,7 +58,8 @@ class FeedForward:
         if isinstance(self.model, GLEAN) and self.device.type == "cpu" and freezable(self.model):
             self._frozen = FrozenGLEAN(self.model, self.precision)
         if isinstance(self.model, GLEAN) and self.device.type == "cuda":
-            self.recorded = Recorded(partial(self._enlarged, self.precision))
+            model = self.model if self.precision == torch.float32 else held(self.model, self.precision)
+            self.recorded = Recorded(partial(self._enlarged, self.precision, model))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_frozen", "recorded")}  # made of the model again
@@ -71,12 +72,12 @@ class FeedForward:
     def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, it takes no time worth reporting
         if self._frozen:
             return Enlarged(self._frozen(low).float())
-        return Enlarged(self.recorded(low) if self.recorded else self._enlarged(self.precision, low))
+        return Enlarged(self.recorded(low) if self.recorded else self._enlarged(self.precision, self.model, low))
 
     @torch.inference_mode()
     def in_float32(self, low: Tensor) -> Tensor:
         """What the model makes of low (N, 3, h, w) in the precision of its weights: for what is not finite in half of it."""
-        return self._enlarged(torch.float32, low)
+        return self._enlarged(torch.float32, self.model, low)
 
     def forget(self) -> None:
         """Lets go of memory that only makes passes faster."""
@@ -85,7 +86,7 @@ class FeedForward:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _enlarged(self, precision: torch.dtype, low: Tensor) -> Tensor:
+    def _enlarged(self, precision: torch.dtype, model: nn.Module | OnnxModel, low: Tensor) -> Tensor:
         height, width = low.shape[-2:]
         fold = getattr(self.model, "fold", 1)  # ESRGANs of small scales fold so many pixels of each side into channels
         if height % fold or width % fold:
@@ -93,7 +94,7 @@ class FeedForward:
         low = low.to(memory_format=torch.channels_last)
         # The casts of weights belong into a recorded pass, which a cache of them would leave out.
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32, cache_enabled=self.recorded is None):
-            high = enlarge(self.model, low)
+            high = enlarge(model, low)
         return high[..., : height * self.scale, : width * self.scale]
 
 

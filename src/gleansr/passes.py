@@ -53,7 +53,9 @@ class Passes:
                 log.warning("out of memory on %s: batches of %d instead of %d", device, self._most, len(batch))
         if len(parts) == 1:
             return parts[0]
-        return Enlarged(torch.cat([part.pictures for part in parts]), [note for part in parts for note in part.notes])
+        return Enlarged(
+            torch.cat([part.pictures for part in parts]), [note for part in parts for note in part.notes or [""] * len(part.pictures)]
+        )
 
     def start(self, lows: Sequence[Tensor], report: Report | None = None, *, eight_bits: bool = False) -> Callable[[], Enlarged]:
         """As a call, but begun only: what is returned waits for the end. The next may be started before."""

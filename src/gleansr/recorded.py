@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,15 @@ class Recording(NamedTuple):
     low: Tensor
     high: Tensor
     replay: Callable[[], object]
+    pool: Any = None
+    """Of the memory of its maps, as CUDA graphs name it."""
 
 
-def record(call: Call, low: Tensor) -> Recording:
-    """Records `call` with the shape of `low`, on a GPU, after passes that choose kernels and take memory, which no recording may do."""
+def record(call: Call, low: Tensor, beside: Recording | None = None) -> Recording:
+    """Records `call` with the shape of `low`, on a GPU, after passes that choose kernels and take memory, which no recording may do.
+
+    It shares the memory of its maps with `beside`: no two may then run at once, and a result must be copied before the next.
+    """
     low = low.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -38,9 +43,10 @@ def record(call: Call, low: Tensor) -> Recording:
             call(low)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads read and write pictures meanwhile: what they ask of the driver, as pinned memory, is no fault of this recording.
+    with torch.cuda.graph(graph, pool=beside and beside.pool, capture_error_mode="thread_local"):
         high = call(low)
-    return Recording(low, high, graph.replay)
+    return Recording(low, high, graph.replay, graph.pool())
 
 
 class Recorded:
@@ -49,7 +55,7 @@ class Recorded:
     Several threads may call it if they share a stream, as they do unless told otherwise.
     """
 
-    def __init__(self, call: Call, record: Callable[[Call, Tensor], Recording] = record):
+    def __init__(self, call: Call, record: Callable[[Call, Tensor, Recording | None], Recording] = record):
         self._call, self._record = call, record
         self._kept: OrderedDict[torch.Size, Recording] = OrderedDict()
         self._lock = threading.Lock()
@@ -61,7 +67,7 @@ class Recorded:
             return self._call(low)
         with self._lock:
             try:
-                recording = self._kept.pop(low.shape, None) or self._record(self._call, low)
+                recording = self._kept.pop(low.shape, None) or self._record(self._call, low, next(iter(self._kept.values()), None))
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise

@@ -34,6 +34,8 @@ class Prepared:
     """What the model is to enlarge, each (3, h, w), RGB in [-1, 1], on the CPU; none where there is nothing."""
     finish: Callable[[Sequence[Tensor], Sequence[str]], Result]
     """The result, of what the model made of each, (3, scale * h, scale * w), on the CPU, not clamped, and its note, which may be empty."""
+    eight_bits: bool = False
+    """Whether `finish` takes 8 bits (`pictures.to_bytes`) as well: a GPU then sends home a quarter."""
 
 
 class Task(Protocol):
@@ -95,7 +97,7 @@ class Enlarge:
             details = {"consistency_db": decibels(fitted.low, high)} if self.measured else {}
             return Result(image, tuple(filter(None, [image.info.get("gleansr"), *notes_of_picture])), details)
 
-        return Prepared((fitted.low,), finish)
+        return Prepared((fitted.low,), finish, eight_bits=fitted.alpha is None and not (self.consistent or self.measured))
 
 
 def decibels(low: Tensor, high: Tensor) -> float | None:

@@ -37,6 +37,7 @@ class Forward:
         """`batch_size`: most lows in a batch. `report` is told of the progress of a slow method with each batch."""
         self._passes = Passes(method)
         self._report = report
+        self._gpu = method.device.type == "cuda"
         # On a CPU passes over two lows, with a thread each, are faster than one over all with all threads: by a tenth on two cores. No
         # thread waits for another that shares its core with the reading and writing of pictures. And since it is always two, what becomes
         # of a low is the same in any batch, to the last bit.
@@ -48,35 +49,41 @@ class Forward:
         self.ahead = 2 if self._pool or (method.device.type == "cuda" and isinstance(method, FeedForward)) else 1
         """How many batches to start before the first is waited for, so that the device has its next one when it ends one."""
 
-    def __call__(self, lows: Sequence[Tensor]) -> list[Made]:
-        """Of lows (3, h, w) of one shape, in [-1, 1], on the CPU. What cannot be made has its error in its place."""
-        try:
-            return self._launch(lows)()
-        except GleansrError as error:  # of one of them, or all
-            return [Made(None, error=error)] if len(lows) == 1 else [one for low in lows for one in self([low])]
+    def __call__(self, lows: Sequence[Tensor], *, eight_bits: bool = False) -> list[Made]:
+        """Of lows (3, h, w) of one shape, in [-1, 1], on the CPU. What cannot be made has its error in its place.
 
-    def start(self, lows: Sequence[Tensor]) -> Callable[[], list[Made]]:
-        """As a call, but begun only: what is returned waits for the end. The next may be started before."""
+        With `eight_bits` results of a GPU come as `pictures.to_bytes` makes them.
+        """
         try:
-            end = self._launch(lows)
+            return self._launch(lows, eight_bits)()
+        except GleansrError as error:  # of one of them, or all
+            if len(lows) == 1:
+                return [Made(None, error=error)]
+            return [one for low in lows for one in self([low], eight_bits=eight_bits)]
+
+    def start(self, lows: Sequence[Tensor], *, eight_bits: bool = False) -> Callable[[], list[Made]]:
+        """As a call, but begun only: what is returned waits for the end. The next may be started before."""
+        again = partial(self, lows, eight_bits=eight_bits)
+        try:
+            end = self._launch(lows, eight_bits)
         except GleansrError:
-            return partial(self, lows)
+            return again
 
         def result() -> list[Made]:
             try:
                 return end()
             except GleansrError:
-                return self(lows)
+                return again()
 
         return result
 
-    def _launch(self, lows: Sequence[Tensor]) -> Callable[[], list[Made]]:
+    def _launch(self, lows: Sequence[Tensor], eight_bits: bool) -> Callable[[], list[Made]]:
         if self._pool:
             parts = [lows[i : i + _TOGETHER] for i in range(0, len(lows), _TOGETHER)]
             passes = [self._pool.submit(self._pass, [*part, *part[: _TOGETHER - len(part)]]) for part in parts]
             return lambda: [made for one in passes for made in one.result()][: len(lows)]
         started = time.perf_counter()
-        end = self._passes.start(lows, self._report)
+        end = self._passes.start(lows, self._report, eight_bits=eight_bits and self._gpu)
         return lambda: _shared(end(), time.perf_counter() - started)
 
     def _pass(self, lows: Sequence[Tensor]) -> list[Made]:

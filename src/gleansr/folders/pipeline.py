@@ -112,8 +112,10 @@ def run(
             yield from window.told()
             if ready and len(under_way) < forward.ahead:
                 batch = ready.popleft()
-                _begin([pictures[number][0].job for number in dict.fromkeys(low.number for low in batch)], manifests)
-                under_way.append((batch, forward.start([low.tensor for low in batch])))
+                together = [pictures[number][0] for number in dict.fromkeys(low.number for low in batch)]
+                _begin([one.job for one in together], manifests)
+                eight_bits = all(one.prepared.eight_bits for one in together)
+                under_way.append((batch, forward.start([low.tensor for low in batch], eight_bits=eight_bits)))
                 continue
             if len(under_way) == forward.ahead or ended:
                 collect(*under_way.popleft())

@@ -119,7 +119,8 @@ def treat(
     for places in shapes.values():
         for start in range(0, len(places), work.batch_size):
             batch = places[start : start + work.batch_size]
-            made.update(zip(batch, forward([loaded[i].prepared.lows[j] for i, j in batch]), strict=True))
+            lows, eight_bits = [loaded[i].prepared.lows[j] for i, j in batch], all(loaded[i].prepared.eight_bits for i, _ in batch)
+            made.update(zip(batch, forward(lows, eight_bits=eight_bits), strict=True))
     for i, one in enumerate(loaded):
         yield store(one, [made[i, j] for j in range(len(one.prepared.lows))], work)
 

@@ -4,6 +4,8 @@ Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 
 scaled at run time (equalised learning rate), as in every public implementation.
 """
 
+import copy
+import itertools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +40,19 @@ def placed(model: M, device: torch.device) -> M:
     model.to(device)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model
+
+
+def held(model: M, dtype: torch.dtype) -> M:
+    """The same network for passes under autocast to `dtype`, which has the casts of its plain layers' weights at hand; all else is shared.
+
+    Equalised and modulated weights stay: their scaling, styles and demodulation are computed in the weights' own precision.
+    """
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})
+    for layer in twin.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            for name, value in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, nn.Parameter(value.detach().to(dtype), requires_grad=False))
+    return twin
 
 
 class EqualLinear(nn.Module):
