@@ -222,7 +222,7 @@ def refine(prepared: Prepared, upscaler: Upscaler) -> Image.Image:
     """The whole picture, by a forward pass of the model for which it was prepared, if anything was touched; see `Prepared.finish`."""
     if prepared.low is None:
         return prepared.finish(None)
-    return prepared.finish(upscaler.method(prepared.low[None].to(upscaler.device)).pictures[0])
+    return prepared.finish(upscaler.passes([prepared.low]).pictures[0])
 
 
 def default_model(factor: int | None) -> str:

@@ -45,7 +45,8 @@ class Upscaler:
 
     def __init__(self, method: Method, about: About):
         self.method = method
-        self._passes = Passes(method)
+        self.passes = Passes(method)
+        """Calls the method with pictures on the CPU."""
         self.device = method.device
         self.about = about
         self.scale = method.scale
@@ -160,7 +161,7 @@ class Upscaler:
                 f"pictures of several sizes ({sorted(sizes)}) cannot be enlarged together; --batch-size 1 takes them one by one"
             )
         eight_bits = not consistent and all(fitted.alpha is None for fitted in batch)
-        enlarged = self._passes([fitted.low for fitted in batch], report, eight_bits=eight_bits)
+        enlarged = self.passes([fitted.low for fitted in batch], report, eight_bits=eight_bits)
         highs = list(enlarged.pictures)
         if consistent:
             highs = [back_project(fitted.low, high, strength=consistent) for fitted, high in zip(batch, highs, strict=True)]

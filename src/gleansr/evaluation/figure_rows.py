@@ -160,13 +160,13 @@ def enlarge(
     size = upscaler.default_batch_size()
     pictures: list[np.ndarray] = []
     for first in range(0, len(lows), size):
-        batch = torch.cat(list(lows[first : first + size])).to(upscaler.device)
+        batch = torch.cat(list(lows[first : first + size]))
         if upscaler.input_size and batch.shape[-2:] != (upscaler.input_size, upscaler.input_size):
             name, side = upscaler.method.name, upscaler.input_size
             raise RequestError(
                 f"{name} takes pictures of {side}x{side}, not {batch.shape[-1]}x{batch.shape[-2]}; give another of the --models"
             )
-        enlarged = upscaler.method(batch, report)
+        enlarged = upscaler.passes(list(batch), report)
         for picture, note in zip(enlarged.pictures, enlarged.notes or [""] * len(batch), strict=True):
             pictures.append(to_bytes(picture))
             finished(len(pictures) - 1, note)

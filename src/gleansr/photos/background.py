@@ -105,7 +105,7 @@ class Network:
     def _enlarged(self, tile: Tensor, factor: int) -> Tensor:
         """(3, h, w) in [0, 1] -> (3, factor * h, factor * w) in [0, 1]."""
         with self._lock:
-            made = self.upscaler.method((tile * 2 - 1)[None].to(self.upscaler.device)).pictures[0].float().cpu()
+            made = self.upscaler.passes([tile * 2 - 1]).pictures[0]
         if not bool(made.isfinite().all()):
             raise PictureError("the background network made NaN or infinite values; try --precision float32")
         large = (made.clamp(-1, 1) + 1) / 2

@@ -201,9 +201,9 @@ def run(task: Photo, picture: Picture) -> Result:
     notes: list[str] = []
     size = upscaler.default_batch_size()
     for first in range(0, len(prepared.lows), size):
-        batch = torch.stack(prepared.lows[first : first + size])
-        enlarged = upscaler.method(batch.to(upscaler.device))
-        highs += enlarged.pictures.float().cpu()
+        batch = prepared.lows[first : first + size]
+        enlarged = upscaler.passes(batch)
+        highs += enlarged.pictures
         notes += enlarged.notes or [""] * len(batch)
     return prepared.finish(highs, notes)
 

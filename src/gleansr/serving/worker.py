@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gleansr.method import Method
-from gleansr.passes import Passes
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
 from gleansr.upscaler import Upscaler
@@ -47,7 +46,7 @@ class Worker:
     def __init__(self, models: Mapping[str, Upscaler], batch_size: int | None, metrics: Metrics):
         """`batch_size`: most pictures in a forward pass, None: what suits the device."""
         self._methods: dict[str, Method] = {name: upscaler.method for name, upscaler in models.items()}
-        self._passes = {name: Passes(method) for name, method in self._methods.items()}
+        self._passes = {name: upscaler.passes for name, upscaler in models.items()}
         self._limits = {name: batch_size or suitable_batch(upscaler) for name, upscaler in models.items()}
         self._metrics = metrics
         self._waiting: deque[_Job] = deque()
