@@ -40,7 +40,7 @@ class NamedModel:
     url: str | None = None
     """Where the file is published, for a model that is downloaded."""
     sha256_prefix: str | None = None
-    """How the sha256 of the downloaded file begins, as its publisher writes it into the file name."""
+    """How the sha256 of the file begins; of one that is fetched as its publisher writes it into the file name."""
     size: int | None = None
     """Size of the downloaded file in bytes, where it is known."""
     parts: tuple[str, ...] = ("generator", "discriminator")
@@ -157,7 +157,7 @@ _CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projec
 _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 
-def _bundled(name: str, in_size: int, kind: Literal["glean", "residual", "esrgan+"] = "glean") -> NamedModel:
+def _bundled(name: str, in_size: int, sha256: str, kind: Literal["glean", "residual", "esrgan+"] = "glean") -> NamedModel:
     return NamedModel(
         name=name,
         kind=kind,
@@ -167,6 +167,7 @@ def _bundled(name: str, in_size: int, kind: Literal["glean", "residual", "esrgan
         licence="CC-BY-NC-4.0",
         credit="AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
         asset=f"{name}.safetensors",
+        sha256_prefix=sha256,
         parts=("generator",),
     )
 
@@ -202,10 +203,10 @@ def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str
 
 
 _MODELS = (
-    _bundled("cats-8x", 32),
-    _bundled("cats-16x", 16),
-    _bundled("plain-cats-8x", 32, "residual"),
-    _bundled("esrgan+-cats-8x", 32, "esrgan+"),
+    _bundled("cats-8x", 32, "1163e45f386f4efc"),
+    _bundled("cats-16x", 16, "a15495ecc92473ba"),
+    _bundled("plain-cats-8x", 32, "e644caedb2526f6e", "residual"),
+    _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
     _glean(

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from gleansr.cli.compare import compare
 from gleansr.cli.data import data
+from gleansr.cli.doctor import doctor
 from gleansr.cli.evaluate import evaluate
 from gleansr.cli.export import export
 from gleansr.cli.figure import figure
@@ -43,6 +44,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "train": train,
         "train-bank": train_bank,
         "data": data,
+        "doctor": doctor,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -33,7 +33,7 @@ def compare(
     aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
     small: Literal["refuse", "enlarge"] = "refuse",
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     batch_size: int = 1,
     offline: bool = False,
 ) -> None:

@@ -62,7 +62,7 @@ def evaluate(
     aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
     small: Literal["refuse", "enlarge"] = "refuse",
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     batch_size: int | None = None,
     json: Path | None = None,
     output: Output = None,

@@ -43,7 +43,7 @@ def figure(
     width_mm: float = 180.0,
     dpi: float = 300.0,
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:

@@ -23,7 +23,7 @@ def retouch(
     tolerance: float = 0.01,
     save_mask: Path | None = None,
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     quality: int = 95,
     overwrite: bool = False,
     offline: bool = False,

@@ -42,7 +42,7 @@ def upscale(
     fail_fast: bool = False,
     verbose: bool = False,
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     batch_size: int | None = None,
     quality: int = 95,
     overwrite: bool = False,

@@ -30,7 +30,7 @@ class ServingConfig:
     """Names, beside loopback ones, by which the service may be asked for, such as that of the reverse proxy in front of it."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it."""
     batch_size: Annotated[int | None, Range(1, 1024)] = None
     """Most pictures in one forward pass; by default what suits the device."""

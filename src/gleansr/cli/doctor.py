@@ -1,0 +1,71 @@
+"""`gleansr doctor`: what this machine can do, whether it does it right, and how fast."""
+
+import json as json_format
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from gleansr.doctor import Report
+
+_FIRST = 26
+"""Columns that names take."""
+
+_STYLES = {None: "", True: "green", False: "bold red"}
+"""By what a check came to."""
+
+
+def doctor(
+    model: str = "cats-8x", device: str = "auto", precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto", json: bool = False
+) -> None:
+    """Look at this machine and this installation, try a model against the plain network on the CPU, and measure how fast it is.
+
+    Exit status 1 if something is wrong.
+
+    Args:
+        model: Name of a model, or a file of any supported layout, to be tried.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: The one to try; auto tries all that the device has.
+        json: Print the report for machines.
+    """
+    from gleansr import doctor as surgery
+
+    console = Console(stderr=True)
+    with console.status("looking around") as status:
+        report = surgery.examine(model, device=device, precision=precision, tell=lambda text: status.update(text))
+    if json:
+        print(json_format.dumps(surgery.as_dict(report), indent=2))
+    else:
+        _print(report)
+    if not report.ok:
+        sys.exit(1)
+
+
+def _print(report: "Report") -> None:
+    console = Console(highlight=False)
+    for section, findings in report.findings.items():
+        console.print(Text(section, style="bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(width=min(_FIRST, console.width // 3))
+        table.add_column(overflow="fold")
+        for finding in findings:
+            table.add_row(Text(f"  {finding.name}"), Text(finding.text, style=_STYLES[finding.ok]))
+        console.print(table)
+    if report.trials:
+        console.print(Text(f"{report.model} on {report.device}, pictures per second", style="bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(width=min(_FIRST, console.width // 3))
+        for _ in range(1 + len(report.trials[0].rates)):
+            table.add_column(justify="right")
+        table.add_column()
+        table.add_row("", "result", *("one by one" if n == 1 else f"{n} at once" for n in report.trials[0].rates))
+        for trial in report.trials:
+            verdict = Text("right" if trial.ok else "WRONG", style=_STYLES[trial.ok]) + Text(f", {trial.psnr:.0f} dB", style="")
+            table.add_row(Text(f"  {trial.precision}"), verdict, *(f"{rate:.3g}" for rate in trial.rates.values()))
+        console.print(table)
+    for line in report.advice:
+        console.print(Text(f"* {line}", style="cyan"))
+    console.print(Text("all is well" if report.ok else "something is wrong: see above", style=_STYLES[report.ok]))
