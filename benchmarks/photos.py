@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.measure import in_turn, times
 from gleansr.checkpoints.native import About
+from gleansr.method import Enlarged, Report
 from gleansr.photos import Photo, PhotoConfig
 from gleansr.photos.align import cut, framed
 from gleansr.photos.background import bicubic_bands
@@ -24,7 +25,7 @@ from gleansr.photos.faces import Faces
 from gleansr.photos.paste import Piece, paste
 from gleansr.pictures import Picture
 from gleansr.resize import resize
-from gleansr.upscaler import Enlarged, Report, Upscaler
+from gleansr.upscaler import Upscaler
 
 HEIGHT, WIDTH = 3000, 4000
 
