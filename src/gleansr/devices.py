@@ -1,5 +1,6 @@
 """Devices, and the arithmetic and memory that they have."""
 
+import os
 from typing import Literal, get_args
 
 import torch
@@ -7,6 +8,11 @@ import torch
 from gleansr.errors import RequestError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def cores() -> int:
+    """Of the CPU, that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_device(name: str) -> torch.device:

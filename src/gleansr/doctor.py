@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gleansr import checkpoints
 from gleansr.checkpoints import zoo
-from gleansr.devices import Precision, bfloat16_instructions, find_device, find_precision, out_of_memory
+from gleansr.devices import Precision, bfloat16_instructions, cores, find_device, find_precision, out_of_memory
 from gleansr.errors import GleansrError, RequestError, one_line
 from gleansr.feedforward import FeedForward, enlarge
 from gleansr.onnx_runtime import is_onnx
@@ -208,10 +208,9 @@ def _machine(device: torch.device) -> Iterator[Finding]:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     model = models[0] if models else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
         "CPU",
-        f"{model}, {_count(cores or 1, 'core')}, {_count(torch.get_num_threads(), 'thread')}, {torch.backends.cpu.get_cpu_capability()}",
+        f"{model}, {_count(cores(), 'core')}, {_count(torch.get_num_threads(), 'thread')}, {torch.backends.cpu.get_cpu_capability()}",
     )
     half = bfloat16_instructions() if device.type == "cpu" else None
     if device.type == "cpu":
@@ -331,5 +330,5 @@ def _advice(report: Report, default: str, device: torch.device) -> Iterator[str]
         yield f"--precision {best.precision} is {times:.1f} times as fast here, {best.psnr:.0f} dB from float32: not to be seen"
     if most > 1 and base.rates[most] > WORTH_SAYING * base.rates[1]:
         yield f"many pictures at once, as folders are, take {base.rates[1] / base.rates[most]:.2f} of the time of one after the other"
-    if device.type == "cpu" and torch.get_num_threads() < (os.cpu_count() or 1) and "OMP_NUM_THREADS" in os.environ:
+    if device.type == "cpu" and torch.get_num_threads() < cores() and "OMP_NUM_THREADS" in os.environ:
         yield f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} leaves cores unused"

@@ -26,6 +26,7 @@ from torch import Tensor
 from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_list
 from gleansr.data.fit import Aspect, Small, SmallError, fit
 from gleansr.data.sources import MANIFEST, PREPARED, open_source, read_manifest, stem
+from gleansr.devices import cores
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import held, replacing
 from gleansr.pictures import decode
@@ -171,7 +172,7 @@ def prepare(
             todo = ((original, targets[original.name]) for original in dataset if original.name not in done)
             missing = [_left_out(name, "missing", f"is not in {preparation.source}") for name in dataset.missing]
             if workers is None:
-                workers = _cores() if len(targets) - len(done) > _FEW else 1
+                workers = cores() if len(targets) - len(done) > _FEW else 1
             results = _results(partial(_make, preparation, output), todo, missing, workers)
             with (output / RECORDS).open("a", encoding="utf-8", newline="\n") as records, closing(results):
                 for i, record in enumerate(results, len(done) + 1):
@@ -356,10 +357,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- processes
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _results(make: Callable[[T], Record], tasks: Iterable[T], first: Iterable[Record], workers: int) -> Generator[Record]:

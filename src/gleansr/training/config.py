@@ -54,7 +54,7 @@ class DataConfig:
     corrupt: Literal["refuse", "skip"] = "refuse"
     """Pictures that cannot be read: an error, or left out."""
     workers: Count = 4
-    """Processes per device that read pictures, where they are read as they are needed."""
+    """Processes per device that read pictures, where they are read as they are needed; never more than there are cores."""
     memory: Weight = 8.0
     """GB of decoded pictures to hold; a larger set is read as it is needed."""
 

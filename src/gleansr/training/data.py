@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gleansr.data.fit import SmallError, fit
 from gleansr.data.sources import Source, open_pairs, open_source
+from gleansr.devices import cores
 from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import decode
 from gleansr.resize import degrade
@@ -107,7 +108,7 @@ class Pictures(Dataset[Sample]):
     def hold(self, workers: int) -> Tensor:
         """Reads all pictures into memory, says what was left out, and returns them (N, 3, size, size)."""
         # Processes cost more than they save where there is little to do.
-        loader = DataLoader(self, batch_size=16, num_workers=workers if self.n > 512 else 0, collate_fn=collate)
+        loader = DataLoader(self, batch_size=16, num_workers=min(workers, cores()) if self.n > 512 else 0, collate_fn=collate)
         held = torch.empty(self.n, 3, self.size, self.size, dtype=torch.uint8)
         held_low = torch.empty(self.n, 3, self.low_size or 0, self.low_size or 0, dtype=torch.uint8) if self.pairs else None
         left_out: set[str] = set()
@@ -290,7 +291,7 @@ class Batches:
                 low = None if self.pictures.held_low is None else self.pictures.held_low[order]
                 yield _pinned(Sample(self.pictures.held[order], low, []), pinned)
             return
-        workers = self.pictures.config.workers
+        workers = min(self.pictures.config.workers, cores())
         loader: DataLoader[Any] = DataLoader(
             _Positions(self.pictures, self.seed, self.in_size),
             batch_sampler=_Starts(starts, self.batch_size, self.share),
