@@ -1,164 +1,223 @@
-"""One GLEAN forward pass against mmagic's network with the same weights.
+"""Forward passes of a GLEAN against mmagic's with the same weights, against our own plain formulation, or in ONNX Runtime.
 
-    python -m benchmarks.forward --peer FOLDER_OF_mmagic_glean.py [--in-size 64 --out-size 1024] [--precision float32] [--rounds 5]
+    python -m benchmarks.forward [--network full --in-size 64 --out-size 1024] [--precision float32 bfloat16] [--batch 1 8]
+                                 [--peer FOLDER_OF_mmagic_glean.py] [--onnx] [--plot roofline.png] [--json report.json]
+    python -m benchmarks.forward --network cats-8x --sweep
 
-Time: both networks in one process, in turn, after one warm-up; medians and their ratio; mmagic's in float32 always. Memory (Linux): the
-peak resident size of a process that builds one network and runs it twice. The machine's ceilings, in the same process and turns: a matrix
-product and a 3x3 convolution in the same precision, and a copy. The share is the network's arithmetic, as its layers have it, over its
-time and the convolution's speed. `mmagic_glean.py` makes mmagic's classes importable on a CPU; mmagic is no dependency of gleansr.
-Without --peer our network is measured alone. Prints one JSON object.
+Time: all in one process, in turn, after a warm-up; medians and their ratios. Memory: the peak of a process of its own that builds one
+network and runs it twice, on a GPU what torch has allocated, otherwise the resident size (Linux). The machine's ceilings are measured
+between the passes. The share is the arithmetic of the network's layers over its time and over the ceiling; what a way to compute them
+does besides does not count.
+
+Without --peer the other one is our own module, called plainly with contiguous maps, half precision by autocast. With it, `mmagic_glean.py`
+makes mmagic's classes importable; mmagic is no dependency of gleansr. Its network is in float32 always, since it fails under autocast, and
+the full one always: beside any other of ours it is one of the same sizes, with weights of its own.
+
+Stages show where modules are called one by one: in mmagic's network and the plain formulation, and in ours on devices where it is neither
+computed in strips (CPU) nor recorded (CUDA).
+
+--sweep measures ours alone over scales, output sizes and batches, each in a process of its own.
 """
 
 import argparse
+import copy
 import functools
-import json
-import math
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from benchmarks.measure import in_turn, mmagic, peak_of, print_peak, times
-from gleansr.models.glean import GLEAN, glean_full
-from gleansr.upscaler import FeedForward, Precision
+from benchmarks import networks
+from benchmarks.ceilings import Ceilings
+from benchmarks.counting import Cost, total
+from benchmarks.machine import machine
+from benchmarks.measure import ChildError, child, clock, errors_in_one_line, in_turn, mmagic, peak_mib, positive, print_report
+from benchmarks.networks import ONNX, OURS, PEER, PLAIN, Contestant, Network, costs_of
+from benchmarks.report import Report, add_options, deliver, entry, medians
+from benchmarks.stages import stage_seconds
+from gleansr.devices import find_device, find_precision
+from gleansr.errors import RequestError
 
-
-def ours(in_size: int, out_size: int, precision: Precision) -> Callable[[torch.Tensor], torch.Tensor]:
-    return forward_of(GLEAN(glean_full(in_size, out_size)), precision)
-
-
-def forward_of(model: nn.Module, precision: Precision) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As `gleansr.load` has it run on a CPU."""
-    method = FeedForward(model, device="cpu", precision=precision)
-    return lambda low: method(low).pictures
-
-
-def gflop(in_size: int, out_size: int) -> float:
-    """Of a forward pass, a product and a sum being two operations."""
-    with torch.device("meta"):
-        model = GLEAN(glean_full(in_size, out_size)).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, 3, in_size, in_size, device="meta"))
-    return counter.get_total_flops() / 1e9
+SIZES = (64, 1024)
+PRECISIONS = ("float32", "bfloat16", "float16")
+SWEEP_SCALES, SWEEP_OUT_SIZES, SWEEP_BATCHES = (2, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024), (1, 2, 4, 8)
 
 
-class Ceilings:
-    """What the machine reaches: GFLOP/s of a matrix product and of a convolution, GB/s (read and written) of a copy."""
-
-    def __init__(self, dtype: torch.dtype):
-        self.side, self.channels, self.pixels = 2048, 256, 128
-        self.matrix = torch.randn(self.side, self.side).to(dtype)
-        self.map = torch.randn(1, self.channels, self.pixels, self.pixels).to(dtype, memory_format=torch.channels_last)
-        self.weight = torch.randn(self.channels, self.channels, 3, 3).to(dtype, memory_format=torch.channels_last)
-        self.bytes = torch.zeros(2**28, dtype=torch.uint8)
-        self.copied = torch.zeros_like(self.bytes)
-
-    def runs(self) -> dict[str, Callable[[], float]]:
-        return {
-            "matrix_gflops": lambda: 2 * self.side**3 / 1e9 / self._seconds(lambda: self.matrix @ self.matrix),
-            "convolution_gflops": lambda: 18 * (self.channels * self.pixels) ** 2 / 1e9 / self._seconds(self._convolve),
-            "copy_gbs": lambda: 2 * len(self.bytes) / 1e9 / self._seconds(lambda: self.copied.copy_(self.bytes)),
-        }
-
-    def _convolve(self) -> torch.Tensor:
-        return torch.nn.functional.conv2d(self.map, self.weight, padding=1)
-
-    @torch.inference_mode()
-    def _seconds(self, call: Callable[[], object]) -> float:
-        """The least of three."""
-        least = math.inf
-        for _ in range(3):
-            started = time.perf_counter()
-            call()
-            least = min(least, time.perf_counter() - started)
-        return least
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "python -m benchmarks.forward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    networks.add_options(made, sizes=SIZES)
+    made.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["float32"], help="one or more in one run")
+    made.add_argument("--batch", type=positive, nargs="+", default=[1], help="pictures that go in together")
+    made.add_argument("--onnx", action="store_true", help="ONNX Runtime takes part, on the CPU")
+    made.add_argument("--sweep", action="store_true", help="ours alone over many sizes and batches")
+    add_options(made)
+    made.add_argument("--alone", help=argparse.SUPPRESS)  # the contestant that this process is for
+    return made
 
 
-def peer(folder: str, in_size: int, out_size: int) -> nn.Module:
-    return mmagic(folder)["GLEANStyleGANv2"](in_size=in_size, out_size=out_size).eval()
+def low_of(network: Network, batch: int, device: torch.device) -> Tensor:
+    """(batch, 3, in, in) in [-1, 1], the same each time."""
+    return (torch.rand(batch, 3, network.in_size, network.in_size, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
 
 
-def run(model: Callable[[torch.Tensor], torch.Tensor], low: torch.Tensor) -> tuple[torch.Tensor, float]:
-    started = time.perf_counter()
+def alone(options: argparse.Namespace, network: Network, device: torch.device) -> Report:
+    """What a child process measures, with no other network in memory: its peak memory and the seconds of passes after the first."""
+    name, precision = options.alone.split(",")
+    if name == PEER:
+        contestant = networks.peer(networks.peer_module(options.peer, network), device)
+    else:
+        contestant = {OURS: networks.ours, PLAIN: networks.plain}[name](network.build(), precision, device)
+    low = low_of(network, options.batch[0], device)
     with torch.inference_mode():
-        result = model(low)
-    return result, time.perf_counter() - started
+        seconds = [clock(functools.partial(contestant.forward, low), device) for _ in range(1 + options.rounds)]
+    return {"peak_mib": peak_mib(device), "seconds": seconds[1:]}
 
 
-def peak_memory(which: str, options: argparse.Namespace) -> float:
-    """Peak resident memory in MiB of a fresh process that builds one network and runs it twice."""
-    arguments = ["--in-size", str(options.in_size), "--out-size", str(options.out_size), "--precision", options.precision, "--alone", which]
+def in_child(options: argparse.Namespace, network: Network, name: str, precision: str, batch: int, rounds: int) -> Report:
+    """What `alone` says in a process of its own."""
+    arguments = [f"--network={network.name}", f"--in-size={network.in_size}", f"--out-size={network.out_size}", f"--batch={batch}"]
+    arguments += [f"--device={options.device}", f"--rounds={rounds}", f"--alone={name},{precision}"]
+    return child("forward", [*arguments, *([f"--peer={options.peer}"] if name == PEER else [])])  # whose packages take memory
+
+
+def same_weights(options: argparse.Namespace, network: Network) -> bool:
+    """Whether all contestants have the same."""
+    return not options.peer or network.name == "full"
+
+
+def contestants(options: argparse.Namespace, network: Network, batch: int, device: torch.device, folder: Path) -> list[Contestant]:
+    """Ours in each precision, then mmagic's or the plain formulation in each, then ONNX Runtime, whose file lies in the folder."""
     if options.peer:
-        arguments += ["--peer", options.peer]
-    return peak_of("forward", arguments)
+        module = networks.peer_module(options.peer, network)
+        model = networks.read_peer(module) if same_weights(options, network) else network.build()
+        others = [networks.peer(module, device)]
+    else:
+        model = network.build()
+        untouched = copy.deepcopy(model)  # ours lays weights out anew
+        others = [networks.plain(untouched, precision, device) for precision in options.precision]
+    if options.onnx:
+        others.append(networks.onnx(model, batch, folder / "network.onnx"))
+    return [*(networks.ours(model, precision, device) for precision in options.precision), *others]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--in-size", type=int, default=64)
-    parser.add_argument("--out-size", type=int, default=1024)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer", help="folder that holds mmagic_glean.py")
-    parser.add_argument("--alone", choices=("ours", "peer"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    low = torch.rand(1, 3, options.in_size, options.in_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    torch.manual_seed(0)
+def case(options: argparse.Namespace, network: Network, batch: int, device: torch.device) -> Report:
+    """All contestants with one size of batch."""
+    low = low_of(network, batch, device)
+    results: dict[str, Tensor] = {}
 
+    def timed(one: Contestant) -> float:
+        with torch.inference_mode():
+            return clock(lambda: results.__setitem__(one.key, one.forward(low)), device)
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = contestants(options, network, batch, device, Path(folder))
+        runs = {one.key: functools.partial(timed, one) for one in found}
+        precisions = list(dict.fromkeys(one.precision for one in found))
+        for precision in precisions:
+            runs |= Ceilings(precision, device, small=options.small_ceilings).runs(f"{precision} ")
+        measured = in_turn(runs, options.rounds)
+        staged = {one.key: stage_seconds(runs[one.key], one.module, device, 2) for one in found if one.module is not None}
+    reached = medians(measured, precisions)
+    own = costs_of(network, batch)
+    theirs = costs_of(networks.full_of(network), batch) if options.peer else own
+    entries = []
+    for one in found:
+        costs = theirs if one.name == PEER else own
+        made = entry(one.name, one.precision, measured[one.key], total(costs), reached[one.precision], batch)
+        made["stages"] = stages_of(staged.get(one.key, {}), costs, one.precision)
+        if one.name == OURS:
+            made["differences"] = {
+                other.key: float((results[one.key] - results[other.key]).abs().max() / results[other.key].std())
+                for other in found
+                if other.name != OURS and (other.name != PEER or same_weights(options, network))
+            }
+        if one.name != ONNX:  # whose file is written by a process that holds the network too
+            made["peak_mib"] = in_child(options, network, one.name, one.precision, batch, rounds=1)["peak_mib"]
+        entries.append(made)
+    return {"batch": batch, "contestants": entries, "ceilings": reached}
+
+
+def stages_of(seconds: dict[str, float], costs: dict[str, Cost], precision: str) -> Report:
+    """What each stage that shows costs a batch, its seconds and its speed."""
+    made: Report = {}
+    for stage, took in seconds.items():
+        counts = costs.get(stage, Cost()).as_dict(precision)
+        if took and counts["gflop"]:
+            made[stage] = {**counts, "seconds": took, "gflops": counts["gflop"] / took}
+    return made
+
+
+def sweep(options: argparse.Namespace, network: Network, device: torch.device) -> Report:
+    """Ours over scales to one output size, over output sizes of one scale, and over batches; sizes that it cannot have are left out."""
+    facts, (in_size, out_size) = machine(device), (network.in_size, network.out_size)
+    wanted = [(out_size // scale, out_size, 1) for scale in SWEEP_SCALES]
+    wanted += [(size // 8, size, 1) for size in SWEEP_OUT_SIZES]
+    wanted += [(in_size, out_size, batch) for batch in SWEEP_BATCHES]
+    found: list[tuple[Network, int]] = []
+    for *sizes, batch in dict.fromkeys(wanted):
+        try:
+            found.append((network if sizes == [in_size, out_size] else network.of_size(*sizes), batch))
+        except RequestError:
+            continue
+    runs = {}
+    for precision in options.precision:
+        runs |= Ceilings(precision, device, small=options.small_ceilings).runs(f"{precision} ")
+    measured = in_turn(runs, 1)
+    passes: list[tuple[Network, int, str, Report]] = []
+    for one, batch in found:
+        for precision in options.precision:
+            try:
+                made = in_child(options, one, OURS, precision, batch, options.rounds)
+            except ChildError as error:  # too little memory, for instance
+                made = {"failed": str(error)}
+            passes.append((one, batch, precision, made))
+        for name, values in in_turn(runs, 1, warm_ups=0).items():
+            measured[name] += values
+    reached = medians(measured, options.precision)
+    points: list[Report] = []
+    for one, batch, precision, made in passes:
+        point: Report = {"in_size": one.in_size, "out_size": one.out_size, "batch": batch, "precision": precision, **made}
+        if "seconds" in made:
+            point |= entry(OURS, precision, made["seconds"], total(costs_of(one, batch)), reached[precision], batch)
+        points.append(point)
+    return {"benchmark": "sweep", "network": {"label": network.name}, "machine": facts, "points": points, "ceilings": reached}
+
+
+def measure(options: argparse.Namespace) -> Report:
+    device = find_device(options.device)  # this and what follows refuses what cannot be, before any work
+    for precision in options.precision:
+        find_precision(precision, device)
+    if options.onnx and device.type != "cpu":
+        raise RequestError(f"ONNX Runtime takes part on the CPU, not on {device.type}; leave --onnx out or give --device cpu")
+    network = networks.chosen(options.network, options.in_size, options.out_size, SIZES)
+    if options.peer:
+        mmagic(options.peer)
     if options.alone:
-        sizes = (options.in_size, options.out_size)
-        model = ours(*sizes, options.precision) if options.alone == "ours" else peer(options.peer, *sizes)
-        for _ in range(2):
-            run(model, low)
-        print_peak(torch.device("cpu"))
-        return
+        return alone(options, network, device)
+    if options.sweep:
+        return sweep(options, network, device)
+    about = {"label": network.label, "in_size": network.in_size, "out_size": network.out_size}
+    facts = machine(device)
+    cases = [case(options, network, batch, device) for batch in options.batch]
+    return {"benchmark": "forward", "unit": "pass", "network": about, "machine": facts, "cases": cases}
 
-    models: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"ours": ours(options.in_size, options.out_size, options.precision)}
-    difference = None
-    if options.peer:
-        from gleansr.checkpoints import foreign
 
-        theirs = peer(options.peer, options.in_size, options.out_size)
-        state = {f"generator.{name}": tensor for name, tensor in theirs.state_dict().items()}
-        same = foreign.read({"meta": {}, "state_dict": state}, "mmagic").build("generator", "mmagic")
-        models = {"ours": forward_of(same, options.precision), "peer": theirs}
-    results: dict[str, torch.Tensor] = {}
-
-    def timed(name: str) -> float:
-        results[name], took = run(models[name], low)
-        return took
-
-    ceilings = Ceilings(torch.float32 if options.precision == "float32" else torch.bfloat16).runs()
-    found = in_turn({name: functools.partial(timed, name) for name in models} | ceilings, options.rounds)
-    seconds = times({name: found[name] for name in models})
-    reached = {name: statistics.median(found[name]) for name in ceilings}
-    if options.peer:
-        difference = float((results["ours"] - results["peer"]).abs().max() / results["peer"].std())
-    medians = seconds["seconds_median"]
-    arithmetic = gflop(options.in_size, options.out_size)
-    memory = {name: peak_memory(name, options) for name in models}
-    report = {
-        "network": f"{options.in_size}->{options.out_size}",
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "precision": options.precision,
-        "rounds": options.rounds,
-        **seconds,
-        "gflop": arithmetic,
-        "ceilings": reached,
-        "share_of_convolution_ceiling": arithmetic / medians["ours"] / reached["convolution_gflops"],
-        "peak_mib": memory,
-    }
-    if options.peer:
-        report |= {
-            "time_ratio_ours_to_peer": medians["ours"] / medians["peer"],
-            "memory_ratio_ours_to_peer": memory["ours"] / memory["peer"],
-            "max_difference_over_std": difference,
-        }
-    print(json.dumps(report, indent=2))
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = parser()
+    options = made.parse_args(arguments)
+    with errors_in_one_line(made):
+        with redirect_stdout(sys.stderr):  # mmagic prints lines of its own
+            report = measure(options)
+        if options.alone:
+            print_report(report)
+        else:
+            deliver(report, json_to=options.json, plot=options.plot)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,50 @@
 """A folder of pictures through `gleansr.folders` against the bare forward passes at the same batch size, in turn in one process.
 
-    python -m benchmarks.pipeline [--pictures 500] [--rounds 3] [--batch-size 8] [--model cats-8x]
+    python -m benchmarks.pipeline [--pictures 500] [--rounds 3] [--batch-size 8] [--model cats-8x] [--plain] [--json report.json]
+                                  [--plot roofline.png]
 
-The pictures are made of examples/ on the spot: PNG, JPEG, WebP, TIFF and BMP, of the model's input size and of eight times that, each
-turned, mirrored and tinted in its own way. A round runs all through `run`, with their manifest, and then as many through the network alone,
-from tensors that are ready. Prints one JSON object: pictures per second of both, their ratio (median over the rounds), the processor's time
-per picture of both, and the resident memory after each tenth of the last round.
+The pictures are made of examples/ on the spot: PNG, JPEG, WebP, TIFF and BMP of 32x32 and 256x256, each turned, mirrored and tinted in its
+own way. A round runs all through `run`, with their manifest, and then as many through the network alone, from tensors that are ready; with
+--plain through the plain formulation of the network too. The machine's ceilings are measured in each round.
+
+Prints a table, with --json the report: pictures per second and by how much folder mode is faster, in the median over the rounds, from the
+least to the most; the processor's time per picture; the share of the ceilings reached; and the resident memory after each tenth of the
+last round.
 """
 
 import argparse
-import json
+import itertools
 import os
-import platform
 import resource
-import statistics
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
 import gleansr
+from benchmarks import networks
+from benchmarks.ceilings import Ceilings
+from benchmarks.counting import Cost, total
+from benchmarks.machine import machine
+from benchmarks.measure import clock, errors_in_one_line, in_turn, positive
+from benchmarks.networks import PLAIN, Forward, Network, costs_of
+from benchmarks.report import Report, add_options, deliver, entry, medians
 from gleansr import checkpoints
+from gleansr.devices import Precision
+from gleansr.errors import GleansrError, RequestError
 from gleansr.folders import Manifest, Unlisted, Work, places, run, sha256_of, walk
 from gleansr.pictures import decode
 from gleansr.tasks import Enlarge, Task
-from gleansr.upscaler import Upscaler
 
+SIZES = (32, 256)
 KINDS = (".png", ".jpg", ".webp", ".tif", ".bmp")
+FOLDER, BARE = "folder mode", "bare forward passes"
 
 
 def make(folder: Path, count: int) -> None:
@@ -53,52 +65,30 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def through_folders(pictures: Path, work: Work, count: int) -> tuple[float, list[float]]:
-    """Seconds, and the resident memory after each tenth."""
+def through_folders(pictures: Path, results: Path, work: Work, count: int) -> list[float]:
+    """All of them into a folder that does not exist yet. Returns the resident memory after each tenth."""
     memory = []
-    with tempfile.TemporaryDirectory() as results:
-        [place] = places([pictures], Path(results), "")
-        started = time.perf_counter()
-        with closing(Manifest(cast("Path", place.manifest))) as manifest:
-            for number, outcome in enumerate(run(walk(place), work, [manifest]), 1):
-                if isinstance(outcome, Unlisted) or outcome.status != "done":
-                    raise SystemExit(f"{outcome}")
-                if number % max(1, count // 10) == 0:
-                    memory.append(round(resident()))
-        return time.perf_counter() - started, memory
+    [place] = places([pictures], results, "")
+    with closing(Manifest(cast("Path", place.manifest))) as manifest:
+        for number, outcome in enumerate(run(walk(place), work, [manifest]), 1):
+            if isinstance(outcome, Unlisted) or outcome.status != "done":
+                raise GleansrError(f"folder mode failed: {outcome}")
+            if number % max(1, count // 10) == 0:
+                memory.append(round(resident()))
+    return memory
 
 
-def bare(upscaler: Upscaler, lows: torch.Tensor, count: int, batch_size: int) -> float:
-    """Seconds of forward passes over so many pictures."""
-    started = time.perf_counter()
-    for start in range(0, count, batch_size):
-        upscaler.method(lows[: min(batch_size, count - start)].to(upscaler.device)).pictures.cpu()
-    return time.perf_counter() - started
+def bare(forward: Forward, lows: torch.Tensor, count: int, device: torch.device) -> None:
+    """Forward passes over so many pictures, on the device and back, in batches like `lows`."""
+    for start in range(0, count, len(lows)):
+        forward(lows[: count - start].to(device)).cpu()
 
 
-def rounds(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    upscaler = gleansr.load(options.model, device=options.device)
-    size = options.batch_size or upscaler.default_batch_size()
-    work = Work(cast("Task", Enlarge(upscaler)), size, sha256_of(checkpoints.model_path(options.model)))
-    with tempfile.TemporaryDirectory() as pictures:
-        make(Path(pictures), options.pictures)
-        examples = [upscaler.fit(decode(path)).low for path in sorted(Path(pictures).rglob("*.*"))[:size]]
-        lows = torch.stack(examples).repeat(-(-size // len(examples)), 1, 1, 1)
-        bare(upscaler, lows, 2 * size, size)
-        for _ in range(options.rounds):
-            before = cpu_seconds()
-            seconds, memory = through_folders(Path(pictures), work, options.pictures)
-            between = cpu_seconds()
-            alone = bare(upscaler, lows, options.pictures, size)
-            yield {
-                "batch_size": size,
-                "folder": options.pictures / seconds,
-                "bare": options.pictures / alone,
-                "ratio": alone / seconds,
-                "cpu_folder": (between - before) / options.pictures,
-                "cpu_bare": (cpu_seconds() - between) / options.pictures,
-                "resident_mib": memory,
-            }
+def cost_of(network: Network, count: int, batch_size: int) -> Cost:
+    """Of bare passes over so many pictures."""
+    whole, rest = divmod(count, batch_size)
+    last = total(costs_of(network, rest)) if rest else Cost()
+    return total(costs_of(network, batch_size)) * whole + last
 
 
 def cpu_seconds() -> float:
@@ -106,26 +96,70 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--model", default="cats-8x")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    found = list(rounds(options))
-    report = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "pictures": options.pictures,
-        "batch_size": found[0]["batch_size"],
-        "pictures_per_second": {name: [round(one[name], 2) for one in found] for name in ("folder", "bare")},
-        "ratio": [round(one["ratio"], 3) for one in found],
-        "ratio_median": round(statistics.median(one["ratio"] for one in found), 3),
-        "cpu_ms_per_picture": {name: [round(1e3 * one[f"cpu_{name}"], 1) for one in found] for name in ("folder", "bare")},
-        "resident_mib": found[-1]["resident_mib"],
-    }
-    print(json.dumps(report, indent=2))
+def measure(options: argparse.Namespace) -> Report:
+    upscaler = gleansr.load(options.model, device=options.device, precision=options.precision)
+    if upscaler.input_size is None:
+        raise RequestError(f"{options.model} takes pictures of any size, whose passes cost differently; give a GLEAN")
+    network = networks.chosen(options.model, None, None, SIZES)
+    device, size, count = upscaler.device, options.batch_size or upscaler.default_batch_size(), options.pictures
+    precision = str(getattr(upscaler.method, "precision", torch.float32)).removeprefix("torch.")
+    facts = machine(device)
+    work = Work(cast("Task", Enlarge(upscaler)), size, sha256_of(checkpoints.model_path(options.model)))
+    memory: list[float] = []
+    busy: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, rounds = Path(folder, "pictures"), itertools.count()
+        make(pictures, count)
+        examples = [upscaler.fit(decode(path)).low for path in sorted(pictures.rglob("*.*"))[:size]]
+        lows = torch.stack(examples).repeat(-(-size // len(examples)), 1, 1, 1)[:size]
+        forwards: dict[str, Forward] = {BARE: lambda low: upscaler.method(low).pictures}
+        if options.plain:
+            forwards[PLAIN] = torch.inference_mode()(networks.plain(network.build(), precision, device).forward)
+        for forward in forwards.values():
+            bare(forward, lows, 2 * size, device)  # warm-up
+
+        def through_all() -> None:
+            memory[:] = through_folders(pictures, Path(folder, f"results{next(rounds)}"), work, count)
+
+        def timed(name: str, call: Callable[[], None]) -> float:
+            before = cpu_seconds()
+            seconds = clock(call, device)
+            busy.setdefault(name, []).append(1000 * (cpu_seconds() - before) / count)
+            return seconds
+
+        calls = {FOLDER: through_all} | {name: partial(bare, forward, lows, count, device) for name, forward in forwards.items()}
+        runs: dict[str, Callable[[], float]] = {name: partial(timed, name, call) for name, call in calls.items()}
+        ceilings = Ceilings(precision, device, small=options.small_ceilings)
+        measured = in_turn(runs | ceilings.runs(f"{precision} "), options.rounds, warm_ups=0)
+    reached, cost = medians(measured, [precision]), cost_of(network, count, size)
+    entries = [
+        entry(name, precision, measured[name], cost, reached[precision], count) | {"processor_ms_per_picture": busy[name]} for name in calls
+    ]
+    case = {"batch": size, "pictures": count, "contestants": entries, "ceilings": reached}
+    about = {"label": network.label, "in_size": network.in_size, "out_size": network.out_size}
+    return {"benchmark": "pipeline", "network": about, "machine": facts, "cases": [case], "resident_mib": memory}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "python -m benchmarks.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--pictures", type=positive, default=500)
+    made.add_argument("--rounds", type=positive, default=3)
+    made.add_argument("--batch-size", type=positive, help="as folder mode chooses unless told")
+    made.add_argument("--model", default="cats-8x", help="name or file of a GLEAN")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--precision", choices=get_args(Precision), default="auto")
+    made.add_argument("--plain", action="store_true", help="the plain formulation of the network takes part")
+    add_options(made)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = parser()
+    options = made.parse_args(arguments)
+    with errors_in_one_line(made):
+        deliver(measure(options), json_to=options.json, plot=options.plot)
 
 
 if __name__ == "__main__":

@@ -1,61 +1,88 @@
-"""One training step of GLEAN against the same step built on mmagic's networks.
+"""One training step of GLEAN against the same step built on mmagic's networks, or on our own networks as autograd alone has them.
 
-    python -m benchmarks.training --peer FOLDER_OF_mmagic_glean.py [--in-size 32 --out-size 256] [--batch 2] [--precision bfloat16]
+    python -m benchmarks.training [--network full --in-size 32 --out-size 256] [--batch 2] [--precision bfloat16]
+                                  [--peer FOLDER_OF_mmagic_glean.py] [--plot roofline.png] [--json report.json]
 
 The step is that of the supplement: generator forward, equation (4) with the discriminator frozen, Adam; equation (5) on the same results,
-Adam. Losses, optimiser and batches are the same for both; mmagic's networks run as its trainer runs them: all parameters given to Adam, the
-discriminator's losses in two backward passes. Time: both in one process, in turn, after one warm-up; medians and their ratio. Memory: the
-peak of a process of its own, on a GPU what torch has allocated at most, otherwise the resident size (Linux). Prints one JSON object.
+Adam. Losses, optimiser and batches are the same for both; weights are random. The other one runs as mmagic's trainer runs its networks:
+contiguous maps, all parameters given to Adam, so that the bank's have gradients too, and the discriminator's losses in two backward passes.
+mmagic's networks are the full ones always, and in float32 always, since they fail under autocast.
+
+Time: both in one process, in turn, after two warm-ups; medians and their ratio. Memory: the peak of a process of its own that trains two
+steps, on a GPU what torch has allocated, otherwise the resident size (Linux). The arithmetic of each is counted in the first of its
+warm-ups, so that what one does besides counts as its own. The machine's ceilings are measured between the steps.
 """
 
 import argparse
 import functools
-import json
-import platform
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
 import torch
 from torch import nn
 
-from benchmarks.measure import in_turn, mmagic, peak_of, print_peak, times
+from benchmarks import networks
+from benchmarks.ceilings import Ceilings
+from benchmarks.counting import counted, total
+from benchmarks.machine import machine
+from benchmarks.measure import child, clock, errors_in_one_line, in_turn, mmagic, peak_mib, positive, print_report
+from benchmarks.networks import OURS, PEER, PLAIN, Network
+from benchmarks.report import Report, add_options, deliver, entry, medians
 from gleansr.checkpoints.bundled import squeezenet
-from gleansr.models.glean import GLEAN, glean_full
+from gleansr.devices import find_device, find_precision
+from gleansr.models.glean import GLEAN
 from gleansr.models.layers import placed
-from gleansr.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, stylegan2_channels
+from gleansr.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.resize import degrade
 from gleansr.training import losses as L
+
+SIZES = (32, 256)
 
 Step = Callable[[torch.Tensor], None]
 
 
-def ours(in_size: int, out_size: int, device: torch.device) -> tuple[nn.Module, nn.Module, list[nn.Parameter]]:
-    model = placed(GLEAN(glean_full(in_size, out_size)), device)
-    discriminator = placed(StyleGAN2Discriminator(StyleGAN2Config(stylegan2_channels(out_size))), device)
+def ours(network: Network, device: torch.device) -> tuple[nn.Module, nn.Module, list[nn.Parameter]]:
+    """Generator, discriminator, and the generator's parameters that are trained."""
+    model = placed(GLEAN(network.architecture), device)
+    discriminator = placed(StyleGAN2Discriminator(StyleGAN2Config(network.architecture.bank.channels)), device)
     return model, discriminator, model.trainable_parameters()
 
 
-def peer(folder: str, in_size: int, out_size: int, device: torch.device) -> tuple[nn.Module, nn.Module, list[nn.Parameter]]:
-    networks = mmagic(folder)
-    model = networks["GLEANStyleGANv2"](in_size=in_size, out_size=out_size).to(device)
-    discriminator = networks["StyleGAN2Discriminator"](in_size=out_size).to(device)
+def plain(network: Network, device: torch.device) -> tuple[nn.Module, nn.Module, list[nn.Parameter]]:
+    """The same modules, with the bank's weights learning like all others."""
+    model = GLEAN(network.architecture).to(device).requires_grad_(True)
+    discriminator = StyleGAN2Discriminator(StyleGAN2Config(network.architecture.bank.channels)).to(device)
     return model, discriminator, list(model.parameters())
 
 
-def step(which: str, options: argparse.Namespace, device: torch.device) -> Step:
+def peer(folder: str, network: Network, device: torch.device) -> tuple[nn.Module, nn.Module, list[nn.Parameter]]:
+    """Those of mmagic's full network."""
+    model = networks.peer_module(folder, network).to(device)
+    discriminator = mmagic(folder)["StyleGAN2Discriminator"](in_size=network.out_size).to(device)
+    return model, discriminator, list(model.parameters())
+
+
+def precision_of(which: str, options: argparse.Namespace) -> str:
+    return "float32" if which == PEER else options.precision
+
+
+def step(which: str, network: Network, options: argparse.Namespace, device: torch.device) -> Step:
     """What trains one network on one batch (N, 3, out, out)."""
-    sizes = (options.in_size, options.out_size, device)
-    model, discriminator, parameters = ours(*sizes) if which == "ours" else peer(options.peer, *sizes)
+    precision = precision_of(which, options)
+    makers = {OURS: ours, PLAIN: plain, PEER: functools.partial(peer, options.peer)}
+    torch.manual_seed(0)
+    model, discriminator, parameters = makers[which](network, device)
     model.train()
     features = squeezenet().to(device)
     g_optimizer, d_optimizer = (torch.optim.Adam(p, 1e-4, (0.9, 0.99)) for p in (parameters, discriminator.parameters()))
-    layout = torch.channels_last if which == "ours" else torch.contiguous_format
-    scale = options.out_size // options.in_size
+    layout = torch.channels_last if which == OURS else torch.contiguous_format
+    scale = network.out_size // network.in_size
 
     def run(truth: torch.Tensor) -> None:
         truth = truth.to(memory_format=layout)
         low = degrade(truth, scale)
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
         discriminator.requires_grad_(False)
         with autocast:
             result = model(low)
@@ -72,7 +99,7 @@ def step(which: str, options: argparse.Namespace, device: torch.device) -> Step:
         discriminator.requires_grad_(True)
         d_optimizer.zero_grad()
         result = result.detach()
-        if which == "ours":
+        if which == OURS:
             with autocast:
                 d_loss = L.equation5_discriminator(discriminator(result), discriminator(truth))
             d_loss.backward()
@@ -88,62 +115,73 @@ def step(which: str, options: argparse.Namespace, device: torch.device) -> Step:
     return run
 
 
-def timed(run: Step, truth: torch.Tensor) -> float:
-    wait = torch.cuda.synchronize if truth.is_cuda else lambda: None
-    wait()
-    started = time.perf_counter()
-    run(truth)
-    wait()
-    return time.perf_counter() - started
+def truths(network: Network, options: argparse.Namespace, device: torch.device) -> torch.Tensor:
+    """(N, 3, out, out) in [-1, 1]."""
+    size = (options.batch, 3, network.out_size, network.out_size)
+    return (torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
 
 
-def peak_memory(which: str, options: argparse.Namespace) -> float:
+def in_child(which: str, network: Network, options: argparse.Namespace) -> float | None:
     """Peak memory in MiB of a fresh process that trains two steps."""
-    arguments = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in ("in-size", "out-size", "batch", "precision", "device")]
+    arguments = [f"--{name}={getattr(options, name)}" for name in ("network", "batch", "precision", "device")]
+    arguments += [f"--in-size={network.in_size}", f"--out-size={network.out_size}", f"--alone={which}"]
+    return child("training", [*arguments, *([f"--peer={options.peer}"] if which == PEER else [])])["peak_mib"]  # its packages take memory
+
+
+def measure(options: argparse.Namespace) -> Report:
+    device = find_device(options.device)
+    find_precision(options.precision, device)  # this and what follows refuses what cannot be, before any work
+    network = networks.chosen(options.network, options.in_size, options.out_size, SIZES)
+    network.architecture  # noqa: B018
     if options.peer:
-        arguments += ["--peer", options.peer]
-    return peak_of("training", [*arguments, "--alone", which])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--in-size", type=int, default=32)
-    parser.add_argument("--out-size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer", help="folder that holds mmagic_glean.py")
-    parser.add_argument("--alone", choices=("ours", "peer"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    torch.manual_seed(0)
-    truth = (torch.rand(options.batch, 3, options.out_size, options.out_size) * 2 - 1).to(device)
-
+        mmagic(options.peer)
+    truth = truths(network, options, device)
     if options.alone:
-        run = step(options.alone, options, device)
+        run = step(options.alone, network, options, device)
         for _ in range(2):
             run(truth)
-        print_peak(device)
-        return
+        return {"peak_mib": peak_mib(device)}
+    facts, names = machine(device), [OURS, PEER if options.peer else PLAIN]
+    precisions = {name: precision_of(name, options) for name in names}
+    memory = {name: in_child(name, network, options) for name in names}
+    steps = {name: functools.partial(step(name, network, options, device), truth) for name in names}
+    costs = {name: total(counted(run)) for name, run in steps.items()}
+    runs: dict[str, Callable[[], float]] = {name: functools.partial(clock, run, device) for name, run in steps.items()}
+    for precision in dict.fromkeys(precisions.values()):
+        runs |= Ceilings(precision, device, small=options.small_ceilings).runs(f"{precision} ")
+    measured = in_turn(runs, options.rounds)
+    reached = medians(measured, dict.fromkeys(precisions.values()))
+    entries = [
+        entry(name, one, measured[name], costs[name], reached[one], options.batch) | {"peak_mib": memory[name]}
+        for name, one in precisions.items()
+    ]
+    case = {"batch": options.batch, "contestants": entries, "ceilings": reached}
+    about = {"label": f"training, {network.label}", "in_size": network.in_size, "out_size": network.out_size}
+    return {"benchmark": "training", "unit": "step", "network": about, "machine": facts, "cases": [case]}
 
-    names = ["ours", "peer"] if options.peer else ["ours"]
-    memory = {name: peak_memory(name, options) for name in names}
-    steps = {name: step(name, options, device) for name in names}
-    seconds = times(in_turn({name: functools.partial(timed, run, truth) for name, run in steps.items()}, options.rounds))
-    medians = seconds["seconds_median"]
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    report = {
-        "network": f"{options.in_size}->{options.out_size}, batch {options.batch}, {options.precision}",
-        "machine": f"{machine}, torch {torch.__version__}",
-        "rounds": options.rounds,
-        **seconds,
-        "peak_mib": memory,
-    }
-    if options.peer:
-        report["speed_ours_over_peer"] = medians["peer"] / medians["ours"]
-        report["memory_ratio_ours_to_peer"] = memory["ours"] / memory["peer"]
-    print(json.dumps(report, indent=2))
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    networks.add_options(made, sizes=SIZES)
+    made.add_argument("--batch", type=positive, default=2)
+    made.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of all but mmagic's")
+    add_options(made)
+    made.add_argument("--alone", choices=(OURS, PEER, PLAIN), help=argparse.SUPPRESS)  # the contestant that this process is for
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = parser()
+    options = made.parse_args(arguments)
+    with errors_in_one_line(made):
+        with redirect_stdout(sys.stderr):  # mmagic prints lines of its own
+            report = measure(options)
+        if options.alone:
+            print_report(report)
+        else:
+            deliver(report, json_to=options.json, plot=options.plot)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,238 @@
+"""Reports of benchmarks as tables for people, as JSON, and as a roofline plot.
+
+    python -m benchmarks.report REPORT.json [--plot FILE.png|.pdf]
+
+prints the table of a report that was written with --json, and draws it again.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ceilings import NAMES
+from benchmarks.counting import Cost
+from benchmarks.machine import described
+from benchmarks.measure import errors_in_one_line
+from gleansr.errors import RequestError, one_line
+
+Report = dict[str, Any]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where the report goes."""
+    parser.add_argument(
+        "--json", nargs="?", const="-", type=_writable, metavar="FILE", help="write the report there; without FILE print it, not the table"
+    )
+    parser.add_argument("--plot", type=_drawable, metavar="FILE.png|.pdf", help="draw the roofline")
+    parser.add_argument("--small-ceilings", action="store_true", help=argparse.SUPPRESS)  # which show nothing, for tests
+
+
+def _writable(text: str) -> str:
+    """A file of the command line, refused before anything is measured for it."""
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {Path(text).parent}")
+    return text
+
+
+def _drawable(text: str) -> Path:
+    path = Path(_writable(text))
+    if path.suffix not in (".png", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text} must end in .png or .pdf")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("drawing wants matplotlib: pip install 'gleansr[eval]'")
+    return path
+
+
+def entry(name: str, precision: str, seconds: Sequence[float], cost: Cost, ceilings: Mapping[str, float], pictures: int) -> Report:
+    """What there is to say of one contestant: `seconds` of passes over so many pictures that cost so much each time."""
+    median = statistics.median(seconds)
+    counts = cost.as_dict(precision)
+    speed = counts["gflop"] / median
+    return {
+        "name": name,
+        "precision": precision,
+        "seconds": list(seconds),
+        "seconds_median": median,
+        "seconds_min_max": [min(seconds), max(seconds)],
+        "pictures_per_second": pictures / median,
+        **counts,
+        "gflops": speed,
+        "share_of_convolution": speed / ceilings["convolution_gflops"],
+        "share_of_matrix": speed / ceilings["matrix_gflops"],
+    }
+
+
+def medians(measured: Mapping[str, Sequence[float]], precisions: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The ceilings of each precision, of what `in_turn` measured under "PRECISION NAME"."""
+    return {precision: {name: statistics.median(measured[f"{precision} {name}"]) for name in NAMES} for precision in precisions}
+
+
+def rivals(case: Mapping[str, Any]) -> Iterator[tuple[Report, Report | None]]:
+    """Each way in which we are measured beside the others in the same precision, and beside mmagic's in its only one."""
+    subject = case["contestants"][0]["name"]
+    others = [one for one in case["contestants"] if one["name"] != subject]
+    for one in case["contestants"]:
+        if one["name"] == subject:
+            against = [other for other in others if other["precision"] == one["precision"] or other["name"] == "mmagic"]
+            yield from ((one, other) for other in against or [None])
+
+
+def digits(value: float | None, count: int = 3) -> str:
+    """A number with so many significant digits, and with all those before the point."""
+    if value is None:
+        return "-"
+    places = max(0, count - 1 - int(f"{value:.{count - 1}e}".partition("e")[2])) if value else 0
+    return f"{value:,.{places}f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and extremes."""
+    return f"{digits(statistics.median(values))} ({digits(min(values))} to {digits(max(values))})"
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column is text, the others are numbers. Columns without any are left out."""
+    rows = list(rows)
+    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] != "-" for row in rows)]
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line[i] for i in kept)} |" for line in lines)
+
+
+def speed_table(report: Report) -> str:
+    """A row for each way of ours and each rival."""
+    pass_, subject = report["unit"], report["cases"][0]["contestants"][0]["name"]
+    columns = [
+        report["network"]["label"], "batch", f"{subject}, s per {pass_}", "against", "its s", "faster", "pictures/s", "GFLOP/s",
+        "of the convolution's speed", "of the matrix product's", "peak memory, MiB", "largest difference",
+    ]  # fmt: skip
+    rows = []
+    for case in report["cases"]:
+        for one, other in rivals(case):
+            row = [f"{one['precision']} ({digits(one['gflop'])} GFLOP)", str(case["batch"]), spread(one["seconds"])]
+            if other is None:
+                row += ["-"] * 3
+            else:
+                faster = other["seconds_median"] / one["seconds_median"]
+                row += [f"{other['name']}, {other['precision']}", digits(other["seconds_median"]), f"{digits(faster)}x"]
+            row += [digits(one[name]) for name in ("pictures_per_second", "gflops")]
+            row += [f"{one[name]:.2f}" for name in ("share_of_convolution", "share_of_matrix")]
+            rows.append([*row, _memory(one, other), _difference(one, other)])
+    return markdown(columns, rows)
+
+
+def _memory(one: Report, other: Report | None) -> str:
+    mine, its = one.get("peak_mib"), other and other.get("peak_mib")
+    if mine and its:
+        return f"{mine:,.0f} against {its:,.0f}: {mine / its:.2f}"
+    return f"{mine:,.0f}" if mine else "-"
+
+
+def _difference(one: Report, other: Report | None) -> str:
+    """The largest between the results of the two, over the standard deviation of the other's."""
+    found = one.get("differences", {}).get(f"{other['name']}, {other['precision']}") if other else None
+    return "-" if found is None else f"{found:.1e}"
+
+
+def ceiling_table(report: Report) -> str:
+    """What the machine reached between the passes, medians."""
+    cases = report.get("cases") or [{"batch": "all", "ceilings": report["ceilings"]}]
+    return markdown(
+        ["ceilings", "beside batch", "matrix product, GFLOP/s", "3x3 convolution, GFLOP/s", "copy, GB/s read and written"],
+        [
+            [precision, str(case["batch"]), *(digits(reached[name]) for name in NAMES)]
+            for case in cases
+            for precision, reached in case["ceilings"].items()
+        ],
+    )
+
+
+def stage_table(report: Report) -> str:
+    """What each stage costs a batch and how fast it is, where it shows; of the first batch only. "" where none does."""
+    case, rows = report["cases"][0], []
+    for one in case["contestants"]:
+        ceiling = case["ceilings"][one["precision"]]["convolution_gflops"]
+        for stage, made in one.get("stages", {}).items():
+            moved = [digits(made["gflop"]), digits(1000 * made["gbytes"]), digits(1000 * made["seconds"]), digits(made["gflops"])]
+            rows.append([f"{one['name']}, {one['precision']}: {stage}", *moved, f"{made['gflops'] / ceiling:.2f}"])
+    return markdown(["stages", "GFLOP", "MB", "ms", "GFLOP/s", "of the convolution's speed"], rows) if rows else ""
+
+
+def sweep_table(report: Report) -> str:
+    """A row for each size and batch."""
+    columns = [
+        report["network"]["label"], "scale", "batch", "precision", "s per picture", "GFLOP per picture", "GFLOP/s",
+        "of the convolution's speed", "peak memory, MiB",
+    ]  # fmt: skip
+    rows = []
+    for point in report["points"]:
+        row = [f"{point['in_size']}→{point['out_size']}", f"{point['out_size'] // point['in_size']}x", str(point["batch"])]
+        row += [point["precision"]]
+        if "failed" in point:
+            rows.append([*row, "failed", *["-"] * 4])
+            continue
+        row += [digits(1 / point["pictures_per_second"]), digits(point["gflop"] / point["batch"]), digits(point["gflops"])]
+        rows.append([*row, f"{point['share_of_convolution']:.2f}", _memory(point, None)])
+    failures = [
+        f"{row[0]}, batch {row[2]}: {point['failed']}" for row, point in zip(rows, report["points"], strict=True) if "failed" in point
+    ]
+    return "\n\n".join([markdown(columns, rows), *failures])
+
+
+def pipeline_table(report: Report) -> str:
+    """A row for each way that the pictures went, and what folder mode held."""
+    [case] = report["cases"]
+    folder = case["contestants"][0]
+    columns = [
+        f"{report['network']['label']}, {case['pictures']} files, batches of {case['batch']}", "precision", "pictures/s",
+        f"{folder['name']} is faster", "the processor's ms per picture", "GFLOP/s", "of the convolution's speed",
+    ]  # fmt: skip
+    rows = []
+    for one in case["contestants"]:
+        row = [one["name"], one["precision"], spread([case["pictures"] / seconds for seconds in one["seconds"]])]
+        ratios = [its / ours for its, ours in zip(one["seconds"], folder["seconds"], strict=True)]
+        row += ["-" if one is folder else f"{spread(ratios)}x", spread(one["processor_ms_per_picture"])]
+        rows.append([*row, digits(one["gflops"]), f"{one['share_of_convolution']:.2f}"])
+    held = ", ".join(f"{mib:,.0f}" for mib in report["resident_mib"])
+    return f"{markdown(columns, rows)}\n\nResident memory after each tenth of the last round, MiB: {held}"
+
+
+def text(report: Report) -> str:
+    """All tables of a report, and the machine."""
+    tables = {"sweep": [sweep_table], "pipeline": [pipeline_table]}.get(report["benchmark"], [speed_table, stage_table])
+    parts = [table(report) for table in (*tables, ceiling_table)]
+    return "\n\n".join([*filter(None, parts), described(report["machine"])])
+
+
+def deliver(report: Report, *, json_to: str | None, plot: Path | None) -> None:
+    """Prints a report for people, or its JSON for `-`; writes what is asked for."""
+    written = json.dumps(report, indent=2)
+    if json_to and json_to != "-":
+        Path(json_to).write_text(written + "\n", encoding="utf-8")
+    print(written if json_to == "-" else text(report))
+    if plot:
+        from benchmarks.roofline import draw
+
+        draw(report, plot)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--plot", type=_drawable, metavar="FILE.png|.pdf")
+    options = parser.parse_args(arguments)
+    with errors_in_one_line(parser):
+        try:
+            report = json.loads(options.report.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{options.report}: is no report that --json wrote: {one_line(error)}") from None
+        deliver(report, json_to=None, plot=options.plot)
+
+
+if __name__ == "__main__":
+    main()
