@@ -269,6 +269,36 @@ def test_projected_discriminator_trains_the_bank_and_is_not_kept(pictures: str, 
     assert set(native.read(path).networks) == {"generator"}
 
 
+def test_an_encoder_beside_the_bank_learns_grows_and_goes_on(pictures: str, tmp_path: Path):
+    def run(iterations: int) -> RunConfig:
+        return RunConfig(iterations=iterations, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)
+
+    changes = {"discriminator": "projected", "reconstruction_weight": 1.0, "path_length_weight": 0.0}
+    changes["network"] = StyleGAN2Config((8, 8, 8, 8, 4), code_dim=8, mapping_layers=2)
+    whole = train_bank(bank_recipe(pictures, run=run(4), **changes), tmp_path / "whole", CPU)
+    train_bank(bank_recipe(pictures, run=run(2), **changes), tmp_path / "stopped", CPU)
+    resumed = train_bank(bank_recipe(pictures, run=run(4), **changes), tmp_path / "stopped", CPU)
+    small = _tensors(whole)
+    assert set(native.read(whole).networks) == {"generator", "encoder"}
+    assert all(torch.equal(tensor, small[name]) for name, tensor in _tensors(resumed).items())
+    assert {"reconstruction", "codes"} <= log_lines(tmp_path / "whole")[-1].keys()
+    assert native.read(whole).build("encoder", whole)(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
+
+    changes |= {"network": StyleGAN2Config((8, 8, 8, 8, 4, 4), code_dim=8, mapping_layers=2), "lr": 1e-12}
+    large = _tensors(train_bank(bank_recipe(pictures, run=run(1), start=str(whole), **changes), tmp_path / "large", CPU))
+    for name in ("encoder.from_rgb.weight", "encoder.blocks.3.conv1.weight", "encoder.out.weight"):  # it sees 64 px there too
+        assert torch.allclose(large[name], small[name], atol=1e-6), name
+
+
+def test_sliced_wasserstein_is_of_distributions_along_directions():
+    a, b = torch.randn(2, 4000, 3).unbind()
+    assert losses.sliced_wasserstein(a, a[torch.randperm(4000)]).item() == pytest.approx(0, abs=1e-10)
+    line = losses.sliced_wasserstein(a[:, :1], b[:, :1] * 2 + 1)  # one dimension: all directions are the same
+    assert line.item() == pytest.approx((a[:, 0].sort().values - (b[:, 0] * 2 + 1).sort().values).square().mean().item(), rel=1e-4)
+    shift = torch.tensor([3.0, 0.0, 4.0])  # 5 long; mean squared cosine of random directions: 1 / 3
+    assert losses.sliced_wasserstein(a, a + shift, directions=5000).item() == pytest.approx(25 / 3, rel=0.05)
+
+
 def test_glean_learns_and_leaves_the_bank_alone(pictures: str, bank: str, tmp_path: Path):
     run = RunConfig(iterations=60, batch_size=4, checkpoint_every=80, log_every=40, tensorboard=False)
     path = glean(glean_recipe(pictures, bank, run=run, adversarial_from=80, lr=3e-3), tmp_path)

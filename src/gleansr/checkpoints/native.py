@@ -20,6 +20,7 @@ from gleansr.configs import from_dict
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.files import replacing
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
+from gleansr.models.encoder import CodeEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
 from gleansr.models.generator import Generator
@@ -41,6 +42,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "glean": (GLEAN, GLEANConfig),
     "stylegan2": (StyleGAN2, StyleGAN2Config),
     "stylegan2-discriminator": (StyleGAN2Discriminator, StyleGAN2Config),
+    "stylegan2-encoder": (CodeEncoder, StyleGAN2Config),
     "stylegan": (StyleGAN, StyleGANConfig),
     "stylegan-discriminator": (StyleGANDiscriminator, StyleGANConfig),
     "biggan": (BigGAN, BigGANConfig),

@@ -16,14 +16,22 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.errors import RequestError
+from gleansr.models.encoder import CodeEncoder
 from gleansr.models.layers import placed
 from gleansr.models.projected import ProjectedDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.signals import stoppable
 from gleansr.training.augment import AdaptiveProbability, Augment
+from gleansr.training.codes import LR, RecentCodes
 from gleansr.training.config import BankRecipe
 from gleansr.training.data import Batches, open_pictures, warn_left_out
-from gleansr.training.losses import equation3_adversarial, equation5_discriminator, path_length_penalty, r1_penalty
+from gleansr.training.losses import (
+    equation3_adversarial,
+    equation5_discriminator,
+    path_length_penalty,
+    r1_penalty,
+    reconstruction_loss,
+)
 from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid
 
 Progress = Callable[[int, dict[str, Any]], None]
@@ -46,33 +54,41 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     pictures = open_pictures(recipe.data, network.size)
     torch.manual_seed(run.seed)
     generator = StyleGAN2(network)
-    projected = recipe.discriminator == "projected"
-    discriminator = ProjectedDiscriminator(squeezenet(), network.size) if projected else StyleGAN2Discriminator(network)
+    projected, features = recipe.discriminator == "projected", squeezenet()
+    discriminator = ProjectedDiscriminator(features, network.size) if projected else StyleGAN2Discriminator(network)
+    encoder = CodeEncoder(network) if recipe.reconstruction_weight else None
     if recipe.start:
-        _start_from(recipe.start, generator, discriminator)
+        _start_from(recipe.start, generator, discriminator, encoder)
     generator = placed(generator, device)
     discriminator = placed(discriminator, device)
+    features = placed(features, device)
     trained = discriminator.heads if isinstance(discriminator, ProjectedDiscriminator) else discriminator
     averaged = copy.deepcopy(generator).eval()
-    g_optimizer = _adam(generator, recipe.lr, recipe, recipe.path_length_every if recipe.path_length_weight else None)
+    recent = RecentCodes(network.code_dim).to(device)
+    # With an encoder, which finds codes for pictures, the mapping network learns the distribution of these and nothing else.
+    encoder = encoder and placed(encoder, device)
+    learning = nn.ModuleList([generator.synthesis, encoder]) if encoder else generator
+    g_optimizer = _adam(learning, recipe.lr, recipe, recipe.path_length_every if recipe.path_length_weight else None)
     d_optimizer = _adam(trained, recipe.discriminator_lr or recipe.lr, recipe, None if projected else recipe.r1_every)
+    m_optimizer = torch.optim.Adam(generator.mapping.parameters(), LR, (0.0, 0.99))
     augment = Augment().to(device)
     probability = AdaptiveProbability(target=recipe.ada_target, adjust_images=max(1, recipe.ada_images))
     mean_length = torch.zeros((), device=device)
     r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
     grid_z = torch.randn(24, network.code_dim, generator=torch.Generator().manual_seed(run.seed)).to(device)
 
+    parts: dict[str, Any] = {"generator": generator, "discriminator": discriminator, "averaged": averaged, "probability": probability}
+    parts |= {"g_optimizer": g_optimizer, "d_optimizer": d_optimizer}
+    if encoder:
+        parts |= {"encoder": encoder, "recent": recent, "m_optimizer": m_optimizer}
     make_folder(output / "samples")
     states = States(output / "states", run.keep)
     images = 0
     resolved = dataclasses.asdict(recipe)
     if state := states.load(resolved, device, resume):
         images, mean_length = state["images"], state["mean_length"]
-        for name, part in (("generator", generator), ("discriminator", discriminator), ("averaged", averaged)):
+        for name, part in parts.items():
             part.load_state_dict(state[name])
-        g_optimizer.load_state_dict(state["g_optimizer"])
-        d_optimizer.load_state_dict(state["d_optimizer"])
-        probability.load_state_dict(state["probability"])
         del state
 
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
@@ -88,11 +104,17 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
             torch.manual_seed(run.seed * 1_000_003 + images)  # everything drawn in a step follows from the seed and the pictures seen
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
-            # Discriminator: non-saturating logistic loss, R1 every now and then.
+            # Discriminator: non-saturating logistic loss, R1 every now and then. Half of the codes are the encoder's, where there is one.
             generator.requires_grad_(False)
             trained.requires_grad_(True)
+            n_encoded = run.batch_size // 2 if encoder else 0
+            truth = real[:n_encoded]
             with autocast:
-                fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
+                codes = _codes(generator, run.batch_size - n_encoded, recipe.style_mixing)
+                if encoder:
+                    with torch.no_grad():
+                        codes = torch.cat([codes, _rows(encoder(truth), generator)])
+                fake = generator.synthesis(codes, "random")
                 real = augment(real, probability.p)
                 real_logits = discriminator(real)
                 d_loss = equation5_discriminator(discriminator(augment(fake, probability.p)), real_logits)
@@ -104,23 +126,35 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
             _step(d_optimizer, d_loss)
 
             if recipe.lr:
-                # Generator: non-saturating logistic loss, path length every now and then on half a batch.
-                generator.requires_grad_(True)
+                # Generator: non-saturating logistic loss, path length every now and then on half a batch. Encoder: its pictures again.
+                learning.requires_grad_(True)
                 trained.requires_grad_(False)
                 with autocast:
-                    fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing), "random")
+                    codes = _codes(generator, run.batch_size - n_encoded, recipe.style_mixing)
+                    if encoder:
+                        found = encoder(truth)
+                        codes = torch.cat([codes, _rows(found, generator)])
+                        recent.add(found.detach())
+                    fake = generator.synthesis(codes, "random")
                     g_loss = equation3_adversarial(discriminator(augment(fake, probability.p)))
-                losses["g_loss"] = g_loss
+                    losses["g_loss"] = g_loss
+                    if encoder:
+                        losses["reconstruction"] = reconstruction_loss(features, fake[-n_encoded:], truth)
+                        g_loss = g_loss + recipe.reconstruction_weight * losses["reconstruction"]
                 if projected:
                     # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
                     losses["overshoot"] = (fake.abs() - 1).relu().square().mean()
                     g_loss = g_loss + 10 * losses["overshoot"]
                 if recipe.path_length_weight and number % recipe.path_length_every == 0:
-                    codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing)
+                    codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing).requires_grad_()
                     penalty, mean_length = path_length_penalty(generator, codes, mean_length)
                     g_loss = g_loss + penalty * (recipe.path_length_weight * recipe.path_length_every)
                     losses["path_length"] = penalty
                 _step(g_optimizer, g_loss)
+                if encoder:
+                    generator.mapping.requires_grad_(True)
+                    losses["codes"] = recent.distance(generator.mapping)
+                    _step(m_optimizer, losses["codes"])
 
             images += run.batch_size
             if recipe.lr:
@@ -149,20 +183,15 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                         "recipe": resolved,
                         "images": images,
                         "mean_length": mean_length,
-                        "generator": generator.state_dict(),
-                        "discriminator": discriminator.state_dict(),
-                        "averaged": averaged.state_dict(),
-                        "g_optimizer": g_optimizer.state_dict(),
-                        "d_optimizer": d_optimizer.state_dict(),
-                        "probability": probability.state_dict(),
+                        **{name: part.state_dict() for name, part in parts.items()},
                     }
                 )
-                _export(finished, averaged, discriminator, recipe, images)
+                _export(finished, averaged, discriminator, encoder, recipe, images)
             if stopping and not end:
                 raise StoppedError(stopping, states.last_good())
             fetched = time.perf_counter()
     if not finished.exists():
-        _export(finished, averaged, discriminator, recipe, images)
+        _export(finished, averaged, discriminator, encoder, recipe, images)
     return finished
 
 
@@ -176,10 +205,15 @@ def _codes(generator: StyleGAN2, n: int, mixing: float) -> Tensor:
     """W+ codes (n, L, code_dim) of random z; a share `mixing` of them changes to a second code at a random row."""
     width, rows = generator.config.code_dim, generator.config.n_codes
     device = generator.synthesis.constant.device
-    first, second = generator.mapping(torch.randn(2 * n, width, device=device))[:, None].expand(-1, rows, -1).chunk(2)
+    first, second = _rows(generator.mapping(torch.randn(2 * n, width, device=device)), generator).chunk(2)
     crossover = torch.randint(1, rows, (n, 1, 1), device=device)
     crossover = torch.where(torch.rand(n, 1, 1, device=device) < mixing, crossover, rows)
     return torch.where(torch.arange(rows, device=device)[:, None] < crossover, first, second)
+
+
+def _rows(w: Tensor, generator: StyleGAN2) -> Tensor:
+    """w (n, code_dim) -> W+ codes (n, L, code_dim)."""
+    return w[:, None].expand(-1, generator.config.n_codes, -1)
 
 
 def _adam(model: nn.Module, lr: float, recipe: BankRecipe, every: int | None) -> torch.optim.Adam:
@@ -189,20 +223,21 @@ def _adam(model: nn.Module, lr: float, recipe: BankRecipe, every: int | None) ->
     return torch.optim.Adam(model.parameters(), lr * share, betas, eps=1e-8)
 
 
-def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> None:
+def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module, encoder: CodeEncoder | None) -> None:
     """Copies a bank of the same or a smaller size; layers of new resolutions keep their random start.
 
-    The discriminator's blocks are numbered from the top, so those of the smaller one are its last. What reads the picture is new unless the
-    size is the same.
+    The blocks of discriminator and encoder are numbered from the top, so those of a smaller one are the last. What reads the picture is new
+    unless the size is the same, or that at which the encoder sees the picture.
     """
     path = checkpoints.model_path(source)
     checkpoint = bank_within(checkpoints.read(path), path)
-    parts: dict[str, StyleGAN2 | StyleGAN2Discriminator] = {"generator": generator}
-    if isinstance(discriminator, StyleGAN2Discriminator):
-        if "discriminator" in checkpoint.networks:
-            parts["discriminator"] = discriminator
-        else:
-            logger.warning("%s: has no discriminator, a new one starts", source)
+    parts: dict[str, StyleGAN2 | StyleGAN2Discriminator | CodeEncoder] = {"generator": generator}
+    others = {"discriminator": discriminator if isinstance(discriminator, StyleGAN2Discriminator) else None, "encoder": encoder}
+    for part, model in others.items():
+        if model and part in checkpoint.networks:
+            parts[part] = model
+        elif model:
+            logger.warning("%s: has no %s, a new one starts", source, part)
     for part, model in parts.items():
         network = checkpoint.networks.get(part)
         if network is None:
@@ -212,9 +247,10 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> 
         if n_old > n_new or network.config != expected:
             raise RequestError(f"{source}: its {part} is {network.config}, which cannot grow into {model.config}")
         tensors = dict(network.tensors)
-        if part == "discriminator" and n_old < n_new:
+        blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+        if not isinstance(model, StyleGAN2) and (added := len(model.blocks) - len(blocks)):
             tensors = {
-                ".".join(["blocks", str(int(name.split(".")[1]) + n_new - n_old), *name.split(".")[2:]])
+                ".".join(["blocks", str(int(name.split(".")[1]) + added), *name.split(".")[2:]])
                 if name.startswith("blocks.")
                 else name: tensor
                 for name, tensor in tensors.items()
@@ -224,8 +260,12 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module) -> 
         model.load_state_dict(tensors, strict=False)
 
 
-def _export(path: Path, averaged: StyleGAN2, discriminator: nn.Module, recipe: BankRecipe, images: int) -> None:
+def _export(
+    path: Path, averaged: StyleGAN2, discriminator: nn.Module, encoder: CodeEncoder | None, recipe: BankRecipe, images: int
+) -> None:
     bank = copy.deepcopy(averaged).cpu()
     bank.mean_code = bank.estimate_mean_code()
-    kept = {"discriminator": discriminator} if isinstance(discriminator, StyleGAN2Discriminator) else {}
+    kept: dict[str, nn.Module] = {"discriminator": discriminator} if isinstance(discriminator, StyleGAN2Discriminator) else {}
+    if encoder:
+        kept["encoder"] = encoder
     native.save(path, {"generator": bank, **kept}, facts(recipe, images))

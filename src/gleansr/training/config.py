@@ -153,6 +153,10 @@ class BankRecipe:
     """Steps between two path length penalties."""
     style_mixing: Annotated[float, Range(0, 1)] = 0.9
     """Share of pictures made of two codes."""
+    reconstruction_weight: Weight = 0.0
+    """Weight of drawing true pictures again from codes that an encoder finds for them, which half of a batch's codes then are; the mapping
+    network learns the distribution of these codes, and nothing else. It keeps a bank that sees few pictures from drawing one of them for
+    all codes. 0: no encoder."""
     ema_half_life: Weight = 10_000
     """Half-life of the averaged generator in pictures."""
     ema_ramp_up: Weight = 0.05
@@ -168,6 +172,14 @@ class BankRecipe:
             (self.run.devices == 1, f"a bank is trained on one device, so run.devices must be 1, not {self.run.devices}"),
             (not self.data.train_low, "a bank is trained without low-resolution pictures, so data.train_low must be empty"),
             (self.data.patch is None, "a bank is trained on whole pictures, so leave out data.patch"),
+            (
+                not (self.reconstruction_weight and self.run.batch_size < 2),
+                f"with reconstruction_weight run.batch_size must be at least 2, not {self.run.batch_size}",
+            ),
+            (
+                not (self.reconstruction_weight and not self.lr),
+                "with lr = 0 the generator stays as it is and has no encoder, so leave out reconstruction_weight",
+            ),
         )
 
 

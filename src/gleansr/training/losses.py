@@ -81,6 +81,19 @@ def relativistic_discriminator(fake_logits: Tensor, real_logits: Tensor) -> Tens
     return (F.softplus(fake_logits.mean() - real_logits).mean() + F.softplus(fake_logits - real_logits.mean()).mean()) / 2
 
 
+def reconstruction_loss(network: SqueezeNet, prediction: Tensor, truth: Tensor) -> Tensor:
+    """How far pictures (N, 3, H, W) in [-1, 1] are from those they should be: distance of features, and four times the mean absolute error,
+    which the features, of unit length, leave to chance."""
+    return equation2_perceptual(network, prediction, truth) + 4 * l1_error(prediction, truth)
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 128) -> Tensor:
+    """Squared distance of the distributions that vectors (N, D) and (N, D) are drawn from: the squared Wasserstein distance of their
+    projections, mean over random directions (Bonneel et al., 2015)."""
+    axes = F.normalize(torch.randn(a.shape[1], directions, device=a.device), dim=0)
+    return F.mse_loss((a @ axes).sort(0).values, (b @ axes).sort(0).values)
+
+
 def lattice_loss(prediction: Tensor, truth: Tensor, scale: int, window: int = 8) -> Tensor:
     """Mean square of that part of the error which repeats with the lattice of the low-resolution pixels. Not in the paper.
 

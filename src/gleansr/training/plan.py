@@ -10,6 +10,7 @@ from gleansr import checkpoints
 from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import bank_within
 from gleansr.feedforward import enlarge
+from gleansr.models.encoder import CodeEncoder
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN
 from gleansr.models.stylegan import StyleGANConfig
@@ -85,19 +86,22 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
     with torch.device("meta"):
         generator = _count(StyleGAN2(recipe.network))
         discriminator = _count(StyleGAN2Discriminator(recipe.network)) if recipe.discriminator == "stylegan2" else 0
+        encoder = _count(CodeEncoder(recipe.network)) if recipe.reconstruction_weight else 0
     return {
         "recipe": dataclasses.asdict(recipe),
         "images": recipe.run.images,
-        "parameters": {"generator": generator, "discriminator": discriminator},
-        "memory, MiB": {"weights, gradients and optimiser": round((20 * generator + 16 * discriminator) / MIB)},
+        "parameters": {"generator": generator, "discriminator": discriminator, "encoder": encoder},
+        "memory, MiB": {"weights, gradients and optimiser": round((20 * generator + 16 * (discriminator + encoder)) / MIB)},
         "step": [
             "read real pictures, mirror half of them",
             "discriminator: logistic loss on generated and real pictures"
             + (f", R1 every {recipe.r1_every} steps" if recipe.discriminator == "stylegan2" else "")
             + "; Adam",
-            "generator: non-saturating logistic loss"
+            ("generator and encoder: reconstruction, " if encoder else "generator: ")
+            + "non-saturating logistic loss"
             + (f", path length penalty every {recipe.path_length_every} steps" if recipe.path_length_weight else "")
             + "; Adam",
+            *(["mapping network: distribution of the encoder's codes; Adam"] if encoder else []),
             f"average the generator, half-life {recipe.ema_half_life:g} pictures",
         ],
     }

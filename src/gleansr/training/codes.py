@@ -1,0 +1,39 @@
+"""The codes that an encoder has found lately, whose distribution the mapping network of a bank learns."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gleansr.models.stylegan2 import Mapping
+from gleansr.training.losses import sliced_wasserstein
+
+KEPT = 4096
+"""Codes."""
+COMPARED = 1024
+"""Codes of either distribution in a step."""
+LR = 0.1
+"""Of Adam. The mapping's weights act as a hundredth of what is stored: this is a thousandth of their deviation."""
+
+
+class RecentCodes(nn.Module):
+    """The last w that were found, and the optimiser by which a mapping network learns to make such of z."""
+
+    codes: Tensor
+
+    def __init__(self, code_dim: int):
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(KEPT, code_dim))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def add(self, codes: Tensor) -> None:
+        """Takes codes (n, code_dim) in the place of the oldest."""
+        seen = int(cast("Tensor", self.seen))
+        self.codes[(torch.arange(len(codes)) + seen) % KEPT] = codes
+        cast("Tensor", self.seen).add_(len(codes))
+
+    def distance(self, mapping: Mapping) -> Tensor:
+        """How far the distribution of `mapping`'s codes is from that of these, see `sliced_wasserstein`; both are drawn from."""
+        known = min(int(cast("Tensor", self.seen)), KEPT)
+        found = self.codes[torch.randint(known, (COMPARED,), device=self.codes.device)]
+        return sliced_wasserstein(mapping(torch.randn_like(found)), found)
