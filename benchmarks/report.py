@@ -24,11 +24,16 @@ Report = dict[str, Any]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Where the report goes."""
+    add_json(parser)
+    parser.add_argument("--plot", type=_drawable, metavar="FILE.png|.pdf", help="draw the roofline")
+    parser.add_argument("--small-ceilings", action="store_true", help=argparse.SUPPRESS)  # which show nothing, for tests
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Where its JSON goes."""
     parser.add_argument(
         "--json", nargs="?", const="-", type=_writable, metavar="FILE", help="write the report there; without FILE print it, not the table"
     )
-    parser.add_argument("--plot", type=_drawable, metavar="FILE.png|.pdf", help="draw the roofline")
-    parser.add_argument("--small-ceilings", action="store_true", help=argparse.SUPPRESS)  # which show nothing, for tests
 
 
 def _writable(text: str) -> str:
@@ -207,12 +212,17 @@ def text(report: Report) -> str:
     return "\n\n".join([*filter(None, parts), described(report["machine"])])
 
 
-def deliver(report: Report, *, json_to: str | None, plot: Path | None) -> None:
-    """Prints a report for people, or its JSON for `-`; writes what is asked for."""
+def write(report: Report, for_people: str, json_to: str | None) -> None:
+    """Prints what is for people, or the report's JSON for `-`; writes that into another file."""
     written = json.dumps(report, indent=2)
     if json_to and json_to != "-":
         Path(json_to).write_text(written + "\n", encoding="utf-8")
-    print(written if json_to == "-" else text(report))
+    print(written if json_to == "-" else for_people)
+
+
+def deliver(report: Report, *, json_to: str | None, plot: Path | None) -> None:
+    """Prints a report for people, or its JSON for `-`; writes what is asked for."""
+    write(report, text(report), json_to)
     if plot:
         from benchmarks.roofline import draw
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import forward, measure, networks, pipeline, report, roofline, training
+from benchmarks import forward, measure, networks, pipeline, report, roofline, searches, training
 from benchmarks.ceilings import NAMES, Ceilings
 from benchmarks.counting import Cost, counted, total
 from benchmarks.machine import described, machine
@@ -26,7 +26,7 @@ from gleansr.checkpoints import native
 from gleansr.errors import RequestError
 from gleansr.models.glean import GLEAN, GLEANConfig, lightened
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
-from gleansr.models.stylegan2 import StyleGAN2Config
+from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 
 CPU = torch.device("cpu")
 Main = Callable[[Sequence[str]], None]
@@ -357,6 +357,26 @@ def test_the_pipeline_end_to_end(tiny_model: Path, tmp_path: Path, capsys: pytes
     assert plot.stat().st_size > 1000
 
 
+def test_the_searches_share_within_the_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GLEANSR_HOME", str(tmp_path))
+    config = StyleGAN2Config((8, 8, 4), code_dim=8, mapping_layers=2)
+    bank = tmp_path / "bank.safetensors"
+    native.save(bank, {"generator": StyleGAN2(config), "discriminator": StyleGAN2Discriminator(config)}, native.About())
+    made: dict[str, int] = {"pulse": 0, "dgp": 0}
+    for name in made:
+        alone = getattr(searches, f"{name}_alone")
+        monkeypatch.setattr(searches, f"{name}_alone", lambda *a, name=name, alone=alone: (made.update({name: made[name] + 1}), alone(*a)))
+    searches.main(["--model", str(bank), "--scale", "4", "--shorter", "100", "--rounds", "2", "--json"])
+    methods = json.loads(capsys.readouterr().out)["methods"]
+    assert made == {"pulse": 3, "dgp": 3}  # with the warm-up
+    assert {name: one["steps"] for name, one in methods.items()} == {"PULSE": 2, "DGP": 10}
+    for one in methods.values():
+        assert one["share"] == [a / b for a, b in zip(one["networks_seconds"], one["seconds"], strict=True)]
+    searches.main(["--model", str(bank), "--scale", "4", "--shorter", "100", "--rounds", "1"])
+    assert "| DGP | 10 |" in capsys.readouterr().out
+    assert "give a StyleGAN or StyleGAN2" in refused(searches.main, ["--model", "plain-cats-8x"], capsys)[1]
+
+
 def test_the_pipelines_ratio_is_that_of_the_rounds():
     made = made_report()
     [case] = made["cases"]
@@ -376,7 +396,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a mmagic_glean.py, whose networks are ours, as if mmagic were installed; full networks are tiny."""
     (tmp_path / "mmagic_glean.py").write_text(
         "from gleansr.models.glean import GLEAN\n"
-        "from gleansr.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator\n"
+        "from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Discriminator\n"
         "from benchmarks.networks import PRESETS\n"
         "calls = []\n"
         "def classes():\n"

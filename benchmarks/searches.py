@@ -1,0 +1,127 @@
+"""How much of the time of PULSE and DGP is spent within the networks that they search.
+
+    python -m benchmarks.searches [--model cats-bank] [--scale 8] [--shorter 10] [--rounds 3] [--json report.json]
+
+A search, and the same passes through the bank (and, for DGP, its discriminator) alone, forward and backward, in turn in one process. What a
+search does besides, shrinking, comparing, Adam, the geodesic cross loss, is the rest. --shorter 10 takes a tenth of the published steps of
+each, --shorter 1 all. Prints a table, with --json the report.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import gleansr
+from benchmarks.machine import described, machine
+from benchmarks.measure import clock, errors_in_one_line, in_turn, positive
+from benchmarks.report import Report, add_json, digits, markdown, spread, write
+from gleansr.devices import find_device
+from gleansr.errors import RequestError
+from gleansr.models.stylegan import StyleGAN
+from gleansr.models.stylegan2 import StyleGAN2
+from gleansr.rivals.dgp import DGP, Discriminator, parameter_groups
+from gleansr.rivals.dgp_config import DGPConfig
+from gleansr.rivals.pulse import PULSE, PULSEConfig, frozen
+
+Bank = StyleGAN | StyleGAN2
+
+
+def pulse_alone(bank: Bank, config: PULSEConfig) -> None:
+    """The passes of a search of PULSE for one picture: to codes and noise pictures, without the last backward one."""
+    codes = torch.randn(1, bank.config.n_codes, bank.config.code_dim).to(device_of(bank)).requires_grad_()
+    noises = [torch.randn_like(noise) for noise in bank.synthesis.noises("fixed", 1) if noise is not None]
+    searched = [codes, *(noise.requires_grad_() for noise in noises[: config.trainable_noise_layers])]
+    with frozen(bank):
+        for step in range(config.steps):
+            picture = bank.synthesis(codes, noises)
+            if step + 1 < config.steps:
+                torch.autograd.grad(picture.sum(), searched)
+
+
+def dgp_alone(bank: Bank, discriminator: Discriminator, config: DGPConfig) -> None:
+    """The passes of a search of DGP for one picture: those of the samples to start from, then to all that is tuned and back."""
+    z = torch.randn(8, bank.config.code_dim).to(device_of(bank))
+    with torch.no_grad():
+        for first in range(0, config.select_samples, len(z)):
+            discriminator.features(bank(z[: config.select_samples - first]))
+    z = z[:1].clone().requires_grad_()
+    tuned = [z, *itertools.chain.from_iterable(parameter_groups(bank))]
+    for _ in range(sum(config.iterations)):
+        features = discriminator.features(bank(z))
+        torch.autograd.grad(torch.stack([feature.sum() for feature in features]).sum(), tuned)
+
+
+def device_of(bank: Bank) -> torch.device:
+    return bank.synthesis.constant.device
+
+
+def measure(options: argparse.Namespace) -> Report:
+    device, least = find_device(options.device), 2
+    bank = gleansr.load_model(options.model, part="generator")
+    if not isinstance(bank, Bank):
+        raise RequestError(f"{options.model} holds a {type(bank).__name__}; give a StyleGAN or StyleGAN2 with its discriminator")
+    discriminator: Discriminator = gleansr.load_model(options.model, part="discriminator")  # pyright: ignore[reportAssignmentType]
+    pulse_config, dgp_config = PULSEConfig(fit_samples=1024), DGPConfig()
+    pulse_config = dataclasses.replace(pulse_config, steps=max(least, pulse_config.steps // options.shorter))
+    iterations = tuple(max(1, n // options.shorter) for n in dgp_config.iterations)
+    samples = max(1, dgp_config.select_samples // options.shorter)
+    dgp_config = dataclasses.replace(dgp_config, iterations=iterations, select_samples=samples)
+    pulse, dgp = PULSE(bank, options.scale, pulse_config, device=device), DGP(bank, discriminator, options.scale, dgp_config, device=device)
+    alone: Bank = gleansr.load_model(options.model, part="generator").to(device, memory_format=torch.channels_last)  # pyright: ignore
+    judge = discriminator.to(device, memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore
+    low: Tensor = torch.rand(1, 3, *[bank.config.size // options.scale] * 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pulse(low)  # fits its Gaussian, once
+    calls = {
+        "PULSE": functools.partial(pulse, low),
+        "PULSE's networks": functools.partial(pulse_alone, alone, pulse_config),
+        "DGP": functools.partial(dgp, low),
+        "DGP's networks": functools.partial(dgp_alone, alone, judge, dgp_config),
+    }
+    seconds = in_turn({name: functools.partial(clock, call, device) for name, call in calls.items()}, options.rounds)
+    steps = {"PULSE": pulse_config.steps, "DGP": sum(dgp_config.iterations)}
+    methods = {
+        name: {
+            "steps": steps[name],
+            "seconds": seconds[name],
+            "networks_seconds": seconds[f"{name}'s networks"],
+            "share": [within / whole for within, whole in zip(seconds[f"{name}'s networks"], seconds[name], strict=True)],
+        }
+        for name in steps
+    }
+    return {"benchmark": "searches", "model": options.model, "scale": options.scale, "machine": machine(device), "methods": methods}
+
+
+def text(report: Report) -> str:
+    """The table, and the machine."""
+    columns = [f"{report['model']}, {report['scale']}x", "steps", "s per picture", "s in the networks alone", "share"]
+    rows = [
+        [name, str(one["steps"]), spread(one["seconds"]), digits(statistics.median(one["networks_seconds"])), spread(one["share"])]
+        for name, one in report["methods"].items()
+    ]
+    return f"{markdown(columns, rows)}\n\n{described(report['machine'])}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = argparse.ArgumentParser(
+        "python -m benchmarks.searches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--model", default="cats-bank", help="name or file of a StyleGAN or StyleGAN2 with its discriminator")
+    made.add_argument("--scale", type=positive, default=8)
+    made.add_argument("--shorter", type=positive, default=10, help="by which the published numbers of steps are divided")
+    made.add_argument("--rounds", type=positive, default=3)
+    made.add_argument("--device", default="auto")
+    add_json(made)
+    options = made.parse_args(arguments)
+    with errors_in_one_line(made):
+        report = measure(options)
+        write(report, text(report), options.json)
+
+
+if __name__ == "__main__":
+    main()
