@@ -60,7 +60,10 @@ def test_for_any_size(in_size: int):
     assert (found - expected).abs().max() < 1e-5 * expected.std()
 
 
-def test_in_bfloat16_it_errs_no_more_than_the_plain_function():
+@pytest.mark.parametrize("processor", ["AMX", "AVX-512"])
+def test_in_bfloat16_it_errs_no_more_than_the_plain_function(processor: str, monkeypatch: pytest.MonkeyPatch):
+    """Up-convolutions are merged on the one and not on the other."""
+    monkeypatch.setattr(frozen, "bfloat16_instructions", lambda: processor)
     model = network(StyleGAN2Config(CHANNELS))
     with torch.inference_mode():
         expected, found = model(lows(4)), FrozenGLEAN(model, torch.bfloat16)(lows(4)).float()
