@@ -1,6 +1,8 @@
 """What comes with the package: the model that the README promises, light, licensed, and better than bicubic."""
 
+import itertools
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import gleansr
 from gleansr.checkpoints import native, zoo
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.models.features import feature_distance
+from gleansr.models.stylegan2 import StyleGAN2
 from gleansr.resize import degrade, resize
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -69,6 +72,22 @@ def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int):
         steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[: 256 - scale]
         by_phase = steps.view(-1, scale).mean(0)
         assert float(by_phase.max() / by_phase.min()) < 1.6
+
+
+def test_the_bank_draws_many_cats_and_has_its_discriminator():
+    """Two true cats are 6.1 apart; a bank that draws the same cat in other colours comes to 3."""
+    bank, network = cast("StyleGAN2", gleansr.load_model("cats-bank", part="generator")), squeezenet()
+    with torch.inference_mode():
+        drawn = bank(torch.randn(6, bank.config.code_dim, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+        logits = gleansr.load_model("cats-bank", part="discriminator")(drawn[:4])
+        pairs = [network(drawn[list(pair)]) for pair in itertools.combinations(range(6), 2)]
+        apart = [float(feature_distance(*([level[i : i + 1] for level in pair] for i in range(2)))) for pair in pairs]
+    assert sum(apart) / len(apart) > 4
+    assert min(apart) > 3
+    assert logits.shape == (4, 1)
+    entry = zoo.find("cats-bank")
+    assert (entry.kind, entry.in_size, entry.out_size, entry.parts) == ("stylegan2", None, 256, ("generator", "discriminator", "encoder"))
+    assert native.read(zoo.model_path("cats-bank")).about.licence == entry.licence
 
 
 def _tensor(picture: Path | Image.Image) -> torch.Tensor:

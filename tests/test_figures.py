@@ -544,7 +544,7 @@ def test_wrong_requests_exit_2_in_one_line_and_write_nothing(run, photos: Path, 
     both = ("--methods", "bicubic,glean", *glean)
     for arguments, words in {
         (9, photos): "there is no figure 9; there are 1: random examples",
-        (2, photos): "needs the bank's own discriminator",  # DGP, whose bank comes without
+        (2, photos, "--models", "dgp=cats-8x"): "needs the bank's own discriminator",  # a GLEAN's file is without
         (5, photos, "--methods", "bicubic,glean"): "--models glean=FILE",
         (6, photos): "no models of bedrooms come with the package: give --models dgp=FILE esrgan+=FILE glean=FILE",
         (1, *both): "give a folder, an archive or a picture or a comparison",

@@ -100,6 +100,12 @@ def test_glean_is_the_bundled_one_of_the_scale(tiny_model: Path):
     assert rivals.load("glean", tiny_model, scale=4, device="cpu").output_size == 32
 
 
+@pytest.mark.parametrize("method", rivals.SEARCHES)
+def test_the_bundled_bank_serves_the_searches_at_every_scale(method: str):
+    for scale in (2, 8, 64):
+        assert rivals.load(method, scale=scale, device="cpu").input_size == 256 // scale
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -111,7 +117,7 @@ def test_glean_is_the_bundled_one_of_the_scale(tiny_model: Path):
         ({"method": "glean", "model": "cats-8x", "scale": 16}, "enlarges 8 times, not 16"),
         ({"method": "plain", "model": "cats-8x"}, "holds a GLEAN, which is no network of the method plain"),
         ({"method": "pulse", "settings": {"stepps": 3}}, "settings of pulse: unknown key stepps, did you mean steps"),
-        ({"method": "dgp"}, "DGP needs the bank's own discriminator"),
+        ({"method": "dgp", "model": "cats-8x"}, "DGP needs the bank's own discriminator"),
         ({"method": "dgp", "settings": {"preset": "best"}}, "preset must be discriminator or mse-biased, not 'best'"),
     ],
 )

@@ -157,7 +157,13 @@ _CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projec
 _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 
-def _bundled(name: str, in_size: int, sha256: str, kind: Literal["glean", "residual", "esrgan+"] = "glean") -> NamedModel:
+def _bundled(
+    name: str,
+    in_size: int | None,
+    sha256: str,
+    kind: Literal["glean", "stylegan2", "residual", "esrgan+"] = "glean",
+    parts: tuple[str, ...] = ("generator",),
+) -> NamedModel:
     return NamedModel(
         name=name,
         kind=kind,
@@ -168,7 +174,7 @@ def _bundled(name: str, in_size: int, sha256: str, kind: Literal["glean", "resid
         credit="AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
         asset=f"{name}.safetensors",
         sha256_prefix=sha256,
-        parts=("generator",),
+        parts=parts,
     )
 
 
@@ -205,8 +211,9 @@ def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str
 _MODELS = (
     _bundled("cats-8x", 32, "1163e45f386f4efc"),
     _bundled("cats-16x", 16, "a15495ecc92473ba"),
-    _bundled("plain-cats-8x", 32, "e644caedb2526f6e", "residual"),
+    _bundled("plain-cats-8x", 32, "9d7a99ee0a98c45f", "residual"),
     _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
+    _bundled("cats-bank", None, "593c74b648e554bb", "stylegan2", ("generator", "discriminator", "encoder")),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
     _glean(

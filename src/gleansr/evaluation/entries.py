@@ -131,8 +131,6 @@ def _known() -> str:
 
 
 def _wanting(method: str, scale: int) -> str:
-    if method in rivals.SEARCHES:
-        return f"{method} needs a bank: --models {method}=FILE, of a GLEAN or a bank"
     recipe = {"glean": "cats-{}x-compact", "esrgan+": "esrgan+-cats-{}x-compact", "plain": "plain-cats-{}x-compact"}[method].format(scale)
     known = (resources.files("gleansr") / "recipes" / f"{recipe}.toml").is_file()
     return f"{method} needs a file: --models {method}=FILE" + (f"; train one with `gleansr train {recipe}`" if known else "")

@@ -48,7 +48,7 @@ def load(
         method: "glean", "esrgan+" (an ESRGAN without the plus too) or "plain": a forward pass of the network in `model`; "pulse" or "dgp":
             a search in the bank in `model`; "bicubic".
         model: Name or file of any layout; by default the bundled one of the method and the scale, if there is one. PULSE and DGP take a
-            bank, or a GLEAN for the bank in it; DGP needs its discriminator too.
+            bank, by default cats-bank, or a GLEAN for the bank in it; DGP needs its discriminator too.
         scale: Enlargement, by default 8. A network has its own, with which this must agree.
         device: As for `gleansr.load`.
         precision: As for `gleansr.load`; "auto" is float32 for the searches.
@@ -106,9 +106,9 @@ def _dgp_config(settings: dict[str, Any]) -> DGPConfig:
 
 
 def bundled(method: str, scale: int) -> str:
-    """The name of the bundled model of a method and a scale."""
+    """The name of the bundled model of a method and a scale. The searches have a bank, which serves every scale."""
     names = [model.name for model in zoo.named_models() if model.asset]
-    name = f"cats-{scale}x" if method in ("glean", *SEARCHES) else f"{method}-cats-{scale}x"
+    name = "cats-bank" if method in SEARCHES else f"cats-{scale}x" if method == "glean" else f"{method}-cats-{scale}x"
     if name not in names:
         raise RequestError(f"no model for {method} at {scale}x comes with the package: give one")
     return name
