@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -271,6 +272,32 @@ def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if sys.platform == "linux" else []
 
 
+def test_searches_side_by_side_make_the_same_of_each_picture(done: Done, pictures: Path, tiny_model: Path, tmp_path: Path):
+    comparison = plan(str(pictures), entries(tiny_model), scale=4, place=Place("cpu", threads=2), limit_slow=2, jobs=2)
+    glean, _, pulse = comparison.participants
+    assert [(made["jobs"], made["place"]["threads"]) for made in map(comparison.made, (glean, pulse))] == [(1, 2), (2, 1)]
+    together = Done(tmp_path / "out", compare(comparison, tmp_path / "out"))
+    assert without_costs(together.records("pulse")) == without_costs(done.records("pulse"))
+    for name in NAMES[:2]:
+        assert (together.output / "pictures" / "pulse" / name).read_bytes() == (done.output / "pictures" / "pulse" / name).read_bytes()
+    assert "searches 2 pictures at once, each with 1 thread" in (together.output / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_a_search_that_fails_beside_others_ends_them(pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    comparison = plan(str(pictures), entries(tiny_model, steps=10**6)[2:], scale=4, place=Place("cpu", threads=2), jobs=2)
+
+    def killed(self: Runner, low: torch.Tensor, report: Any = None) -> Any:
+        self._process.kill()
+        return call(self, low, report)
+
+    call = Runner.__call__
+    kept = [killed, call]  # the first of the two
+    monkeypatch.setattr(Runner, "__call__", lambda self, *arguments: kept.pop(0)(self, *arguments) if kept else call(self, *arguments))
+    [pulse] = compare(comparison, tmp_path / "out")["methods"]
+    assert "was ended by SIGKILL" in pulse["failed"]
+    assert not multiprocessing.active_children()
+
+
 def test_nothing_runs_again_without_need_and_new_metrics_are_computed_from_the_pictures(
     done: Done, pictures: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -433,7 +460,7 @@ def test_entries_of_a_command_line():
         Entry("pulse", "pulse", "m.pth", {"steps": 50, "schedule": "fixed"}),
         Entry("bicubic", "bicubic"),
     ]
-    assert parse_entries("glean,pulse", [], [], 16) == [Entry("glean", "glean", "cats-16x"), Entry("pulse", "pulse", "cats-16x")]
+    assert parse_entries("glean,pulse", [], [], 16) == [Entry("glean", "glean", "cats-16x"), Entry("pulse", "pulse", "cats-bank")]
 
 
 def test_a_method_without_a_model_says_how_to_train_one(monkeypatch: pytest.MonkeyPatch):
@@ -458,7 +485,6 @@ def test_a_method_without_a_model_says_how_to_train_one(monkeypatch: pytest.Monk
             [],
             "plain needs a file: --models plain=FILE; esrgan+ needs a file",
         ),
-        ("pulse", [], [], "pulse needs a bank: --models pulse=FILE"),
         ("glean", ["glean=a", "glean=b"], [], "--models gives glean twice; tell them apart by labels: glean:one=FILE glean:two=FILE"),
         ("bicubic,bicubic", [], [], "two methods are labelled 'bicubic'"),
         ("glean,plain", ["glean=a", "plain:GLEAN=b"], [], "two methods are labelled 'GLEAN'"),
@@ -497,6 +523,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(pictures: Path,
         "--batch-size must be at least 1": (pictures, [glean], {"batch_size": 0}),
         "--limit must be at least 1": (pictures, [glean], {"limit": 0}),
         "--limit-slow must be at least 1": (pictures, [glean], {"limit_slow": 0}),
+        "--jobs must be at least 1": (pictures, [glean], {"jobs": 0}),
         "two methods are labelled": (pictures, [glean, glean], {}),
         "no method to compare": (pictures, [], {}),
         "glean has no settings": (pictures, [dataclasses.replace(glean, settings={"steps": 5})], {}),

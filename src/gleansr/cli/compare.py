@@ -35,6 +35,7 @@ def compare(
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     batch_size: int = 1,
+    jobs: int = 1,
     offline: bool = False,
 ) -> None:
     """Compare methods on the same pictures: quality, seconds per picture and peak memory. A run that was stopped goes on where it was when
@@ -49,7 +50,7 @@ def compare(
         scale: Enlargement.
         methods: Names with commas between, of glean, esrgan+, plain, dgp, pulse and bicubic.
         models: METHOD=MODEL, names or files, such as plain=plain.safetensors; several of one method as METHOD:LABEL=MODEL. Without one, a
-            method takes what comes with the package, PULSE and DGP the bank of the first GLEAN that is given.
+            method takes what comes with the package, PULSE and DGP the bank of the first GLEAN that is given, if one is.
         set: Changes to the settings of a method, such as pulse.steps=50.
         judging: How results are judged.
         size: Side of the true pictures, where no method makes pictures of a size of its own.
@@ -62,6 +63,8 @@ def compare(
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass. With 1, times are what one waits for a picture.
+        jobs: Pictures that pulse and dgp search for at once on a CPU, each in a process with its share of the threads: as many as there are
+            cores take the least time together, and each picture takes longer.
         offline: Never download a model.
     """
     from gleansr.cli.progress import fetched, fetching
@@ -80,7 +83,9 @@ def compare(
     options: dict[str, Any] = {"size": size, "low": low, "limit": limit, "limit_slow": limit_slow, "aspect": aspect, "small": small}
     place = Place(device, precision)
     with fetching("a network that judges") as progress:
-        comparison = plan(data, entries, scale=scale, place=place, batch_size=batch_size, progress=progress, **options, **judging.options())
+        comparison = plan(
+            data, entries, scale=scale, place=place, batch_size=batch_size, jobs=jobs, progress=progress, **options, **judging.options()
+        )
     with watching() as watcher:
         try:
             report = run(comparison, folder, watcher)

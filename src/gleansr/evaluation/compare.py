@@ -1,7 +1,8 @@
 """Runs several methods on the same test pictures and measures quality, time and memory. What is done is kept, and gone on with."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from gleansr.evaluation.metrics import rounded
 from gleansr.evaluation.plan import Comparison, Participant
 from gleansr.evaluation.records import Record, Records
 from gleansr.evaluation.report import write_reports
-from gleansr.evaluation.runner import MethodError, Runner
+from gleansr.evaluation.runner import MethodError, Run, Runner
 from gleansr.evaluation.summary import Outcome, joined, summary
-from gleansr.evaluation.truths import Example, on_grid
+from gleansr.evaluation.truths import Example, Truths, on_grid
 from gleansr.files import held, replacing
 from gleansr.method import Report
 from gleansr.pictures import encode, to_image
@@ -116,13 +117,14 @@ def _run(comparison: Comparison, participant: Participant, inputs: Records, outp
     failed = None
     if todo:
         watcher.progress(entry.label, earlier, len(names))
-        place = replace(comparison.place, threads=comparison.place.threads or torch.get_num_threads())
         try:
-            with Runner(entry, comparison.task.scale, place) as runner:
+            with ExitStack() as stack:
+                jobs = min(comparison.jobs_of(entry), len(todo))
+                runners = [stack.enter_context(Runner(entry, comparison.task.scale, comparison.place_of(entry))) for _ in range(jobs)]
                 if not entry.searches:  # of many steps, the first ones cost nothing
-                    runner.warm_up(truths[todo[0][0]].low)
-                for batch in todo:
-                    _enlarge(comparison, runner, batch, records, folder, watcher)
+                    runners[0].warm_up(truths[todo[0][0]].low)
+                for batch, examples, run in stack.enter_context(closing(_enlarged(runners, truths, todo, watcher))):
+                    _keep(comparison, batch, examples, run, records, folder)
                     watcher.progress(entry.label, sum(name in records for name in names), len(names))
         except MethodError as error:
             failed = str(error)
@@ -158,11 +160,35 @@ def _gone_on_with(
     return records, folder
 
 
-def _enlarge(comparison: Comparison, runner: Runner, batch: range, records: Records, folder: Path, watcher: Watcher) -> None:
-    """Has a batch enlarged, and keeps pictures and records of it."""
+def _enlarged(
+    runners: Sequence[Runner], truths: Truths, todo: Sequence[range], watcher: Watcher
+) -> Generator[tuple[range, list[Example], Run]]:
+    """Each batch with its examples and what became of it, in the order in which they end; a runner has one at a time, and waits while what
+    it made is looked at."""
+    steps = watcher.steps if len(runners) == 1 else None
+    free, waiting = list(runners), iter(todo)
+    running: dict[Future[Run], tuple[Runner, range, list[Example]]] = {}
+    with ThreadPoolExecutor(len(runners)) as pool:
+        try:
+            while True:
+                while free and (batch := next(waiting, None)) is not None:
+                    examples = [truths[i] for i in batch]
+                    runner = free.pop()
+                    running[pool.submit(runner, torch.cat([example.low for example in examples]), steps)] = runner, batch, examples
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    runner, batch, examples = running.pop(future)
+                    yield batch, examples, future.result()
+                    free.append(runner)
+        finally:
+            for runner in runners:  # or the pool would wait for what they are doing
+                runner.close()
+
+
+def _keep(comparison: Comparison, batch: range, examples: Sequence[Example], run: Run, records: Records, folder: Path) -> None:
+    """Keeps pictures and records of what became of a batch."""
     truths = comparison.truths
-    examples = [truths[i] for i in batch]
-    run = runner(torch.cat([example.low for example in examples]), watcher.steps)
     if not run.pictures.isfinite().all():
         raise MethodError(f"made NaN or infinite values of {' or '.join(example.name for example in examples)}; try --precision float32")
     for i, example, picture, note in zip(batch, examples, run.pictures.split(1), run.notes, strict=True):

@@ -55,6 +55,16 @@ class Comparison:
     judge: Judge
     place: Place
     batch_size: int = 1
+    jobs: int = 1
+    """Pictures that a search works on at once."""
+
+    def jobs_of(self, entry: Entry) -> int:
+        """How many processes it has: a network has one, so that its time is that of a machine of its own."""
+        return self.jobs if entry.searches else 1
+
+    def place_of(self, entry: Entry) -> Place:
+        """Where each of its processes computes: they share the threads."""
+        return replace(self.place, threads=max(1, (self.place.threads or torch.get_num_threads()) // self.jobs_of(entry)))
 
     @property
     def task(self) -> Task:
@@ -69,6 +79,7 @@ class Comparison:
             "task": asdict(self.task),
             "low": Path(shown(self.low)).name if self.low else "MATLAB's bicubic with antialiasing, rounded to 8 bits",
             "batch_size": self.batch_size,
+            "jobs": self.jobs,
             "judge": {"metrics": [metric.name for metric in self.judge.metrics]} | self.judge.protocol,
             "place": machine(find_device(self.place.device)) | place | {"threads": self.place.threads or torch.get_num_threads()},
             "versions": {"gleansr": metadata.version("gleansr"), "torch": torch.__version__},
@@ -77,6 +88,10 @@ class Comparison:
     def made(self, participant: Participant) -> dict[str, Any]:
         """What the records of a method depend on: where none of it has changed, they need not be made again."""
         shared = {key: value for key, value in self.protocol().items() if key not in ("data", "pictures")}
+        shared |= {
+            "jobs": self.jobs_of(participant.entry),
+            "place": shared["place"] | {"threads": self.place_of(participant.entry).threads},
+        }
         settings = dict(participant.entry.settings)
         files = {key: sha256_of(value) for key, value in settings.items() if isinstance(value, str) and Path(value).is_file()}
         return shared | {"method": participant.entry.method, "model": participant.sha256, "settings": settings, "setting_files": files}
@@ -99,6 +114,7 @@ def plan(
     small: Small = "refuse",
     place: Place | None = None,
     batch_size: int = 1,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
     """Checks all that can be checked before hours of work: every model is read once, and the first picture is judged.
@@ -117,6 +133,7 @@ def plan(
         small: see `Task`.
         place: where the methods compute, and the judge; by default on a GPU if there is one.
         batch_size: pictures that a method gets together; with 1 the time of a picture is what one waits for it.
+        jobs: pictures, or batches, that a search works on at once on a CPU, each in a process with its share of the threads.
 
     Raises:
         RequestError: something of it does not fit together; nothing was written.
@@ -128,9 +145,13 @@ def plan(
         raise RequestError("there is no method to compare; name some with --methods")
     if batch_size < 1:
         raise RequestError(f"--batch-size must be at least 1, not {batch_size}")
+    if jobs < 1:
+        raise RequestError(f"--jobs must be at least 1, not {jobs}")
     if limit_slow is not None and limit_slow < 1:
         raise RequestError(f"--limit-slow must be at least 1, not {limit_slow}")
     find_precision(place.precision, device := find_device(place.device))
+    if jobs > 1 and device.type != "cpu":
+        raise RequestError(f"--jobs {jobs} is for searches on a CPU; a GPU works on several pictures at once with --batch-size")
     upscalers = {entry.label: entry.load(scale, "cpu") for entry in entries}
     task = Task(_common_size(upscalers, size), scale, aspect or usual_aspect(upscalers.values()), small)
     truths = Truths(data, task, low=low, limit=limit)
@@ -150,7 +171,7 @@ def plan(
     judge = Judge(names, rounding=rounding, crop=crop, device=device, files=files, progress=progress)
     example = truths[0]
     judge(example.low, example.truth, example.truth)
-    return Comparison(data, truths, low, participants, judge, place, batch_size)
+    return Comparison(data, truths, low, participants, judge, place, batch_size, jobs)
 
 
 def _common_size(upscalers: Mapping[str, Upscaler], size: int | None) -> int:

@@ -73,6 +73,9 @@ def facts(report: Mapping[str, Any]) -> dict[str, str]:
     machine = (
         f"{place['gpu']}, {place['precision']}; {place['cpu']}" if "gpu" in place else f"{place['cpu']}, {threads}, {place['precision']}"
     )
+    jobs = protocol["jobs"]
+    shared = max(1, place["threads"] // jobs)
+    beside = "" if jobs == 1 else f"; searches {jobs} pictures at once, each with {shared} thread{'s' * (shared != 1)}"
     memory = "what torch held at most on the GPU" if "gpu" in place else "the largest resident size of the method's own process"
     return {
         "Data": f"{protocol['data']}, {protocol['pictures']:,} pictures, {fitted[task['aspect']]} where they are not square",
@@ -80,7 +83,7 @@ def facts(report: Mapping[str, Any]) -> dict[str, str]:
         "Low-resolution pictures": protocol["low"],
         "Judged": f"{judge['colour_space']}, results {rounding}{border}; means over pictures ± standard error of the mean",
         "Time": f"median seconds per picture, {batches}, without reading and writing files; networks after one warm-up, searches without; "
-        "one method after the other",
+        f"one method after the other{beside}",
         "Memory": memory,
         "Machine": machine,
         "Versions": f"gleansr {versions['gleansr']}, torch {versions['torch']}",
