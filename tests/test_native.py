@@ -13,6 +13,7 @@ from gleansr.checkpoints import load_model, native, read
 from gleansr.checkpoints.native import About
 from gleansr.errors import CheckpointError
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
+from gleansr.models.encoder import CodeEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig
@@ -26,6 +27,7 @@ MODELS = {
     "glean": lambda: GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=2, out_features=3)),
     "stylegan2": lambda: StyleGAN2(BANK),
     "stylegan2-discriminator": lambda: StyleGAN2Discriminator(BANK),
+    "stylegan2-encoder": lambda: CodeEncoder(BANK),
     "stylegan": lambda: StyleGAN(StyleGANConfig((4, 6, 5), code_dim=8, mapping_layers=2, lod=0.5)),
     "stylegan-discriminator": lambda: StyleGANDiscriminator(StyleGANConfig((4, 6, 5), lod=1.0, stddev_group=None)),
     "rrdbnet": lambda: RRDBNet(RRDBNetConfig(2, 4, 2, 1)),
