@@ -63,8 +63,8 @@ def compare(
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass. With 1, times are what one waits for a picture.
-        jobs: Pictures that pulse and dgp search for at once on a CPU, each in a process with its share of the threads: as many as there are
-            cores take the least time together, and each picture takes longer.
+        jobs: Pictures that pulse and dgp search for at once on a CPU, each in a process with its share of the threads. Each takes longer,
+            and all together take less time where one search does not keep all cores busy.
         offline: Never download a model.
     """
     from gleansr.cli.progress import fetched, fetching
