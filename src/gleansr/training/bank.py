@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,13 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     projected, features = recipe.discriminator == "projected", squeezenet()
     discriminator = ProjectedDiscriminator(features, network.size) if projected else StyleGAN2Discriminator(network)
     encoder = CodeEncoder(network) if recipe.reconstruction_weight else None
+    kept: dict[str, StyleGAN2Discriminator | CodeEncoder] = {}  # beside the generator, by their parts of the file
+    if isinstance(discriminator, StyleGAN2Discriminator):
+        kept["discriminator"] = discriminator
+    if encoder:
+        kept["encoder"] = encoder
     if recipe.start:
-        _start_from(recipe.start, generator, discriminator, encoder)
+        _start_from(recipe.start, generator, kept)
     generator = placed(generator, device)
     discriminator = placed(discriminator, device)
     features = placed(features, device)
@@ -104,17 +109,20 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
             torch.manual_seed(run.seed * 1_000_003 + images)  # everything drawn in a step follows from the seed and the pictures seen
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
-            # Discriminator: non-saturating logistic loss, R1 every now and then. Half of the codes are the encoder's, where there is one.
+            # Encoder, where there is one: codes for half of the pictures, which both steps draw beside random ones.
+            truth, found = real[: run.batch_size // 2], None
+            if encoder:
+                encoder.requires_grad_(True)
+                with autocast:
+                    found = encoder(truth)
+                recent.add(found.detach())
+
+            # Discriminator: non-saturating logistic loss, R1 every now and then.
             generator.requires_grad_(False)
             trained.requires_grad_(True)
-            n_encoded = run.batch_size // 2 if encoder else 0
-            truth = real[:n_encoded]
+            with autocast, torch.no_grad():
+                fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing, found), "random")
             with autocast:
-                codes = _codes(generator, run.batch_size - n_encoded, recipe.style_mixing)
-                if encoder:
-                    with torch.no_grad():
-                        codes = torch.cat([codes, _rows(encoder(truth), generator)])
-                fake = generator.synthesis(codes, "random")
                 real = augment(real, probability.p)
                 real_logits = discriminator(real)
                 d_loss = equation5_discriminator(discriminator(augment(fake, probability.p)), real_logits)
@@ -130,16 +138,11 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                 learning.requires_grad_(True)
                 trained.requires_grad_(False)
                 with autocast:
-                    codes = _codes(generator, run.batch_size - n_encoded, recipe.style_mixing)
-                    if encoder:
-                        found = encoder(truth)
-                        codes = torch.cat([codes, _rows(found, generator)])
-                        recent.add(found.detach())
-                    fake = generator.synthesis(codes, "random")
+                    fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing, found), "random")
                     g_loss = equation3_adversarial(discriminator(augment(fake, probability.p)))
                     losses["g_loss"] = g_loss
                     if encoder:
-                        losses["reconstruction"] = reconstruction_loss(features, fake[-n_encoded:], truth)
+                        losses["reconstruction"] = reconstruction_loss(features, fake[-len(truth) :], truth)
                         g_loss = g_loss + recipe.reconstruction_weight * losses["reconstruction"]
                 if projected:
                     # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
@@ -186,12 +189,12 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                         **{name: part.state_dict() for name, part in parts.items()},
                     }
                 )
-                _export(finished, averaged, discriminator, encoder, recipe, images)
+                _export(finished, averaged, kept, recipe, images)
             if stopping and not end:
                 raise StoppedError(stopping, states.last_good())
             fetched = time.perf_counter()
     if not finished.exists():
-        _export(finished, averaged, discriminator, encoder, recipe, images)
+        _export(finished, averaged, kept, recipe, images)
     return finished
 
 
@@ -201,8 +204,11 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _codes(generator: StyleGAN2, n: int, mixing: float) -> Tensor:
-    """W+ codes (n, L, code_dim) of random z; a share `mixing` of them changes to a second code at a random row."""
+def _codes(generator: StyleGAN2, n: int, mixing: float, found: Tensor | None = None) -> Tensor:
+    """W+ codes (n, L, code_dim) of random z; a share `mixing` of them changes to a second code at a random row. The last ones are of w that
+    were `found`, (m, code_dim), instead."""
+    if found is not None:
+        return torch.cat([_codes(generator, n - len(found), mixing), _rows(found, generator)])
     width, rows = generator.config.code_dim, generator.config.n_codes
     device = generator.synthesis.constant.device
     first, second = _rows(generator.mapping(torch.randn(2 * n, width, device=device)), generator).chunk(2)
@@ -223,8 +229,9 @@ def _adam(model: nn.Module, lr: float, recipe: BankRecipe, every: int | None) ->
     return torch.optim.Adam(model.parameters(), lr * share, betas, eps=1e-8)
 
 
-def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module, encoder: CodeEncoder | None) -> None:
-    """Copies a bank of the same or a smaller size; layers of new resolutions keep their random start.
+def _start_from(source: str, generator: StyleGAN2, others: Mapping[str, StyleGAN2Discriminator | CodeEncoder]) -> None:
+    """Copies a bank of the same or a smaller size, and what its file has of the `others`; layers of new resolutions keep their random
+    start.
 
     The blocks of discriminator and encoder are numbered from the top, so those of a smaller one are the last. What reads the picture is new
     unless the size is the same, or that at which the encoder sees the picture.
@@ -232,11 +239,10 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module, enc
     path = checkpoints.model_path(source)
     checkpoint = bank_within(checkpoints.read(path), path)
     parts: dict[str, StyleGAN2 | StyleGAN2Discriminator | CodeEncoder] = {"generator": generator}
-    others = {"discriminator": discriminator if isinstance(discriminator, StyleGAN2Discriminator) else None, "encoder": encoder}
     for part, model in others.items():
-        if model and part in checkpoint.networks:
+        if part in checkpoint.networks:
             parts[part] = model
-        elif model:
+        else:
             logger.warning("%s: has no %s, a new one starts", source, part)
     for part, model in parts.items():
         network = checkpoint.networks.get(part)
@@ -260,12 +266,7 @@ def _start_from(source: str, generator: StyleGAN2, discriminator: nn.Module, enc
         model.load_state_dict(tensors, strict=False)
 
 
-def _export(
-    path: Path, averaged: StyleGAN2, discriminator: nn.Module, encoder: CodeEncoder | None, recipe: BankRecipe, images: int
-) -> None:
+def _export(path: Path, averaged: StyleGAN2, others: Mapping[str, nn.Module], recipe: BankRecipe, images: int) -> None:
     bank = copy.deepcopy(averaged).cpu()
     bank.mean_code = bank.estimate_mean_code()
-    kept: dict[str, nn.Module] = {"discriminator": discriminator} if isinstance(discriminator, StyleGAN2Discriminator) else {}
-    if encoder:
-        kept["encoder"] = encoder
-    native.save(path, {"generator": bank, **kept}, facts(recipe, images))
+    native.save(path, {"generator": bank, **others}, facts(recipe, images))

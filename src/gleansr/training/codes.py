@@ -1,7 +1,5 @@
 """The codes that an encoder has found lately, whose distribution the mapping network of a bank learns."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +15,11 @@ LR = 0.1
 
 
 class RecentCodes(nn.Module):
-    """The last w that were found, and the optimiser by which a mapping network learns to make such of z."""
+    """The last w that were found, from which a mapping network learns to make such of z."""
 
     codes: Tensor
+    seen: Tensor
+    """How many there have been, a single number."""
 
     def __init__(self, code_dim: int):
         super().__init__()
@@ -28,12 +28,11 @@ class RecentCodes(nn.Module):
 
     def add(self, codes: Tensor) -> None:
         """Takes codes (n, code_dim) in the place of the oldest."""
-        seen = int(cast("Tensor", self.seen))
-        self.codes[(torch.arange(len(codes)) + seen) % KEPT] = codes
-        cast("Tensor", self.seen).add_(len(codes))
+        self.codes[(torch.arange(len(codes), device=codes.device) + self.seen) % KEPT] = codes
+        self.seen += len(codes)
 
     def distance(self, mapping: Mapping) -> Tensor:
         """How far the distribution of `mapping`'s codes is from that of these, see `sliced_wasserstein`; both are drawn from."""
-        known = min(int(cast("Tensor", self.seen)), KEPT)
+        known = min(int(self.seen), KEPT)
         found = self.codes[torch.randint(known, (COMPARED,), device=self.codes.device)]
         return sliced_wasserstein(mapping(torch.randn_like(found)), found)
