@@ -22,10 +22,8 @@ computed in strips (CPU) nor recorded (CUDA).
 import argparse
 import copy
 import functools
-import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -35,9 +33,9 @@ from benchmarks import networks
 from benchmarks.ceilings import Ceilings
 from benchmarks.counting import Cost, total
 from benchmarks.machine import machine
-from benchmarks.measure import ChildError, child, clock, errors_in_one_line, in_turn, mmagic, peak_mib, positive, print_report
+from benchmarks.measure import ChildError, child, clock, in_turn, mmagic, peak_mib, positive
 from benchmarks.networks import ONNX, OURS, PEER, PLAIN, Contestant, Network, costs_of
-from benchmarks.report import Report, add_options, deliver, entry, medians
+from benchmarks.report import Report, add_options, entry, medians, run_command
 from benchmarks.stages import stage_seconds
 from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
@@ -209,15 +207,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    made = parser()
-    options = made.parse_args(arguments)
-    with errors_in_one_line(made):
-        with redirect_stdout(sys.stderr):  # mmagic prints lines of its own
-            report = measure(options)
-        if options.alone:
-            print_report(report)
-        else:
-            deliver(report, json_to=options.json, plot=options.plot)
+    run_command(parser(), measure, arguments)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ import argparse
 import importlib.util
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ceilings import NAMES
 from benchmarks.counting import Cost
 from benchmarks.machine import described
-from benchmarks.measure import errors_in_one_line
+from benchmarks.measure import errors_in_one_line, print_report
 from gleansr.errors import RequestError, one_line
 
 Report = dict[str, Any]
@@ -227,6 +229,19 @@ def deliver(report: Report, *, json_to: str | None, plot: Path | None) -> None:
         from benchmarks.roofline import draw
 
         draw(report, plot)
+
+
+def run_command(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Report], arguments: Sequence[str] | None) -> None:
+    """Measures what a command line asks for and delivers it; a process that was started for one contestant `--alone` prints it for
+    `measure.child`."""
+    options = parser.parse_args(arguments)
+    with errors_in_one_line(parser):
+        with redirect_stdout(sys.stderr):  # mmagic prints lines of its own
+            report = measure(options)
+        if options.alone:
+            print_report(report)
+        else:
+            deliver(report, json_to=options.json, plot=options.plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ each, --shorter 1 all. Prints a table, with --json the report.
 """
 
 import argparse
-import dataclasses
 import functools
 import itertools
 import statistics
@@ -23,6 +22,7 @@ from benchmarks.measure import clock, errors_in_one_line, in_turn, positive
 from benchmarks.report import Report, add_json, digits, markdown, spread, write
 from gleansr.devices import find_device
 from gleansr.errors import RequestError
+from gleansr.models.layers import placed
 from gleansr.models.stylegan import StyleGAN
 from gleansr.models.stylegan2 import StyleGAN2
 from gleansr.rivals.dgp import DGP, Discriminator, parameter_groups
@@ -62,19 +62,19 @@ def device_of(bank: Bank) -> torch.device:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    device, least = find_device(options.device), 2
+    device = find_device(options.device)
     bank = gleansr.load_model(options.model, part="generator")
     if not isinstance(bank, Bank):
         raise RequestError(f"{options.model} holds a {type(bank).__name__}; give a StyleGAN or StyleGAN2 with its discriminator")
     discriminator: Discriminator = gleansr.load_model(options.model, part="discriminator")  # pyright: ignore[reportAssignmentType]
-    pulse_config, dgp_config = PULSEConfig(fit_samples=1024), DGPConfig()
-    pulse_config = dataclasses.replace(pulse_config, steps=max(least, pulse_config.steps // options.shorter))
-    iterations = tuple(max(1, n // options.shorter) for n in dgp_config.iterations)
-    samples = max(1, dgp_config.select_samples // options.shorter)
-    dgp_config = dataclasses.replace(dgp_config, iterations=iterations, select_samples=samples)
+    pulse_config = PULSEConfig(fit_samples=1024, steps=max(2, PULSEConfig.steps // options.shorter))  # the last one has no way back
+    dgp_config = DGPConfig(
+        iterations=tuple(max(1, n // options.shorter) for n in DGPConfig.iterations),
+        select_samples=max(1, DGPConfig.select_samples // options.shorter),
+    )
     pulse, dgp = PULSE(bank, options.scale, pulse_config, device=device), DGP(bank, discriminator, options.scale, dgp_config, device=device)
-    alone: Bank = gleansr.load_model(options.model, part="generator").to(device, memory_format=torch.channels_last)  # pyright: ignore
-    judge = discriminator.to(device, memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore
+    # Both searches run on copies or leave weights as they are, so that the networks themselves serve for the passes alone.
+    alone, judge = placed(bank, device), placed(discriminator, device).requires_grad_(False)
     low: Tensor = torch.rand(1, 3, *[bank.config.size // options.scale] * 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pulse(low)  # fits its Gaussian, once
     calls = {

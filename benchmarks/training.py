@@ -15,9 +15,7 @@ warm-ups, so that what one does besides counts as its own. The machine's ceiling
 
 import argparse
 import functools
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 
 import torch
 from torch import nn
@@ -26,9 +24,9 @@ from benchmarks import networks
 from benchmarks.ceilings import Ceilings
 from benchmarks.counting import counted, total
 from benchmarks.machine import machine
-from benchmarks.measure import child, clock, errors_in_one_line, in_turn, mmagic, peak_mib, positive, print_report
+from benchmarks.measure import child, clock, in_turn, mmagic, peak_mib, positive
 from benchmarks.networks import OURS, PEER, PLAIN, Network
-from benchmarks.report import Report, add_options, deliver, entry, medians
+from benchmarks.report import Report, add_options, entry, medians, run_command
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.devices import find_device, find_precision
 from gleansr.models.glean import GLEAN
@@ -173,15 +171,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    made = parser()
-    options = made.parse_args(arguments)
-    with errors_in_one_line(made):
-        with redirect_stdout(sys.stderr):  # mmagic prints lines of its own
-            report = measure(options)
-        if options.alone:
-            print_report(report)
-        else:
-            deliver(report, json_to=options.json, plot=options.plot)
+    run_command(parser(), measure, arguments)
 
 
 if __name__ == "__main__":
