@@ -564,6 +564,24 @@ def test_warnings_stay_in_also_with_threads():
     assert list(warnings.filters) == before
 
 
+def test_the_filter_stays_in_its_place_while_another_picture_is_begun(monkeypatch: pytest.MonkeyPatch):
+    """Taken out to be put in again, it would let through what a picture that is being read warns of just then."""
+    taken_out = []
+
+    class Watched(list):
+        def remove(self, item):
+            if item in self:
+                taken_out.append(item)
+            super().remove(item)
+
+    def begin_another(*_: int) -> None:
+        monkeypatch.setattr(warnings, "filters", Watched(warnings.filters))
+        decode(data(rgb()))
+
+    decode(data(rgb()), opened=begin_another)
+    assert not taken_out
+
+
 def test_warnings_of_others_are_not_lost_while_a_picture_is_read():
     """Filters that another thread sets and restores meanwhile stay whole, and ours does not stay behind."""
     before = list(warnings.filters)

@@ -244,7 +244,9 @@ def _quiet() -> Iterator[None]:
     global _READERS
     with _LOCK:
         _READERS += 1
-        warnings.filterwarnings("ignore", module=_PILLOW)  # moves it to the front if it is there
+        if not (warnings.filters and _ours(warnings.filters[0])):
+            # Moves it to the front if it is there, and meanwhile it is not: never where it already does its work for other threads.
+            warnings.filterwarnings("ignore", module=_PILLOW)
         if not any(warnings.filters is filters for filters in _FILTERED):
             _FILTERED.append(warnings.filters)
     try:
@@ -254,7 +256,12 @@ def _quiet() -> Iterator[None]:
             _READERS -= 1
             while not _READERS and _FILTERED:
                 filters = _FILTERED.pop()
-                filters[:] = [item for item in filters if not (item[3] and getattr(item[3], "pattern", "") == _PILLOW)]
+                filters[:] = [item for item in filters if not _ours(item)]
+
+
+def _ours(item: tuple[Any, ...]) -> bool:
+    """Whether a filter of the module `warnings` is that of `_quiet`."""
+    return bool(item[3]) and getattr(item[3], "pattern", "") == _PILLOW
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:
