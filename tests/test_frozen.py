@@ -36,13 +36,16 @@ def lows(count: int, size: int = 8) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.mark.parametrize("way", ["direct", "winograd"])
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize(
     "bank", [StyleGAN2Config(CHANNELS), StyleGAN2Config(CHANNELS, clamp=0.5), NoBankConfig(CHANNELS)], ids=["bank", "clamped", "none"]
 )
-def test_it_is_the_plain_function(bank: StyleGAN2Config | NoBankConfig, rows: int, monkeypatch: pytest.MonkeyPatch):
-    """Whatever the strips."""
+def test_it_is_the_plain_function(bank: StyleGAN2Config | NoBankConfig, rows: int, way: str, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the strips, and however convolutions are computed."""
     monkeypatch.setattr(frozen, "_STRIP", 0)
+    for module in (frozen, fused):
+        monkeypatch.setattr(module, "pays", lambda weight, *_: way == "winograd" and weight.shape[2:] == (3, 3))
     monkeypatch.setattr(frozen, "_LEAST_ROWS", rows)
     model = network(bank)
     for count in (1, 3):

@@ -60,6 +60,14 @@ def bfloat16_instructions() -> str | None:
     return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else None
 
 
+def onednn_types(operator: str) -> frozenset[torch.dtype]:
+    """The types of maps for which PyTorch has that operator of oneDNN, its library of kernels for CPUs."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, operator)):
+        return frozenset()
+    half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return frozenset([torch.float32, torch.bfloat16] if half else [torch.float32])
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error means; a CPU's comes as a plain RuntimeError."""
     text = str(error).lower()

@@ -9,6 +9,7 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 - In half precision, on processors with AMX, a transposed convolution and the blur behind it are one convolution to four times the channels:
   more arithmetic, of which there is plenty there, and less memory. With AVX-512 alone it takes three times as long.
 - An activation is computed with the convolution before it where PyTorch's library of kernels can (oneDNN).
+- Where channels are many, a convolution takes four ninths of its multiplications (`winograd`).
 """
 
 import math
@@ -21,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.devices import bfloat16_instructions
-from gleansr.models.fused import Conv, MergedUpConv, SplitConv, UpConv, laid_out, merged, shuffled
+from gleansr.models.fused import Conv, MergedUpConv, UpConv, convolution, laid_out, merged, shuffled, side_by_side
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
 from gleansr.models.stylegan2 import StyledConv, StyleGAN2, StyleGAN2Synthesis
+from gleansr.models.winograd import WinogradConv, pays, ready
 
 _STRIP = 16 * 2**20
 """Bytes that the widest map of a strip takes at most: few enough for a cache, and enough for few rows to be made twice."""
@@ -62,6 +64,7 @@ class _Styled:
         self._scale = conv.scale  # of the weights, which are of unit variance; it goes into the style
         self._affine, self._offset = conv.affine.weight.detach() * conv.affine.scale, conv.affine.bias.detach() * conv.affine.lr_mul
         self._weight = conv.weight.detach()
+        self._size = noise.shape[-1] // 2 if self.up else noise.shape[-1]  # of the map that it reads
         self._energy = (self._weight.square().sum((2, 3)) * conv.scale**2).t().contiguous()
         self.bias = layer.bias.detach() * SQRT2
         self._noise = (noise * (layer.noise_strength.detach() * SQRT2)).to(dtype)
@@ -78,10 +81,11 @@ class _Styled:
         style = F.linear(code, self._affine, self._offset)
         return style * self._scale, torch.rsqrt(style.square() @ self._energy + 1e-8) * SQRT2
 
-    def convolution(self, weight: Tensor) -> Conv | UpConv:
+    def convolution(self, weight: Tensor) -> Conv | WinogradConv | UpConv:
         """With those weights (out, in, 3, 3), and without a bias."""
         if self._blur is None:
-            return Conv(laid_out(weight, self.dtype), None)
+            paying = pays(weight, self._size, self.dtype)
+            return WinogradConv.of(weight, None, self.dtype) if paying else Conv(laid_out(weight, self.dtype), None)
         return UpConv(weight.to(self.dtype).transpose(0, 1).contiguous(), self._blur, None)
 
     def activated(self, y: Tensor, rows: slice = slice(None), gain: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -113,11 +117,10 @@ class _Large(_Styled):
         self._merged = self.up and dtype != torch.float32 and bfloat16_instructions() == "AMX"
         if self._merged:
             self._weight = merged(self._weight)
-        size = noise.shape[-1] // 2 if self.up else noise.shape[-1]  # of the map that it reads
-        maps_are_smaller = self._weight.shape[1] * size**2 <= self._weight.numel()
+        maps_are_smaller = self._weight.shape[1] * self._size**2 <= self._weight.numel()
         self._constant = self.convolution(self._weight) if maps_are_smaller else None
 
-    def convolution(self, weight: Tensor) -> Conv | UpConv | MergedUpConv:
+    def convolution(self, weight: Tensor) -> Conv | WinogradConv | UpConv | MergedUpConv:
         return MergedUpConv(Conv(laid_out(weight, self.dtype), None)) if self._merged else super().convolution(weight)
 
     def of_picture(self, code: Tensor) -> "_OfPicture":
@@ -125,10 +128,10 @@ class _Large(_Styled):
         style, gain = self.factors(code)
         if self._constant:
             style, scales = (factor[:, :, None, None].to(self.dtype) for factor in (style, gain))
-            return _OfPicture(self, self._constant.with_bias((self.bias / gain[0]).to(self.dtype)), style, scales)
+            return _OfPicture(self, ready(self._constant).with_bias((self.bias / gain[0]).to(self.dtype)), style, scales)
         gain = gain[0].repeat(4) if self._merged else gain[0]
         convolution = self.convolution(self._weight * (gain[:, None] * style)[:, :, None, None])
-        return _OfPicture(self, convolution.with_bias(self.bias.to(self.dtype)))
+        return _OfPicture(self, ready(convolution).with_bias(self.bias.to(self.dtype)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +172,7 @@ class _OfPicture:
     """A layer for one picture."""
 
     layer: _Large
-    convolution: Conv | UpConv | MergedUpConv
+    convolution: Conv | WinogradConv | UpConv | MergedUpConv
     style: Tensor | None = None
     """Of the maps, (1, in, 1, 1), unless it is in the weights."""
     gain: Tensor | None = None
@@ -192,16 +195,17 @@ class _Level:
         width, self._bank_width = conv.out_channels // 4, len(layers[-1].bias) if layers else 0
         order = torch.arange(conv.out_channels).view(width, 4).t().reshape(-1)  # as `shuffled` wants them
         own = ups[i - 1].out_channels // 4 if i else conv.in_channels  # the first one reads the encoder's feature, without the bank's
-        self._conv = SplitConv(conv.weight[order], cast("Tensor", conv.bias)[order], own, dtype)
+        size = model.config.in_size * 2**i
+        self._conv = side_by_side(conv.weight[order], cast("Tensor", conv.bias)[order], own, size, dtype)
         self._reads_bank = own < conv.in_channels
         self.layers = layers
-        self._last = SplitConv(decoder.last.weight, cast("Tensor", decoder.last.bias), width, dtype, 0.2) if last else None
+        self._last = side_by_side(decoder.last.weight, cast("Tensor", decoder.last.bias), width, 2 * size, dtype, 0.2) if last else None
         self._out, self._made = Conv.of(decoder.out, dtype), 3 if last else width
         # Where its input was cut, an enlargement spoils two rows of its output, and each convolution behind it one more.
         self._beyond = 1 + last
         self._beyond_beside = 1 + math.ceil((len(layers) - 1) / 2) + last
         widest = max(width + self._bank_width, decoder.last.out_channels if last else 0)
-        row = widest * dtype.itemsize * model.config.in_size * 2 ** (i + 1)
+        row = widest * dtype.itemsize * 2 * size
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
 
     def __call__(self, high: Tensor, x: Tensor | None, codes: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -209,6 +213,7 @@ class _Level:
         size to the picture (1, 3, 2H, 2W) and None. codes: (1, L, code_dim), those of the layers."""
         height, width = high.shape[-2:]
         layers = [layer.of_picture(codes[:, i]) for i, layer in enumerate(self.layers)]
+        conv, last = ready(self._conv), ready(self._last)
         made = _empty(high, self._made, height, width)
         made_x = _empty(high, self._bank_width, height, width) if layers and not self._last else None
         for start in range(0, height, self._rows):
@@ -216,18 +221,18 @@ class _Level:
             out = _strip(made, 2 * start, 2 * end)
             out_x = None if made_x is None else _strip(made_x, 2 * start, 2 * end)
             strip = _strip(high, start - self._beyond, end + self._beyond)
-            strip = strip.convolved(self._conv(strip.map, x[:, :, strip.rows] if x is not None and self._reads_bank else None))
+            strip = strip.convolved(conv(strip.map, *([x[:, :, strip.rows]] if x is not None and self._reads_bank else [])))
             beside = None if x is None or not layers else _strip(x, start - self._beyond_beside, end + self._beyond_beside)
             for layer in layers:
                 beside = layer(cast("_Strip", beside), out_x if layer is layers[-1] else None)
-            if self._last is None:
+            if last is None:
                 shuffled(strip.of(slice(start, min(end, height))).map, out.map)
                 continue
             strip = _Strip(shuffled(strip.map), 2 * strip.top, 2 * height)
             if beside:
                 common = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
                 strip, beside = strip.of(common), beside.of(common)
-            strip = strip.convolved(self._last(strip.map, beside and beside.map))
+            strip = strip.convolved(last(strip.map, *([beside.map] if beside else [])))
             strip = strip.convolved(self._out(strip.map))
             out.map.copy_(strip.of(out.rows).map)
         return made, made_x
@@ -280,7 +285,8 @@ class _Low:
     def __init__(self, model: GLEAN, dtype: torch.dtype):
         encoder, synthesis = cast("Encoder", model.encoder), cast("StyleGAN2", model.bank).synthesis
         blocks = [[layer for layer in block.children() if isinstance(layer, nn.Conv2d)] for block in encoder.down]
-        self._down = [[Conv.of(conv, dtype, 0.2) for conv in convs] for convs in blocks]
+        size = model.config.in_size
+        self._down = [[convolution(conv, size // 2 ** (i + 1), dtype, 0.2) for conv in convs] for i, convs in enumerate(blocks)]
         self._tail = Conv.of(encoder.tail, dtype, 0.2)
         self._code_dim = encoder.code_shape[1]
         *thin, last = [module for module in encoder.code.modules() if isinstance(module, nn.Linear)]
@@ -289,9 +295,9 @@ class _Low:
         self._codes.append((last.weight.detach()[:used].to(dtype), last.bias.detach()[:used].to(dtype)))
         self._light = model.config.light is not None
         self._constant = synthesis.constant.detach().to(dtype)
-        self._steps: list[tuple[list[_Small], Conv]] = []
+        self._steps: list[tuple[list[_Small], Conv | WinogradConv]] = []
         for j, fusion in enumerate(model.fusion_out):
-            self._steps.append((_Small.at(synthesis, j, dtype), Conv.of(cast("nn.Conv2d", fusion), dtype)))
+            self._steps.append((_Small.at(synthesis, j, dtype), convolution(cast("nn.Conv2d", fusion), 4 * 2**j, dtype)))
 
     def __call__(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's feature (N, C, in, in) -> the bank's, of the same shape, and the codes of its larger layers (N, L, code_dim)."""
@@ -310,7 +316,7 @@ class _Low:
             for layer in layers:
                 x = layer(x, codes[:, read])
                 read += 1
-            x = fusion(beside).add_(x) if self._light else fusion(torch.cat([x, beside], 1))
+            x = fusion(beside).add_(x) if self._light else fusion(x, beside)
         return x, codes[:, read:]
 
 

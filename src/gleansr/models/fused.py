@@ -8,16 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gleansr.devices import onednn_types
+from gleansr.models.winograd import WinogradConv, pays
 
-def _fused_types() -> frozenset[torch.dtype]:
-    """For which maps oneDNN can compute an activation with the convolution before it."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
-        return frozenset()
-    half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return frozenset([torch.float32, torch.bfloat16] if half else [torch.float32])
-
-
-_FUSED = _fused_types()
+_FUSED = onednn_types("_convolution_pointwise")
+"""For which maps an activation can be computed with the convolution before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +39,9 @@ class Conv:
             weight = reorder(self.weight, [padding] * 2, [self.stride] * 2, [1, 1], 1, [1, n_in, *sides])
         return replace(self, weight=weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *maps: Tensor) -> Tensor:
+        """Maps (N, C, H, W) side by side -> (N, out, H', W')."""
+        x = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
         padding = self.weight.shape[-1] // 2
         if x.dtype not in _FUSED:
             y = F.conv2d(x, self.weight, self.bias, self.stride, padding)
@@ -70,19 +67,34 @@ class SplitConv:
     """A convolution of two maps side by side that are not laid so: what it makes of the second is added to what it makes of the first."""
 
     def __init__(self, weight: Tensor, bias: Tensor, n_first: int, dtype: torch.dtype, slope: float | None = None):
-        """weight (out, in, 3, 3), bias (out,); `n_first`: channels of the first map, perhaps all."""
-        weight, alone = weight.detach(), n_first == weight.shape[1]
-        self._first = Conv(laid_out(weight[:, :n_first], dtype), bias.detach().to(dtype), slope if alone else None).packed()
-        self._second = None if alone else Conv(laid_out(weight[:, n_first:], dtype), None).packed()
+        """weight (out, in, 3, 3), bias (out,); `n_first`: channels of the first map, not all."""
+        self._first = Conv(laid_out(weight[:, :n_first], dtype), bias.detach().to(dtype)).packed()
+        self._second = Conv(laid_out(weight[:, n_first:], dtype), None).packed()
         self._slope = slope
 
-    def __call__(self, x: Tensor, beside: Tensor | None) -> Tensor:
-        """(N, C, H, W) each, the second None if all channels are the first's."""
-        y = self._first(x)
-        if self._second is None or beside is None:
-            return y
-        y = self._second.onto(y, beside)
+    def __call__(self, *maps: Tensor) -> Tensor:
+        """The two maps, (N, C, H, W) each -> (N, out, H, W)."""
+        first, second = maps
+        y = self._second.onto(self._first(first), second)
         return y if self._slope is None else F.leaky_relu_(y, self._slope)
+
+
+def convolution(conv: nn.Conv2d, size: int, dtype: torch.dtype, slope: float | None = None) -> Conv | WinogradConv:
+    """`conv` for maps of size x size, and a leaky ReLU behind it, in the way that is the fastest."""
+    if conv.stride == (1, 1) and pays(conv.weight, size, dtype):
+        return WinogradConv.of(conv.weight, conv.bias, dtype, slope)
+    return Conv.of(conv, dtype, slope)
+
+
+def side_by_side(
+    weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: torch.dtype, slope: float | None = None
+) -> Conv | SplitConv | WinogradConv:
+    """The same of a map of `n_first` channels and, unless these are all, one beside it: with weight (out, in, 3, 3) and bias (out,)."""
+    if pays(weight, size, dtype):
+        return WinogradConv.of(weight, bias, dtype, slope)
+    if n_first == weight.shape[1]:
+        return Conv(laid_out(weight, dtype), bias.detach().to(dtype), slope).packed()
+    return SplitConv(weight, bias, n_first, dtype, slope)
 
 
 @dataclass(frozen=True, eq=False)
