@@ -24,6 +24,8 @@ _FAST_PRODUCTS = onednn_types("_linear_pointwise")
 """For which maps there are products of matrices that are faster than PyTorch's usual ones."""
 _LINE = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
 """G, which transforms a kernel in one dimension."""
+_TAPS = ((0, 2, -1), (1, 2, 1), (2, 1, -1), (1, 3, -1))
+"""B^T, which transforms a map in one dimension: the two of four neighbours that each value is made of, and the sign of the second."""
 _LEAST_CHANNELS = {torch.float32: 200, torch.bfloat16: 400}
 """Harmonic mean of the numbers of channels from which on it pays."""
 _LEAST_SIZE = 28
@@ -71,7 +73,8 @@ class WinogradConv:
         even = (height + 1) // 2 * 2
         made = lines[0].new_empty(n, even, width, n_out)
         rows = 2 * max(1, min(_VALUES // (n_in * n * width // 2), even // 2))
-        framed = made.new_zeros(n, rows + 2, width + 2, n_in)
+        framed = made.new_empty(n, rows + 2, width + 2, n_in)
+        framed[:, :, 0] = framed[:, :, -1] = 0
         for start in range(0, even, rows):
             strip = made[:, start : start + rows]
             taken = framed[:, : strip.shape[1] + 2]
@@ -86,13 +89,13 @@ class WinogradConv:
         n, height, width, n_out = out.shape
         lines = framed.new_empty(4, n, height // 2, width + 2, framed.shape[-1])
         for i in range(4):
-            _difference(framed, 1, height, i, lines[i])
+            _combine(framed, i, lines[i])
         square = framed.new_empty(n, height // 2, width // 2, framed.shape[-1])
         columns: list[tuple[Tensor, Tensor]] = []
         for j in range(4):
             products: list[Tensor] = []
             for i in range(4):
-                _difference(lines[i], 2, width, j, square)
+                _combine(lines[i].transpose(1, 2), j, square.transpose(1, 2))
                 products.append(_product(square, weight[4 * i + j], self.bias if i == j == 1 else None))
             first, second, third, fourth = products
             columns.append((first.add_(second).add_(third), second.sub_(third).sub_(fourth)))
@@ -115,7 +118,8 @@ def transformed(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fill(framed: Tensor, maps: Sequence[Tensor], top: int) -> None:
-    """The rows from `top` on of maps (N, H, W, C), zeros where they have none, side by side into (N, h, W + 2, sum of C)."""
+    """The rows from `top` on of maps (N, H, W, C), zeros where they have none, side by side into (N, h, W + 2, sum of C) but for its first
+    and last columns."""
     first, read = max(top, 0), 0
     last = min(top + framed.shape[1], maps[0].shape[1])
     framed[:, : first - top] = 0
@@ -125,17 +129,11 @@ def _fill(framed: Tensor, maps: Sequence[Tensor], top: int) -> None:
         read += x.shape[-1]
 
 
-def _difference(x: Tensor, dim: int, size: int, i: int, out: Tensor) -> None:
-    """The i-th of the four values that B^T makes of four neighbours, two apart, in that dimension of x (size + 2), into out (size / 2)."""
-    first, second, third, fourth = (x[:, tap : size - 1 + tap : 2] if dim == 1 else x[:, :, tap : size - 1 + tap : 2] for tap in range(4))
-    if i == 0:
-        torch.sub(first, third, out=out)
-    elif i == 1:
-        torch.add(second, third, out=out)
-    elif i == 2:
-        torch.sub(third, second, out=out)
-    else:
-        torch.sub(second, fourth, out=out)
+def _combine(x: Tensor, i: int, out: Tensor) -> None:
+    """The i-th value that B^T makes of four neighbours, two apart, along the second axis of x (N, 2L + 2, ...), into out (N, L, ...)."""
+    one, other, sign = _TAPS[i]
+    last = x.shape[1] - 3
+    torch.add(x[:, one : one + last : 2], x[:, other : other + last : 2], alpha=sign, out=out)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
