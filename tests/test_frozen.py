@@ -10,7 +10,7 @@ from torch import Tensor
 from gleansr.feedforward import FeedForward
 from gleansr.models import frozen, fused
 from gleansr.models.frozen import FrozenGLEAN, freezable
-from gleansr.models.fused import merged, shuffled
+from gleansr.models.fused import NarrowConv, merged, shuffled
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import Blur, placed
 from gleansr.models.stylegan import StyleGANConfig
@@ -90,6 +90,15 @@ def test_a_merged_convolution_is_the_transposed_one_and_its_blur():
     x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
     expected = Blur(padding=1, gain=4.0).double()(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
     torch.testing.assert_close(shuffled(F.conv2d(x, merged(weight), padding=1)), expected)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (1, 5)])
+def test_a_convolution_to_few_channels_is_the_plain_one(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    conv, x = torch.nn.Conv2d(20, 3, 3, padding=1), torch.randn(2, 20, *size)
+    with torch.inference_mode():
+        for types in (fused._FUSED, frozenset()):
+            monkeypatch.setattr(fused, "_FUSED", types)
+            torch.testing.assert_close(NarrowConv(conv, torch.float32)(x), conv(x), rtol=0, atol=2e-6)
 
 
 def test_a_result_does_not_depend_on_its_batch():

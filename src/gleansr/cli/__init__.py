@@ -18,6 +18,7 @@ from gleansr.cli.retouch import retouch
 from gleansr.cli.serve import serve
 from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
+from gleansr.devices import keep_freed_memory
 from gleansr.errors import GleansrError
 from gleansr.files import shown
 
@@ -30,6 +31,7 @@ DESCRIPTION = (
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line on `args`, by default those of the process, and exits."""
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
     commands = {

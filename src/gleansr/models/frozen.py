@@ -9,7 +9,8 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 - In half precision, on processors with AMX, a transposed convolution and the blur behind it are one convolution to four times the channels:
   more arithmetic, of which there is plenty there, and less memory. With AVX-512 alone it takes three times as long.
 - An activation is computed with the convolution before it where PyTorch's library of kernels can (oneDNN).
-- Where channels are many, a convolution takes four ninths of its multiplications (`winograd`).
+- Where channels are many, a convolution takes four ninths of its multiplications (`winograd`). The last one, to three channels, makes four
+  pixels at once (`NarrowConv`).
 """
 
 import math
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.devices import bfloat16_instructions
-from gleansr.models.fused import Conv, MergedUpConv, UpConv, convolution, laid_out, merged, shuffled, side_by_side
+from gleansr.models.fused import Conv, MergedUpConv, NarrowConv, UpConv, convolution, laid_out, merged, shuffled, side_by_side
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
@@ -200,7 +201,7 @@ class _Level:
         self._reads_bank = own < conv.in_channels
         self.layers = layers
         self._last = side_by_side(decoder.last.weight, cast("Tensor", decoder.last.bias), width, 2 * size, dtype, 0.2) if last else None
-        self._out, self._made = Conv.of(decoder.out, dtype), 3 if last else width
+        self._out, self._made = NarrowConv(decoder.out, dtype), 3 if last else width
         # Where its input was cut, an enlargement spoils two rows of its output, and each convolution behind it one more.
         self._beyond = 1 + last
         self._beyond_beside = 1 + math.ceil((len(layers) - 1) / 2) + last

@@ -14,6 +14,9 @@ from gleansr.models.winograd import WinogradConv, pays
 _FUSED = onednn_types("_convolution_pointwise")
 """For which maps an activation can be computed with the convolution before it."""
 
+_SMALL = 2**14
+"""Weights of a convolution that are kept a second time in the order that oneDNN wants, where they need no other copy."""
+
 
 @dataclass(frozen=True, eq=False)
 class Conv:
@@ -27,7 +30,8 @@ class Conv:
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype, slope: float | None = None) -> "Conv":
         made = cls(laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
-        return made if dtype == conv.weight.dtype else made.packed()  # what would be a copy in any case
+        copied = dtype != conv.weight.dtype
+        return made.packed() if copied or conv.weight.numel() <= _SMALL else made
 
     def packed(self) -> "Conv":
         """With a copy of its weights in the order in which oneDNN wants them, which it otherwise makes for each call."""
@@ -61,6 +65,26 @@ class Conv:
     def with_bias(self, bias: Tensor | None) -> "Conv":
         """With another one, (out,)."""
         return replace(self, bias=bias)
+
+
+class NarrowConv:
+    """A 3x3 convolution to few channels, computed for 2x2 pixels at once as one of 4x4 taps and stride 2.
+
+    A processor computes 8 or 16 channels at a time, and three of them take it as long. The sums are the same, in half the time.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype):
+        n_out, n_in = conv.weight.shape[:2]
+        weight = conv.weight.new_zeros(2, 2, n_out, n_in, 4, 4, requires_grad=False)
+        for y, x in itertools.product(range(2), range(2)):
+            weight[y, x, :, :, y : y + 3, x : x + 3] = conv.weight.detach()
+        bias = cast("Tensor", conv.bias).detach().to(dtype).repeat(4)
+        self._conv = Conv(laid_out(weight.flatten(0, 2), dtype), bias, stride=2).packed()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) -> (N, out, H, W)."""
+        height, width = x.shape[-2:]
+        return shuffled(self._conv(x))[:, :, 1 : 1 + height, 1 : 1 + width]  # it begins with the pixel above and left of the map
 
 
 class SplitConv:
