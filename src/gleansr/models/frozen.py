@@ -5,7 +5,8 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 - The modulation of a convolution, its demodulation and the activation's gain go into its weights, one picture at a time, where maps are
   larger than weights; elsewhere they scale the maps.
 - From the size of the low-resolution picture on, each size is made in strips of rows, which stay in the processor's cache from the first
-  step to the last. A strip reads some rows more than it makes, since each convolution spoils one where the strip was cut.
+  step to the last. A strip reads some rows more than it makes, since each convolution spoils one where the strip was cut. The strips of the
+  largest map but the picture go into the picture one by one: it never exists as a whole.
 - In half precision, on processors with AMX, a transposed convolution and the blur behind it are one convolution to four times the channels:
   more arithmetic, of which there is plenty there, and less memory. With AVX-512 alone it takes three times as long.
 - An activation is computed with the convolution before it where PyTorch's library of kernels can (oneDNN).
@@ -14,16 +15,16 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.devices import bfloat16_instructions
-from gleansr.models.fused import Conv, MergedUpConv, NarrowConv, UpConv, convolution, laid_out, merged, shuffled, side_by_side
+from gleansr.models.fused import Conv, MergedUpConv, NarrowConv, SideBySide, UpConv, convolution, laid_out, merged, shuffled, side_by_side
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
@@ -155,6 +156,10 @@ class _Strip:
         """Those rows of the whole map, which it has."""
         return _Strip(self.map[:, :, rows.start - self.top : rows.stop - self.top], rows.start, self.height)
 
+    def above(self, below: "_Strip") -> "_Strip":
+        """Its rows and those that follow."""
+        return replace(self, map=torch.cat([self.map, below.map], 2))
+
     def convolved(self, made: Tensor) -> "_Strip":
         """What a 3x3 convolution made of it, without the row that it spoilt at each edge where the map was cut."""
         return _Strip(made, self.top, self.height)._without(1)
@@ -166,6 +171,23 @@ class _Strip:
     def _without(self, spoilt: int) -> "_Strip":
         above, below = spoilt * (self.rows.start > 0), spoilt * (self.rows.stop < self.height)
         return _Strip(self.map[:, :, above : self.map.shape[2] - below], self.top + above, self.height)
+
+
+class _Pair(NamedTuple):
+    """Strips of the same rows of two maps."""
+
+    high: _Strip
+    """Of the decoder's."""
+    x: _Strip | None
+    """Of the bank's, if there is one that is read."""
+
+    def of(self, rows: slice) -> "_Pair":
+        """Those rows, which it has."""
+        return _Pair(self.high.of(rows), self.x and self.x.of(rows))
+
+    def above(self, below: "_Pair") -> "_Pair":
+        """Its rows and those that follow."""
+        return _Pair(self.high.above(below.high), self.x and below.x and self.x.above(below.x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,34 +231,60 @@ class _Level:
         row = widest * dtype.itemsize * 2 * size
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
 
-    def __call__(self, high: Tensor, x: Tensor | None, codes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The decoder's feature (1, C, H, W) and the bank's x (1, C', H, W), if there is a bank, to those of twice the size; at the last
-        size to the picture (1, 3, 2H, 2W) and None. codes: (1, L, code_dim), those of the layers."""
-        height, width = high.shape[-2:]
+    def __call__(self, source: Iterable[_Pair], codes: Tensor, *, whole: bool) -> Iterator[_Pair]:
+        """Enlarges maps that come in strips, from the top to the bottom; at the last size to the picture (1, 3, 2H, 2W), without a map of
+        the bank. The results come in strips too, as soon as what they are made of is there, or `whole`, as one at the end. codes:
+        (1, L, code_dim), those of the layers."""
         layers = [layer.of_picture(codes[:, i]) for i, layer in enumerate(self.layers)]
         conv, last = ready(self._conv), ready(self._last)
-        made = _empty(high, self._made, height, width)
-        made_x = _empty(high, self._bank_width, height, width) if layers and not self._last else None
-        for start in range(0, height, self._rows):
-            end = start + self._rows
-            out = _strip(made, 2 * start, 2 * end)
-            out_x = None if made_x is None else _strip(made_x, 2 * start, 2 * end)
-            strip = _strip(high, start - self._beyond, end + self._beyond)
-            strip = strip.convolved(conv(strip.map, *([x[:, :, strip.rows]] if x is not None and self._reads_bank else [])))
-            beside = None if x is None or not layers else _strip(x, start - self._beyond_beside, end + self._beyond_beside)
-            for layer in layers:
-                beside = layer(cast("_Strip", beside), out_x if layer is layers[-1] else None)
-            if last is None:
-                shuffled(strip.of(slice(start, min(end, height))).map, out.map)
-                continue
-            strip = _Strip(shuffled(strip.map), 2 * strip.top, 2 * height)
-            if beside:
-                common = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
-                strip, beside = strip.of(common), beside.of(common)
-            strip = strip.convolved(last(strip.map, *([beside.map] if beside else [])))
-            strip = strip.convolved(self._out(strip.map))
-            out.map.copy_(strip.of(out.rows).map)
-        return made, made_x
+        beyond = max(self._beyond, self._beyond_beside if layers else 0)
+        there, made, done = None, None, 0
+        for strips in source:
+            there = strips if there is None else there.above(strips)
+            height = there.high.height
+            if whole and made is None:
+                made = self._empty(there.high, 0, height)
+            while done < height:
+                rows = slice(done, min(done + self._rows, height))
+                if min(rows.stop + beyond, height) > there.high.rows.stop:
+                    break
+                doubled = slice(2 * rows.start, 2 * rows.stop)
+                out = made.of(doubled) if made else self._empty(there.high, rows.start, rows.stop)
+                self._make(there, rows, layers, conv, last, out)
+                done = rows.stop
+                if not made:
+                    yield out
+            there = there.of(slice(max(done - beyond, there.high.top), there.high.rows.stop))
+        if made:
+            yield made
+
+    def _make(self, there: _Pair, rows: slice, layers: list[_OfPicture], conv: SideBySide, last: SideBySide | None, out: _Pair) -> None:
+        """Those rows, enlarged, in `out`."""
+        (high, x), bottom = there, there.high.height
+        around, around_beside = (slice(max(rows.start - n, 0), min(rows.stop + n, bottom)) for n in (self._beyond, self._beyond_beside))
+        strip = high.of(around)
+        strip = strip.convolved(conv(strip.map, *([x.of(around).map] if x and self._reads_bank else [])))
+        beside = x.of(around_beside) if x and layers else None
+        for layer in layers:
+            beside = layer(cast("_Strip", beside), out.x if layer is layers[-1] else None)
+        if last is None:
+            shuffled(strip.of(rows).map, out.high.map)
+            return
+        strip = _Strip(shuffled(strip.map), 2 * strip.top, 2 * strip.height)
+        if beside:
+            common = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
+            strip, beside = strip.of(common), beside.of(common)
+        strip = strip.convolved(last(strip.map, *([beside.map] if beside else [])))
+        strip = strip.convolved(self._out(strip.map))
+        out.high.map.copy_(strip.of(out.high.rows).map)
+
+    def _empty(self, high: _Strip, start: int, stop: int) -> _Pair:
+        """For what it makes of those rows."""
+        beside = self._bank_width if self.layers and not self._last else 0
+        shapes = [(1, channels, 2 * (stop - start), 2 * high.map.shape[-1]) for channels in (self._made, beside)]
+        maps = [torch.empty(shape, dtype=high.map.dtype, memory_format=torch.channels_last) for shape in shapes]
+        made, made_x = (_Strip(map_, 2 * start, 2 * high.height) for map_ in maps)
+        return _Pair(made, made_x if beside else None)
 
 
 class FrozenGLEAN:
@@ -273,11 +321,15 @@ class FrozenGLEAN:
 
     def _enlarged(self, high: Tensor, x: Tensor | None, codes: Tensor) -> Tensor:
         """Of one picture."""
+        strips: Iterable[_Pair] = [_Pair(_Strip(high, 0, high.shape[2]), None if x is None else _Strip(x, 0, x.shape[2]))]
         read = 0
-        for level in self._levels:
-            high, x = level(high, x, codes[:, read:])
+        for i, level in enumerate(self._levels):
+            largest = i + 2 == len(self._levels)  # the map that the picture is made of
+            strips = level(strips, codes[:, read:], whole=not largest)
+            strips = strips if largest else list(strips)  # what the level needs is freed
             read += len(level.layers)
-        return high
+        [picture] = strips
+        return picture.high.map
 
 
 class _Low:
@@ -319,14 +371,3 @@ class _Low:
                 read += 1
             x = fusion(beside).add_(x) if self._light else fusion(x, beside)
         return x, codes[:, read:]
-
-
-def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """For a map of twice the size, height x width."""
-    return torch.empty(1, channels, 2 * height, 2 * width, dtype=like.dtype, memory_format=torch.channels_last)
-
-
-def _strip(whole: Tensor, start: int, stop: int) -> _Strip:
-    """Those rows of a map, as far as it has them."""
-    top, height = max(start, 0), whole.shape[2]
-    return _Strip(whole[:, :, top : min(stop, height)], top, height)

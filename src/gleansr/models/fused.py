@@ -103,6 +103,10 @@ class SplitConv:
         return y if self._slope is None else F.leaky_relu_(y, self._slope)
 
 
+SideBySide = Conv | SplitConv | WinogradConv
+"""A convolution of one map or of two side by side."""
+
+
 def convolution(conv: nn.Conv2d, size: int, dtype: torch.dtype, slope: float | None = None) -> Conv | WinogradConv:
     """`conv` for maps of size x size, and a leaky ReLU behind it, in the way that is the fastest."""
     if conv.stride == (1, 1) and pays(conv.weight, size, dtype):
@@ -110,9 +114,7 @@ def convolution(conv: nn.Conv2d, size: int, dtype: torch.dtype, slope: float | N
     return Conv.of(conv, dtype, slope)
 
 
-def side_by_side(
-    weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: torch.dtype, slope: float | None = None
-) -> Conv | SplitConv | WinogradConv:
+def side_by_side(weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: torch.dtype, slope: float | None = None) -> SideBySide:
     """The same of a map of `n_first` channels and, unless these are all, one beside it: with weight (out, in, 3, 3) and bias (out,)."""
     if pays(weight, size, dtype):
         return WinogradConv.of(weight, bias, dtype, slope)
