@@ -1,6 +1,6 @@
 """How much of the time of PULSE and DGP is spent within the networks that they search.
 
-    python -m benchmarks.searches [--model cats-bank] [--scale 8] [--shorter 10] [--rounds 3] [--json report.json]
+    python -m benchmarks.searches [--methods PULSE DGP] [--model cats-bank] [--scale 8] [--shorter 10] [--rounds 3] [--json report.json]
 
 A search, and the same passes through the bank (and, for DGP, its discriminator) alone, forward and backward, in turn in one process. What a
 search does besides, shrinking, comparing, Adam, the geodesic cross loss, is the rest. --shorter 10 takes a tenth of the published steps of
@@ -11,7 +11,7 @@ import argparse
 import functools
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from gleansr.rivals.dgp_config import DGPConfig
 from gleansr.rivals.pulse import PULSE, PULSEConfig, frozen
 
 Bank = StyleGAN | StyleGAN2
+METHODS = ("PULSE", "DGP")
 
 
 def pulse_alone(bank: Bank, config: PULSEConfig) -> None:
@@ -77,22 +78,23 @@ def measure(options: argparse.Namespace) -> Report:
     alone, judge = placed(bank, device), placed(discriminator, device).requires_grad_(False)
     low: Tensor = torch.rand(1, 3, *[bank.config.size // options.scale] * 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pulse(low)  # fits its Gaussian, once
-    calls = {
-        "PULSE": functools.partial(pulse, low),
-        "PULSE's networks": functools.partial(pulse_alone, alone, pulse_config),
-        "DGP": functools.partial(dgp, low),
-        "DGP's networks": functools.partial(dgp_alone, alone, judge, dgp_config),
+    searches = {
+        "PULSE": (pulse_config.steps, functools.partial(pulse, low), functools.partial(pulse_alone, alone, pulse_config)),
+        "DGP": (sum(dgp_config.iterations), functools.partial(dgp, low), functools.partial(dgp_alone, alone, judge, dgp_config)),
     }
-    seconds = in_turn({name: functools.partial(clock, call, device) for name, call in calls.items()}, options.rounds)
-    steps = {"PULSE": pulse_config.steps, "DGP": sum(dgp_config.iterations)}
+    searches = {name: searches[name] for name in METHODS if name in options.methods}
+    calls: dict[str, Callable[[], float]] = {}
+    for name, (_, search, passes) in searches.items():
+        calls[name], calls[f"{name}'s networks"] = functools.partial(clock, search, device), functools.partial(clock, passes, device)
+    seconds = in_turn(calls, options.rounds)
     methods = {
         name: {
-            "steps": steps[name],
+            "steps": steps,
             "seconds": seconds[name],
             "networks_seconds": seconds[f"{name}'s networks"],
             "share": [within / whole for within, whole in zip(seconds[f"{name}'s networks"], seconds[name], strict=True)],
         }
-        for name in steps
+        for name, (steps, _, _) in searches.items()
     }
     return {"benchmark": "searches", "model": options.model, "scale": options.scale, "machine": machine(device), "methods": methods}
 
@@ -112,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "python -m benchmarks.searches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--model", default="cats-bank", help="name or file of a StyleGAN or StyleGAN2 with its discriminator")
+    made.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS)
     made.add_argument("--scale", type=positive, default=8)
     made.add_argument("--shorter", type=positive, default=10, help="by which the published numbers of steps are divided")
     made.add_argument("--rounds", type=positive, default=3)
