@@ -19,22 +19,27 @@ from gleansr.resize import degrade, resize
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module", params=[8, 16])
-def scale(request: pytest.FixtureRequest) -> int:
+@pytest.fixture(scope="module", params=["cats-8x", "cats-16x", "cats-8x-light"])
+def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def upscaler(scale: int) -> gleansr.Upscaler:
-    return gleansr.load(f"cats-{scale}x", device="cpu")
+def scale(name: str) -> int:
+    return 16 if "16x" in name else 8
 
 
-def test_it_is_light_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscaler, scale: int):
-    path = zoo.model_path(f"cats-{scale}x")
+@pytest.fixture(scope="module")
+def upscaler(name: str) -> gleansr.Upscaler:
+    return gleansr.load(name, device="cpu")
+
+
+def test_it_is_small_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscaler, name: str, scale: int):
+    path = zoo.model_path(name)
     assert path.stat().st_size < 40e6
     assert sum(p.stat().st_size for p in path.parent.iterdir()) < 80e6
     about = native.read(path).about
-    assert about.name == f"cats-{scale}x"
+    assert about.name == name
     assert about.licence == "CC-BY-NC-4.0" == upscaler.licence
     assert about.credit is not None
     assert "NAVER" in about.credit
@@ -42,7 +47,7 @@ def test_it_is_light_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscale
     assert "recipe" in about.training
     facts = (upscaler.input_size, upscaler.output_size, upscaler.scale, upscaler.category)
     assert facts == (256 // scale, 256, scale, "cats")
-    entry = zoo.find(f"cats-{scale}x")
+    entry = zoo.find(name)
     assert (entry.in_size, entry.out_size, entry.licence) == (256 // scale, 256, about.licence)
 
 
@@ -72,6 +77,19 @@ def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int):
         steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[: 256 - scale]
         by_phase = steps.view(-1, scale).mean(0)
         assert float(by_phase.max() / by_phase.min()) < 1.6
+
+
+def test_the_light_one_is_within_its_budget_and_near_the_full_one():
+    full, light = (gleansr.load_model(name, part="generator") for name in ("cats-8x", "cats-8x-light"))
+    count = [sum(p.numel() for p in model.parameters()) for model in (full, light)]
+    assert count[1] <= 0.21 * count[0]
+    truth = _tensor(EXAMPLES / "chelsea-256.png")
+    low = degrade(truth, 8)
+    with torch.inference_mode():
+        results = [model(low).clamp(-1, 1) for model in (full, light)]
+    errors = [float((result - truth).square().mean()) for result in results]
+    assert errors[1] < 10**0.05 * errors[0]  # half a decibel, for a single cat
+    assert float((results[1] - results[0]).square().mean()) < 0.5 * errors[0]
 
 
 def test_the_bank_draws_many_cats_and_has_its_discriminator():

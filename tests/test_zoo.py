@@ -28,7 +28,7 @@ def put(path: Path) -> Path:
 
 def test_every_name_is_found_once():
     names = [model.name for model in zoo.named_models()]
-    assert len(set(names)) == len(names) == 14
+    assert len(set(names)) == len(names) == 15
     assert all(zoo.find(name).name == name for name in names)
 
 
@@ -37,7 +37,7 @@ def test_the_facts_agree_with_each_other(model):
     assert (model.asset is None) != (model.url is None)
     assert model.licence
     assert model.credit
-    scale = re.search(r"-(\d+)x$", model.name)
+    scale = re.search(r"-(\d+)x(-light)?$", model.name)
     if model.kind != "stylegan2":  # a network that enlarges
         assert scale
         assert model.out_size == model.in_size * int(scale[1])

@@ -210,6 +210,7 @@ def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str
 
 _MODELS = (
     _bundled("cats-8x", 32, "1163e45f386f4efc"),
+    _bundled("cats-8x-light", 32, "4cd3ec65c8e05ab3"),
     _bundled("cats-16x", 16, "a15495ecc92473ba"),
     _bundled("plain-cats-8x", 32, "9d7a99ee0a98c45f", "residual"),
     _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
