@@ -17,7 +17,7 @@ The same function as `GLEAN.forward` up to rounding, in other steps:
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self, cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from gleansr.models.fused import Conv, MergedUpConv, NarrowConv, SideBySide, UpC
 from gleansr.models.glean import GLEAN, Encoder, NoBank
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
+from gleansr.models.strips import Pair, Strip
 from gleansr.models.stylegan2 import StyledConv, StyleGAN2, StyleGAN2Synthesis
 from gleansr.models.winograd import WinogradConv, pays, ready
 
@@ -137,60 +138,6 @@ class _Large(_Styled):
 
 
 @dataclass(frozen=True, eq=False)
-class _Strip:
-    """Some rows of a map that does not exist as a whole."""
-
-    map: Tensor
-    """(1, C, rows, W)."""
-    top: int
-    """The place of its first row in the whole map."""
-    height: int
-    """Rows of the whole map."""
-
-    @property
-    def rows(self) -> slice:
-        """Its place in the whole map."""
-        return slice(self.top, self.top + self.map.shape[2])
-
-    def of(self, rows: slice) -> "_Strip":
-        """Those rows of the whole map, which it has."""
-        return _Strip(self.map[:, :, rows.start - self.top : rows.stop - self.top], rows.start, self.height)
-
-    def above(self, below: "_Strip") -> "_Strip":
-        """Its rows and those that follow."""
-        return replace(self, map=torch.cat([self.map, below.map], 2))
-
-    def convolved(self, made: Tensor) -> "_Strip":
-        """What a 3x3 convolution made of it, without the row that it spoilt at each edge where the map was cut."""
-        return _Strip(made, self.top, self.height)._without(1)
-
-    def doubled(self, made: Tensor) -> "_Strip":
-        """What an enlargement made of it, without the two rows that it spoilt."""
-        return _Strip(made, 2 * self.top, 2 * self.height)._without(2)
-
-    def _without(self, spoilt: int) -> "_Strip":
-        above, below = spoilt * (self.rows.start > 0), spoilt * (self.rows.stop < self.height)
-        return _Strip(self.map[:, :, above : self.map.shape[2] - below], self.top + above, self.height)
-
-
-class _Pair(NamedTuple):
-    """Strips of the same rows of two maps."""
-
-    high: _Strip
-    """Of the decoder's."""
-    x: _Strip | None
-    """Of the bank's, if there is one that is read."""
-
-    def of(self, rows: slice) -> "_Pair":
-        """Those rows, which it has."""
-        return _Pair(self.high.of(rows), self.x and self.x.of(rows))
-
-    def above(self, below: "_Pair") -> "_Pair":
-        """Its rows and those that follow."""
-        return _Pair(self.high.above(below.high), self.x and below.x and self.x.above(below.x))
-
-
-@dataclass(frozen=True, eq=False)
 class _OfPicture:
     """A layer for one picture."""
 
@@ -200,7 +147,7 @@ class _OfPicture:
     """Of the maps, (1, in, 1, 1), unless it is in the weights."""
     gain: Tensor | None = None
 
-    def __call__(self, strip: _Strip, out: _Strip | None = None) -> _Strip:
+    def __call__(self, strip: Strip, out: Strip | None = None) -> Strip:
         """`out` receives the rows that it is of."""
         made = self.convolution(strip.map if self.style is None else strip.map * self.style)
         strip = strip.doubled(made) if self.layer.up else strip.convolved(made)
@@ -223,7 +170,7 @@ class _Level:
         self._reads_bank = own < conv.in_channels
         self.layers = layers
         self._last = side_by_side(decoder.last.weight, cast("Tensor", decoder.last.bias), width, 2 * size, dtype, 0.2) if last else None
-        self._out, self._made = NarrowConv(decoder.out, dtype), 3 if last else width
+        self._out, self._made = (NarrowConv(decoder.out, dtype), 3) if last else (None, width)
         # Where its input was cut, an enlargement spoils two rows of its output, and each convolution behind it one more.
         self._beyond = 1 + last
         self._beyond_beside = 1 + math.ceil((len(layers) - 1) / 2) + last
@@ -231,7 +178,7 @@ class _Level:
         row = widest * dtype.itemsize * 2 * size
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
 
-    def __call__(self, source: Iterable[_Pair], codes: Tensor, *, whole: bool) -> Iterator[_Pair]:
+    def __call__(self, source: Iterable[Pair], codes: Tensor, *, whole: bool) -> Iterator[Pair]:
         """Enlarges maps that come in strips, from the top to the bottom; at the last size to the picture (1, 3, 2H, 2W), without a map of
         the bank. The results come in strips too, as soon as what they are made of is there, or `whole`, as one at the end. codes:
         (1, L, code_dim), those of the layers."""
@@ -258,7 +205,7 @@ class _Level:
         if made:
             yield made
 
-    def _make(self, there: _Pair, rows: slice, layers: list[_OfPicture], conv: SideBySide, last: SideBySide | None, out: _Pair) -> None:
+    def _make(self, there: Pair, rows: slice, layers: list[_OfPicture], conv: SideBySide, last: SideBySide | None, out: Pair) -> None:
         """Those rows, enlarged, in `out`."""
         (high, x), bottom = there, there.high.height
         around, around_beside = (slice(max(rows.start - n, 0), min(rows.stop + n, bottom)) for n in (self._beyond, self._beyond_beside))
@@ -266,11 +213,11 @@ class _Level:
         strip = strip.convolved(conv(strip.map, *([x.of(around).map] if x and self._reads_bank else [])))
         beside = x.of(around_beside) if x and layers else None
         for layer in layers:
-            beside = layer(cast("_Strip", beside), out.x if layer is layers[-1] else None)
-        if last is None:
+            beside = layer(cast("Strip", beside), out.x if layer is layers[-1] else None)
+        if last is None or self._out is None:
             shuffled(strip.of(rows).map, out.high.map)
             return
-        strip = _Strip(shuffled(strip.map), 2 * strip.top, 2 * strip.height)
+        strip = Strip(shuffled(strip.map), 2 * strip.top, 2 * strip.height)
         if beside:
             common = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
             strip, beside = strip.of(common), beside.of(common)
@@ -278,13 +225,13 @@ class _Level:
         strip = strip.convolved(self._out(strip.map))
         out.high.map.copy_(strip.of(out.high.rows).map)
 
-    def _empty(self, high: _Strip, start: int, stop: int) -> _Pair:
+    def _empty(self, high: Strip, start: int, stop: int) -> Pair:
         """For what it makes of those rows."""
         beside = self._bank_width if self.layers and not self._last else 0
         shapes = [(1, channels, 2 * (stop - start), 2 * high.map.shape[-1]) for channels in (self._made, beside)]
         maps = [torch.empty(shape, dtype=high.map.dtype, memory_format=torch.channels_last) for shape in shapes]
-        made, made_x = (_Strip(map_, 2 * start, 2 * high.height) for map_ in maps)
-        return _Pair(made, made_x if beside else None)
+        made, made_x = (Strip(map_, 2 * start, 2 * high.height) for map_ in maps)
+        return Pair(made, made_x if beside else None)
 
 
 class FrozenGLEAN:
@@ -321,7 +268,7 @@ class FrozenGLEAN:
 
     def _enlarged(self, high: Tensor, x: Tensor | None, codes: Tensor) -> Tensor:
         """Of one picture."""
-        strips: Iterable[_Pair] = [_Pair(_Strip(high, 0, high.shape[2]), None if x is None else _Strip(x, 0, x.shape[2]))]
+        strips: Iterable[Pair] = [Pair(Strip(high, 0, high.shape[2]), None if x is None else Strip(x, 0, x.shape[2]))]
         read = 0
         for i, level in enumerate(self._levels):
             largest = i + 2 == len(self._levels)  # the map that the picture is made of
