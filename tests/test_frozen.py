@@ -10,9 +10,10 @@ from torch import Tensor
 from gleansr.feedforward import FeedForward
 from gleansr.models import frozen, fused
 from gleansr.models.frozen import FrozenGLEAN, freezable
-from gleansr.models.fused import NarrowConv, merged, shuffled
+from gleansr.models.fused import NarrowConv, merged
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import Blur, placed
+from gleansr.models.shuffled import shuffled
 from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gleansr.errors import GleansrError, RequestError
 from gleansr.feedforward import FeedForward, enlarge
 from gleansr.files import replacing
+from gleansr.models.exportable import exportable
 from gleansr.models.residual import ResidualNet
 from gleansr.onnx_runtime import KEY, OnnxModel
 from gleansr.upscaler import Upscaler
@@ -81,11 +82,11 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise RequestError(f"export wants {package}: pip install 'gleansr[export]'")
-    weights = sum(p.numel() * p.element_size() for p in method.model.parameters())
+    written = _Enlarging(method.model if half else exportable(method.model))
+    weights = sum(p.numel() * p.element_size() for p in written.parameters())
     if weights > LARGEST:
         raise RequestError(f"its weights take {weights:,} bytes, and one ONNX file holds {LARGEST:,}")
-    model = _Enlarging(method.model)
-    proto = _proto(model, method, batch)
+    proto = _proto(written, method, batch)
     if half:
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
@@ -95,7 +96,7 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
     _describe(proto, method, upscaler, batch)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-        difference, psnr = _compare(model, OnnxModel(temporary, torch.device("cpu")), method)
+        difference, psnr = _compare(_Enlarging(method.model), OnnxModel(temporary, torch.device("cpu")), method)
         if not (psnr >= 45 if half else difference <= 1e-3):
             raise GleansrError(f"{path}: was not written, since ONNX Runtime's result differs by {difference:g} of [-1, 1], {psnr:.1f} dB")
     return Exported(path, path.stat().st_size, batch, difference * 127.5, psnr)

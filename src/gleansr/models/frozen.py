@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.devices import bfloat16_instructions
-from gleansr.models.fused import Conv, MergedUpConv, NarrowConv, SideBySide, UpConv, convolution, laid_out, merged, shuffled, side_by_side
-from gleansr.models.glean import GLEAN, Encoder, NoBank
+from gleansr.models.fused import Conv, MergedUpConv, NarrowConv, SideBySide, UpConv, convolution, laid_out, merged, side_by_side
+from gleansr.models.glean import GLEAN, Encoder, NoBank, PixelShuffleUp
 from gleansr.models.layers import SQRT2
 from gleansr.models.rrdb import RRDB, DenseBlock
+from gleansr.models.shuffled import enlargement, shuffled
 from gleansr.models.strips import Pair, Strip
 from gleansr.models.stylegan2 import StyledConv, StyleGAN2, StyleGAN2Synthesis
 from gleansr.models.winograd import WinogradConv, pays, ready
@@ -163,10 +164,9 @@ class _Level:
         decoder, ups = model.decoder, [cast("nn.Conv2d", up.conv) for up in model.decoder.up]
         conv, last = ups[i], i == len(ups) - 1
         width, self._bank_width = conv.out_channels // 4, len(layers[-1].bias) if layers else 0
-        order = torch.arange(conv.out_channels).view(width, 4).t().reshape(-1)  # as `shuffled` wants them
         own = ups[i - 1].out_channels // 4 if i else conv.in_channels  # the first one reads the encoder's feature, without the bank's
         size = model.config.in_size * 2**i
-        self._conv = side_by_side(conv.weight[order], cast("Tensor", conv.bias)[order], own, size, dtype)
+        self._conv = side_by_side(*enlargement(cast("PixelShuffleUp", decoder.up[i])), own, size, dtype)
         self._reads_bank = own < conv.in_channels
         self.layers = layers
         self._last = side_by_side(decoder.last.weight, cast("Tensor", decoder.last.bias), width, 2 * size, dtype, 0.2) if last else None

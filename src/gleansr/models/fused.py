@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.devices import onednn_types
+from gleansr.models.shuffled import four_pixels, shuffled
 from gleansr.models.winograd import WinogradConv, pays
 
 _FUSED = onednn_types("_convolution_pointwise")
@@ -68,18 +69,11 @@ class Conv:
 
 
 class NarrowConv:
-    """A 3x3 convolution to few channels, computed for 2x2 pixels at once as one of 4x4 taps and stride 2.
-
-    A processor computes 8 or 16 channels at a time, and three of them take it as long. The sums are the same, in half the time.
-    """
+    """A 3x3 convolution to few channels, computed for 2x2 pixels at once."""
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype):
-        n_out, n_in = conv.weight.shape[:2]
-        weight = conv.weight.new_zeros(2, 2, n_out, n_in, 4, 4, requires_grad=False)
-        for y, x in itertools.product(range(2), range(2)):
-            weight[y, x, :, :, y : y + 3, x : x + 3] = conv.weight.detach()
-        bias = cast("Tensor", conv.bias).detach().to(dtype).repeat(4)
-        self._conv = Conv(laid_out(weight.flatten(0, 2), dtype), bias, stride=2).packed()
+        weight, bias = four_pixels(conv)
+        self._conv = Conv(laid_out(weight, dtype), bias.to(dtype), stride=2).packed()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) -> (N, out, H, W)."""
@@ -165,16 +159,6 @@ def merged(weight: Tensor) -> Tensor:
         if 0 <= (tap := old - sub + 2 * new - 1) <= 3:
             line[sub, new, old] = taps[tap]
     return torch.einsum("oiab,ypa,xqb->yxoipq", weight, line, line).flatten(0, 2)
-
-
-def shuffled(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """(N, 4 * C, H, W), the four sub-pixels of all channels one after the other -> (N, C, 2H, 2W), channels last, in `out` if given."""
-    n, c, h, w = x.shape
-    x = x.permute(0, 2, 3, 1).view(n, h, w, 2, 2, c // 4).transpose(2, 3)
-    if out is None:
-        return x.reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
-    out.permute(0, 2, 3, 1).view(n, h, 2, w, 2, c // 4).copy_(x)
-    return out
 
 
 def laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -90,6 +90,7 @@ class RRDB(nn.Module):
 
     def __init__(self, features: int, growth: int, block: Callable[[int, int], nn.Module] = DenseBlock):
         super().__init__()
+        self.features = features
         self.blocks = nn.Sequential(*(block(features, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
