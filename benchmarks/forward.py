@@ -119,7 +119,8 @@ def case(options: argparse.Namespace, network: Network, batch: int, device: torc
         precisions = list(dict.fromkeys(one.precision for one in found))
         for precision in precisions:
             runs |= Ceilings(precision, device, small=options.small_ceilings).runs(f"{precision} ")
-        measured = in_turn(runs, options.rounds)
+        # ONNX Runtime takes its memory in the first two passes, and its threads are not torch's.
+        measured = in_turn(runs, options.rounds, warm_ups=2, rest=0.05) if options.onnx else in_turn(runs, options.rounds)
         staged = {one.key: stage_seconds(runs[one.key], one.module, device, 2) for one in found if one.module is not None}
     reached = medians(measured, precisions)
     own = costs_of(network, batch)

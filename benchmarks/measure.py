@@ -65,11 +65,15 @@ def kernel_clock(call: Callable[[], object], device: torch.device) -> float:
     return begun.elapsed_time(ended) / 1000
 
 
-def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1) -> dict[str, list[float]]:
-    """What each run returns, its seconds for instance: of so many rounds one after the other, after warm-ups."""
+def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1, rest: float = 0) -> dict[str, list[float]]:
+    """What each run returns, its seconds for instance: of so many rounds one after the other, after warm-ups.
+
+    `rest`: seconds before each, in which the threads of the one before come to sleep, where they are not those of the next one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + warm_ups):
         for name, run in runs.items():
+            time.sleep(rest)
             took = run()
             if round_ >= warm_ups:
                 seconds[name].append(took)

@@ -52,6 +52,7 @@ class OnnxModel:
             raise RequestError(f"the installed onnxruntime does not support {device.type}, only {known}; give --device cpu")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads would keep torch's from the cores
         options.log_severity_level = 3  # its warnings tell of its own optimisations
         try:
             chosen: Any = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
