@@ -10,8 +10,9 @@ between the passes. The share is the arithmetic of the network's layers over its
 does besides does not count.
 
 Without --peer the other one is our own module, called plainly with contiguous maps, half precision by autocast. With it, `mmagic_glean.py`
-makes mmagic's classes importable; mmagic is no dependency of gleansr. Its network is in float32 always, since it fails under autocast, and
-the full one always: beside any other of ours it is one of the same sizes, with weights of its own.
+makes mmagic's classes importable; mmagic is no dependency of gleansr. Its network is in float32 and, beside half precision of ours, in its
+own: autocast with what it calls fp16_enabled, float16 on a GPU and bfloat16 on a CPU. It is the full one always: beside any other of ours
+it is one of the same sizes, with weights of its own.
 
 Stages show where modules are called one by one: in mmagic's network and the plain formulation, and in ours on devices where it is neither
 computed in strips (CPU) nor recorded (CUDA).
@@ -68,9 +69,11 @@ def alone(options: argparse.Namespace, network: Network, device: torch.device) -
     """What a child process measures, with no other network in memory: its peak memory and the seconds of passes after the first."""
     name, precision = options.alone.split(",")
     if name == PEER:
-        contestant = networks.peer(networks.peer_module(options.peer, network), device)
+        contestant = networks.plain(networks.peer_module(options.peer, network, precision), precision, device, PEER)
+    elif name == PLAIN:
+        contestant = networks.plain(network.build(), precision, device)
     else:
-        contestant = {OURS: networks.ours, PLAIN: networks.plain}[name](network.build(), precision, device)
+        contestant = networks.ours(network.build(), precision, device)
     low = low_of(network, options.batch[0], device)
     with torch.inference_mode():
         seconds = [clock(functools.partial(contestant.forward, low), device) for _ in range(1 + options.rounds)]
@@ -90,11 +93,16 @@ def same_weights(options: argparse.Namespace, network: Network) -> bool:
 
 
 def contestants(options: argparse.Namespace, network: Network, batch: int, device: torch.device, folder: Path) -> list[Contestant]:
-    """Ours in each precision, then mmagic's or the plain formulation in each, then ONNX Runtime, whose file lies in the folder."""
+    """Ours in each precision, mmagic's in its own or the plain formulation in each, and ONNX Runtime, whose file lies in the folder."""
     if options.peer:
         module = networks.peer_module(options.peer, network)
         model = networks.read_peer(module) if same_weights(options, network) else network.build()
-        others = [networks.peer(module, device)]
+        others = [networks.plain(module, "float32", device, PEER)]
+        if any(precision != "float32" for precision in options.precision):
+            half = networks.peer_half(device)
+            twin = networks.peer_module(options.peer, network, half)
+            twin.load_state_dict(module.state_dict(), assign=True)
+            others.append(networks.plain(twin, half, device, PEER))
     else:
         model = network.build()
         untouched = copy.deepcopy(model)  # ours lays weights out anew

@@ -149,27 +149,28 @@ def ours(model: nn.Module, precision: str, device: torch.device) -> Contestant:
     return Contestant(OURS, precision, lambda low: method(low).pictures, None if hidden else model)
 
 
-def plain(model: nn.Module, precision: str, device: torch.device) -> Contestant:
-    """The module itself, called: contiguous maps, nothing computed beforehand, half precision by autocast alone."""
+def plain(model: nn.Module, precision: str, device: torch.device, name: str = PLAIN) -> Contestant:
+    """The module itself: contiguous maps, nothing computed beforehand, half precision by autocast alone."""
     model, dtype = model.to(device), getattr(torch, precision)
 
     def forward(low: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return enlarge(model, low)
 
-    return Contestant(PLAIN, precision, forward, model)
+    return Contestant(name, precision, forward, model)
 
 
-def peer(module: nn.Module, device: torch.device) -> Contestant:
-    """`module`, one of mmagic's: float32, since it fails under autocast, which its bank's layers switch off for themselves."""
-    return Contestant(PEER, "float32", module.to(device), module)
+def peer_half(device: torch.device) -> str:
+    """The half precision in which mmagic's networks run there."""
+    return "float16" if device.type == "cuda" else "bfloat16"
 
 
-def peer_module(folder: str, network: Network) -> nn.Module:
-    """mmagic's full network of the same sizes, on the CPU, in eval mode."""
+def peer_module(folder: str, network: Network, precision: str = "float32") -> nn.Module:
+    """mmagic's full network of the same sizes, on the CPU, in eval mode. Its bank's layers have to be told that they run under autocast."""
     full = full_of(network)  # refuses sizes that GLEANs do not have
     torch.manual_seed(0)
-    return mmagic(folder)["GLEANStyleGANv2"](in_size=full.in_size, out_size=full.out_size).eval()
+    sizes = {"in_size": full.in_size, "out_size": full.out_size}
+    return mmagic(folder)["GLEANStyleGANv2"](**sizes, fp16_enabled=precision != "float32").eval()
 
 
 def read_peer(module: nn.Module) -> nn.Module:

@@ -79,12 +79,13 @@ def medians(measured: Mapping[str, Sequence[float]], precisions: Iterable[str]) 
 
 
 def rivals(case: Mapping[str, Any]) -> Iterator[tuple[Report, Report | None]]:
-    """Each way in which we are measured beside the others in the same precision, and beside mmagic's in its only one."""
+    """Each way in which we are measured beside the others in the same precision, and half precision beside mmagic's in any."""
     subject = case["contestants"][0]["name"]
     others = [one for one in case["contestants"] if one["name"] != subject]
     for one in case["contestants"]:
         if one["name"] == subject:
-            against = [other for other in others if other["precision"] == one["precision"] or other["name"] == "mmagic"]
+            half = one["precision"] != "float32"
+            against = [other for other in others if other["precision"] == one["precision"] or (half and other["name"] == "mmagic")]
             yield from ((one, other) for other in against or [None])
 
 

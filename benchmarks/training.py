@@ -6,7 +6,7 @@
 The step is that of the supplement: generator forward, equation (4) with the discriminator frozen, Adam; equation (5) on the same results,
 Adam. Losses, optimiser and batches are the same for both; weights are random. The other one runs as mmagic's trainer runs its networks:
 contiguous maps, all parameters given to Adam, so that the bank's have gradients too, and the discriminator's losses in two backward passes.
-mmagic's networks are the full ones always, and in float32 always, since they fail under autocast.
+mmagic's networks are the full ones always, and in float32 always.
 
 Time: both in one process, in turn, after two warm-ups; medians and their ratio. Memory: the peak of a process of its own that trains two
 steps, on a GPU what torch has allocated, otherwise the resident size (Linux). The arithmetic of each is counted in the first of its

@@ -181,6 +181,14 @@ def test_the_table_has_medians_ratios_and_shares_of_made_up_seconds():
     assert [row["largest difference"] for row in found[1:]] == ["-", "-"]
 
 
+def test_half_precision_is_beside_mmagics_in_both():
+    [case] = made_report()["cases"]
+    case["contestants"].append(case["contestants"][2] | {"precision": "float16"})
+    assert [(one["precision"], other["name"], other["precision"]) for one, other in report.rivals(case) if other] == [
+        ("float32", PEER, "float32"), ("float32", "ONNX Runtime", "float32"), ("bfloat16", PEER, "float32"), ("bfloat16", PEER, "float16"),
+    ]  # fmt: skip
+
+
 def test_stages_and_ceilings_have_their_tables():
     made = made_report()
     assert cells(report.stage_table(made))[2:] == [["mmagic, float32: bank", "20.0", "400", "200", "100", "0.25"]]
@@ -403,7 +411,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "calls = []\n"
         "def classes():\n"
         "    calls.append(1)\n"
-        "    full = lambda in_size, out_size: (print('a line'), GLEAN(PRESETS['full'](in_size, out_size)))[1]\n"
+        "    full = lambda in_size, out_size, fp16_enabled: (print('a line'), GLEAN(PRESETS['full'](in_size, out_size)))[1]\n"
         "    discriminator = lambda in_size: StyleGAN2Discriminator(StyleGAN2Config(PRESETS['full'](8, in_size).bank.channels))\n"
         "    return {'GLEANStyleGANv2': full, 'StyleGAN2Discriminator': discriminator}\n",
         encoding="utf-8",
@@ -426,13 +434,17 @@ def test_mmagics_network_has_our_weights_and_is_made_importable_once(
     made = json.loads(capsys.readouterr().out)  # nothing else is printed there
     assert sys.modules["mmagic_glean"].calls == [1]
     for case in made["cases"]:
-        ours, half, peer = case["contestants"]
-        assert (half["precision"], peer["name"], peer["precision"]) == ("bfloat16", PEER, "float32")
-        assert ours["differences"]["mmagic, float32"] < 1e-4
-    assert [arguments[-2:] for arguments in no_child[:3]] == [
+        ours, _, *peers = case["contestants"]
+        assert [(one["name"], one["precision"]) for one in case["contestants"][1:]] == [
+            (OURS, "bfloat16"), (PEER, "float32"), (PEER, "bfloat16"),
+        ]  # fmt: skip
+        assert ours["differences"]["mmagic, float32"] < 1e-4 < ours["differences"]["mmagic, bfloat16"] < 0.2
+        assert all(peer["stages"] for peer in peers)
+    assert [arguments[-2:] for arguments in no_child[:4]] == [
         ["--rounds=1", "--alone=gleansr,float32"],  # without mmagic's packages in memory
         ["--rounds=1", "--alone=gleansr,bfloat16"],
         ["--alone=mmagic,float32", f"--peer={stand_in}"],
+        ["--alone=mmagic,bfloat16", f"--peer={stand_in}"],
     ]
 
 
