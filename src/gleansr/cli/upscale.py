@@ -86,7 +86,7 @@ def upscale(
         ray_cores: CPU cores for each of them. For --ray.
         fail_fast: Stop at the first failure instead of going on with the other pictures.
         verbose: A line for each result also where there are many.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps. With --ray, all GPUs of a machine work, each with a model of its own.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass; by default as many as suit the device.
         quality: Of JPEG and WebP, 1 to 100.
