@@ -96,7 +96,7 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
     _describe(proto, method, upscaler, batch)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-        difference, psnr = _compare(_Enlarging(method.model), OnnxModel(temporary, torch.device("cpu")), method)
+        difference, psnr = _compare(OnnxModel(temporary, torch.device("cpu")), method)
         if not (psnr >= 45 if half else difference <= 1e-3):
             raise GleansrError(f"{path}: was not written, since ONNX Runtime's result differs by {difference:g} of [-1, 1], {psnr:.1f} dB")
     return Exported(path, path.stat().st_size, batch, difference * 127.5, psnr)
@@ -157,8 +157,8 @@ def _samples(method: FeedForward) -> Tensor:
 
 
 @torch.inference_mode()
-def _compare(model: nn.Module, exported: OnnxModel, method: FeedForward) -> tuple[float, float]:
+def _compare(exported: OnnxModel, method: FeedForward) -> tuple[float, float]:
     low = _samples(method)
-    ours, theirs = model(low).clamp(-1, 1), exported(low).clamp(-1, 1)
+    ours, theirs = enlarge(method.model, low).clamp(-1, 1), exported(low).clamp(-1, 1)
     error = (ours - theirs).double()
     return float(error.abs().max()), float(10 * torch.log10(4 / error.square().mean()))

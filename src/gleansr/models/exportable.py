@@ -1,7 +1,5 @@
 """Networks in the form in which ONNX Runtime computes them fastest on CPUs: the same functions, up to rounding, in other layers."""
 
-import copy
-import itertools
 from typing import cast
 
 import torch
@@ -9,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.models.glean import Decoder, PixelShuffleUp
+from gleansr.models.layers import twin_of
 from gleansr.models.rrdb import RRDB
 from gleansr.models.shuffled import enlargement, four_pixels, shuffled
+from gleansr.models.winograd import LINE, TAPS
 
 WIDE = 256
 """Channels read and made from which on a convolution is computed by `TwoRows`."""
@@ -44,11 +44,13 @@ class TwoRows(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor):
         super().__init__()
         n_out, n_in = weight.shape[:2]
-        above, here, below = weight.split(1, 2)
-        parts = (above, (above + here + below) / 2, (above - here + below) / 2, -below)
-        self.weights = nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in parts)
+        parts = torch.einsum("ta,oiab->toib", LINE.to(weight), weight).unsqueeze(3)
+        parts[3] *= -1  # so that it is added
+        self.weights = nn.ParameterList(nn.Parameter(part.clone(), requires_grad=False) for part in parts)
         self.bias = nn.Parameter(bias, requires_grad=False)
-        sums = weight.new_tensor([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+        sums = weight.new_zeros(4, 4)
+        for line, (one, other, sign) in zip(sums, TAPS, strict=True):
+            line[one], line[other] = 1, sign
         self.register_buffer("before", sums.view(4, 1, 1, 4, 1).repeat(1, n_in, 1, 1, 1))
         self.register_buffer("minus", weight.new_full((n_out, 1, 1, 1), -1))
 
@@ -82,7 +84,7 @@ class ScaledByConv(nn.Module):
 
 def exportable(model: nn.Module, wide: int = WIDE) -> nn.Module:
     """A network that shares its tensors with `model` as far as these are the same."""
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})
+    twin = twin_of(model)
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, RRDB):

@@ -42,12 +42,17 @@ def placed(model: M, device: torch.device) -> M:
     return model
 
 
+def twin_of(model: M) -> M:
+    """A copy of the modules, whose tensors are those of `model` until they are replaced."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})
+
+
 def held(model: M, dtype: torch.dtype) -> M:
     """The same network for passes under autocast to `dtype`, which has the casts of its plain layers' weights at hand; all else is shared.
 
     Equalised and modulated weights stay: their scaling, styles and demodulation are computed in the weights' own precision.
     """
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})
+    twin = twin_of(model)
     for layer in twin.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             for name, value in list(layer.named_parameters(recurse=False)):

@@ -22,9 +22,9 @@ _VALUES = 2**19
 """Pairs of rows are taken together until that many values are multiplied at once: few enough for a cache, enough for fast products."""
 _FAST_PRODUCTS = onednn_types("_linear_pointwise")
 """For which maps there are products of matrices that are faster than PyTorch's usual ones."""
-_LINE = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
+LINE = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
 """G, which transforms a kernel in one dimension."""
-_TAPS = ((0, 2, -1), (1, 2, 1), (2, 1, -1), (1, 3, -1))
+TAPS = ((0, 2, -1), (1, 2, 1), (2, 1, -1), (1, 3, -1))
 """B^T, which transforms a map in one dimension: the two of four neighbours that each value is made of, and the sign of the second."""
 _LEAST_CHANNELS = {torch.float32: 200, torch.bfloat16: 400}
 """Harmonic mean of the numbers of channels from which on it pays."""
@@ -113,7 +113,7 @@ def ready(conv: C) -> C:
 
 def transformed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """G g G^T of (out, in, 3, 3) -> (16, out, in) of that type."""
-    square = torch.kron(_LINE, _LINE).to(weight.dtype)  # both dimensions at once, (16, 9)
+    square = torch.kron(LINE, LINE).to(weight.dtype)  # both dimensions at once, (16, 9)
     return (square @ weight.permute(2, 3, 0, 1).flatten(2).flatten(0, 1)).unflatten(1, weight.shape[:2]).to(dtype)
 
 
@@ -131,7 +131,7 @@ def _fill(framed: Tensor, maps: Sequence[Tensor], top: int) -> None:
 
 def _combine(x: Tensor, i: int, out: Tensor) -> None:
     """The i-th value that B^T makes of four neighbours, two apart, along the second axis of x (N, 2L + 2, ...), into out (N, L, ...)."""
-    one, other, sign = _TAPS[i]
+    one, other, sign = TAPS[i]
     last = x.shape[1] - 3
     torch.add(x[:, one : one + last : 2], x[:, other : other + last : 2], alpha=sign, out=out)
 
