@@ -13,7 +13,7 @@ from gleansr.errors import PictureError, RequestError
 from gleansr.resize import degrade, resize
 from gleansr.training.blind import degrade_blind
 from gleansr.training.config import DataConfig
-from gleansr.training.data import Batches, Share, batch_order, fitted, load_pictures, open_pictures
+from gleansr.training.data import Batches, Pictures, Share, batch_order, fitted, open_pictures
 
 CPU = torch.device("cpu")
 
@@ -55,27 +55,27 @@ def test_pictures_are_cut_and_resized(tmp_path: Path):
             with archive.open(f"{i}.png", "w") as file:
                 Image.fromarray(pixels).save(file, "PNG")
         archive.writestr("readme.txt", "no picture")
-    loaded = load_pictures([str(tmp_path / "pictures.zip")], 16, DataConfig())
+    loaded = Pictures([str(tmp_path / "pictures.zip")], 16, DataConfig()).hold(0)
     assert loaded.shape == (3, 3, 16, 16)
     assert loaded.dtype == torch.uint8
     original = np.random.default_rng(0).integers(0, 255, (16, 20, 3), np.uint8)
     assert torch.equal(loaded[0], torch.from_numpy(original[:, 2:18]).permute(2, 0, 1))
-    assert load_pictures([str(tmp_path / "pictures.zip")], 8, DataConfig(), limit=2).shape == (2, 3, 8, 8)
+    assert Pictures([str(tmp_path / "pictures.zip")], 8, DataConfig(), limit=2).hold(0).shape == (2, 3, 8, 8)
     with pytest.raises(RequestError, match="no such file or folder"):
-        load_pictures([str(tmp_path / "none")], 8, DataConfig())
+        Pictures([str(tmp_path / "none")], 8, DataConfig()).hold(0)
     with pytest.raises(RequestError, match="no pictures in no source"):
-        load_pictures([], 8, DataConfig())
+        Pictures([], 8, DataConfig()).hold(0)
 
 
 def test_ways_to_fit():
     tall = torch.randint(256, (3, 40, 24), generator=torch.Generator().manual_seed(0)).double() / 255
     expected = (resize(tall, size=16).clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(fitted(tall, 16, DataConfig(aspect="squash")), expected)
-    cars = fitted(torch.ones(3, 48, 96), 32, DataConfig(aspect="bars"))
+    cars = fitted(torch.ones(3, 48, 96), 32, DataConfig(aspect="bars", border="black"))
     assert torch.equal(cars[:, 4:28], torch.full((3, 24, 32), 255, dtype=torch.uint8))
     assert int(cars[:, :4].sum()) + int(cars[:, 28:].sum()) == 0
     barred = cars.float() / 255
-    assert torch.equal(fitted(barred, 32, DataConfig(aspect="bars")), cars)
+    assert torch.equal(fitted(barred, 32, DataConfig(aspect="bars", border="black")), cars)
     with pytest.raises(PictureError, match=r"24x40, not 16x16; --set data\.other_size"):
         fitted(tall, 16, DataConfig(other_size="refuse"))
     with pytest.raises(PictureError, match=r"24x40 is too small for 32x32; --set data\.small"):

@@ -24,6 +24,8 @@ from gleansr.resize import resize
 
 Fit = Literal["auto", "crop", "pad", "stretch", "exact"]
 
+_BLACK = 8 / 255  # bars are not darker than JPEG leaves them
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -38,6 +40,8 @@ class Fitted:
     """Top, left, height and width, in pixels of the method's output, of what stands for the picture."""
     note: str
     """What was done, empty if nothing."""
+    bars: tuple[int, int] | None = None
+    """First row of the output that is picture, and the first behind it, where the picture came with black bars above and below."""
 
 
 class Upscaler:
@@ -55,6 +59,7 @@ class Upscaler:
         self.output_size = method.in_size and method.in_size * method.scale
         # LSUN's cars stand between black bars: the model takes and makes squares, of which the middle rows are picture.
         self.content_height = about.content_height or self.output_size
+        self._repeats_bars = about.border == "repeat"
         self.category = about.category
         self.licence = about.licence
 
@@ -99,7 +104,8 @@ class Upscaler:
         up to a square, of which the result keeps the picture's part; both then resize. "auto" is "pad", which loses nothing.
 
         A model of pictures between black bars (cars of 512x384) takes that aspect instead of a square, adds the bars itself and removes
-        them from the result; a picture of its square input size is taken to have them, and keeps them.
+        them from the result; a picture of its square input size is taken to have them, and keeps them. Where the model was shown
+        repeated rows instead of black bars, it is shown them in use too.
         """
         if fit not in get_args(Fit):
             raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
@@ -139,9 +145,15 @@ class Upscaler:
                 grown = "shrunk" if planes.shape[-1] > size else "enlarged" if planes.shape[-1] < size else "resized"
                 done.append(f"{grown} to the model's {size}x{rows}")
                 planes = resize(planes, size=(rows, size)).clamp(0, 1)
-        if not barred and rows != size:
-            bar = (size - rows) // 2
-            planes = torch.nn.functional.pad(planes, (0, 0, bar, size - rows - bar))
+        bars = None
+        if rows != size:
+            first = (size - rows) // 2
+            last = first + rows
+            if barred and self._repeats_bars and float(torch.cat([planes[:3, :first], planes[:3, last:]], 1).mean()) < _BLACK:
+                planes, bars = planes[:, first:last], (first * self.scale, last * self.scale)
+            if bars or not barred:
+                mode = "replicate" if self._repeats_bars else "constant"
+                planes = torch.nn.functional.pad(planes[None], (0, 0, first, size - last), mode=mode)[0]
         out, content = self.output_size, self.output_size if barred else self.content_height
         bar = (out - content) // 2
         first, last = (
@@ -151,7 +163,7 @@ class Upscaler:
         keep = (*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
         note = f"{width}x{height}: {', '.join(done)}" if done else ""
         alpha = None if picture.alpha is None else planes[3:]
-        return Fitted(picture, planes[:3] * 2 - 1, alpha, keep, note)
+        return Fitted(picture, planes[:3] * 2 - 1, alpha, keep, note, bars)
 
     def run(self, batch: Iterable[Fitted], report: Report | None = None, *, consistent: float = 0.0) -> list[Image.Image]:
         """Enlarges fitted pictures of one size together."""
@@ -175,6 +187,10 @@ class Upscaler:
             # Alpha is a mask, not a picture of the category: it is enlarged plainly.
             alpha = resize(fitted.alpha, size=(pixels.shape[-2], pixels.shape[-1])).clamp(0, 1)
             pixels = unpremultiply(pixels, alpha)
+        if fitted.bars:
+            first, last = fitted.bars
+            pixels = pixels.clone()
+            pixels[:, :first] = pixels[:, last:] = 0
         top, left, height, width = fitted.keep
         image = to_image(pixels, alpha).crop((left, top, left + width, top + height))
         if said := "; ".join(filter(None, [fitted.note, note])):

@@ -67,7 +67,9 @@ class About:
     credit: str | None = None
     """Who must be named."""
     content_height: int | None = None
-    """Rows in the middle of a result that are picture, between black bars (384 of 512 for LSUN's cars); None: all."""
+    """Rows in the middle of a result that are picture, between bars (384 of 512 for LSUN's cars); None: all."""
+    border: str | None = None
+    """What the bars are in the model's eyes: "repeat", the outermost rows again; None or "black"."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts of the training: data, pictures seen, recipe, figures."""
 

@@ -41,7 +41,7 @@ def data(
         output: Folder for the set; --data takes it.
         size: Side of the results; by default the kind's.
         aspect: What to do with pictures that are not square, by default the kind's. squash: scale each axis by itself; crop: take the
-            centre square; pad: add black up to a square; bars: take the centre of aspect 4:3 and add black bars above and below.
+            centre square; pad: repeat the border up to a square; bars: take the centre of aspect 4:3 and add black bars above and below.
         small: What to do with pictures that would have to be enlarged; by default the kind's.
         crop: What to cut out first. head: of the kind cat, by its landmarks; box: of the kind cars, by its bounding boxes.
         names: Text file with the names of the pictures to take, one a line.

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -24,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_list
-from gleansr.data.fit import Aspect, Small, SmallError, fit
+from gleansr.data.fit import Aspect, Small, SmallError, content_of, fit
 from gleansr.data.sources import MANIFEST, PREPARED, open_source, read_manifest, stem
 from gleansr.devices import cores
 from gleansr.errors import PictureError, RequestError
@@ -206,15 +207,20 @@ def _make(preparation: Preparation, output: Path, task: tuple[Original, str]) ->
         if original.box:
             rows, columns = original.box.within(*pixels.shape[-2:])
             pixels = pixels[:, rows, columns]
-        high = fit(pixels, preparation.size, preparation.aspect, preparation.small)
+        # A published set of cars has black bars; a border of any other set is made as it is when images are enlarged.
+        border = "black" if preparation.aspect == "bars" else "repeat"
+        grid = math.lcm(*preparation.scales)
+        height, width = pixels.shape[-2:]
+        content = content_of(height, width, preparation.size, preparation.aspect, grid)
+        high = fit(pixels, preparation.size, preparation.aspect, preparation.small, border=border, grid=grid)
     except SmallError as error:
         return _left_out(name, "small", f"{error}; --small enlarge takes it")
     except PictureError as error:
         return _left_out(name, "unreadable", str(error).removeprefix(f"{label}: "))
     pictures = {PICTURES: high}
     for scale in preparation.scales:
-        low = degrade(high[None].float() / 127.5 - 1, scale)[0]
-        pictures[f"x{scale}"] = (low * 127.5 + 127.5).round().to(torch.uint8)
+        low = degrade(content.of(high)[None].float() / 127.5 - 1, scale)[0]
+        pictures[f"x{scale}"] = content.shrunk(scale).framed((low * 127.5 + 127.5).round().to(torch.uint8), border)
     files = {}
     for folder, picture in pictures.items():
         path = PurePosixPath(folder, f"{target}.{preparation.format}")

@@ -97,7 +97,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         del state
 
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
-    log.write(images, pictures=len(pictures), in_memory=pictures.held is not None, device=str(device))
+    log.write(images, pictures=len(pictures), in_memory=pictures.in_memory, device=str(device))
     meter = Meter(log, run.batch_size)
     batches = Batches(pictures, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
     finished = output / f"{recipe.about.name}.safetensors"

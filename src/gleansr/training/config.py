@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from gleansr.configs import Range, check, from_dict, merge, override
-from gleansr.data.fit import Aspect
+from gleansr.data.degradation import RealConfig
+from gleansr.data.fit import Aspect, Border
 from gleansr.errors import RequestError
 from gleansr.models.esrgan_plus import ESRGANDiscriminatorConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
@@ -42,11 +43,19 @@ class DataConfig:
     patch: Annotated[int | None, Range(1)] = None
     """Height and width of the part of each picture to train on, at a random place on the grid of the low-resolution pixels; None: all of
     it."""
-    degradation: Literal["bicubic", "blind"] = "bicubic"
-    """How the low-resolution pictures are made: MATLAB's bicubic and 8 bits, or blur, noise and JPEG of random strength."""
+    random_crop: Annotated[float, Range(0.1, 1)] = 1.0
+    """Train on squares cut out at random places, whose side is drawn anew from this share of the image's shorter side to all of it, but
+    is not less than the network's size where the image has that; 1: whole images. For sets that are small, or have no framing."""
+    degradation: Literal["bicubic", "real", "blind"] = "bicubic"
+    """How the low-resolution pictures are made: bicubic: MATLAB's, to 8 bits, as in the paper; real: what happens to thumbnails, see the
+    table `real`; blind: blur, noise and JPEG as in the official configuration for faces."""
+    real: RealConfig = field(default_factory=RealConfig)
+    """Ranges of degradation = "real"."""
     aspect: Aspect = "crop"
-    """What to do with pictures that are not square: take the centre square, scale each axis by itself, add black up to a square, or take
-    the centre of aspect 4:3 and add black bars (LSUN cars)."""
+    """What to do with pictures that are not square: take the centre square, scale each axis by itself, add a border up to a square, or take
+    the centre of aspect 4:3 and add a border above and below (cars)."""
+    border: Border = "repeat"
+    """What fills that border: the outermost pixels, as when pictures are enlarged, or black (LSUN cars)."""
     small: Literal["refuse", "skip", "enlarge"] = "refuse"
     """Pictures that would have to be enlarged: an error, left out, or enlarged."""
     other_size: Literal["fit", "skip", "refuse"] = "fit"
@@ -66,6 +75,15 @@ class DataConfig:
                 f"train_low must have a source for each of train, but has {len(self.train_low)} for {len(self.train)}",
             ),
             (not self.train_low or self.degradation == "bicubic", 'train_low is given, so degradation must be "bicubic"'),
+            (not self.train_low or self.random_crop == 1, "train_low is given, so random_crop must be 1"),
+            (
+                self.degradation != "blind" or self.aspect in ("crop", "squash"),
+                f'degradation = "blind" takes images without a border, so aspect must be "crop" or "squash", not "{self.aspect}"',
+            ),
+            (
+                self.random_crop == 1 or self.aspect == "crop",
+                f'random_crop cuts out squares, so aspect must be "crop", not "{self.aspect}"',
+            ),
         )
 
 
@@ -199,8 +217,8 @@ class NetworkRecipe:
     """Architecture of a discriminator that starts anew: StyleGAN2's, told by its `channels`, or ESRGAN's, by its `size`. None: start from
     the one in the bank's file, as the paper does, or where there is none from a new one with the bank's channels."""
     start: str | None = None
-    """A trained network to start from: a GLEAN around the same bank, of this scale or another; for ESRGAN+ an ESRGAN+ or an ESRGAN; for a
-    plain network a plain one. Layers that it lacks start anew."""
+    """A trained network to start from: a GLEAN around a bank of the same architecture, of this scale or another; for ESRGAN+ an ESRGAN+ or
+    an ESRGAN; for a plain network a plain one. Layers that it lacks start anew."""
     teacher: str | None = None
     """A trained network of the same sizes that is to be imitated (distillation), as a light GLEAN does a full one."""
     teacher_share: Annotated[float, Range(0, 1)] = 1.0

@@ -1,26 +1,31 @@
 """Training pictures: from their sources to batches, in an order that depends on the seed and the number of pictures seen alone."""
 
 import bisect
+import dataclasses
 import functools
 import itertools
 import logging
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gleansr.data.fit import SmallError, fit
+from gleansr.data.degradation import degrade_real, fixed_seed
+from gleansr.data.fit import Border, Content, SmallError, content_of, fit
 from gleansr.data.sources import Source, open_pairs, open_source
 from gleansr.devices import cores
 from gleansr.errors import PictureError, RequestError
-from gleansr.pictures import decode
+from gleansr.pictures import decode, to_bytes
 from gleansr.resize import degrade
 from gleansr.training.blind import degrade_blind
 from gleansr.training.config import DataConfig
+from gleansr.training.streams import stream_seed
 
 SPOILT = 1000
 """So many pictures in a row that must be left out end the run: the source is broken."""
@@ -40,11 +45,13 @@ class Sample:
     """(3, size, size) or (N, 3, size, size), uint8."""
     low: Tensor | None
     """The low-resolution picture where it is not made on the device, (3, in, in) or (N, 3, in, in), uint8."""
-    left_out: list[str]
+    contents: list[Content]
+    """For each the part of it that is no border."""
+    left_out: list[str] = field(default_factory=list)
     """What was left out on the way to it, and why."""
 
 
-def fitted(pixels: Tensor, size: int, config: DataConfig) -> Tensor:
+def fitted(pixels: Tensor, size: int, config: DataConfig, grid: int = 1) -> Tensor:
     """A picture (3, H, W) in [0, 1] as bytes (3, size, size), brought to that size as the options say.
 
     Raises:
@@ -54,10 +61,27 @@ def fitted(pixels: Tensor, size: int, config: DataConfig) -> Tensor:
     height, width = pixels.shape[-2:]
     if (height, width) != (size, size) and config.other_size != "fit":
         _refuse(config.other_size, f"{width}x{height}, not {size}x{size}", "data.other_size=fit or skip")
+    small = "enlarge" if config.small == "enlarge" else "skip"
     try:
-        return fit(pixels, size, config.aspect, "enlarge" if config.small == "enlarge" else "skip")
+        return fit(pixels, size, config.aspect, small, border=config.border, grid=grid)
     except SmallError as error:
         return _refuse(config.small, str(error), "data.small=skip or enlarge")
+
+
+def cut_out(image: Tensor, size: int, config: DataConfig, seed: int) -> Tensor:
+    """A random square of `image` (3, H, W), uint8, as bytes (3, size, size): see `DataConfig.random_crop`. Whole images of that size keep
+    their values."""
+    height, width = image.shape[-2:]
+    shorter, rng = min(height, width), np.random.Generator(np.random.PCG64(seed))
+    side = shorter * rng.uniform(config.random_crop, 1)
+    if config.small != "enlarge":
+        side = max(side, size)
+    left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
+    if side == size:  # whole pixels are cut out as they are
+        left, top = round(left), round(top)
+    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    cut = pixels.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()
 
 
 def _refuse(policy: str, problem: str, mend: str) -> NoReturn:
@@ -77,10 +101,14 @@ class Pictures(Dataset[Sample]):
         low_sources: Sequence[str] = (),
         low_size: int | None = None,
         limit: int | None = None,
+        content_height: int | None = None,
     ):
+        """`low_size` is the side of the low-resolution images that are made of them, and `content_height` the number of rows that are no
+        border where the images come with one."""
         if not sources:
             raise RequestError("no pictures in no source at all: give --data")
-        self.size, self.low_size, self.config = size, low_size, config
+        self.size, self.low_size, self.config, self.content_height = size, low_size, config, content_height
+        self.scale = size // low_size if low_size else 1
         self.sources = [open_source(spec) for spec in sources]
         self.low_sources = [open_source(spec) for spec in low_sources]
         self.pairs = [open_pairs(high, low) for high, low in zip(sources, low_sources, strict=True)] if low_sources else []
@@ -89,6 +117,10 @@ class Pictures(Dataset[Sample]):
         self.n = min(self.ends[-1], limit or self.ends[-1])
         self.held: Tensor | None = None
         self.held_low: Tensor | None = None
+        self.contents: list[Content] = []
+        """Of those that are held."""
+        self.uncut: list[Tensor] = []
+        """All images (3, H, W), uint8, of which squares are cut out, where they are held."""
 
     def __len__(self) -> int:
         return self.n
@@ -96,14 +128,61 @@ class Pictures(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """The picture of that index, or where that is to be left out the next one that is not."""
         if self.held is not None:
-            return Sample(self.held[index], None if self.held_low is None else self.held_low[index], [])
+            return Sample(self.held[index], None if self.held_low is None else self.held_low[index], [self.contents[index]])
+        return self._next_usable(index, self._read)
+
+    def cut_out(self, index: int, seed: int) -> Sample:
+        """A random square of the picture of that index, or where that is to be left out of the next one that is not."""
+
+        def cut(image: Tensor) -> Sample:
+            return Sample(cut_out(image, self.size, self.config, seed), None, [self._whole])
+
+        return cut(self.uncut[index]) if self.uncut else self._next_usable(index, lambda other: cut(self._uncut(other)))
+
+    @property
+    def _whole(self) -> Content:
+        return Content(self.size, 0, 0, self.size, self.size)
+
+    def _next_usable(self, index: int, read: Callable[[int], Sample]) -> Sample:
         left_out: list[str] = []
         for other in range(index, index + min(self.n, SPOILT)):
             try:
-                return Sample(*self._read(other % self.n), left_out)
+                sample = read(other % self.n)
             except LeftOutError as error:
                 left_out.append(str(error))
+            else:
+                return dataclasses.replace(sample, left_out=left_out)
         raise PictureError(f"{len(left_out)} pictures in a row had to be left out, such as {left_out[0]}")
+
+    def hold_uncut(self) -> None:
+        """Reads all images, of which squares are cut out, into memory, unless they take more than the recipe allows."""
+        found: list[Tensor | None] = []
+        left_out: set[str] = set()
+        n_bytes = 0
+        for index in range(self.n):
+            try:
+                image = self._uncut(index)
+            except LeftOutError as error:
+                left_out.add(str(error))
+                image = None
+            found.append(image)
+            n_bytes += 0 if image is None else image.numel()
+            if n_bytes > self.config.memory * 1e9:
+                return
+        if all(image is None for image in found):
+            raise PictureError(f"all {self.n} pictures had to be left out, such as {min(left_out)}")
+        # What is left out is replaced by the next one, as where images are read as they are needed.
+        following = next(image for image in found if image is not None)
+        for image in reversed(found):
+            following = following if image is None else image
+            self.uncut.append(following)
+        self.uncut.reverse()
+        warn_left_out(left_out)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are held."""
+        return self.held is not None or bool(self.uncut)
 
     def hold(self, workers: int) -> Tensor:
         """Reads all pictures into memory, says what was left out, and returns them (N, 3, size, size)."""
@@ -114,6 +193,7 @@ class Pictures(Dataset[Sample]):
         left_out: set[str] = set()
         for start, sample in zip(range(0, self.n, 16), loader, strict=True):
             held[start : start + 16] = sample.truth
+            self.contents.extend(sample.contents)
             if held_low is not None and sample.low is not None:
                 held_low[start : start + 16] = sample.low
             left_out.update(sample.left_out)
@@ -121,20 +201,42 @@ class Pictures(Dataset[Sample]):
         warn_left_out(left_out)
         return held
 
-    def _read(self, index: int) -> tuple[Tensor, Tensor | None]:
-        place = bisect.bisect_right(self.ends, index)
-        index -= self.ends[place - 1] if place else 0
+    def _read(self, index: int) -> Sample:
+        place, index = self._place(index)
         if not self.pairs:
-            return self._picture(self.sources[place], index), None
+            truth, content = self._picture(self.sources[place], index)
+            return Sample(truth, None, [content])
         high, low = self.pairs[place][index]
-        return self._picture(self.sources[place], high), self._low(self.low_sources[place], low)
+        truth, content = self._picture(self.sources[place], high)
+        return Sample(truth, self._low(self.low_sources[place], low), [content])
 
-    def _picture(self, source: Source, index: int) -> Tensor:
+    def _place(self, index: int) -> tuple[int, int]:
+        """The number of the source, and of the picture in it."""
+        place = bisect.bisect_right(self.ends, index)
+        return place, index - (self.ends[place - 1] if place else 0)
+
+    def _uncut(self, index: int) -> Tensor:
+        place, index = self._place(index)
+        source = self.sources[place]
+        pixels = _decode(source, index, self.config)
+        height, width = pixels.shape[-2:]
+        if min(height, width) < self.size and self.config.small != "enlarge":
+            problem = f"{source.label(index)}: {width}x{height} is too small for {self.size}x{self.size}"
+            _refuse(self.config.small, problem, "data.small=skip or enlarge")
+        return (pixels * 255).round().to(torch.uint8)
+
+    def _picture(self, source: Source, index: int) -> tuple[Tensor, Content]:
         pixels = _decode(source, index, self.config)
         try:
-            return fitted(pixels, self.size, self.config)
+            truth = fitted(pixels, self.size, self.config, self.scale)
         except PictureError as error:
             raise type(error)(f"{source.label(index)}: {error}") from None
+        height, width = pixels.shape[-2:]
+        content = content_of(height, width, self.size, self.config.aspect, self.scale)
+        if content.whole and self.content_height is not None:  # the border is in the file
+            content = Content(self.size, (self.size - self.content_height) // 2, 0, self.content_height, self.size)
+            truth = content.framed(content.of(truth), self.config.border)
+        return truth, content
 
     def _low(self, source: Source, index: int) -> Tensor:
         pixels = _decode(source, index, self.config)
@@ -157,16 +259,69 @@ def _decode(source: Source, index: int, config: DataConfig) -> Tensor:
         raise PictureError(f"{problem}; --set data.corrupt=skip leaves such pictures out") from None
 
 
-def load_pictures(sources: Sequence[str], size: int, config: DataConfig, limit: int | None = None) -> Tensor:
-    """The first `limit` pictures of the sources as bytes (N, 3, size, size), RGB."""
-    return Pictures(sources, size, config, limit=limit).hold(workers=0)
+@dataclass
+class HeldOut:
+    """Images that are reported on, as bytes."""
+
+    truth: Tensor
+    """(N, 3, size, size), uint8."""
+    lows: dict[str, Tensor]
+    """Their low-resolution images (N, 3, in, in), uint8, by the prefix of the figures: "" for those made as in training, "clean_" for those
+    made by MATLAB's bicubic, where these are others."""
+    content: Content
+    """The part that is looked at: all, or what is no border in any of them."""
 
 
-def open_pictures(config: DataConfig, size: int, low_size: int | None = None) -> Pictures:
-    """The training pictures, held in memory where they fit into `config.memory`. `low_size` is that of the prepared low ones, if any."""
-    pictures = Pictures(config.train, size, config, config.train_low, low_size)
+def load_held_out(config: DataConfig, size: int, in_size: int, content_height: int | None = None) -> HeldOut:
+    """The first `n_validation` of the validation images. Their low-resolution images are always the same, whatever the run's seed."""
+    pictures = Pictures(config.validation, size, config, low_size=in_size, limit=config.n_validation, content_height=content_height)
+    truth = pictures.hold(workers=0)
+    ways = {"": config.degradation} | ({"clean_": "bicubic"} if config.degradation != "bicubic" else {})
+    lows = {
+        prefix: torch.stack(
+            [
+                _degraded(image, content, in_size, dataclasses.replace(config, degradation=way), fixed_seed(i))
+                for i, (image, content) in enumerate(zip(truth, pictures.contents, strict=True))
+            ]
+        )
+        for prefix, way in ways.items()
+    }
+    same = all(content == pictures.contents[0] for content in pictures.contents)
+    return HeldOut(truth, lows, pictures.contents[0] if same else Content(size, 0, 0, size, size))
+
+
+def _degraded(truth: Tensor, content: Content, in_size: int, config: DataConfig, seed: int) -> Tensor:
+    """The low-resolution image (3, in, in) of `truth` (3, size, size), both uint8. The border is made after the shrinking, as in use, where
+    it is the low-resolution image that is too small."""
+    if config.degradation == "blind":
+        return degrade_blind(truth, in_size, torch.Generator().manual_seed(seed))
+    scale = content.size // in_size
+    inside = content.of(truth)
+    if config.degradation == "real":
+        low = degrade_real(inside, scale, seed, config.real)
+    else:
+        low = to_bytes(degrade(inside[None].float() / 127.5 - 1, scale)[0])
+    return content.shrunk(scale).framed(low, config.border)
+
+
+def _shrunk(truth: Tensor, contents: Sequence[Content], scale: int, border: Border) -> Tensor:
+    """The low-resolution images (N, 3, in, in) by MATLAB's bicubic of `truth` (N, 3, size, size), both in [-1, 1]."""
+    if all(content.whole for content in contents):
+        return truth if scale == 1 else degrade(truth, scale)
+    if scale == 1:
+        return truth
+    each = zip(truth, contents, strict=True)
+    return torch.stack([c.shrunk(scale).framed(degrade(c.of(image)[None], scale)[0], border, black=-1) for image, c in each])
+
+
+def open_pictures(config: DataConfig, size: int, low_size: int | None = None, content_height: int | None = None) -> Pictures:
+    """The training pictures, held in memory where they fit into `config.memory`. `low_size` is the side of the low-resolution ones."""
+    pictures = Pictures(config.train, size, config, config.train_low, low_size, content_height=content_height)
     if len(pictures) * 3 * size * size <= config.memory * 1e9:
-        pictures.hold(config.workers)
+        if config.random_crop < 1:
+            pictures.hold_uncut()
+        else:
+            pictures.hold(config.workers)
     return pictures
 
 
@@ -181,12 +336,13 @@ def collate(samples: Sequence[Sample]) -> Sample:
     """A batch of samples."""
     lows = [sample.low for sample in samples if sample.low is not None]
     left_out = [problem for sample in samples for problem in sample.left_out]
-    return Sample(torch.stack([sample.truth for sample in samples]), torch.stack(lows) if lows else None, left_out)
+    contents = [content for sample in samples for content in sample.contents]
+    return Sample(torch.stack([sample.truth for sample in samples]), torch.stack(lows) if lows else None, contents, left_out)
 
 
 @functools.lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
 
 
 def batch_order(n: int, positions: Sequence[int], seed: int) -> Tensor:
@@ -201,10 +357,13 @@ class _Positions(Dataset[Sample]):
         self.pictures, self.seed, self.in_size = pictures, seed, in_size
 
     def __getitem__(self, position: int) -> Sample:
-        sample = self.pictures[int(batch_order(len(self.pictures), [position], self.seed))]
-        if self.pictures.config.degradation == "blind":
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + position)
-            sample.low = degrade_blind(sample.truth, self.in_size, generator)
+        pictures, config = self.pictures, self.pictures.config
+        index = int(batch_order(len(pictures), [position], self.seed))
+        crop = config.random_crop < 1
+        sample = pictures.cut_out(index, stream_seed(self.seed, "crop", position)) if crop else pictures[index]
+        if self.in_size < pictures.size and config.degradation != "bicubic":
+            seed = stream_seed(self.seed, "degradation", position)
+            sample.low = _degraded(sample.truth, sample.contents[0], self.in_size, config, seed)
         return sample
 
 
@@ -269,8 +428,8 @@ class Batches:
                 low = sample.low.to(self.device, non_blocking=True).float()
                 low = (low - 127.5) / torch.full_like(low, 127.5)  # as `degrade` does it, to the bit
             else:
-                low = truth if scale == 1 else degrade(truth, scale)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start + 1)
+                low = _shrunk(truth, sample.contents, scale, config.border)
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, "mirror", start))
             if config.flip:
                 mirrored = torch.rand(self.batch_size, generator=generator)[mine] < 0.5
                 chosen = mirrored.to(self.device)[:, None, None, None]
@@ -285,11 +444,13 @@ class Batches:
 
     def _samples(self, starts: range) -> Iterator[Sample]:
         pinned = self.device.type == "cuda"
-        if self.pictures.held is not None and self.pictures.config.degradation == "bicubic":
+        clean = self.in_size == self.pictures.size or self.pictures.config.degradation == "bicubic"
+        if self.pictures.held is not None and clean:
             for start in starts:
                 order = batch_order(len(self.pictures), self.share.of(start, self.batch_size), self.seed)
                 low = None if self.pictures.held_low is None else self.pictures.held_low[order]
-                yield _pinned(Sample(self.pictures.held[order], low, []), pinned)
+                contents = [self.pictures.contents[i] for i in order.tolist()]
+                yield _pinned(Sample(self.pictures.held[order], low, contents), pinned)
             return
         workers = min(self.pictures.config.workers, cores())
         loader: DataLoader[Any] = DataLoader(
@@ -322,4 +483,5 @@ def _pinned(sample: Sample, wanted: bool) -> Sample:
     """In memory from which a GPU copies without making the CPU wait."""
     if not wanted:
         return sample
-    return Sample(sample.truth.pin_memory(), None if sample.low is None else sample.low.pin_memory(), sample.left_out)
+    low = None if sample.low is None else sample.low.pin_memory()
+    return dataclasses.replace(sample, truth=sample.truth.pin_memory(), low=low)

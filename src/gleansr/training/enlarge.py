@@ -20,11 +20,11 @@ from gleansr.evaluation.metrics import psnr, ssim
 from gleansr.feedforward import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.layers import placed
-from gleansr.resize import degrade, resize
+from gleansr.resize import resize
 from gleansr.signals import stoppable
 from gleansr.training import losses as L
 from gleansr.training.config import NetworkRecipe
-from gleansr.training.data import Batches, Share, load_pictures, open_pictures, warn_left_out
+from gleansr.training.data import Batches, HeldOut, Share, load_held_out, open_pictures, warn_left_out
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.parts import Network, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
@@ -73,10 +73,9 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     run, device, first = recipe.run, fabric.device, fabric.global_rank == 0
     in_size, out_size = recipe.network.in_size, recipe.network.out_size
     scale = out_size // in_size
-    pictures = open_pictures(recipe.data, out_size, in_size)
-    held_back = None
-    if recipe.data.validation:
-        held_back = load_pictures(recipe.data.validation, out_size, recipe.data, recipe.data.n_validation)
+    content_height = recipe.network.content_height if isinstance(recipe.network, GLEANNetworkConfig) else None
+    pictures = open_pictures(recipe.data, out_size, in_size, content_height)
+    held_out = load_held_out(recipe.data, out_size, in_size, content_height) if recipe.data.validation else None
     torch.manual_seed(run.seed)
     model, discriminator = build(recipe)
     new_layers = start_from(recipe.start, model) if recipe.start else []
@@ -135,7 +134,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
         log.write(
             images,
             pictures=len(pictures),
-            in_memory=pictures.held is not None,
+            in_memory=pictures.in_memory,
             processes=fabric.world_size,
             device=str(device),
             perceptual_network=perceptual_name,
@@ -216,9 +215,9 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
             stopping = meter.agreed(stop.name)
             if end or stopping or passed(images, run.batch_size, run.checkpoint_every):
                 meter.check(states)
-                if held_back is not None and not stopping:
+                if held_out is not None and not stopping:
                     sheet = output / "samples" / f"{images:09d}.png"
-                    figures = validate(averaged.eval(), judge, held_back, scale, sheet, run.batch_size, fabric)
+                    figures = validate(averaged.eval(), judge, held_out, sheet, run.batch_size, fabric)
                     model.train()
                     if log:
                         log.picture("samples", sheet, images)
@@ -252,7 +251,8 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
             raise GleansrError(f"the bank has changed during training ({changed}); this is a defect, and the model was not saved")
         about = facts(recipe, images, figures=figures)
         if isinstance(recipe.network, GLEANNetworkConfig):
-            about = dataclasses.replace(about, content_height=recipe.network.content_height)
+            border = recipe.data.border if content_height else None
+            about = dataclasses.replace(about, content_height=content_height, border=border)
         native.save(finished, {"generator": averaged}, about)
     fabric.barrier()
     return finished
@@ -264,35 +264,42 @@ def changed_bank(model: Network, frozen: dict[str, Tensor]) -> str | None:
 
 
 @torch.no_grad()
-def validate(
-    model: Network, network: SqueezeNet, truths: Tensor, scale: int, sheet: Path, batch_size: int, fabric: Fabric
-) -> dict[str, float]:
-    """PSNR and SSIM (RGB, mean over pictures, results clamped and not rounded) and SqueezeNet feature distance of `truths`, bytes
-    (N, 3, H, W), for the model and for bicubic enlargement; each process takes its share. The first one saves eight pictures as rows of
+def validate(model: Network, network: SqueezeNet, held_out: HeldOut, sheet: Path, batch_size: int, fabric: Fabric) -> dict[str, float]:
+    """PSNR and SSIM (RGB, mean over images, results clamped and not rounded) and SqueezeNet feature distance of the held-out images, for
+    the model and for bicubic enlargement; each process takes its share. The first one saves eight images as rows of
     low | bicubic | result | truth."""
-    size = truths.shape[-1]
+    size, content = held_out.truth.shape[-1], held_out.content
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = collections.defaultdict(lambda: torch.zeros((), device=device))
-    mine = truths[fabric.global_rank :: fabric.world_size]
-    for start in range(0, len(mine), batch_size):
-        truth = mine[start : start + batch_size].to(device).float() / 127.5 - 1
-        low = degrade(truth, scale)
-        bicubic = resize(low, size=size).clamp(-1, 1)
-        result = enlarge(model, low.to(memory_format=torch.channels_last)).clamp(-1, 1)
-        wanted = network(truth)
-        for prefix, picture in (("", result), ("bicubic_", bicubic)):
-            sums[f"{prefix}psnr"] += psnr(picture, truth, rounding="none").sum()
-            sums[f"{prefix}ssim"] += ssim(picture, truth, rounding="none").sum()
-            sums[f"{prefix}feature_distance"] += feature_distance(network(picture), wanted).sum()
-        if start == 0 and fabric.global_rank == 0:
-            nearest = nn.functional.interpolate(low, size=size)
-            save_grid(
-                sheet,
-                [torch.cat(row) for row in zip(*(p[:8].split(1) for p in (nearest, bicubic, result, truth)), strict=True)],
-            )
-    names = [f"{prefix}{name}" for prefix in ("", "bicubic_") for name in ("psnr", "ssim", "feature_distance")]
+    mine = slice(fabric.global_rank, None, fabric.world_size)
+
+    def on_device(images: Tensor) -> Tensor:
+        images = images.to(device).float()
+        return (images - 127.5) / torch.full_like(images, 127.5)
+
+    for kind, lows in held_out.lows.items():
+        batches = zip(held_out.truth[mine].split(batch_size), lows[mine].split(batch_size), strict=True)
+        for number, (truth, low) in enumerate(batches):
+            truth, low = on_device(truth), on_device(low)
+            bicubic = resize(low, size=size).clamp(-1, 1)
+            result = enlarge(model, low.to(memory_format=torch.channels_last)).clamp(-1, 1)
+            wanted = network(content.of(truth))
+            for name, image in (("", result), ("bicubic_", bicubic)):
+                prefix, shown = f"{kind}{name}", content.of(image)
+                sums[f"{prefix}psnr"] += psnr(shown, content.of(truth), rounding="none").sum()
+                sums[f"{prefix}ssim"] += ssim(shown, content.of(truth), rounding="none").sum()
+                sums[f"{prefix}feature_distance"] += feature_distance(network(shown), wanted).sum()
+            if kind == "" and number == 0 and fabric.global_rank == 0:
+                nearest = nn.functional.interpolate(low, size=size)
+                save_grid(
+                    sheet,
+                    [torch.cat(row) for row in zip(*(p[:8].split(1) for p in (nearest, bicubic, result, truth)), strict=True)],
+                )
+    names = [
+        f"{kind}{prefix}{name}" for kind in held_out.lows for prefix in ("", "bicubic_") for name in ("psnr", "ssim", "feature_distance")
+    ]
     totals = fabric.all_reduce(torch.stack([sums[name] for name in names]), reduce_op="sum")
-    return {name: round(float(total) / len(truths), 4) for name, total in zip(names, totals, strict=True)}
+    return {name: round(float(total) / len(held_out.truth), 4) for name, total in zip(names, totals, strict=True)}
 
 
 def compiled(network: nn.Module, wanted: bool) -> nn.Module:

@@ -147,16 +147,17 @@ def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tenso
 def start_from(source: str, model: Network) -> list[str]:
     """Copies the layers of a trained network that fit, and returns the names of those that start anew.
 
-    For a GLEAN it is a GLEAN around the same bank, of this scale or another; for an ESRGAN+ an ESRGAN+ or, as officially, an ESRGAN; for a
-    plain network a plain one.
+    For a GLEAN it is a GLEAN around a bank of the same architecture, of this scale or another, whose bank is left where it is; for an
+    ESRGAN+ an ESRGAN+ or, as officially, an ESRGAN; for a plain network a plain one.
     """
     path = checkpoints.model_path(source)
     other = checkpoints.read(path).build(None, path)
     theirs = other.state_dict()
     if isinstance(model, GLEAN):
         if not isinstance(other, GLEAN) or other.config.bank != model.config.bank:
-            raise RequestError(f"{path}: start must be a GLEAN around the same bank")
-        theirs = at_the_size_of(model, other)
+            raise RequestError(f"{path}: start must be a GLEAN around a bank of the same architecture")
+        theirs = {name: tensor for name, tensor in at_the_size_of(model, other).items() if not name.startswith("bank.")}
+        theirs |= {f"bank.{name}": tensor for name, tensor in bank_of(model).items()}
     elif not isinstance(other, ESRGANPlus | RRDBNet if isinstance(model, ESRGANPlus) else ResidualNet):
         wanted = "an ESRGAN+ or an ESRGAN" if isinstance(model, ESRGANPlus) else "a plain network"
         raise RequestError(f"{path}: start must be {wanted}, but it is a {type(other).__name__}")
