@@ -130,7 +130,14 @@ def test_json_says_how_it_was_made(done: Done, tiny_model: Path):
     report = json.loads((done.output / "comparison.json").read_text())
     assert report == done.report
     protocol = report["protocol"]
-    assert protocol["task"] == {"size": 32, "scale": 4, "aspect": "crop", "small": "refuse"}
+    assert protocol["task"] == {
+        "size": 32,
+        "scale": 4,
+        "aspect": "crop",
+        "small": "refuse",
+        "border": "repeat",
+        "degradation": "bicubic",
+    }
     assert protocol["judge"]["colour_space"] == "RGB"
     assert set(protocol["judge"]["sha256"]) == {"squeezenet"}
     assert protocol["place"]["precision"] == "float32"

@@ -1,6 +1,8 @@
 """The degradation "real": what it is made of, that it is repeatable, and that a network sees in training what it sees in use."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import gleansr
 from gleansr.checkpoints.native import About
 from gleansr.configs import from_dict
 from gleansr.data.degradation import KERNELS, RealConfig, degrade_real, fixed_seed
 from gleansr.data.fit import Border
 from gleansr.errors import RequestError
+from gleansr.evaluation.truths import Task, Truths
 from gleansr.feedforward import FeedForward
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
@@ -258,3 +262,43 @@ def test_random_crops_are_sharp_where_the_images_allow_and_resume(tmp_path: Path
 def test_test_sets_are_always_degraded_alike():
     assert fixed_seed(0) == 8668861027912758289
     assert len({fixed_seed(i) for i in range(100)}) == 100
+
+
+# ------------------------------------------------------------------------------------------------------------- and in figures
+
+
+def test_test_images_have_borders_as_in_use_and_are_degraded_with_fixed_seeds(tmp_path: Path):
+    Image.fromarray(smooth(24, 32, 1).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    Image.fromarray(smooth(24, 32, 2).permute(1, 2, 0).numpy()).save(tmp_path / "b.png")
+    for border, edge in (("repeat", None), ("black", -1.0)):
+        example = Truths(str(tmp_path), Task(32, 4, "bars", border=border))[1]
+        content = lr_of(smooth(24, 32, 2)) * 2 - 1
+        assert torch.allclose(example.low[0, :, 1:7], content, atol=1e-6)
+        assert torch.allclose(example.low[0, :, 0], content[:, 0] if edge is None else torch.tensor(edge), atol=1e-6)
+        assert torch.equal(example.inside(example.low)[0], example.low[0, :, 1:7])
+        assert torch.equal(example.inside(example.truth)[0], example.truth[0, :, 4:28])
+    real = Truths(str(tmp_path), Task(32, 4, "bars", degradation="real"))
+    for i, example in enumerate(real):
+        low = degrade_real(smooth(24, 32, i + 1), 4, fixed_seed(i)).float() / 127.5 - 1
+        assert torch.allclose(example.inside(example.low)[0], low, atol=1e-6)
+    with pytest.raises(RequestError, match="leave out --degradation real"):
+        Truths(str(tmp_path), Task(32, 4, degradation="real"), low=str(tmp_path))
+
+
+def test_borders_are_not_judged(tmp_path: Path, tiny_model: Path, command: Callable[..., tuple[int, str]]):
+    """Figures of images of several shapes, in batches and one by one, are those of what the model makes of each in use."""
+    images = [smooth(*size, seed) for seed, size in enumerate([(24, 32), (24, 32), (32, 20), (32, 32)])]
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    figures = []
+    for size in (1, 4):
+        output = tmp_path / f"{size}.json"
+        options = ("--aspect", "pad", "--batch-size", size, "--metrics", "psnr,squeezenet_frechet", "--json", output)
+        status, said = command("evaluate", tiny_model, tmp_path, *options)
+        assert status == 0, said
+        figures.append(json.loads(output.read_text())["methods"][1]["means"])
+    assert figures[0]["psnr"] == pytest.approx(figures[1]["psnr"], abs=1e-3)
+    assert figures[0]["squeezenet_frechet"] == pytest.approx(figures[1]["squeezenet_frechet"], rel=1e-3)
+    enlarge = gleansr.load(tiny_model, device="cpu")
+    errors = [(np.asarray(enlarge(lr_of(image)), float) - image.permute(1, 2, 0).numpy()) ** 2 for image in images]
+    assert figures[0]["psnr"] == pytest.approx(np.mean([10 * np.log10(255**2 / e.mean()) for e in errors]), abs=1e-3)

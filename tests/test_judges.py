@@ -158,7 +158,6 @@ def test_the_protocol_tells_all_that_figures_depend_on(files: JudgeFiles):
         "colour_space": "RGB",
         "rounding": "none",
         "crop_border": 8,
-        "degradation": "MATLAB bicubic, antialiased, 8 bits",
         "sha256": {},
     }
     assert files.mobilenet is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gleansr import checkpoints
 from gleansr.checkpoints.native import About
+from gleansr.data.fit import Border
 from gleansr.devices import Precision, find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.feedforward import FeedForward
@@ -59,7 +60,8 @@ class Upscaler:
         self.output_size = method.in_size and method.in_size * method.scale
         # LSUN's cars stand between black bars: the model takes and makes squares, of which the middle rows are picture.
         self.content_height = about.content_height or self.output_size
-        self._repeats_bars = about.border == "repeat"
+        self.border: Border = "black" if about.content_height and about.border != "repeat" else "repeat"
+        """What the model is shown around images that are not of its shape."""
         self.category = about.category
         self.licence = about.licence
 
@@ -149,10 +151,10 @@ class Upscaler:
         if rows != size:
             first = (size - rows) // 2
             last = first + rows
-            if barred and self._repeats_bars and float(torch.cat([planes[:3, :first], planes[:3, last:]], 1).mean()) < _BLACK:
+            if barred and self.border == "repeat" and float(torch.cat([planes[:3, :first], planes[:3, last:]], 1).mean()) < _BLACK:
                 planes, bars = planes[:, first:last], (first * self.scale, last * self.scale)
             if bars or not barred:
-                mode = "replicate" if self._repeats_bars else "constant"
+                mode = "replicate" if self.border == "repeat" else "constant"
                 planes = torch.nn.functional.pad(planes[None], (0, 0, first, size - last), mode=mode)[0]
         out, content = self.output_size, self.output_size if barred else self.content_height
         bar = (out - content) // 2

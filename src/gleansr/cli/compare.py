@@ -32,6 +32,7 @@ def compare(
     limit_slow: int | None = None,
     aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
     small: Literal["refuse", "enlarge"] = "refuse",
+    degradation: Literal["bicubic", "real"] = "bicubic",
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     batch_size: int = 1,
@@ -57,9 +58,12 @@ def compare(
         low: Prepared low-resolution pictures, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
         limit: Only the first so many pictures.
         limit_slow: Only the first so many for pulse and dgp; a second table then has all methods on these.
-        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: add
-            black; bars: take the centre of aspect 4:3 and add black bars. By default crop, or bars for models of such pictures.
+        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
+            the border; bars: take the centre of aspect 4:3 and add bars. Borders are not judged. By default crop, or bars for models of
+            such pictures.
         small: What to do with pictures that would have to be enlarged to be true ones.
+        degradation: How the low-resolution pictures are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
+            kernels with and without antialiasing, noise, JPEG), always the same for the same data.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass. With 1, times are what one waits for a picture.
@@ -80,7 +84,15 @@ def compare(
         if entry.model:
             fetched(entry.model, offline)
     folder = output or Path(f"{Path(data.partition('?')[0]).name.partition('.')[0] or 'pictures'}-{scale}x-comparison")
-    options: dict[str, Any] = {"size": size, "low": low, "limit": limit, "limit_slow": limit_slow, "aspect": aspect, "small": small}
+    options: dict[str, Any] = {
+        "size": size,
+        "low": low,
+        "limit": limit,
+        "limit_slow": limit_slow,
+        "aspect": aspect,
+        "small": small,
+        "degradation": degradation,
+    }
     place = Place(device, precision)
     with fetching("a network that judges") as progress:
         comparison = plan(

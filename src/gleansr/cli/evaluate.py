@@ -61,6 +61,7 @@ def evaluate(
     limit: int | None = None,
     aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
     small: Literal["refuse", "enlarge"] = "refuse",
+    degradation: Literal["bicubic", "real"] = "bicubic",
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     batch_size: int | None = None,
@@ -77,9 +78,12 @@ def evaluate(
         size: Side of the true pictures, for a model that takes pictures of any size.
         low: Prepared low-resolution pictures, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
         limit: Only the first so many pictures.
-        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: add
-            black; bars: take the centre of aspect 4:3 and add black bars. By default crop, or bars for models of such pictures.
+        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
+            the border; bars: take the centre of aspect 4:3 and add bars. Borders are not judged. By default crop, or bars for models of
+            such pictures.
         small: What to do with pictures that would have to be enlarged to be true ones.
+        degradation: How the low-resolution pictures are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
+            kernels with and without antialiasing, noise, JPEG), always the same for the same data.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass; by default as many as suit the device.
@@ -107,7 +111,15 @@ def evaluate(
     entries = [Entry("bicubic", "bicubic"), Entry(label, method, model)]
     if batch_size is None:
         batch_size = 1 if output else upscaler.default_batch_size()
-    options: dict[str, Any] = {"size": size, "low": low, "limit": limit, "aspect": aspect, "small": small, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "size": size,
+        "low": low,
+        "limit": limit,
+        "aspect": aspect,
+        "small": small,
+        "degradation": degradation,
+        "batch_size": batch_size,
+    }
     with fetching("a network that judges") as progress:
         comparison = plan(data, entries, scale=upscaler.scale, place=place, progress=progress, **options, **judging.options())
     with watching() as watcher:

@@ -1,5 +1,6 @@
 """Runs several methods on the same test pictures and measures quality, time and memory. What is done is kept, and gone on with."""
 
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
@@ -202,7 +203,7 @@ def _keep(comparison: Comparison, batch: range, examples: Sequence[Example], run
 
 def _judged(comparison: Comparison, example: Example, result: Tensor) -> dict[str, float]:
     try:
-        return comparison.judge(example.low, result, example.truth)[0]
+        return comparison.judge(*(example.inside(image) for image in (example.low, result, example.truth)))[0]
     except RequestError as error:
         raise RequestError(f"{example.name}: {error}") from None
 
@@ -217,8 +218,12 @@ def _with_features(comparison: Comparison, outcomes: Sequence[Outcome], output: 
         parts = []
         for start in range(0, len(names), _BATCH):
             watcher.progress(f"comparing sets: {label}", start, len(names))
-            files = [output / "pictures" / label / f"{truths.files[truths.index[name]]}.png" for name in names[start : start + _BATCH]]
-            parts.append(comparison.judge.pooled(torch.cat([read_png(file) for file in files])))
+            numbers = [truths.index[name] for name in names[start : start + _BATCH]]
+            images = [read_png(output / "pictures" / label / f"{truths.files[i]}.png") for i in numbers]
+            if comparison.task.aspect in ("pad", "bars"):
+                images = [truths[i].inside(image) for i, image in zip(numbers, images, strict=True)]
+            of_one_size = itertools.groupby(images, lambda image: image.shape)
+            parts += [comparison.judge.pooled(torch.cat(list(alike))) for _, alike in of_one_size]
         return joined(parts)
 
     wanted = features("truth", truths.names)

@@ -1,5 +1,6 @@
 """How good a model is on held-back pictures: a comparison in this process, which keeps no pictures."""
 
+import itertools
 import time
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,10 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
         watcher.progress("evaluating", start, len(truths))
         examples = [truths[i] for i in range(start, min(start + size, len(truths)))]
         low, truth = (torch.cat([getattr(example, key) for example in examples]) for key in ("low", "truth"))
-        features["truth"].append(judge.pooled(truth))
+        # Without their borders, the judge takes pictures of one size together.
+        alike = [list(group) for _, group in itertools.groupby(enumerate(examples), lambda pair: pair[1].content)]
+        groups = [([i for i, _ in group], group[0][1].inside) for group in alike]
+        features["truth"] += [judge.pooled(inside(truth[group])) for group, inside in groups]
         for label, method in methods.items():
             batch = low.to(method.device)
             synchronise(method.device)
@@ -46,8 +50,10 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
             result = enlarged.pictures.float().contiguous()
             if not result.isfinite().all():
                 raise RequestError(f"{label} made NaN or infinite values; try --precision float32")
-            figures = judge(low, result, truth)
-            features[label].append(judge.pooled(rounded(result)))
+            figures = []
+            for group, inside in groups:
+                figures += judge(inside(low[group]), inside(result[group]), inside(truth[group]))
+                features[label].append(judge.pooled(inside(rounded(result[group]))))
             for example, note, row in zip(examples, enlarged.notes or [""] * len(examples), figures, strict=True):
                 cost = {"seconds": seconds, "peak": None, "own": None}
                 records[label][example.name] = {"name": example.name, "sha256": example.sha256, "note": note, "metrics": row} | cost

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gleansr.data.fit import Aspect, SmallError, fit
+from gleansr.data.fit import Aspect, SmallError
 from gleansr.data.sources import FolderSource, Source, open_source, stem
 from gleansr.errors import PictureError, RequestError
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
-from gleansr.evaluation.truths import Small, Task, on_grid, usual_aspect
+from gleansr.evaluation.truths import Small, Task, on_grid, usual_aspect, usual_border
 from gleansr.method import Report
 from gleansr.pictures import decode, readable_suffixes, to_image
-from gleansr.resize import degrade
 from gleansr.upscaler import Upscaler
 
 # -------------------------------------------------------------------------------------------------------------- choosing
@@ -75,10 +74,8 @@ def open_pictures(spec: str | os.PathLike[str]) -> Source:
 
 def exhibits(source: Source, names: Sequence[str], task: Task) -> tuple[list[Exhibit], list[Tensor]]:
     """The named pictures without results, and what methods are given of them: (1, 3, h, w), RGB in [-1, 1]."""
-    truths = [_fitted(source, name, task) for name in names]
-    lows = [degrade(truth, task.scale) for truth in truths]
-    pairs = zip(names, lows, truths, strict=True)
-    return [Exhibit(name, to_bytes(low[0]), to_bytes(truth[0])) for name, low, truth in pairs], lows
+    pairs = [(name, *_fitted(source, name, task)) for name in names]
+    return [Exhibit(name, to_bytes(low[0]), to_bytes(truth[0])) for name, truth, low in pairs], [low for *_, low in pairs]
 
 
 def retouches(
@@ -96,16 +93,17 @@ def retouches(
         raise RequestError(f"--original has no picture for {', '.join(missing)}; original and retouched pictures have the same names")
     after = [_fitted(retouched, name, task) for name in names]
     before = [_fitted(original, partners[stem(name)], task) for name in names]
-    results = method([degrade(picture, task.scale) for picture in after])
+    results = method([low for _, low in after])
     rows = zip(names, before, after, results, strict=True)
-    return [Retouch(name, to_bytes(old[0]), to_bytes(new[0]), result) for name, old, new, result in rows]
+    return [Retouch(name, to_bytes(old[0]), to_bytes(new[0]), result) for name, (old, _), (new, _), result in rows]
 
 
-def _fitted(source: Source, name: str, task: Task) -> Tensor:
-    """A picture of the task's size, (1, 3, size, size) in [-1, 1]."""
+def _fitted(source: Source, name: str, task: Task) -> tuple[Tensor, Tensor]:
+    """A picture of the task's size, (1, 3, size, size) in [-1, 1], and the low-resolution one that is made of it."""
     pixels = _read(source, name)
     try:
-        return on_grid(fit(pixels, task.size, task.aspect, "skip" if task.small == "refuse" else "enlarge")[None])
+        truth, content = task.fitted(pixels)
+        return truth, task.shrunk(truth, content, source.names.index(name))
     except SmallError as error:
         raise PictureError(f"{source.label(source.names.index(name))}: {error}; --small enlarge takes it nevertheless") from None
 
@@ -146,7 +144,8 @@ def task_of(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Aspect 
         raise RequestError(f"the pictures of a figure must have one size, not {found}; give models of one size with --models")
     if not sizes:
         raise RequestError(f"{', '.join(upscalers)} takes pictures of any size: give the side of the results with --size")
-    return Task(next(iter(sizes.values())), next(iter(scales.values())), aspect or usual_aspect(upscalers.values()), small)
+    every = upscalers.values()
+    return Task(next(iter(sizes.values())), next(iter(scales.values())), aspect or usual_aspect(every), small, usual_border(every))
 
 
 def enlarge(

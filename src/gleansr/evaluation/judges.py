@@ -164,7 +164,6 @@ class Judge:
             "colour_space": "RGB",
             "rounding": self.rounding,
             "crop_border": self.crop,
-            "degradation": "MATLAB bicubic, antialiased, 8 bits",
             "sha256": dict(self._sha256),
         }
 

@@ -21,8 +21,13 @@ from gleansr.evaluation.metrics import Rounding
 from gleansr.evaluation.records import Record
 from gleansr.evaluation.runner import Place, machine
 from gleansr.evaluation.summary import Outcome
-from gleansr.evaluation.truths import Small, Task, Truths, usual_aspect
+from gleansr.evaluation.truths import Degradation, Small, Task, Truths, usual_aspect, usual_border
 from gleansr.upscaler import Upscaler
+
+_LOWS = {
+    "bicubic": "MATLAB's bicubic with antialiasing, rounded to 8 bits",
+    "real": "what happens to thumbnails (blur, kernels, noise, compression), drawn with fixed seeds",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Comparison:
             "data": Path(shown(self.data)).name,
             "pictures": len(self.truths),
             "task": asdict(self.task),
-            "low": Path(shown(self.low)).name if self.low else "MATLAB's bicubic with antialiasing, rounded to 8 bits",
+            "low": Path(shown(self.low)).name if self.low else _LOWS[self.task.degradation],
             "batch_size": self.batch_size,
             "jobs": self.jobs,
             "judge": {"metrics": [metric.name for metric in self.judge.metrics]} | self.judge.protocol,
@@ -112,6 +117,7 @@ def plan(
     limit_slow: int | None = None,
     aspect: Aspect | None = None,
     small: Small = "refuse",
+    degradation: Degradation = "bicubic",
     place: Place | None = None,
     batch_size: int = 1,
     jobs: int = 1,
@@ -130,7 +136,7 @@ def plan(
         limit: only the first so many pictures.
         limit_slow: only the first so many for methods that search.
         aspect: see `Task`; by default "bars" for models of pictures between black bars, otherwise "crop".
-        small: see `Task`.
+        small: see `Task`, as `degradation`.
         place: where the methods compute, and the judge; by default on a GPU if there is one.
         batch_size: pictures that a method gets together; with 1 the time of a picture is what one waits for it.
         jobs: pictures, or batches, that a search works on at once on a CPU, each in a process with its share of the threads.
@@ -153,7 +159,8 @@ def plan(
     if jobs > 1 and device.type != "cpu":
         raise RequestError(f"--jobs {jobs} is for searches on a CPU; a GPU works on several pictures at once with --batch-size")
     upscalers = {entry.label: entry.load(scale, "cpu") for entry in entries}
-    task = Task(_common_size(upscalers, size), scale, aspect or usual_aspect(upscalers.values()), small)
+    every = upscalers.values()
+    task = Task(_common_size(upscalers, size), scale, aspect or usual_aspect(every), small, usual_border(every), degradation)
     truths = Truths(data, task, low=low, limit=limit)
     participants = []
     for entry in entries:
@@ -170,7 +177,7 @@ def plan(
     names = [name for name in names if name not in sets]
     judge = Judge(names, rounding=rounding, crop=crop, device=device, files=files, progress=progress)
     example = truths[0]
-    judge(example.low, example.truth, example.truth)
+    judge(example.inside(example.low), example.inside(example.truth), example.inside(example.truth))
     return Comparison(data, truths, low, participants, judge, place, batch_size, jobs)
 
 

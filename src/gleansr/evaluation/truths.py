@@ -7,16 +7,19 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from gleansr.data.fit import Aspect, SmallError, fit
+from gleansr.data.degradation import degrade_real, fixed_seed
+from gleansr.data.fit import Aspect, Border, Content, SmallError, content_of, fit
 from gleansr.data.prepare import file_names
 from gleansr.data.sources import Source, open_source, stem
 from gleansr.errors import PictureError, RequestError
-from gleansr.pictures import decode
+from gleansr.pictures import decode, to_bytes
 from gleansr.resize import degrade
 from gleansr.upscaler import Upscaler
 
 Small = Literal["refuse", "enlarge"]
 """What to do with test pictures that would have to be enlarged, see `Task`."""
+
+Degradation = Literal["bicubic", "real"]
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,51 @@ class Task:
     """What is done with truths that are not square, see `gleansr.data.fit.fit`."""
     small: Small = "refuse"
     """Truths that would have to be enlarged: an error, or enlarged, after which they are no true pictures of that size."""
+    border: Border = "repeat"
+    """What fills the border that "pad" and "bars" add. It is not judged."""
+    degradation: Degradation = "bicubic"
+    """How the low-resolution pictures are made: MATLAB's bicubic and 8 bits, or what happens to thumbnails with the seed of each picture's
+    number, see `gleansr.data.degradation`."""
 
     def __post_init__(self):
         if self.aspect not in get_args(Aspect) or self.small not in get_args(Small):
             raise RequestError(
                 f"aspect must be of {get_args(Aspect)} and small of {get_args(Small)}, not {self.aspect!r} and {self.small!r}"
             )
+        if self.degradation not in get_args(Degradation):
+            raise RequestError(f"--degradation must be of {get_args(Degradation)}, not {self.degradation!r}")
         if not 1 <= self.size <= 16384:
             raise RequestError(f"the size of the pictures must be 1 to 16384, not {self.size}")
         if self.scale < 2 or self.size % self.scale:
             raise RequestError(f"--scale must be a divisor of the size {self.size} from 2 up, not {self.scale}")
 
+    def fitted(self, pixels: Tensor) -> tuple[Tensor, Content]:
+        """The truth (1, 3, size, size), RGB, on the grid of 8 bits, that is made of `pixels` (3, H, W) in [0, 1], and what of it is no
+        border. Raises SmallError."""
+        height, width = pixels.shape[-2:]
+        small = "skip" if self.small == "refuse" else "enlarge"
+        truth = fit(pixels, self.size, self.aspect, small, border=self.border, grid=self.scale)
+        return on_grid(truth[None]), content_of(height, width, self.size, self.aspect, self.scale)
+
+    def shrunk(self, truth: Tensor, content: Content, number: int) -> Tensor:
+        """The low-resolution picture (1, 3, size / scale, size / scale) of a truth, which is that of this number in its source. Its border
+        is made after the shrinking, as in use, where it is the low-resolution picture that is too small."""
+        inside = content.of(truth)
+        if self.degradation == "real":
+            low = on_grid(degrade_real(to_bytes(inside[0]), self.scale, fixed_seed(number))[None])
+        else:
+            low = degrade(inside, self.scale)
+        return low if content.whole else content.shrunk(self.scale).framed(low[0], self.border, black=-1)[None]
+
 
 def usual_aspect(upscalers: Iterable[Upscaler]) -> Aspect:
     """What is done with pictures that are not square where nothing is said: "bars" for models of such pictures, else "crop"."""
     return "bars" if any(upscaler.content_height != upscaler.output_size for upscaler in upscalers) else "crop"
+
+
+def usual_border(upscalers: Iterable[Upscaler]) -> Border:
+    """What fills borders: black for models that were shown black ones, else the outermost pixels."""
+    return "black" if any(upscaler.border == "black" for upscaler in upscalers) else "repeat"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +95,12 @@ class Example:
     """(1, 3, size, size), RGB, exactly (k - 127.5) / 127.5 for whole k from 0 to 255."""
     low: Tensor
     """(1, 3, size / scale, size / scale), as `truth`."""
+    content: Content
+    """What of the truth is no border."""
+
+    def inside(self, image: Tensor) -> Tensor:
+        """The part of `image`, of the size of the truth or of the low-resolution picture, that is judged."""
+        return self.content.shrunk(self.content.size // image.shape[-1]).of(image)
 
 
 class Truths:
@@ -73,7 +112,7 @@ class Truths:
             data: a folder, archive or whatever else `open_source` takes.
             task: what is made of them.
             low: prepared low-resolution pictures, as `data`, matched by name without suffix; those that no truth needs are left alone. By
-                default they are made by `degrade`.
+                default they are made as the task says.
             limit: only the first so many.
 
         Raises:
@@ -82,6 +121,8 @@ class Truths:
         """
         if limit is not None and limit < 1:
             raise RequestError(f"--limit must be at least 1, not {limit}")
+        if low and task.degradation != "bicubic":
+            raise RequestError(f"--low gives the low-resolution pictures, so leave out --degradation {task.degradation}")
         self.task = task
         self._source = open_source(data)
         n = len(self._source) if limit is None else min(limit, len(self._source))
@@ -104,19 +145,18 @@ class Truths:
         """The example of that number. Raises PictureError, which names the picture, if it cannot be used."""
         pixels, sha256 = _read(self._source, index)
         try:
-            truth = fit(pixels, self.task.size, self.task.aspect, "skip" if self.task.small == "refuse" else "enlarge")
+            truth, content = self.task.fitted(pixels)
         except SmallError as error:
             raise PictureError(f"{self._source.label(index)}: {error}; --small enlarge takes it nevertheless") from None
-        truth = on_grid(truth[None])
         if self._low_source is None:
-            return Example(self.names[index], sha256, None, truth, degrade(truth, self.task.scale))
+            return Example(self.names[index], sha256, None, truth, self.task.shrunk(truth, content, index), content)
         pixels, low_sha256 = _read(self._low_source, self._low_index[index])
         side = self.task.size // self.task.scale
         if pixels.shape[-2:] != (side, side):
             height, width = pixels.shape[-2:]
             label = self._low_source.label(self._low_index[index])
             raise PictureError(f"{label}: is {width}x{height}, but the pictures of --low must be {side}x{side}")
-        return Example(self.names[index], sha256, low_sha256, truth, on_grid(pixels.mul(255).round()[None]))
+        return Example(self.names[index], sha256, low_sha256, truth, on_grid(pixels.mul(255).round()[None]), content)
 
 
 def on_grid(steps: Tensor) -> Tensor:
