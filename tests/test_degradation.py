@@ -302,3 +302,25 @@ def test_borders_are_not_judged(tmp_path: Path, tiny_model: Path, command: Calla
     enlarge = gleansr.load(tiny_model, device="cpu")
     errors = [(np.asarray(enlarge(lr_of(image)), float) - image.permute(1, 2, 0).numpy()) ** 2 for image in images]
     assert figures[0]["psnr"] == pytest.approx(np.mean([10 * np.log10(255**2 / e.mean()) for e in errors]), abs=1e-3)
+
+
+def test_preview_shows_what_training_starts_with(tmp_path: Path, command: Callable[..., tuple[int, str]]):
+    for i in range(3):
+        Image.fromarray(smooth(64, 64, i).permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[about]\nname = 'x'\n[network]\nkind = 'plain'\nin_size = 8\nout_size = 64\n[run]\niterations = 1\nbatch_size = 4\n")
+    sheet = tmp_path / "sheet.png"
+    options = ("--count", 3, "-o", sheet, "--set", "adversarial_weight=0", "data.degradation=real", "data.workers=0")
+    status, said = command("data", "preview", recipe, tmp_path, *options)
+    assert status == 0, said
+    assert "4 images as the network sees them" in said
+    shown = np.asarray(Image.open(sheet))
+    assert shown.shape == (64, 8 * 64, 3)
+    config = DataConfig(train=(str(tmp_path),), degradation="real", workers=0)
+    made = Batches(open_pictures(config, 64, 8), in_size=8, start=0, end=4, batch_size=4, seed=0, device=torch.device("cpu"))
+    truth, low = next(iter(made))
+    assert np.array_equal(shown[:, 64:128], ((truth[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    assert np.array_equal(shown[4::8, 4:64:8], ((low[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    status, said = command("data", "preview", recipe, tmp_path, "--set", "adversarial_weight=0", "data.real.quality=[90, 40]")
+    assert status == 2
+    assert "quality must be [lowest, highest]" in said

@@ -1,5 +1,6 @@
 """`gleansr data`: training sets of one size out of the data sets that the paper names, or of an own one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ _SHOWN = 20  # problems that are named on the terminal; the set's records hold a
 
 
 def data(
-    action: tyro.conf.Positional[Literal["kinds", "prepare"]] = "kinds",
+    action: tyro.conf.Positional[Literal["kinds", "prepare", "preview"]] = "kinds",
     kind: tyro.conf.Positional[str | None] = None,
     source: tyro.conf.Positional[str | None] = None,
     output: tyro.conf.Positional[Path | None] = None,
@@ -31,12 +32,16 @@ def data(
     workers: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    sheet: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("preview.png"),
+    count: int = 16,
+    set: tuple[str, ...] = (),
 ) -> None:
     """Prepare pictures for training: all of one size, resized as the paper's were. A run that was stopped goes on when it is given again.
 
     Args:
-        action: kinds: the data sets that are known and where to get them. prepare: make a training set in the folder OUTPUT.
-        kind: Which data set the pictures are of, see `gleansr data kinds`; folder is an own one.
+        action: kinds: the data sets that are known and where to get them. prepare: make a training set in the folder OUTPUT. preview: a
+            sheet of what the network of a recipe will see, lr beside ground truth: gleansr data preview RECIPE SOURCE -o sheet.png
+        kind: Which data set the pictures are of, see `gleansr data kinds`; folder is an own one. For preview the recipe.
         source: Folder, LMDB folder, zip or tar archive, several by a pattern such as 'cats-{0000..0011}.tar', or their address.
         output: Folder for the set; --data takes it.
         size: Side of the results; by default the kind's.
@@ -50,11 +55,17 @@ def data(
         workers: Processes; by default one a core.
         strict: Stop at the first picture that cannot be used.
         overwrite: Replace a set that was made with other options.
+        sheet: preview: the PNG file to write.
+        count: preview: how many images to show.
+        set: preview: changes to the recipe, such as data.degradation=real.
     """
     from gleansr.data.prepare import plan
 
     if action == "kinds":
         _kinds()
+        return
+    if action == "preview":
+        _preview(kind, source, sheet, count, set)
         return
     if kind is None or source is None or output is None:
         raise RequestError(
@@ -62,6 +73,19 @@ def data(
         )
     preparation = plan(kind, source, size=size, aspect=aspect, small=small, crop=crop, names=names, format=format, scales=_numbers(scales))
     _prepare(preparation, output, workers, strict, overwrite)
+
+
+def _preview(recipe_name: str | None, source: str | None, sheet: Path, count: int, changes: Sequence[str]) -> None:
+    from gleansr.training.config import NetworkRecipe, load_recipe
+    from gleansr.training.preview import preview
+
+    if recipe_name is None:
+        raise RequestError("`gleansr data preview` wants RECIPE SOURCE, such as: gleansr data preview cats-8x cats.zip -o sheet.png")
+    if count < 1:
+        raise RequestError(f"--count must be at least 1, not {count}")
+    recipe = load_recipe(NetworkRecipe, recipe_name, changes, {"data": {"train": [source]}} if source else None)
+    shown = preview(recipe, sheet, count)
+    print(f"{sheet}: {shown} images as the network sees them, lr beside ground truth ({recipe.data.degradation})")
 
 
 def _kinds() -> None:
