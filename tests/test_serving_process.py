@@ -114,7 +114,7 @@ def test_who_hangs_up_is_forgotten(service: Running):
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         for _ in range(100):
             lines = client.get("/metrics").text.splitlines()
-            if "gleansr_cancelled_total 1.0" in lines:
+            if 'gleansr_outcomes_total{outcome="client-gone"} 1.0' in lines:
                 break
             time.sleep(0.02)
         assert 'gleansr_requests_total{route="/v1/upscale",status="499"} 1.0' in lines

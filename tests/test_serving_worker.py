@@ -140,7 +140,7 @@ def test_who_goes_away_costs_no_forward_pass(vivid: Path):
             assert (await first).status_code == 200
             assert asked.method.batches == [1]
             assert sent[0]["status"] == 499
-            assert counted(asked, "cancelled_total") == 1
+            assert counted(asked, 'outcomes_total{outcome="client-gone"}') == 1
 
     run(test())
 
@@ -151,7 +151,7 @@ def test_who_goes_away_while_sending_is_forgotten(vivid: Path):
             sent = await ask_and_go(asked, form({"picture": encoded(blotchy(1))})[:200], at_once=True)
             assert sent[0]["status"] == 499
             assert len(asked.app.service.admission) == 0
-            assert counted(asked, "cancelled_total") == 1
+            assert counted(asked, 'outcomes_total{outcome="client-gone"}') == 1
             assert counted(asked, "in_flight") == 0
 
     run(test())
@@ -172,7 +172,7 @@ def test_of_an_editor_the_newest_waiting_request_counts(vivid: Path):
             asked.method.open.set()
             assert [(await one).status_code for one in (running, other, newer)] == [200, 200, 200]
             assert asked.method.batches == [1, 2]
-            assert counted(asked, "superseded_total") == 1
+            assert counted(asked, 'outcomes_total{outcome="superseded"}') == 1
             assert np.abs(decoded((await newer).content).astype(int) - np.asarray(gleansr.load(vivid)(blotchy(4)))).max() <= 1
             assert len(asked.app.service.admission) == 0
 
@@ -245,7 +245,7 @@ def test_all_pictures_together_are_bounded(vivid: Path):
 
 def test_what_a_given_up_request_takes_is_not_counted():
     async def test() -> None:
-        admission = Admission(2, 100, 100, lambda _: 0.0, lambda: None)
+        admission = Admission(2, 100, 100, lambda _: 0.0)
         older = admission.enter("tab")
         newer = admission.enter("tab")
         with pytest.raises(Problem, match="given up"):

@@ -11,6 +11,12 @@ from gleansr.serving.problems import Problem
 SHARE = 4
 """All requests together may hold so many times the bytes and pixels that one may hold."""
 
+PIECE = 2**16
+"""Bytes that have to move within `--stall-timeout`, in either direction."""
+
+SLOW = 2.0
+"""Seconds without a PIECE after which a request gives up its place where others have none."""
+
 
 class Ticket:
     """A request that was let in. As a context manager it is given back at the end."""
@@ -25,10 +31,22 @@ class Ticket:
         """Is set to why the request is given up, if it is."""
         self.arrived = False
         """Whether all of its body has come."""
+        self.moved = asyncio.get_running_loop().time()
+        """When it began, or its last PIECE came."""
+        self._piece = 0
 
     def hold(self, bytes: int = 0, pixels: int = 0) -> None:
         """Counts what the request takes; from any thread. Raises Problem "busy" where all together take too much."""
         self._admission.hold(self, bytes, pixels)
+
+    def take(self, bytes: int) -> None:
+        """As `hold`, of a part of the body that has just come."""
+        self._piece += bytes
+        if self._piece >= PIECE:
+            self._piece, self.moved = 0, asyncio.get_running_loop().time()
+        if not self._admission.fits(bytes):
+            self._admission.drop_slowest(self)
+        self.hold(bytes)
 
     def stop(self, problem: Problem) -> None:
         if not self.stopped.done():
@@ -48,10 +66,10 @@ class Ticket:
 class Admission:
     """Lets requests in. Is called on the event loop only, but for `hold`."""
 
-    def __init__(self, slots: int, max_bytes: int, max_pixels: int, seconds: Callable[[int], float], superseded: Callable[[], None]):
-        """`seconds` estimates how long so many requests take; `superseded` is told of each that a newer one replaced."""
+    def __init__(self, slots: int, max_bytes: int, max_pixels: int, seconds: Callable[[int], float]):
+        """`seconds` estimates how long so many requests take."""
         self._slots, self._bytes, self._pixels = slots, SHARE * max_bytes, SHARE * max_pixels
-        self._seconds, self._superseded = seconds, superseded
+        self._seconds = seconds
         self._inside: set[Ticket] = set()
         self._editors: dict[str, Ticket] = {}
         self._held_bytes = self._held_pixels = 0
@@ -65,8 +83,7 @@ class Admission:
         if editor and (older := self._editors.pop(editor, None)):
             older.stop(Problem("superseded", "a newer request of the same editor was sent; wait for its answer"))
             self.leave(older)
-            self._superseded()
-        if len(self._inside) >= self._slots:
+        if len(self._inside) >= self._slots and not self.drop_slowest():
             raise self._busy(f"{len(self._inside)} requests are being worked on, which is the most")
         ticket = Ticket(self, editor)
         self._inside.add(ticket)
@@ -90,7 +107,7 @@ class Admission:
 
     def hold(self, ticket: Ticket, bytes: int, pixels: int) -> None:
         with self._holding:
-            if not ticket.inside:  # a thread that has not noticed yet
+            if not ticket.inside:  # a thread or a task that has not noticed yet; what is answered is why it was stopped
                 raise Problem("client-gone", "the request was given up")
             if self._held_bytes + bytes > self._bytes or self._held_pixels + pixels > self._pixels:
                 raise self._busy("the pictures of all requests together are too large at the moment")
@@ -98,6 +115,19 @@ class Admission:
             ticket.pixels += pixels
             self._held_bytes += bytes
             self._held_pixels += pixels
+
+    def fits(self, bytes: int) -> bool:
+        return self._held_bytes + bytes <= self._bytes
+
+    def drop_slowest(self, besides: Ticket | None = None) -> bool:
+        """Gives up the request whose body comes the slowest, if one comes slowly. Returns whether there was one."""
+        coming = [ticket for ticket in self._inside if not ticket.arrived and ticket is not besides]
+        slowest = min(coming, key=lambda ticket: ticket.moved, default=None)
+        if slowest is None or asyncio.get_running_loop().time() - slowest.moved < SLOW:
+            return False
+        slowest.stop(Problem("slow-upload", "the request came slowly and others are waiting; send it faster, or later"))
+        self.leave(slowest)
+        return True
 
     def _busy(self, why: str) -> Problem:
         wait = max(1, math.ceil(self._seconds(len(self._inside))))

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gleansr.serving import jobs
 from gleansr.serving.config import ServingConfig
-from gleansr.serving.limits import BrowserHeaders, Guard
+from gleansr.serving.limits import BrowserHeaders, Guard, Unread
 from gleansr.serving.metrics import Observed
 from gleansr.serving.openapi import DESCRIPTION, picture_route, problems
 from gleansr.serving.problems import Problem
@@ -56,7 +56,7 @@ class App:
     def __init__(self, config: ServingConfig, models: Mapping[str, Upscaler]):
         """`models` by the names that requests give; the first is the default. Each has an input size."""
         self.service = Service(config, models)
-        self.observed = Observed(BrowserHeaders(Guard(_routes(self.service), config)), self.service.metrics)
+        self.observed = Observed(BrowserHeaders(Unread(Guard(_routes(self.service), config))), self.service.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.observed(scope, receive, send)
@@ -172,4 +172,4 @@ async def _answer_http(_: Request, error: Exception) -> Response:
 
 async def _answer_failure(_: Request, __: Exception) -> Response:
     """The server logs the traceback."""
-    return Problem("failed", "an error in the service; its log says which").response()
+    return Problem("failed", "an error in the service itself; please report it, with the traceback from the service's log").response()

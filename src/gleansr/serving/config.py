@@ -42,6 +42,14 @@ class ServingConfig:
     """Most pixels of a picture."""
     timeout: Annotated[float, Range(0.1, 86_400)] = 60.0
     """Seconds until a request that is not done is given up."""
+    header_timeout: Annotated[float, Range(0.1, 86_400)] = 10.0
+    """Seconds until a connection that has not sent the head of a request is closed."""
+    stall_timeout: Annotated[float, Range(0.1, 86_400)] = 10.0
+    """Seconds in which a client has to send, or take, the next 64 KiB of a body or its rest."""
+    connections: Annotated[int, Range(1, 100_000)] = 512
+    """Most connections at once."""
+    connections_per_address: Annotated[int, Range(1, 100_000)] = 128
+    """Most connections at once from one address, local ones too; raise it behind a proxy, whose connections are all from one."""
 
     @property
     def secret(self) -> str | None:

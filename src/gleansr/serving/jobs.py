@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import io
+import struct
 import sys
 import zlib
 from collections.abc import Callable, Mapping
@@ -25,6 +26,9 @@ from gleansr.upscaler import Upscaler
 
 KINDS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Kinds of files that are read, by Pillow's names; fewer than the command line reads, since anybody may send them."""
+
+DAMAGE = (OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError, struct.error, zlib.error)
+"""What Pillow's readers raise on damaged files. Anything else is a mistake in a program, not in a picture."""
 
 Format = Literal["png", "jpeg", "webp"]
 Hold = Callable[[int], None]
@@ -144,7 +148,7 @@ def read(name: str, file: BinaryIO, most: int, hold: Hold) -> tuple[Picture, lis
         raise Problem("bad-picture", f"{name}: is no picture of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Problem("too-many-pixels", f"{name}: has more than {most} pixels; send a smaller picture") from None
-    except Exception as error:  # on damaged files Pillow's readers raise errors of many kinds
+    except DAMAGE as error:
         raise Problem("bad-picture", f"{name}: cannot be read: {' '.join(str(error).split())}; send another file") from None
     if image.width * image.height > most:
         raise Problem(

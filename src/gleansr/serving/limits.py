@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import AsyncGenerator
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gleansr.serving.admission import Ticket
 from gleansr.serving.config import ServingConfig, is_loopback
 from gleansr.serving.problems import Problem
+
+SMALL_CHUNKS = 2**14
+"""Bytes that a body in chunks may take on the way beside a tenth of its own."""
 
 PROBES = ("/healthz", "/readyz")
 """Who watches the service asks for these by any name and without a token; they tell nothing."""
@@ -64,6 +68,38 @@ class BrowserHeaders:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
+class Unread:
+    """Ends the connection with an answer that comes before the request was read whole, so that nobody has to read the rest."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        unread = True
+
+        async def watched() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message.get("more_body", False)
+            return message
+
+        async def ending(message: Message) -> None:
+            if unread and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+                if connection := connection_of(scope):
+                    connection.unread = True
+            await send(message)
+
+        await self.app(scope, watched, ending)
+
+
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+
+
 class Guard:
     """Answers requests that come by a foreign name, from another site's page, or without the token."""
 
@@ -76,8 +112,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if scope["type"] == "http" and scope["path"] not in PROBES:
-                self._check(Headers(scope=scope), scope["path"])
+            if scope["type"] == "http":
+                _check_length(headers := Headers(scope=scope))
+                if scope["path"] not in PROBES:
+                    self._check(headers, scope["path"])
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
@@ -106,6 +144,12 @@ class Guard:
         return (name := _name(host)) in self.names or is_loopback(name)
 
 
+def _check_length(headers: Headers) -> None:
+    """Of a request with two lengths a proxy in front may go by the other one, and take the rest of the body for a request."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise Problem("bad-request", "it has both Content-Length and Transfer-Encoding; send one of them")
+
+
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("latin-1", "replace")).digest()  # of equal length, whatever is given
 
@@ -116,7 +160,9 @@ def _name(host: str) -> str:
 
 
 async def bounded(request: Request, most: int, ticket: Ticket) -> AsyncGenerator[bytes, None]:
-    """The body of a request as it comes in. Raises Problem "too-many-bytes" as soon as it is known, before the rest has come."""
+    """The body of a request as it comes in. Raises Problem "too-many-bytes" as soon as it is known, before the rest has come, and
+    "bad-request" where it comes in so small chunks that finding their ends is most of the work."""
+    connection = connection_of(request.scope)
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and int(length[:20]) > most:
         raise _too_large(most)
@@ -125,8 +171,28 @@ async def bounded(request: Request, most: int, ticket: Ticket) -> AsyncGenerator
         received += len(chunk)
         if received > most:
             raise _too_large(most)
-        ticket.hold(bytes=len(chunk))
+        if connection and connection.received > 1.1 * received + SMALL_CHUNKS:
+            raise Problem("bad-request", "the chunks of its body are too small; send chunks of at least 1 KiB, or a Content-Length")
+        ticket.take(len(chunk))
         yield chunk
+
+
+class Wire(Protocol):
+    """What is known of the connection that a request came by."""
+
+    received: int
+    """Bytes since its head, with the marks between chunks."""
+    unread: bool
+    """Whether the client may still be sending what nobody will read."""
+
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    async def taken(self) -> bool: ...
+
+
+def connection_of(scope: Scope) -> Wire | None:
+    """None where there is no socket."""
+    return scope.get("state", {}).get("connection")
 
 
 def _too_large(most: int) -> Problem:

@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gleansr.serving.limits import connection_of
+from gleansr.serving.problems import KINDS
+
 access = logging.getLogger("gleansr.access")
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
@@ -32,8 +35,9 @@ class Metrics:
             buckets=_SECONDS,
             **own,
         )
-        self.superseded = Counter("superseded", "Requests that a newer one of the same editor replaced", **own)
-        self.cancelled = Counter("cancelled", "Requests whose client went away", **own)
+        self.outcomes = Counter("outcomes", "Requests by how they ended; the sum is that of all requests", ("outcome",), **own)
+        self.connections = Gauge("connections", "Open connections", **own)
+        self.dropped = Counter("connections_dropped", "Connections that the service ended, by why", ("reason",), **own)
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
@@ -61,16 +65,24 @@ class Observed:
             await send(message)
             whole = whole or (message["type"] == "http.response.body" and not message.get("more_body", False))
 
+        connection = connection_of(scope)
         self.begun += 1
         self.metrics.in_flight.inc()
+        if connection:
+            connection.begin()
         try:
             await self.app(scope, receive, watched)
+            if connection:
+                whole = await connection.taken() and whole
         finally:
+            if connection:
+                connection.end()
             seconds = time.perf_counter() - started
             route = route_of(scope)
             self.answered += whole and status != 499
             self.metrics.in_flight.dec()
             self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.outcomes.labels(outcome_of(status, whole)).inc()
             if scope["method"] == "POST":
                 self.metrics.seconds.labels("whole").observe(seconds)
             self._log(scope, route, status, seconds)
@@ -79,13 +91,25 @@ class Observed:
         client = scope.get("client")
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "client": client[0] if client else None,
-            "method": scope["method"],
+            "client": client[0][:64] if client else None,  # a proxy says it, or who claims to be one
+            "method": scope["method"][:16],
             "route": route,
             "status": status,
             "seconds": round(seconds, 4),
         }
         access.info(json.dumps(line))
+
+
+_OUTCOMES = {KINDS[name][0]: name for name in ("slow-upload", "superseded", "client-gone", "failed", "timeout")}
+
+
+def outcome_of(status: int, whole: bool) -> str:
+    """How a request ended, of the status of its answer and whether its client took all of it."""
+    if status in _OUTCOMES:
+        return _OUTCOMES[status]
+    if not whole:
+        return "client-gone"
+    return "answered" if status < 400 else "refused"
 
 
 def route_of(scope: Scope) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 
 KINDS = {
+    "bad-request": (400, "The request is no valid HTTP"),
     "bad-field": (400, "A field has a wrong value"),
     "bad-picture": (400, "A picture cannot be read"),
     "unauthorized": (401, "A token is needed"),

@@ -1,5 +1,6 @@
 """The process: models, socket, signals."""
 
+import asyncio
 import logging
 import signal
 import socket
@@ -14,6 +15,7 @@ import uvicorn
 from gleansr.errors import RequestError
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
+from gleansr.serving.connections import Connection, Connections, Http
 from gleansr.upscaler import Upscaler, load
 
 
@@ -65,12 +67,15 @@ def run(config: ServingConfig, models: Mapping[str, Upscaler], listener: socket.
     access.addHandler(handler)
     # What is sent comes from anybody, and what is wrong with it is told to them.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").addFilter(_not_of_clients)
     warnings.filterwarnings("ignore", module="PIL")
     app = App(config, models)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     settings = uvicorn.Config(
         app,
+        loop="asyncio",
+        http=Http,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -87,22 +92,38 @@ def run(config: ServingConfig, models: Mapping[str, Upscaler], listener: socket.
     return app
 
 
+def _not_of_clients(record: logging.LogRecord) -> bool:
+    """Without uvicorn's lines on what clients send, of which there can be any number."""
+    return not record.getMessage().startswith(("Invalid HTTP request", "Unsupported upgrade request", "No supported WebSocket library"))
+
+
 class _Server(uvicorn.Server):
     """Says when it has started, and is no longer ready as soon as it is told to stop."""
 
     def __init__(self, config: uvicorn.Config, app: App, started: Callable[[], None]):
         super().__init__(config)
         self._app, self._tell = app, started
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])  # which would accept any number of connections
+        self._connections = Connections(self._app.service.config, self._app.service.metrics, self._http)
+        self._accepting = [asyncio.create_task(self._connections.accept(listener)) for listener in sockets or []]
         self._tell()
+
+    def _http(self, connection: Connection) -> asyncio.Protocol:
+        return Http(self.config, self.server_state, {**self.lifespan.state, "connection": connection})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.service.stopping = True
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for accepting in self._accepting:
+            accepting.cancel()
+        if self._accepting:
+            await asyncio.wait(self._accepting)
         await super().shutdown(sockets)
+        await self._connections.close()
         observed = self._app.observed
         print(f"gleansr: stopped; {observed.answered} of {observed.begun} requests were answered", file=sys.stderr, flush=True)

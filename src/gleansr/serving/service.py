@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from gleansr.errors import GleansrError
 from gleansr.serving import forms, jobs
-from gleansr.serving.admission import Admission, Ticket
+from gleansr.serving.admission import PIECE, Admission, Ticket
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.limits import bounded
 from gleansr.serving.metrics import Metrics
@@ -26,6 +26,8 @@ from gleansr.upscaler import Upscaler
 
 log = logging.getLogger("gleansr.serving")
 
+
+_GONE = "the connection was closed before the answer was ready"
 
 LARGE = 2**22
 """Pixels of a request above which its memory is returned to the system at once."""
@@ -38,7 +40,7 @@ class Service:
         self.config, self.models = config, models
         self.metrics = Metrics()
         self.worker = Worker(models, config.batch_size, self.metrics)
-        self.admission = Admission(config.queue, config.max_bytes, config.max_pixels, self._seconds_for, self.metrics.superseded.inc)
+        self.admission = Admission(config.queue, config.max_bytes, config.max_pixels, self._seconds_for)
         self._lately = 0.0  # seconds that a request takes
         # Each keeps to one core: the others are for the forward pass.
         threads = max(2, min(16, torch.get_num_threads()))
@@ -73,9 +75,10 @@ class Service:
             work = asyncio.create_task(self._work(request, kind, ticket))
             timer = asyncio.get_running_loop().call_later(self.config.timeout, self._give_up, ticket)
             started = time.perf_counter()
+            self._check_upload(ticket)
             try:
                 await asyncio.wait({work, ticket.stopped}, return_when=asyncio.FIRST_COMPLETED)
-                if not work.done():
+                if ticket.stopped.done():  # first, since the work may have failed because of it
                     raise ticket.stopped.result()
                 response = work.result()
                 self._lately += 0.2 * (time.perf_counter() - started - self._lately)
@@ -98,7 +101,7 @@ class Service:
         try:
             form = await forms.read(request, bounded(request, self.config.max_bytes, ticket), kind.fields)
         except ClientDisconnect:
-            raise self._gone() from None
+            raise Problem("client-gone", _GONE) from None
         ticket.arrived = True
         self.metrics.seconds.labels("reading").observe(time.perf_counter() - started)
         model, kind_of_file = form.values["model"], form.values["format"]
@@ -126,7 +129,11 @@ class Service:
 
     async def _in_pool(self, stage: str, call: Callable[..., Any], *arguments: Any) -> Any:
         started = time.perf_counter()
-        result = await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+        except MemoryError:
+            log.exception("the memory did not suffice")
+            raise Problem("failed", "the service is short of memory; send a smaller picture, or try later") from None
         self.metrics.seconds.labels(stage).observe(time.perf_counter() - started)
         return result
 
@@ -134,11 +141,19 @@ class Service:
         """Gives the request up when its client goes away."""
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        ticket.stop(self._gone())
+        ticket.stop(Problem("client-gone", _GONE))
 
-    def _gone(self) -> Problem:
-        self.metrics.cancelled.inc()
-        return Problem("client-gone", "the connection was closed before the answer was ready")
+    def _check_upload(self, ticket: Ticket) -> None:
+        """Gives a request up whose body has stalled, and looks again when it may have."""
+        loop = asyncio.get_running_loop()
+        left = ticket.moved + self.config.stall_timeout - loop.time()
+        if ticket.arrived or not ticket.inside:
+            return
+        if left <= 0:
+            seconds = f"{self.config.stall_timeout:g} s"
+            ticket.stop(Problem("slow-upload", f"of the request less than {PIECE} bytes came within {seconds}; send it faster"))
+        else:
+            loop.call_later(left, self._check_upload, ticket)
 
     def _give_up(self, ticket: Ticket) -> None:
         limit = f"{self.config.timeout:g} s"

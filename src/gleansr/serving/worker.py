@@ -21,6 +21,9 @@ from gleansr.upscaler import Upscaler
 log = logging.getLogger("gleansr.serving")
 
 
+_FAILED = "the forward pass failed; the log of the service says why; please report it, unless the device was short of memory"
+
+
 @dataclass(frozen=True)
 class Refined:
     """What a forward pass made of one picture."""
@@ -103,7 +106,7 @@ class Worker:
                 log.exception("a batch of %d through %s failed", len(batch), batch[0].model)
                 for job in batch:
                     if not job.result.done():
-                        job.result.set_exception(Problem("failed", "the forward pass failed; the log of the service says why"))
+                        job.result.set_exception(Problem("failed", _FAILED))
                 continue
             self._metrics.seconds.labels("forward").observe(seconds)
             share = seconds / len(batch)
