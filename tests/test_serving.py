@@ -277,6 +277,42 @@ def test_a_model_that_fails_does_not_end_the_worker(vivid: Path, what: str):
         assert client.get("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize("where", ["jobs.Image.open", "jobs.decode", "jobs._unfit", "jobs.write", "forms.Form", "multipart._Parts.data"])
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, AssertionError])
+def test_a_mistake_in_the_program_is_no_bad_picture(client: Client, monkeypatch: pytest.MonkeyPatch, where: str, kind: type[Exception]):
+    def mistaken(*_: Any, **__: Any) -> None:
+        raise kind("NoneType has no attribute")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"gleansr.serving.{where}", mistaken)
+        response = client.post("/v1/upscale", files={"picture": PICTURE})
+    assert problem(response)[:2] == (500, "failed")
+    assert "please report it, with the traceback from the service's log" in problem(response)[2]
+    assert "content-security-policy" in response.headers
+    assert client.post("/v1/upscale", files={"picture": PICTURE}).status_code == 200
+
+
+def test_a_lack_of_memory_is_told(client: Client, monkeypatch: pytest.MonkeyPatch):
+    def lacking(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gleansr.serving.jobs.decode", lacking)
+        assert problem(client.post("/v1/upscale", files={"picture": PICTURE}))[2].startswith("the service is short of memory")
+
+
+def test_early_answers_end_the_connection(upscaler: Upscaler):
+    token = "0123456789" * 2
+    with asked(upscaler, token=token, queue=1) as client:
+        for headers, status in (({}, 401), ({"authorization": f"Bearer {token}", "content-type": "text/plain"}, 415)):
+            response = client.post("/v1/upscale", content=b"x", headers=headers)
+            assert (response.status_code, response.headers["connection"]) == (status, "close")
+        read = client.post("/v1/upscale", files={"picture": b"x"}, headers={"authorization": f"Bearer {token}"})
+        assert read.status_code == 400
+        assert "connection" not in read.headers
+        assert "connection" not in client.get("/healthz").headers
+
+
 def test_every_problem_has_a_status_in_the_range_of_its_meaning():
     assert all(400 <= status < 600 and title for status, title in KINDS.values())
     assert {status for status, _ in KINDS.values() if status >= 500} == {500, 503, 504}

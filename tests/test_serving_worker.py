@@ -12,6 +12,7 @@ import torch
 from serving_parts import Asked, asking, blotchy, decoded, encoded, form, gated, painted, problem, save_vivid
 
 import gleansr
+from gleansr.serving import admission
 from gleansr.serving.admission import SHARE, Admission
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
@@ -179,6 +180,31 @@ def test_of_an_editor_the_newest_waiting_request_counts(vivid: Path):
     run(test())
 
 
+def test_a_replaced_request_is_told_so_at_whatever_stage_it_is(vivid: Path):
+    """While its body comes the older one finds out by itself that it was given up."""
+
+    async def test() -> None:
+        async with asking(vivid) as asked:
+            begun, replaced = asyncio.Event(), asyncio.Event()
+            body = form({"picture": encoded(blotchy(1))})
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield body[:100]
+                begun.set()
+                await replaced.wait()
+                yield body[100:]
+
+            headers = {"content-type": "multipart/form-data; boundary=edge", "gleansr-editor": "tab"}
+            older = asyncio.create_task(asked.client.post("/v1/upscale", content=slow(), headers=headers))
+            await begun.wait()
+            replaced.set()  # the newer comes first, then the rest of the older, before its task has noticed
+            asked.app.service.admission.enter("tab")
+            assert problem(await older)[:2] == (409, "superseded")
+            assert counted(asked, 'outcomes_total{outcome="superseded"}') == 1
+
+    run(test())
+
+
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ä"])
 def test_names_of_editors(vivid: Path, name: str):
     async def test() -> None:
@@ -237,17 +263,66 @@ def test_all_pictures_together_are_bounded(vivid: Path):
             asked.method.open.set()
             assert {(await one).status_code for one in (first, *waiting)} == {200}
             assert (await asked.upscale(blotchy(7, side))).status_code == 200
-            admission = asked.app.service.admission
-            assert admission._held_bytes == admission._held_pixels == 0
+            inside = asked.app.service.admission
+            assert inside._held_bytes == inside._held_pixels == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("what", ["places", "bytes"])
+def test_whose_body_comes_slowly_makes_room_for_others(vivid: Path, monkeypatch: pytest.MonkeyPatch, what: str):
+    monkeypatch.setattr(admission, "SLOW", 0.0)
+    config = {"queue": 2} if what == "places" else {"max_bytes": 20_000}
+
+    async def test() -> None:
+        async with asking(vivid, **config) as asked:
+            first, begun = await asked.busy(), asyncio.Semaphore(0)
+
+            async def stalling() -> AsyncIterator[bytes]:
+                yield form({"picture": bytes(19_000)})[:-12]
+                begun.release()
+                await asyncio.sleep(20)
+
+            headers = {"content-type": "multipart/form-data; boundary=edge"}
+            count = 1 if what == "places" else SHARE
+            held = [asyncio.create_task(asked.client.post("/v1/upscale", content=stalling(), headers=headers)) for _ in range(count)]
+            for _ in held[:SHARE]:
+                await begun.acquire()
+            newer = asyncio.create_task(asked.upscale(blotchy(1)))
+            done, _ = await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
+            assert [problem(one.result())[:2] for one in done] == [(408, "slow-upload")]
+            asked.method.open.set()
+            assert [(await one).status_code for one in (first, newer)] == [200, 200]  # who waits for the device keeps its place
+            for one in held:
+                one.cancel()
+            await asyncio.wait(held)
+
+    run(test())
+
+
+def test_a_body_that_stalls_is_given_up(vivid: Path):
+    async def test() -> None:
+        async with asking(vivid, stall_timeout=0.1) as asked:
+
+            async def trickling() -> AsyncIterator[bytes]:
+                for byte in form({"picture": bytes(19_000)}):
+                    yield bytes([byte])
+                    await asyncio.sleep(0.001)
+
+            headers = {"content-type": "multipart/form-data; boundary=edge"}
+            response = await asked.client.post("/v1/upscale", content=trickling(), headers=headers)
+            assert problem(response)[:2] == (408, "slow-upload")
+            assert "less than 65536 bytes came within 0.1 s" in problem(response)[2]
+            assert counted(asked, 'outcomes_total{outcome="slow-upload"}') == 1
 
     run(test())
 
 
 def test_what_a_given_up_request_takes_is_not_counted():
     async def test() -> None:
-        admission = Admission(2, 100, 100, lambda _: 0.0)
-        older = admission.enter("tab")
-        newer = admission.enter("tab")
+        inside = Admission(2, 100, 100, lambda _: 0.0)
+        older = inside.enter("tab")
+        newer = inside.enter("tab")
         with pytest.raises(Problem, match="given up"):
             older.hold(pixels=300)
         newer.hold(300, 400)
@@ -255,7 +330,7 @@ def test_what_a_given_up_request_takes_is_not_counted():
             newer.hold(101)
         with newer:
             pass
-        admission.enter(None).hold(400, 400)
+        inside.enter(None).hold(400, 400)
 
     run(test())
 

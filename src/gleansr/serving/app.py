@@ -1,7 +1,7 @@
 """The routes of the service, and what every request passes before it reaches one."""
 
 import mimetypes
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -76,6 +76,15 @@ def _routes(service: Service) -> ASGIApp:
     app.add_exception_handler(Exception, _answer_failure)
     upscaling, retouching = jobs.kinds(tuple(service.models))
 
+    def get(path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """A route for GET, and for HEAD, whose answers the server sends without their contents."""
+
+        def register(answer: Callable[..., Any]) -> Callable[..., Any]:
+            app.head(path, **{**options, "include_in_schema": False})(answer)
+            return app.get(path, **options)(answer)
+
+        return register
+
     @app.post(
         "/v1/upscale",
         summary="Enlarge a picture",
@@ -101,25 +110,25 @@ def _routes(service: Service) -> ASGIApp:
     async def retouch(request: Request) -> Response:
         return await service.answer(request, retouching)
 
-    @app.get("/v1/models", summary="What is served", responses=problems("unauthorized"))
+    @get("/v1/models", summary="What is served", responses=problems("unauthorized"))
     async def list_models() -> ServedModels:
         return ServedModels([_served(name, upscaler, name == next(iter(service.models))) for name, upscaler in service.models.items()])
 
-    @app.get("/healthz", summary="Whether the process lives", response_class=PlainTextResponse)
+    @get("/healthz", summary="Whether the process lives", response_class=PlainTextResponse)
     async def healthz() -> str:
         return "ok"
 
-    @app.get("/readyz", summary="Whether requests are welcome", response_class=PlainTextResponse, responses=problems("stopping"))
+    @get("/readyz", summary="Whether requests are welcome", response_class=PlainTextResponse, responses=problems("stopping"))
     async def readyz() -> str:
         if not service.ready:
             raise Problem("stopping", "the service takes no more requests; ask another one, or this one again later")
         return "ready"
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=problems("unauthorized"))
+    @get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=problems("unauthorized"))
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", include_in_schema=False)
+    @get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 

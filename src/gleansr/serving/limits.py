@@ -113,7 +113,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["type"] == "http":
-                _check_length(headers := Headers(scope=scope))
+                headers = Headers(scope=scope)
+                _check_framing(headers, scope["http_version"])
                 if scope["path"] not in PROBES:
                     self._check(headers, scope["path"])
         except Problem as problem:
@@ -144,10 +145,12 @@ class Guard:
         return (name := _name(host)) in self.names or is_loopback(name)
 
 
-def _check_length(headers: Headers) -> None:
-    """Of a request with two lengths a proxy in front may go by the other one, and take the rest of the body for a request."""
-    if "transfer-encoding" in headers and "content-length" in headers:
-        raise Problem("bad-request", "it has both Content-Length and Transfer-Encoding; send one of them")
+def _check_framing(headers: Headers, version: str) -> None:
+    """Refuses what a proxy in front may take to end elsewhere, and so take the rest of a body for a request, or the reverse."""
+    if "transfer-encoding" in headers and ("content-length" in headers or version == "1.0"):
+        raise Problem("bad-request", "it has Transfer-Encoding beside Content-Length, or in HTTP/1.0; send Content-Length alone")
+    if version not in ("1.0", "1.1"):
+        raise Problem("bad-request", f"it is in HTTP/{version}; send HTTP/1.1")
 
 
 def _digest(token: str) -> bytes:
