@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from serving_parts import blotchy, encoded, form, problem, save_vivid
 
 from benchmarks.service import Running, running
+from gleansr.serving import connections
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.connections import Connection, Connections, address_of, most_connections
 from gleansr.serving.metrics import Metrics
@@ -193,11 +194,18 @@ class Begun(asyncio.Protocol):
         self.connection.write(b"begun")
 
 
+async def hang_up(*clients: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+    for _, writer in clients:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
 def test_at_the_limit_no_more_are_accepted_until_one_ends():
     async def test() -> None:
-        connections = Connections(ServingConfig(connections=2), Metrics(), Begun)
+        those = Connections(ServingConfig(connections=2), Metrics(), Begun)
         with listen("127.0.0.1", 0) as listener:
-            accepting = asyncio.create_task(connections.accept(listener))
+            accepting = asyncio.create_task(those.accept(listener))
             clients = []
             for _ in range(3):  # one is accepted to see that it is too much
                 clients.append(await asyncio.open_connection(*listener.getsockname()))
@@ -207,15 +215,45 @@ def test_at_the_limit_no_more_are_accepted_until_one_ends():
             writer.write(b"x")
             answer = asyncio.create_task(reader.read(5))
             assert not (await asyncio.wait({answer}, timeout=0.1))[0]
-            assert len(connections) == 3
+            assert len(those) == 3
             clients[0][1].close()
             clients[1][1].close()
             assert await answer == b"begun"
             accepting.cancel()
             await asyncio.wait({accepting})
-            for _, one in [*clients, (reader, writer)]:
-                one.close()
-            await connections.close()
+            await hang_up(*clients, (reader, writer))
+            await those.close()
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_what_waits_for_slow_clients_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "UNSENT", 2**22)
+
+    class Large(asyncio.Protocol):
+        """Answers whatever comes with 20 MB."""
+
+        def __init__(self, connection: Connection):
+            self.connection = connection
+
+        def data_received(self, data: bytes) -> None:  # noqa: ARG002, the protocol's signature
+            self.connection.begin()
+            self.connection.write(bytes(20_000_000))
+
+    async def test() -> None:
+        those = Connections(ServingConfig(), Metrics(), Large)
+        with listen("127.0.0.1", 0) as listener:
+            accepting = asyncio.create_task(those.accept(listener))
+            clients = []
+            for _ in range(2):
+                clients.append(await asyncio.open_connection(*listener.getsockname(), limit=1000))
+                clients[-1][1].write(b"x")
+                assert await clients[-1][0].read(1) == b"\0"
+                assert len(those) == 1  # the second is too much, so the first is dropped
+            accepting.cancel()
+            await asyncio.wait({accepting})
+            await hang_up(*clients)
+            await those.close()
 
     asyncio.run(asyncio.wait_for(test(), 20))
 

@@ -36,7 +36,7 @@ UNSENT = 2**28
 """Bytes of answers that may wait for slow clients, all together."""
 
 _READ = 2**14
-"""Bytes that are read and parsed at a time. Chunks of one byte take 80 ms of processor time for these, in which nobody else is served."""
+"""Bytes that are read and parsed at a time, in which nobody else is served: few, since chunks of one byte are slow to parse."""
 
 _SPARE_FILES = 48
 """Files that the service opens beside its connections: models, pages, threads' pipes."""
@@ -74,6 +74,8 @@ class Connection(asyncio.BufferedProtocol, asyncio.Transport):
         self._room.set()
         self.unread = False
         """Whether the client may still be sending what nobody will read."""
+        self.stalled_since = 0.0
+        """On the loop's clock."""
         self.received = 0
         """Bytes since the head of the request."""
         self.lost = False
@@ -112,6 +114,7 @@ class Connection(asyncio.BufferedProtocol, asyncio.Transport):
         self._room.clear()
         self._taken = self._sent()
         if not self._stall:
+            self.stalled_since = asyncio.get_running_loop().time()
             self._stall = self._later(self._all.config.stall_timeout, self._check_taken)
         self._all.bound_unsent()
 
@@ -307,13 +310,13 @@ class Connections:
             self.changed.set()
 
     def bound_unsent(self) -> None:
-        """Where too much waits for slow clients, drops those that have the most."""
-        stalled = sorted((one for one in self._open if one.stalled), key=lambda one: one.unsent)
+        """Where too much waits for slow clients, drops those that have been slow for the longest."""
+        stalled = sorted((one for one in self._open if one.stalled), key=lambda one: one.stalled_since, reverse=True)
         unsent = sum(one.unsent for one in stalled)
         while unsent > UNSENT and len(stalled) > 1:
-            worst = stalled.pop()
-            unsent -= worst.unsent
-            worst.drop("stalled")
+            slowest = stalled.pop()
+            unsent -= slowest.unsent
+            slowest.drop("stalled")
 
     async def close(self) -> None:
         """Waits for what is still being sent, and ends what lingers."""
