@@ -680,3 +680,89 @@ def test_pictures_too_large_for_a_format_are_errors(tmp_path):
 def test_written_files_have_the_usual_permissions(tmp_path):
     (tmp_path / "plain").touch()
     assert encode(rgb(), tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# Damage, compared with plain Pillow
+
+
+def examples():
+    """Small files of every common kind, by name."""
+    rng = np.random.default_rng(3)
+    smooth = np.add.outer(np.arange(24) * 5, np.arange(20) * 6).astype(np.uint8)
+    image = Image.fromarray(np.dstack((smooth, 255 - smooth, rng.integers(0, 256, smooth.shape, dtype=np.uint8))))
+    grey, clear = image.convert("L"), image.copy()
+    clear.putalpha(grey)
+    exif = Image.Exif()
+    exif[Base.Artist] = "somebody"
+    return {
+        "png": data(image),
+        "png alpha": data(clear),
+        "png palette": data(image.convert("P")),
+        "png text": data(grey, exif=exif),
+        "jpeg": data(image, "JPEG"),
+        "jpeg exif": data(image, "JPEG", exif=exif),
+        "jpeg progressive": data(grey, "JPEG", progressive=True),
+        "webp": data(image, "WEBP"),
+        "webp lossless": data(clear, "WEBP", lossless=True),
+        "tiff": data(image, "TIFF"),
+        "tiff deflate": data(image, "TIFF", compression="tiff_adobe_deflate"),
+        "tiff lzw": data(grey, "TIFF", compression="tiff_lzw"),
+        "gif": data(image, "GIF"),
+        "bmp": data(image, "BMP"),
+        "tga": data(image, "TGA"),
+        "ppm": data(image, "PPM"),
+    }
+
+
+def pillow_reads(file):
+    """What plain Pillow makes of a file, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(file))
+            image.load()
+            return image
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("kind", examples())
+def test_a_damaged_file_is_read_as_pillow_reads_it_or_refused(kind):
+    whole, rng = examples()[kind], np.random.default_rng(7)
+    refusals = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        if rng.random() < 0.2:
+            del damaged[rng.integers(len(whole)) :]
+        else:
+            damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        expected = pillow_reads(bytes(damaged))
+        if expected is None:
+            refused(bytes(damaged), "(cannot be read|is not a picture|too large)")
+            refusals += 1
+            continue
+        try:
+            picture = decode(bytes(damaged))
+        except PictureError:  # with a reason
+            continue
+        if "icc_profile" in expected.info:
+            continue
+        orientation = expected.getexif().get(Base.Orientation, 1)
+        if expected.mode in ("RGB", "RGBA", "L", "P") and orientation == 1:
+            kind_ = "RGBA" if picture.alpha is not None else "RGB"
+            np.testing.assert_array_equal(steps(picture), np.asarray(expected.convert(kind_)))
+    assert refusals or kind in ("bmp", "tga", "ppm")
+
+
+def test_a_png_whose_pixels_are_damaged_is_refused_whatever_is_asked_of_its_metadata():
+    image = Image.fromarray(noise(64, 64, 3))
+    whole = data(image, compress_level=0)
+    at = whole.index(b"IDAT") + 4 + 7 + 64 * 193 // 2  # within the stored block, whose length and checksum are then wrong
+    for offset in (0, 1):
+        damaged = bytearray(whole)
+        damaged[whole.index(b"IDAT") + 4 + 3 + offset] ^= 0x10
+        refused(bytes(damaged), "cannot be read")
+    damaged = bytearray(whole)
+    damaged[at] ^= 1
+    assert pillow_reads(bytes(damaged)) is None
+    refused(bytes(damaged), "cannot be read")

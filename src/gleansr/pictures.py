@@ -282,15 +282,16 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _decode_image(image: Image.Image, name: str) -> Picture:
+    image.load()  # first, and where its errors count: what is asked for metadata loads too, and Pillow does not load a second time
     notes, exif, orientation = [], b"", 1
     try:  # any value may be damaged
-        kept = _kept_exif(image.getexif()).tobytes()  # before loading: Pillow then closes TIFF files
-        exif = kept if len(kept) < 60_000 else b""  # what a JPEG can hold
+        orientation = image.getexif().get(Base.Orientation, 1)  # 1 of TIFF files, which Pillow has turned
+        exif = _kept_exif(image.getexif()).tobytes()
+        if len(exif) >= 60_000:  # more than a JPEG holds
+            exif = b""
+            notes.append(f"{name}: its Exif metadata was ignored: it is too long")
     except Exception as error:
         notes.append(f"{name}: its Exif metadata was ignored: {one_line(error)}")
-    image.load()
-    with contextlib.suppress(Exception):  # noted above
-        orientation = image.getexif().get(Base.Orientation, 1)  # after loading: Pillow turns TIFF files itself
     planes = _planes(image, name, notes)
     turned = orientation in (5, 6, 7, 8)
     mirrored = [axis for axis, orientations in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in orientations]
