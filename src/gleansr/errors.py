@@ -21,6 +21,10 @@ class PictureError(GleansrError, ValueError):
     """A picture cannot be read or written."""
 
 
+class TooLargeError(PictureError):
+    """An image has more pixels than are allowed."""
+
+
 class NoObjectError(PictureError):
     """A photo shows nothing of the model's category, and something is required."""
 

@@ -2,87 +2,141 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import io
 import os
-import threading
+import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
-from xml.sax.saxutils import quoteattr
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
-from PIL.ExifTags import IFD, Base
+from PIL import Image
 
-from gleansr.errors import PictureError, RequestError, one_line
+from gleansr import opening, png, tiff
+from gleansr.errors import PictureError, RequestError, TooLargeError, one_line
 from gleansr.files import replacing
+from gleansr.metadata import EDITED, GENERATED, Metadata, read_metadata, software, writer_options
+from gleansr.opening import readable_suffixes, reading
+from gleansr.planes import converted, planes_of
 
-Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor
+__all__ = [
+    "EDITED",
+    "FORMATS",
+    "GENERATED",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "Metadata",
+    "Picture",
+    "Source",
+    "check_output",
+    "decode",
+    "encode",
+    "neutral",
+    "readable_suffixes",
+    "save",
+    "software",
+    "to_bytes",
+    "to_image",
+    "unpremultiply",
+]
+
+Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 """The suffixes that `encode` writes, and Pillow's names of their formats."""
 
-_NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}  # EPS is a program to be run; Pillow only names the others
 MAX_PIXELS = 200_000_000
 """The most pixels that `decode` takes from a file. Pillow's `Image.MAX_IMAGE_PIXELS`, by default 89 million, counts where it is lower, and
 strictly: Pillow itself only warns up to twice its limit."""
 
-# Of https://cv.iptc.org/newscodes/digitalsourcetype/. The first is "Edited using Generative AI": a generative model has augmented an
-# existing picture, as a latent bank does. IPTC's algorithmicallyEnhanced excludes generative AI.
-EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
-<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
- xmp:CreatorTool={software} xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- Iptc4xmpExt:DigitalSourceType="{source_type}"/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
-
-# What people and cameras said of the scene is kept; what programs said of the old file (sizes, profiles) is not.
-_EXIF_KEPT = {Base.ImageDescription, Base.Make, Base.Model, Base.DateTime, Base.Artist, Base.Copyright, Base.Rating}
-_TEXT_KEPT = {"Title", "Author", "Description", "Copyright", "Creation Time", "Source", "Comment"}
-
-_SRGB = ImageCms.createProfile("sRGB")
-_PROBE = Image.fromarray(np.mgrid[0:256:51, 0:256:51, 0:256:51].reshape(3, 1, -1).transpose(1, 2, 0).astype(np.uint8))
-_PILLOW = r"PIL\.(?#gleansr)"  # with a mark, so that it is no one else's filter
-_READERS = 0
-_FILTERED: list[Any] = []  # the lists of warnings' filters that have ours
-_LOCK = threading.Lock()  # over these three, and over Pillow's loading of its plugins
+MAX_SIDE = 1_000_000
+"""The most pixels along a side of a file's picture."""
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """What is carried from a picture to the one that is made of it."""
-
-    exif: bytes = b""
-    """Exif without thumbnail, maker note and orientation (pixels are upright). Place and camera are in it."""
-    dpi: tuple[float, float] | None = None
-    """Pixels per inch of the upright picture, horizontal and vertical."""
-    text: Mapping[str, str] = field(default_factory=dict)
-    """Values of PNG's standard keywords; the comment of a JPEG or GIF is "Comment"."""
-    generated: bool = False
-    """Whether the picture is marked as created by generative AI, so that it stays marked so."""
-
-
-@dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture: upright, sRGB."""
+    """A decoded picture: upright, sRGB. What came with 8 bits is kept so, and becomes float where it is needed."""
 
-    pixels: torch.Tensor
-    """(3, H, W) float32 in [0, 1], sRGB, RGB, not multiplied with the alpha."""
-    alpha: torch.Tensor | None = None
-    """(1, H, W) float32 in [0, 1]; None where all is opaque."""
-    metadata: Metadata = field(default_factory=Metadata)
-    name: str = "picture"
-    """What messages call it, such as its path."""
-    notes: tuple[str, ...] = ()
-    """What could not be honoured, one line each, such as a broken colour profile."""
+    def __init__(
+        self,
+        pixels: torch.Tensor,
+        alpha: torch.Tensor | None = None,
+        metadata: Metadata | None = None,
+        name: str = "picture",
+        notes: tuple[str, ...] = (),
+    ):
+        """
+        Args:
+            pixels: (1 or 3, H, W), grey or RGB in sRGB, not multiplied with the alpha: uint8, or float32 in [0, 1].
+            alpha: (1, H, W), uint8 or float32 in [0, 1]; None where all is opaque.
+            metadata: what is carried to results.
+            name: what messages call it, such as its path.
+            notes: what could not be honoured, one line each, such as a broken colour profile.
+        """
+        self.stored, self.stored_alpha = pixels, alpha
+        self.metadata = metadata or Metadata()
+        self.name = name
+        self.notes = notes
 
-    def premultiplied(self) -> torch.Tensor:
-        """(3, H, W): colour times alpha, the form to resize in, for hidden colours not to bleed into visible ones."""
-        return self.pixels if self.alpha is None else self.pixels * self.alpha
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.stored.shape[-2], self.stored.shape[-1]
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """(3, H, W) float32 in [0, 1], sRGB, RGB, not multiplied with the alpha. Made anew of 8 bits or grey with each call."""
+        return _rgb(self.stored)
+
+    @property
+    def alpha(self) -> torch.Tensor | None:
+        """(1, H, W) float32 in [0, 1]; None where all is opaque."""
+        return None if self.stored_alpha is None else _floats(self.stored_alpha)
+
+    @functools.cached_property
+    def grey(self) -> bool:
+        """Whether red, green and blue are equal wherever anything is to be seen: then they are to be so in results."""
+        if len(self.stored) == 1:
+            return True
+        red, green, blue = self.stored
+        for step in (31, 1):  # most colour shows in a few pixels
+            part = (slice(None, None, step), slice(None, None, step))
+            coloured = (red[part] != green[part]) | (green[part] != blue[part])
+            if self.stored_alpha is not None:
+                coloured &= self.stored_alpha[0][part] > 0
+            if bool(coloured.any()):
+                return False
+        return True
+
+    def premultiplied(self, rows: slice = slice(None), columns: slice = slice(None)) -> torch.Tensor:
+        """(3, H, W), or that part of it: colour times alpha, the form to resize in, for hidden colours not to bleed into visible ones."""
+        pixels = _rgb(self.stored[:, rows, columns])
+        return pixels if self.stored_alpha is None else pixels * self.part_of_alpha(rows, columns)
+
+    def part_of_alpha(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(1, rows, columns) float32 in [0, 1]."""
+        if self.stored_alpha is None:
+            return torch.ones(1, *self.stored[0, rows, columns].shape)
+        return _floats(self.stored_alpha[:, rows, columns])
+
+
+def _floats(values: torch.Tensor) -> torch.Tensor:
+    return values.float().div_(255) if values.dtype == torch.uint8 else values
+
+
+def _rgb(values: torch.Tensor) -> torch.Tensor:
+    return _floats(values) if len(values) == 3 else _floats(values).expand(3, -1, -1).contiguous()
+
+
+def neutral(image: Image.Image) -> Image.Image:
+    """RGB or RGBA with red, green and blue equal to its brightness. The tint that a model of colour gives a grey picture is gone."""
+    *_, alpha = image.split()
+    grey = image.convert("L")
+    result = Image.merge(image.mode, [grey, grey, grey, alpha][: len(image.mode)])
+    result.info = image.info
+    return result
 
 
 def unpremultiply(pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -91,56 +145,60 @@ def unpremultiply(pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return torch.where(visible, pixels / torch.where(visible, alpha, 1), 0).clamp(0, 1)
 
 
-def decode(source: Source, *, name: str | None = None, opened: Callable[[int, int], object] | None = None) -> Picture:
+def decode(
+    source: Source,
+    *,
+    name: str | None = None,
+    opened: Callable[[int, int], object] | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    kinds: Collection[str] | None = None,
+) -> Picture:
     """Read a picture.
 
     Args:
-        source: a path, or the bytes of a file, of any kind that Pillow reads except EPS (the first frame; Pillow reduces 16-bit colour to
-            8 bits, 16-bit grey stays); a PIL image; a uint8 or uint16 array HW or HWC; a float tensor CHW in [0, 1]. The channels of
-            arrays and tensors are grey, grey and alpha, sRGB, or sRGB and alpha.
+        source: a path, or a file or its bytes, of any kind that Pillow reads except EPS (the first frame or page; colour of 16 bits in PNG
+            files is reduced to 8 bits by Pillow, in TIFF files it stays, as 16-bit grey does); a PIL image; a uint8 or uint16 array HW or
+            HWC; a float tensor CHW in [0, 1]. The channels of arrays and tensors are grey, grey and alpha, sRGB, or sRGB and alpha.
         name: what messages call it; by default its path.
         opened: is called with the width and height of a file's picture before its pixels are read, from which on it takes memory.
+        max_pixels: the most that a file may have; by default `MAX_PIXELS`, or Pillow's limit where that is lower. One that is given
+            raises Pillow's own limit for this process where that is lower.
+        allow_truncated: whether a file that ends too early is read as far as it goes, with a note of how many rows are missing. They are
+            black.
+        kinds: Pillow's names of the kinds of files that are read; by default all.
 
     Returns:
-        The picture, turned upright and converted to sRGB by its embedded profile; a profile that does not work is ignored with a note.
-        Float grey is read as [0, 1], [0, 255] or [0, 65535] and 32-bit grey as [0, 65535] or [0, 2**31 - 1], the first that holds it.
+        The picture, turned upright and converted to sRGB by its embedded profile or by what a PNG states of its colour; a profile that does
+        not work is ignored with a note. Metadata that cannot be read is left out with a note.
+        Float grey is read as [0, 1], [0, 255] or [0, 65535] and 32-bit grey as [0, 65535] or the whole range, the first that holds it.
 
-    Raises PictureError if it is missing, unreadable, empty, truncated, corrupt, above `MAX_PIXELS` or no picture.
+    Raises PictureError if it is missing, unreadable, empty, truncated, corrupt, too large or no picture.
     """
     name = name or str(source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or type(source).__name__)
     if isinstance(source, torch.Tensor):
+        if not source.is_floating_point():
+            raise PictureError(f"{name}: takes float tensors CHW in [0, 1], not {source.dtype}")
         return _picture(source, Metadata(), name)
     if isinstance(source, np.ndarray):
         if source.dtype not in (np.uint8, np.uint16):
             raise PictureError(f"{name}: arrays are uint8 or uint16, not {source.dtype}; floats go into a CHW tensor")
-        planes = np.atleast_3d(source / np.float32(np.iinfo(source.dtype).max))
-        return _picture(torch.from_numpy(np.moveaxis(planes, -1, 0)), Metadata(), name)
-    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
-        raise PictureError(f"a picture is a path, bytes, PIL image, array or tensor, not {type(source).__name__}")
-    with _reading(name):
-        if isinstance(source, Image.Image):
+        planes = np.atleast_3d(source if source.dtype == np.uint8 else source / np.float32(65535))
+        return _picture(torch.from_numpy(np.array(np.moveaxis(planes, -1, 0))), Metadata(), name)
+    if isinstance(source, Image.Image):
+        with reading(name):
             return _decode_image(source, name)
-        with Path(source).open("rb") if isinstance(source, (str, os.PathLike)) else io.BytesIO(source) as file:
-            image = _open(file, name)
-            if opened:
-                opened(*image.size)
-            return _decode_image(image, name)
-
-
-@functools.cache
-def readable_suffixes() -> frozenset[str]:
-    """The suffixes, such as ".png", of the files that `decode` reads; it goes by contents, but folders are searched by name."""
-    with _LOCK:
-        Image.init()
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_READ)
-
-
-@functools.cache
-def software() -> str:
-    """This program and its version, as files name it."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a source tree
-        return f"gleansr {importlib.metadata.version('gleansr')}"
-    return "gleansr"
+    with contextlib.ExitStack() as ending:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            file = io.BytesIO(source)
+        elif isinstance(source, (str, os.PathLike)):
+            with reading(name):
+                file = ending.enter_context(Path(source).open("rb"))
+        elif hasattr(source, "read") and hasattr(source, "seek"):
+            file = cast("BinaryIO", source)
+        else:
+            raise PictureError(f"a picture is a path, bytes, PIL image, array or tensor, not {type(source).__name__}")
+        return _decode_file(file, name, _limit(max_pixels), opened, allow_truncated, kinds)
 
 
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
@@ -197,6 +255,8 @@ def encode(
         quality: of JPEG (4:4:4) and WebP, 1 to 100. WebP is lossless at 100; PNG and TIFF always are.
         overwrite: whether a file that exists is replaced.
 
+    Metadata that the format cannot hold is left out with a warning.
+
     Raises PictureError if the file cannot be written, RequestError for a `quality` out of range.
     """
     if quality not in range(1, 101):
@@ -205,199 +265,151 @@ def encode(
     kind = FORMATS[target.suffix.lower()]
     try:
         with replacing(target) as temporary:
-            save(image, temporary, kind, metadata or Metadata(), model, quality)
+            notes = save(image, temporary, kind, metadata or Metadata(), model, quality)
     except Exception as error:  # Pillow's writers raise errors of many kinds
         raise PictureError(f"{target}: cannot be written: {one_line(error)}") from error
+    for note in notes:
+        warnings.warn(f"{target}: {note}", stacklevel=2)
     return target
 
 
 def save(
     image: Image.Image, file: Path | BinaryIO, kind: str, metadata: Metadata, model: str | None, quality: int = 95, **more: Any
-) -> None:
-    """What `encode` writes, into a file or memory. `kind` is Pillow's name of the format; Pillow's writer is given `more`, too."""
+) -> tuple[str, ...]:
+    """What `encode` writes, into a file or memory. `kind` is Pillow's name of the format; Pillow's writer is given `more`, too.
+
+    Returns what to say of metadata that could not be written, which does not stop an image.
+    """
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if kind == "JPEG" and image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image.info = {}  # of which Pillow's writers would take what suits them
-    image.save(file, kind, **_options(kind, metadata, model, image.size, quality), **more)
+    text, exif = {"text": {}}, {"exif": b""}
+    less: list[tuple[str, dict[str, Any]]] = [("", {}), ("text", text), ("Exif", exif), ("text and Exif", text | exif)]
+    first: Exception | None = None
+    for dropped, changes in [*less, ("metadata", text | exif | {"dpi": None})]:
+        try:
+            image.save(file, kind, **writer_options(kind, replace(metadata, **changes), model, image.size, quality), **more)
+        except (ValueError, TypeError, KeyError, SyntaxError, struct.error) as error:
+            first = first or error
+            if not isinstance(file, Path):
+                file.seek(0)
+                file.truncate()
+            continue
+        return (f"its {dropped} could not be written: {one_line(first)}",) if first else ()
+    raise first or AssertionError
 
 
-@contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Keep Pillow's warnings in, and make its errors one line."""
-    try:
-        with _quiet():
-            yield
-    except PictureError:
-        raise
-    except Exception as error:  # on damaged files Pillow's readers raise errors of many kinds
-        raise PictureError(f"{name}: cannot be read: {one_line(error)}") from error
+def _limit(max_pixels: int | None) -> int:
+    if max_pixels is None:
+        return min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    return max_pixels
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings of Pillow's modules while any thread is in here.
-
-    Filters belong to the process: threads that restore them as `warnings.catch_warnings` does would restore each other's, and one at a time
-    would be slow. So one filter is put in by whoever reads, and taken out of the very lists that it was put into by the last.
-    """
-    global _READERS
-    with _LOCK:
-        _READERS += 1
-        if not (warnings.filters and _ours(warnings.filters[0])):
-            # Moves it to the front if it is there, and meanwhile it is not: never where it already does its work for other threads.
-            warnings.filterwarnings("ignore", module=_PILLOW)
-        if not any(warnings.filters is filters for filters in _FILTERED):
-            _FILTERED.append(warnings.filters)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _READERS -= 1
-            while not _READERS and _FILTERED:
-                filters = _FILTERED.pop()
-                filters[:] = [item for item in filters if not _ours(item)]
-
-
-def _ours(item: tuple[Any, ...]) -> bool:
-    """Whether a filter of the module `warnings` is that of `_quiet`."""
-    return bool(item[3]) and getattr(item[3], "pattern", "") == _PILLOW
+def _decode_file(
+    file: BinaryIO,
+    name: str,
+    limit: int,
+    opened: Callable[[int, int], object] | None,
+    allow_truncated: bool,
+    kinds: Collection[str] | None,
+) -> Picture:
+    image, notes, contents = None, list[str](), file
+    with reading(name):
+        layout = tiff.layout(file) if kinds is None or "TIFF" in kinds else None
+        if not layout:
+            image, contents = opening.opened(file, name, kinds, notes)
+    width, height = (layout.width, layout.height) if layout else image.size if image else (0, 0)
+    if width * height > limit:
+        raise opening.too_large(name, f"{width}x{height} pixels are more than {limit}")
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(f"{name}: is too large: {width}x{height} is more than {MAX_SIDE} pixels along a side; cut it into parts")
+    if opened:
+        opened(width, height)
+    with reading(name):
+        if layout:
+            return _decode_tiff(layout, file, name, notes)
+        codes = png.coded_colour(contents)
+        image = opening.loaded(image, contents, file, name, kinds, notes, allow_truncated=allow_truncated)
+        return _decode_image(image, name, notes, codes, owned=True)
 
 
-def _open(file: BinaryIO, name: str) -> Image.Image:
-    with _LOCK:  # the first call loads plugins, which the lists of Pillow show one by one
-        Image.init()
-    limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-    try:
-        image = Image.open(file, formats=[kind for kind in Image.ID if kind not in _NOT_READ])
-        if image.width * image.height > limit:
-            raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels are more than {limit}")
-    except Image.UnidentifiedImageError as error:
-        empty = file.seekable() and file.seek(0, io.SEEK_END) == 0
-        raise PictureError(f"{name}: {'is empty' if empty else 'is not a picture of a known kind'}") from error
-    except Image.DecompressionBombError as error:
-        mend = "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and gleansr.pictures.MAX_PIXELS"
-        raise PictureError(f"{name}: is too large: {error}; {mend}") from error
-    return image
+def _decode_tiff(layout: tiff.Layout, file: BinaryIO, name: str, notes: list[str]) -> Picture:
+    values = layout.read(file)
+    colours, alpha = torch.from_numpy(values[: layout.colours]), None
+    if layout.alpha is not None:
+        alpha = torch.from_numpy(values[layout.colours :].clip(max=1))
+        if layout.premultiplied:
+            colours = unpremultiply(colours, alpha)
+    if layout.pages:
+        notes.append(f"{name}: has several pages, the first was taken")
+    colours = torch.from_numpy(converted(colours.numpy(), layout.info, None, name, notes, "TIFF"))
+    return _with_metadata(colours, alpha, lambda: layout.exif(file), layout.info, {}, name, notes)
 
 
-def _decode_image(image: Image.Image, name: str) -> Picture:
+def _decode_image(
+    image: Image.Image,
+    name: str,
+    notes: list[str] | None = None,
+    codes: tuple[int, int, int, int] | None = None,
+    *,
+    owned: bool = False,
+) -> Picture:
+    """`owned`: whether nobody else needs the image, whose memory is then freed."""
+    notes = [] if notes is None else notes
+    file = None if owned or not getattr(image, "tile", None) else getattr(image, "fp", None)
+    if file and image.format == "TIFF" and not image.tell() and (layout := tiff.layout(file)):
+        return _decode_tiff(layout, file, name, notes)
+    if file and image.format == "PNG":
+        codes = png.coded_colour(file)
     image.load()  # first, and where its errors count: what is asked for metadata loads too, and Pillow does not load a second time
-    notes, exif, orientation = [], b"", 1
-    try:  # any value may be damaged
-        orientation = image.getexif().get(Base.Orientation, 1)  # 1 of TIFF files, which Pillow has turned
-        exif = _kept_exif(image.getexif()).tobytes()
-        if len(exif) >= 60_000:  # more than a JPEG holds
-            exif = b""
-            notes.append(f"{name}: its Exif metadata was ignored: it is too long")
-    except Exception as error:
-        notes.append(f"{name}: its Exif metadata was ignored: {one_line(error)}")
-    planes = _planes(image, name, notes)
+    colours, alpha = planes_of(image, name, notes, codes)
+    text = {}
+    with contextlib.suppress(Exception):  # of a PNG that was cut off
+        text = getattr(image, "text", {})
+    if owned:
+        image.im = Image.new(image.mode, (1, 1)).im
+    return _with_metadata(colours, alpha, image.getexif, image.info, text, name, notes)
+
+
+def _with_metadata(
+    colours: torch.Tensor,
+    alpha: torch.Tensor | None,
+    getexif: Callable[[], Image.Exif],
+    info: Mapping[Any, Any],
+    text: Mapping[str, str],
+    name: str,
+    notes: list[str],
+) -> Picture:
+    """The picture, turned upright."""
+    metadata, orientation = read_metadata(getexif, info, text, name, notes)
     turned = orientation in (5, 6, 7, 8)
     mirrored = [axis for axis, orientations in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in orientations]
-    planes = (planes.mT if turned else planes).flip(mirrored)
-    x, y = [float(value) for value in image.info.get("dpi", (0, 0))][:: -1 if turned else 1]
-    dpi = (x, y) if 1 <= x <= 65535 and 1 <= y <= 65535 else None  # what a JPEG can hold, and not NaN
-    raw = image.info.get("comment")  # of JPEG and GIF
-    text = ({"Comment": raw.decode(errors="replace")} if isinstance(raw, bytes) else {}) | getattr(image, "text", {})
-    text = {key: str(value) for key, value in text.items() if key in _TEXT_KEPT and 0 < len(value) <= 10_000}
-    generated = GENERATED.removeprefix("http") in str(image.info.get("xmp"))  # some write https
-    return _picture(planes, Metadata(exif, dpi, text, generated), name, tuple(notes))
+
+    def upright(planes: torch.Tensor) -> torch.Tensor:
+        return (planes.mT if turned else planes).flip(mirrored) if turned or mirrored else planes
+
+    return _picture(upright(colours), metadata, name, tuple(notes), None if alpha is None else upright(alpha))
 
 
-def _picture(planes: torch.Tensor, metadata: Metadata, name: str, notes: tuple[str, ...] = ()) -> Picture:
-    """Of (C, H, W) in [0, 1]: grey, grey and alpha, RGB or RGBA."""
-    if not planes.is_floating_point() or planes.ndim != 3 or len(planes) not in (1, 2, 3, 4) or 0 in planes.shape:
+def _picture(
+    planes: torch.Tensor, metadata: Metadata, name: str, notes: tuple[str, ...] = (), alpha: torch.Tensor | None = None
+) -> Picture:
+    """Of (C, H, W), uint8 or float in [0, 1]: grey, grey and alpha, RGB or RGBA; or without alpha and with that beside it."""
+    floats = planes.is_floating_point()
+    if not (floats or planes.dtype == torch.uint8) or planes.ndim != 3 or len(planes) not in (1, 2, 3, 4) or 0 in planes.shape:
         found = f"{planes.dtype} CHW {tuple(planes.shape)}"
         raise PictureError(f"{name}: takes arrays HW and HWC, float tensors CHW, with up to 4 channels, not {found}")
-    planes = planes.detach().to("cpu", torch.float32)
-    low, high = (bound.item() for bound in torch.aminmax(planes))
-    if not (low >= -0.01 and high <= 1.01):  # the overshoot of an interpolation is clamped; NaN is refused here too
-        raise PictureError(f"{name}: values are in [0, 1], not from {low:g} to {high:g}")
-    planes = planes.clamp(0, 1)
-    colour, alpha = planes.split((len(planes) - 1, 1)) if len(planes) in (2, 4) else (planes, None)
-    alpha = None if alpha is None or (alpha == 1).all() else alpha.contiguous()
-    return Picture(colour.expand(3, -1, -1).contiguous(), alpha, metadata, name, notes)
-
-
-def _planes(image: Image.Image, name: str, notes: list[str]) -> torch.Tensor:
-    """(C, H, W) float32 in [0, 1], as `_picture` takes it, of an image of any mode."""
-    profile, alpha = image.info.get("icc_profile"), None
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float32)
-        if image.info.get("transparency") is not None:  # one value stands for transparent
-            alpha = (values != image.info["transparency"]).astype(np.float32)
-        tops = {"F": (1, 255, 65535), "I": (65535, 2**31 - 1)}.get(image.mode, (65535,))
-        values = values.clip(0) / next((top for top in tops if values.max() <= top), tops[-1])
-        if profile:  # colour management has 8 bits
-            values = _to_srgb(Image.fromarray(np.rint(values * 255).astype(np.uint8)), profile, name, notes)
-    else:
-        if image.has_transparency_data:
-            kind = "LA" if image.mode in ("1", "L", "LA", "La") else "RGBA"
-            *colour, mask = image.convert(kind).split()
-            image, alpha = Image.merge(kind[:-1], colour), np.asarray(mask) / np.float32(255)
-        values = _to_srgb(image, profile, name, notes)
-    values = np.atleast_3d(values)
-    return torch.from_numpy(values if alpha is None else np.dstack((values, alpha))).permute(2, 0, 1)
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None, name: str, notes: list[str]) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1] of an 8-bit image without alpha, by its profile where that fits and works."""
-    if image.mode == "LAB":
-        image = ImageCms.buildTransform(ImageCms.createProfile("LAB"), _SRGB, "LAB", "RGB").apply(image)
-    elif profile:
-        try:
-            source = ImageCms.getOpenProfile(io.BytesIO(profile))
-            space = profile[16:20].decode("latin-1")  # of its header
-            mode = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}.get(space, "")
-            if mode not in {"1": ("L", "RGB"), "L": ("L", "RGB"), "CMYK": ("CMYK",)}.get(image.mode, ("RGB",)):
-                raise ValueError(f"it is made for {space}, the picture is {image.mode}")
-            transform = ImageCms.buildTransform(source, _SRGB, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
-            moved = np.asarray(transform.apply(_PROBE), int) - np.asarray(_PROBE) if mode == "RGB" else np.inf
-            if np.abs(moved).max() > 1:  # otherwise it is sRGB by another maker, and the pixels stay as they are
-                image = transform.apply(image.convert(mode))
-        except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
-            notes.append(f"{name}: its colour profile was ignored: {one_line(error)}")
-    return np.asarray(image.convert("RGB")) / np.float32(255)
-
-
-def _kept_exif(exif: Image.Exif) -> Image.Exif:
-    """The tags that still hold for a new, upright picture."""
-
-    def raw(value: Any) -> Any:  # Pillow reads any text as Latin-1 and writes it as ASCII with question marks
-        return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
-
-    kept, dropped = Image.Exif(), (Base.MakerNote, IFD.Interop, Base.Gamma)
-    kept.update({tag: raw(exif[tag]) for tag in exif if tag in _EXIF_KEPT})
-    for block in (IFD.Exif, IFD.GPSInfo):
-        if tags := {tag: raw(value) for tag, value in exif.get_ifd(block).items() if tag not in dropped}:
-            kept[block] = tags
-    kept[Base.Orientation] = 1
-    return kept
-
-
-def _options(kind: str, metadata: Metadata, model: str | None, size: tuple[int, int], quality: int) -> dict[str, Any]:
-    """What Pillow's writer of this kind of file is called with."""
-    mark = software() + (f" (model {model})" if model else "")
-    exif = Image.Exif()
-    exif.load(metadata.exif)
-    exif = _kept_exif(exif)
-    details = exif.get(IFD.Exif, {})
-    now = {Base.ExifImageWidth: size[0], Base.ExifImageHeight: size[1], Base.ColorSpace: 1}  # 1 is sRGB
-    details.update({tag: value for tag, value in now.items() if tag in details})
-    exif[Base.Software] = mark
-    if metadata.dpi:
-        exif.update({Base.XResolution: metadata.dpi[0], Base.YResolution: metadata.dpi[1], Base.ResolutionUnit: 2})
-    xmp = _XMP.format(software=quoteattr(mark), source_type=GENERATED if metadata.generated else EDITED).encode()
-    if kind == "TIFF":  # uncompressed, because Pillow writes no Exif and GPS blocks into compressed ones
-        return {"tiffinfo": dict(exif) | {Base.XMLPacket: xmp}}
-    if kind == "WEBP":
-        return {"exif": exif, "xmp": xmp, "quality": quality, "lossless": quality == 100}
-    dpi = {"dpi": metadata.dpi} if metadata.dpi else {}
-    if kind == "JPEG":
-        return {"exif": exif, "xmp": xmp, "quality": quality, "subsampling": 0, "comment": metadata.text.get("Comment", "")} | dpi
-    text = PngImagePlugin.PngInfo()
-    for key, value in {**metadata.text, "Software": mark}.items():
-        text.add_text(key, value)
-    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
-    return {"exif": exif, "pnginfo": text} | dpi
+    if floats:
+        planes = planes.detach().to("cpu", torch.float32)
+        low, high = (bound.item() for bound in torch.aminmax(planes))
+        if not (low >= -0.01 and high <= 1.01):  # the overshoot of an interpolation is clamped; NaN is refused here too
+            raise PictureError(f"{name}: values are in [0, 1], not from {low:g} to {high:g}")
+        planes = planes.clamp(0, 1)
+    if len(planes) in (2, 4):
+        planes, alpha = planes.split((len(planes) - 1, 1))
+    if alpha is not None and bool((alpha == (1 if alpha.is_floating_point() else 255)).all()):
+        alpha = None
+    return Picture(planes.contiguous(), None if alpha is None else alpha.contiguous(), metadata, name, notes)

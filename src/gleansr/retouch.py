@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.errors import PictureError, RequestError
-from gleansr.pictures import Picture, Source, decode, to_image, unpremultiply
+from gleansr.pictures import Picture, Source, decode, neutral, to_image, unpremultiply
 from gleansr.resize import resize
 from gleansr.touched import TOLERANCE, bounds, faded, grown, touched
 from gleansr.upscaler import Upscaler, load
@@ -86,6 +86,8 @@ class Prepared:
     strength: float
     note: str
     """What was done, in a line."""
+    grey: bool = False
+    """Whether both pictures are grey, so that the result is."""
 
     @property
     def box(self) -> tuple[int, int, int]:
@@ -114,7 +116,8 @@ class Prepared:
             mixed = original + weights * (mixed - original)
             alpha = mixed[3:] if len(mixed) > 3 else None
             colour = mixed[:3].clamp(0, 1) if alpha is None else unpremultiply(mixed[:3], alpha)
-            result.paste(to_image(colour, alpha), (left, top), Image.fromarray((weights > 0).numpy()))
+            patch = to_image(colour, alpha)
+            result.paste(neutral(patch) if self.grey else patch, (left, top), Image.fromarray((weights > 0).numpy()))
         if self.note:
             result.info["gleansr"] = self.note
         return result
@@ -156,7 +159,7 @@ def prepare(
     config = config or RetouchConfig()
     new = edited if isinstance(edited, Picture) else decode(edited)
     old = new if original is None else original if isinstance(original, Picture) else decode(original)
-    height, width = new.pixels.shape[-2:]
+    height, width = new.size
     _check_size(old, new)
     transparent = any(picture.alpha is not None for picture in (new, old))
     planes = [_planes(picture, transparent) for picture in (new, old)]
@@ -181,7 +184,9 @@ def prepare(
         weights = torch.minimum(weights, given)
     low = _low(region.cut(planes[0][:3]), upscaler, size, factor) if bool(weights.any()) else None
     note = _note(new, weights, found, region, size)
-    return Prepared(planes[0], planes[1], to_image(old.pixels, old.alpha), weights, region, low, size, factor, config.strength, note)
+    grey = new.grey and old.grey
+    untouched = to_image(old.pixels, old.alpha)
+    return Prepared(planes[0], planes[1], untouched, weights, region, low, size, factor, config.strength, note, grey)
 
 
 def retouch(
@@ -316,13 +321,13 @@ def _low(picture: Tensor, upscaler: Upscaler, size: tuple[int, int], factor: int
 def _planes(picture: Picture, transparent: bool) -> Tensor:
     if not transparent:
         return picture.pixels
-    alpha = torch.ones_like(picture.pixels[:1]) if picture.alpha is None else picture.alpha
+    alpha = torch.ones(1, *picture.size) if picture.alpha is None else picture.alpha
     return torch.cat([picture.premultiplied(), alpha])
 
 
 def _check_size(picture: Picture, edited: Picture) -> None:
-    if picture.pixels.shape != edited.pixels.shape:
-        (height, width), (wanted_height, wanted_width) = picture.pixels.shape[1:], edited.pixels.shape[1:]
+    if picture.size != edited.size:
+        (height, width), (wanted_height, wanted_width) = picture.size, edited.size
         raise RequestError(
             f"{picture.name}: is {width}x{height}, but the retouched picture is {wanted_width}x{wanted_height}; give pictures of one size"
         )

@@ -20,12 +20,10 @@ from gleansr.fidelity import back_project
 from gleansr.method import Method, Report
 from gleansr.onnx_runtime import OnnxModel, is_onnx
 from gleansr.passes import Passes
-from gleansr.pictures import Picture, Source, decode, to_image, unpremultiply
+from gleansr.pictures import Picture, Source, decode, neutral, to_image, unpremultiply
 from gleansr.resize import resize
 
 Fit = Literal["auto", "crop", "pad", "stretch", "exact"]
-
-_BLACK = 8 / 255  # bars are not darker than JPEG leaves them
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,13 @@ class Fitted:
     """What was done, empty if nothing."""
     bars: tuple[int, int] | None = None
     """First row of the output that is picture, and the first behind it, where the picture came with black bars above and below."""
+    grey: bool = False
+    """Whether the picture is grey, so that the result is."""
+
+
+_BLACK = 8 / 255  # bars are not darker than JPEG leaves them
+_STRIP = 2**22
+"""Pixels of a large picture that are floats at a time."""
 
 
 class Upscaler:
@@ -111,13 +116,13 @@ class Upscaler:
         """
         if fit not in get_args(Fit):
             raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
-        height, width = picture.pixels.shape[-2:]
-        planes = picture.premultiplied() if picture.alpha is None else torch.cat([picture.premultiplied(), picture.alpha])
+        height, width = picture.size
         if self.input_size is None or self.output_size is None or self.content_height is None:
             keep = (0, 0, height * self.scale, width * self.scale)
-            return Fitted(picture, planes[:3] * 2 - 1, None if picture.alpha is None else planes[3:], keep, "")
+            return Fitted(picture, picture.premultiplied() * 2 - 1, picture.alpha, keep, "", grey=picture.grey)
         size, rows = self.input_size, self.content_height // self.scale
         done: list[str] = []
+        cut, pad = (slice(0, height), slice(0, width)), (0, 0, 0, 0)
         top = left = 0.0
         kept_height = kept_width = 1.0
         barred = (height, width) == (size, size)  # with the bars already there
@@ -133,20 +138,23 @@ class Upscaler:
                 if fit == "crop":
                     cut_height, cut_width = (height, round(height * size / rows)) if wide else (round(width * rows / size), width)
                     y, x = (height - cut_height) // 2, (width - cut_width) // 2
-                    planes = planes[:, y : y + cut_height, x : x + cut_width]
+                    cut = slice(y, y + cut_height), slice(x, x + cut_width)
+                    full_height, full_width = cut_height, cut_width
                     done.append(f"cut to its centre {cut_width}x{cut_height}")
                 elif fit == "stretch":
                     done.append("aspect ratio not kept")
+                    full_height, full_width = height, width
                 else:
                     y, x = (full_height - height) // 2, (full_width - width) // 2
                     pad = (x, full_width - width - x, y, full_height - height - y)
-                    planes = torch.nn.functional.pad(planes[None], pad, mode="replicate")[0]
                     top, left, kept_height, kept_width = y / full_height, x / full_width, height / full_height, width / full_width
                     done.append(f"padded to {full_width}x{full_height}")
-            if planes.shape[-2:] != (rows, size):
-                grown = "shrunk" if planes.shape[-1] > size else "enlarged" if planes.shape[-1] < size else "resized"
+            if (full_height, full_width) != (rows, size):
+                grown = "shrunk" if full_width > size else "enlarged" if full_width < size else "resized"
                 done.append(f"{grown} to the model's {size}x{rows}")
-                planes = resize(planes, size=(rows, size)).clamp(0, 1)
+            planes = _resized(picture, cut, pad, (rows, size))
+        else:
+            planes = _planes(picture, *cut)
         bars = None
         if rows != size:
             first = (size - rows) // 2
@@ -165,7 +173,7 @@ class Upscaler:
         keep = (*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
         note = f"{width}x{height}: {', '.join(done)}" if done else ""
         alpha = None if picture.alpha is None else planes[3:]
-        return Fitted(picture, planes[:3] * 2 - 1, alpha, keep, note, bars)
+        return Fitted(picture, planes[:3] * 2 - 1, alpha, keep, note, bars, picture.grey)
 
     def run(self, batch: Iterable[Fitted], report: Report | None = None, *, consistent: float = 0.0) -> list[Image.Image]:
         """Enlarges fitted pictures of one size together."""
@@ -195,9 +203,45 @@ class Upscaler:
             pixels[:, :first] = pixels[:, last:] = 0
         top, left, height, width = fitted.keep
         image = to_image(pixels, alpha).crop((left, top, left + width, top + height))
+        image = neutral(image) if fitted.grey else image
         if said := "; ".join(filter(None, [fitted.note, note])):
             image.info["gleansr"] = said
         return image
+
+
+def _planes(picture: Picture, rows: slice, columns: slice) -> Tensor:
+    """(3 or 4, rows, columns) in [0, 1]: colour times alpha, and alpha where there is transparency."""
+    colour = picture.premultiplied(rows, columns)
+    return colour if picture.stored_alpha is None else torch.cat([colour, picture.part_of_alpha(rows, columns)])
+
+
+def _resized(picture: Picture, cut: tuple[slice, slice], pad: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """What `cut` leaves of a picture, its border repeated by `pad` (left, right, top, bottom), resized to `size`; as `_planes`, clamped.
+
+    Of a large picture a strip is made float and shrunk along one axis at a time: the one that is not padded, since what is padded can be
+    much larger than the picture.
+    """
+    rows, columns = cut
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    left, right, top, bottom = pad
+    if (height + top + bottom) * (width + left + right) <= _STRIP:
+        planes = torch.nn.functional.pad(_planes(picture, rows, columns)[None], pad, mode="replicate")[0]
+        return planes if planes.shape[-2:] == size else resize(planes, size=size).clamp(0, 1)
+    parts = []
+    if left or right:
+        step = max(1, _STRIP // height)
+        for start in range(columns.start, columns.stop, step):
+            strip = _planes(picture, rows, slice(start, min(columns.stop, start + step)))
+            parts.append(resize(strip, size=(size[0], strip.shape[-1])))
+        planes = torch.cat(parts, 2)
+    else:
+        step = max(1, _STRIP // width)
+        for start in range(rows.start, rows.stop, step):
+            strip = _planes(picture, slice(start, min(rows.stop, start + step)), columns)
+            parts.append(resize(strip, size=(strip.shape[-2], size[1])))
+        planes = torch.cat(parts, 1)
+    planes = torch.nn.functional.pad(planes[None], pad, mode="replicate")[0]
+    return resize(planes, size=size).clamp(0, 1)
 
 
 def load(

@@ -150,7 +150,7 @@ def load(job: Job, work: Work, known: Recorded | None = None, opened: Callable[[
             return Outcome(job, "skipped", {})
         picture = decode(data, name=job.source, opened=opened)
         del data
-        pixels, metadata = weakref.ref(picture.pixels), picture.metadata
+        pixels, metadata = weakref.ref(picture.stored), picture.metadata
         prepared = work.task.prepare(picture)
         del picture
         return Loaded(job, state, digest.hexdigest(), metadata, prepared, pixels() is None, time.perf_counter() - started)

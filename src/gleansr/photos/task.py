@@ -20,7 +20,7 @@ from gleansr.photos.detect import Finder, Found, finder, nouns
 from gleansr.photos.paste import Piece, paste
 from gleansr.photos.sampling import decibels
 from gleansr.photos.sharpness import octaves, resolved
-from gleansr.pictures import Picture, Source, decode
+from gleansr.pictures import Picture, Source, decode, neutral
 from gleansr.tasks import Prepared, Result
 from gleansr.upscaler import Upscaler, load
 
@@ -94,7 +94,7 @@ class Photo:
             NoObjectError: none is found, and one is required.
             PictureError: the result would be too large.
         """
-        height, width = picture.pixels.shape[-2:]
+        height, width = picture.size
         factor, notes = self._factor(picture)
         planes = picture.premultiplied()
         found, said = self._find(picture.name, planes)
@@ -122,6 +122,7 @@ class Photo:
             whole = planes if picture.alpha is None else torch.cat([planes, picture.alpha])
             bands = self._network.bands(whole, factor) if self._network else bicubic_bands(whole, factor)
             image = paste(bands, (height, width), factor, pieces, feather=config.feather)
+            image = neutral(image) if picture.grey else image
             several = dict.fromkeys([*notes, kept, *model_notes, *picture.notes])
             return Result(image, tuple(filter(None, several)), {"factor": factor, "objects": details})
 
@@ -129,7 +130,7 @@ class Photo:
 
     def _factor(self, picture: Picture) -> tuple[int, list[str]]:
         """How many times larger the result is, and what to say of it."""
-        height, width = picture.pixels.shape[-2:]
+        height, width = picture.size
         factor, notes = self.factor, []
         if self.config.factor is None:
             while factor > 1 and height * width * factor**2 > MOST_MEGAPIXELS * 1e6:

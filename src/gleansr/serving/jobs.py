@@ -3,12 +3,10 @@
 import ctypes
 import dataclasses
 import io
-import struct
 import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
 
@@ -16,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gleansr.errors import PictureError, RequestError
-from gleansr.pictures import Metadata, Picture, decode, save
+from gleansr.errors import PictureError, RequestError, TooLargeError
+from gleansr.opening import ALLOW_TRUNCATED
+from gleansr.pictures import MAX_PIXELS, Metadata, Picture, decode, save
 from gleansr.retouch import RetouchConfig, prepare
 from gleansr.serving import forms
 from gleansr.serving.forms import Field, Form
@@ -26,9 +25,6 @@ from gleansr.upscaler import Upscaler
 
 KINDS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Kinds of files that are read, by Pillow's names; fewer than the command line reads, since anybody may send them."""
-
-DAMAGE = (OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError, struct.error, zlib.error)
-"""What Pillow's readers raise on damaged files. Anything else is a mistake in a program, not in a picture."""
 
 Format = Literal["png", "jpeg", "webp"]
 Hold = Callable[[int], None]
@@ -103,7 +99,7 @@ def kinds(models: tuple[str, ...]) -> tuple[Kind, Kind]:
 
 def upscale(form: Form, upscaler: Upscaler, most: int, hold: Hold) -> Ready:
     """Raises Problem."""
-    picture, notes = read("picture", form.files["picture"], most, hold)
+    picture = read("picture", form.files["picture"], most, hold)
     fitted = _unfit(upscaler.fit, picture, form.values["fit"])
     # Only what finishing needs is kept while it waits, not the picture as it came.
     fitted = dataclasses.replace(fitted, picture=Picture(torch.empty(3, 0, 0)))
@@ -112,56 +108,46 @@ def upscale(form: Form, upscaler: Upscaler, most: int, hold: Hold) -> Ready:
         assert high is not None  # noqa: S101, upscaling always has a forward pass
         return upscaler.finish(fitted, high)
 
-    return Ready(fitted.low, finish, picture.metadata, (*picture.notes, *notes))
+    return Ready(fitted.low, finish, picture.metadata, picture.notes)
 
 
 def retouch(form: Form, upscaler: Upscaler, most: int, hold: Hold) -> Ready:
     """Raises Problem."""
     pictures: dict[str, Picture] = {}
-    notes: list[str] = []
     for name in ("edited", "original", "mask"):
         if name in form.files:
-            pictures[name], said = read(name, form.files[name], most, hold)
-            notes += said
+            pictures[name] = read(name, form.files[name], most, hold)
     values = form.values
     config = RetouchConfig(values["strength"], values["factor"], values["feather"], values["box"])
     prepared = _unfit(prepare, pictures["edited"], pictures.get("original"), upscaler, config, mask=pictures.get("mask"))
     headers = {"Gleansr-Box": ",".join(map(str, prepared.box))}
     if values["output"] == "mask":
-        mask = prepared.mask
+        mask, notes = prepared.mask, [note for picture in pictures.values() for note in picture.notes]
         return Ready(None, lambda _: mask, notes=tuple(notes), headers=headers, synthetic=False)
     metadata = pictures.get("original", pictures["edited"]).metadata
-    return Ready(prepared.low, prepared.finish, metadata, tuple(notes), headers)
+    others = [note for name, picture in pictures.items() if name != "edited" for note in picture.notes]  # its own are told by `finish`
+    return Ready(prepared.low, prepared.finish, metadata, tuple(others), headers)
 
 
-def read(name: str, file: BinaryIO, most: int, hold: Hold) -> tuple[Picture, list[str]]:
-    """Decodes a file of up to `most` pixels; they are counted before any is decoded. Returns the picture and what is to be said of it.
+def read(name: str, file: BinaryIO, most: int, hold: Hold) -> Picture:
+    """Decodes a file of up to `most` pixels; they are counted before any is decoded.
 
     Raises Problem if it is too large, broken, or no picture.
     """
-    if not file.seek(0, io.SEEK_END):
-        raise Problem("bad-picture", f"{name}: is empty; send the picture's file")
-    file.seek(0)
+
+    def opened(width: int, height: int) -> None:
+        if width * height > most:
+            raise Problem("too-many-pixels", f"{name}: is {width}x{height}, which is more than {most} pixels; send a smaller picture")
+        hold(width * height)
+
     try:
-        image = Image.open(file, formats=_readable())
-    except Image.UnidentifiedImageError:
-        raise Problem("bad-picture", f"{name}: is no picture of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return decode(file, name=name, opened=opened, max_pixels=max(most, MAX_PIXELS), kinds=KINDS)
+    except TooLargeError:
         raise Problem("too-many-pixels", f"{name}: has more than {most} pixels; send a smaller picture") from None
-    except DAMAGE as error:
-        raise Problem("bad-picture", f"{name}: cannot be read: {' '.join(str(error).split())}; send another file") from None
-    if image.width * image.height > most:
-        raise Problem(
-            "too-many-pixels", f"{name}: is {image.width}x{image.height}, which is more than {most} pixels; send a smaller picture"
-        )
-    hold(image.width * image.height)
-    notes = []
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # which cameras make of a JPEG and a preview
-        notes.append(f"{name}: is animated, its first frame was taken")
-    try:
-        return decode(image, name=name), notes
     except PictureError as error:
-        raise Problem("bad-picture", f"{worded(error)}; send another file") from None
+        known = "not a picture of a known kind" in str(error)
+        mend = "send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF" if known else "send another file"
+        raise Problem("bad-picture", f"{str(error).replace(ALLOW_TRUNCATED, '')}; {mend}") from None
 
 
 def give_back_memory() -> None:
@@ -186,13 +172,6 @@ def _unfit(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         return call(*arguments, **named)
     except (RequestError, PictureError) as error:
         raise Problem("unfit", worded(error)) from None
-
-
-@cache
-def _readable() -> list[str]:
-    """Those of KINDS that this Pillow was built with."""
-    Image.init()
-    return [kind for kind in KINDS if kind in Image.OPEN]
 
 
 def write(image: Image.Image, ready: Ready, kind: Format, model: str | None) -> Answer:

@@ -16,6 +16,7 @@ from gleansr.folders.batches import Batches, Low
 from gleansr.folders.forward import Made
 from gleansr.folders.pipeline import MEMORY, StoppedError, bytes_of, threads_beside
 from gleansr.method import Report
+from gleansr.pictures import Picture
 from gleansr.tasks import Prepared, Result, Task
 from gleansr.video.reading import Shot
 
@@ -73,9 +74,9 @@ def flow(
         shot = next(shots, None)
         if shot is None:
             return None
-        height, width = shot.picture.pixels.shape[-2:]
+        height, width = shot.picture.size
         prepared = task.prepare(shot.picture)
-        without = replace(shot, picture=replace(shot.picture, pixels=torch.empty(3, 0, 0), alpha=None))
+        without = replace(shot, picture=Picture(torch.empty(3, 0, 0), name=shot.picture.name, notes=shot.picture.notes))
         return _Open(without, prepared, [None] * len(prepared.lows), bytes_of(task, width, height))
 
     def write_when_finished(shot: Shot, result: Future[Result]) -> None:

@@ -1,0 +1,195 @@
+"""Image files to Pillow's images: what is refused and why, metadata that Pillow stumbles over, files that end too early."""
+
+import contextlib
+import functools
+import io
+import threading
+import warnings
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from gleansr import png
+from gleansr.errors import PictureError, TooLargeError, one_line
+
+_NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}  # EPS is a program to be run; Pillow only names the others
+_BY_ROWS = {"PNG", "JPEG", "MPO", "BMP", "PPM", "TGA"}
+"""Kinds of files that Pillow decodes row by row, so that the first rows of a file that ends too early are there."""
+
+ALLOW_TRUNCATED = "; --allow-truncated reads it as far as it goes"
+"""How to mend a truncated file on the command line."""
+
+_PILLOW = r"PIL\.(?#gleansr)"  # with a mark, so that it is no one else's filter
+_READERS = 0
+_FILTERED: list[Any] = []  # the lists of warnings' filters that have ours
+_LOCK = threading.Lock()  # over these three, and over Pillow's loading of its plugins
+
+
+@functools.cache
+def readable_suffixes() -> frozenset[str]:
+    """The suffixes, such as ".png", of the files that `decode` reads; it goes by contents, but folders are searched by name."""
+    with _LOCK:
+        Image.init()
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_READ)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Keep Pillow's warnings in, and make its errors one line."""
+    try:
+        with _quiet():
+            yield
+    except PictureError:
+        raise
+    except Exception as error:  # on damaged files Pillow's readers raise errors of many kinds
+        raise PictureError(f"{name}: cannot be read: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of Pillow's modules while any thread is in here.
+
+    Filters belong to the process: threads that restore them as `warnings.catch_warnings` does would restore each other's, and one at a time
+    would be slow. So one filter is put in by whoever reads, and taken out of the very lists that it was put into by the last.
+    """
+    global _READERS
+    with _LOCK:
+        _READERS += 1
+        if not (warnings.filters and _ours(warnings.filters[0])):
+            # Moves it to the front if it is there, and meanwhile it is not: never where it already does its work for other threads.
+            warnings.filterwarnings("ignore", module=_PILLOW)
+        if not any(warnings.filters is filters for filters in _FILTERED):
+            _FILTERED.append(warnings.filters)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _READERS -= 1
+            while not _READERS and _FILTERED:
+                filters = _FILTERED.pop()
+                filters[:] = [item for item in filters if not _ours(item)]
+
+
+def _ours(item: tuple[Any, ...]) -> bool:
+    """Whether a filter of the module `warnings` is that of `_quiet`."""
+    return bool(item[3]) and getattr(item[3], "pattern", "") == _PILLOW
+
+
+def opened(file: BinaryIO, name: str, kinds: Collection[str] | None, notes: list[str]) -> tuple[Image.Image, BinaryIO]:
+    """The image of a file, not yet loaded, and what it is read from. Raises PictureError; `notes` is added to.
+
+    Args:
+        file: at any place.
+        name: what messages call it.
+        kinds: Pillow's names of the kinds of files that are read; None: all.
+        notes: is added to.
+    """
+    try:
+        image, contents = _open(file, kinds), file
+    except Exception as error:
+        image, contents = _without_metadata(error, file, name, kinds, notes)
+    several = False
+    with contextlib.suppress(Exception):  # Pillow then reads on in a GIF
+        several = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: cameras make it of a JPEG and a preview
+    if several:
+        notes.append(f"{name}: {'has several pages, the first' if image.format == 'TIFF' else 'is animated, its first frame'} was taken")
+    return _open(contents, kinds) if image.format == "GIF" else image, contents
+
+
+def loaded(
+    image: Image.Image | None,
+    contents: BinaryIO,
+    file: BinaryIO,
+    name: str,
+    kinds: Collection[str] | None,
+    notes: list[str],
+    *,
+    allow_truncated: bool,
+) -> Image.Image:
+    """What `opened` gave, with its pixels; or as far as they go, if that is allowed."""
+    assert image is not None  # noqa: S101, for type checkers
+    try:
+        if png.is_too_short(contents):
+            raise OSError("image file is truncated")
+        image.load()
+        return image
+    except Exception as error:
+        if allow_truncated and "truncated" in str(error) and (cut := _cut_off(file, kinds)):
+            notes.append(f"{name}: {cut[1]}")
+            return cut[0]
+        if contents is not file:
+            raise _explained(error, file, name) from error
+        image, _ = _without_metadata(error, file, name, kinds, notes)
+    image.load()
+    return image
+
+
+def _open(file: BinaryIO, kinds: Collection[str] | None) -> Image.Image:
+    with _LOCK:  # the first call loads plugins, which the lists of Pillow show one by one
+        Image.init()
+    file.seek(0)
+    return Image.open(file, formats=[kind for kind in Image.ID if kind not in _NOT_READ and (kinds is None or kind in kinds)])
+
+
+def _without_metadata(
+    error: Exception, file: BinaryIO, name: str, kinds: Collection[str] | None, notes: list[str]
+) -> tuple[Image.Image, BinaryIO]:
+    """The image of an undamaged PNG again, whose metadata Pillow does not take: its text may be longer than Pillow allows.
+
+    Raises PictureError, which says what `error` means, for all other files.
+    """
+    if (plain := png.without_metadata(file)) is None:
+        raise _explained(error, file, name) from error
+    contents = io.BytesIO(plain)
+    try:
+        image = _open(contents, kinds)
+    except Exception:
+        raise _explained(error, file, name) from error
+    notes.append(f"{name}: its metadata was ignored: {one_line(error)}")
+    return image, contents
+
+
+def _explained(error: Exception, file: BinaryIO, name: str) -> PictureError:
+    if isinstance(error, Image.DecompressionBombError):
+        return too_large(name, str(error))
+    damage = png.damage(file) if png.is_png(file) else ""
+    if isinstance(error, Image.UnidentifiedImageError) and not damage:
+        return PictureError(f"{name}: {'is not a picture of a known kind' if file.seek(0, io.SEEK_END) else 'is empty'}")
+    said = [] if damage and isinstance(error, Image.UnidentifiedImageError) else [one_line(error)]
+    mend = ALLOW_TRUNCATED if "truncated" in str(error) else ""
+    return PictureError(f"{name}: cannot be read: {'; '.join(filter(None, [*said, damage]))}{mend}")
+
+
+def too_large(name: str, what: str) -> TooLargeError:
+    mend = "raise PIL.Image.MAX_IMAGE_PIXELS and gleansr.pictures.MAX_PIXELS, or give --max-megapixels (max_pixels of decode)"
+    return TooLargeError(f"{name}: is too large: {what}; if you trust it, {mend}")
+
+
+def _cut_off(file: BinaryIO, kinds: Collection[str] | None) -> tuple[Image.Image, str] | None:
+    """The image of a file that ends too early, and how much is missing. None where nothing of it is there, or another damage, too.
+
+    It is read into an image of zeros and into another one: what differs was not read.
+    """
+    if png.is_png(file) and not png.ends_early(file):
+        return None
+    images = []
+    for value in (0, 255):
+        image = _open(file, kinds)
+        if image.format not in _BY_ROWS:
+            return None
+        image.im = Image.new(image.mode, image.size, value).im
+        with contextlib.suppress(OSError, SyntaxError):
+            image.load()
+        cast("ImageFile.ImageFile", image).tile = []  # or asking for its pixels would load them again
+        images.append(image)
+    missing = (np.asarray(images[0]) != np.asarray(images[1])).reshape(image.height, -1).any(1)
+    count, height = int(missing.sum()), image.height
+    if count == height:
+        return None
+    if not count:
+        return images[0], "its end is missing, after the last row"
+    if not missing[height - count :].all():
+        return images[0], f"{count} of {height} rows are incomplete"
+    return images[0], f"the last {count} of {height} rows are missing" if count > 1 else f"the last of {height} rows is missing"

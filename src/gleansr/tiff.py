@@ -1,0 +1,245 @@
+"""TIFF layouts that Pillow reads wrongly or not at all: more than 8 bits, signed and float samples, separate planes.
+
+What Pillow reads rightly is left to it: see `layout`.
+"""
+
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+_GREY, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = (0, 1), 2, 3, 5, 6, 8
+_NAMES = {0: "grey (white is 0)", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab"}
+_NAMES |= {32803: "a camera's colour filter", 32844: "LogL", 32845: "LogLuv", 34892: "a camera's linear raw"}
+_COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard"}
+_KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
+_TOPS: dict[str, tuple[int, ...]] = {"f": (1, 255, 65535), "u32": (65535, 2**32 - 1), "i32": (65535, 2**31 - 1)}
+"""What white is: the first that no value exceeds. Of other kinds it is the largest value that they hold."""
+_LEAST = -0.05
+"""Of white: what is further below 0 is no overshoot of an interpolation."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the samples of a TIFF's first image are stored, where they are read here."""
+
+    width: int
+    height: int
+    kind: str
+    """u, i or f: unsigned, signed, float."""
+    bits: int
+    samples: int
+    """Per pixel."""
+    inverted: bool
+    """Whether 0 is white."""
+    colours: int
+    """1 or 3."""
+    alpha: int | None
+    """Which sample is the alpha."""
+    premultiplied: bool
+    planar: bool
+    """Whether each sample has an image of its own."""
+    tiled: bool
+    part: tuple[int, int]
+    """Width and height of a tile, or of a strip, of which the last may be less high."""
+    places: tuple[tuple[int, int], ...]
+    """Offset and length of each."""
+    deflated: bool
+    predictor: int
+    order: str
+    """< or >."""
+    big: bool
+    """Whether it is a BigTIFF."""
+    top: int | None
+    """White, where the file states it."""
+    pages: bool
+    """Whether there are more."""
+    tags: Any
+    """Of the file, by their numbers."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What Pillow has in an image's `info`, as far as it is used."""
+        info = {"icc_profile": self.tags.get(34675), "xmp": self.tags.get(700)}
+        if self.tags.get(296, 2) in (2, 3) and 282 in self.tags and 283 in self.tags:
+            per_inch = 2.54 if self.tags.get(296) == 3 else 1
+            info["dpi"] = (self.tags[282] * per_inch, self.tags[283] * per_inch)
+        return info
+
+    def exif(self, file: BinaryIO) -> Image.Exif:
+        exif = Image.Exif()
+        exif.bigtiff, exif.endian = self.big, self.order
+        exif.load_from_fp(file, self.tags.offset)
+        return exif
+
+    def read(self, file: BinaryIO) -> np.ndarray:
+        """(1 or 3 and the alpha, height, width) float32 in [0, 1]: white is 1, whatever it is in the file.
+
+        Raises ValueError if it is truncated, damaged, or has values far below 0.
+        """
+        wanted = [*range(self.colours), *([] if self.alpha is None else [self.alpha])]
+        result = np.zeros((len(wanted), self.height, self.width), np.float32)
+        across, down = -(-self.width // self.part[0]), -(-self.height // self.part[1])
+        planes = self.samples if self.planar else 1
+        if len(self.places) < across * down * planes:
+            raise ValueError(f"it is truncated: {len(self.places)} of {across * down * planes} strips or tiles are there")
+        for number in range(across * down * planes):
+            plane, place = divmod(number, across * down)
+            if self.planar and plane not in wanted:
+                continue
+            y, x = place // across * self.part[1], place % across * self.part[0]
+            rows = self.part[1] if self.tiled else min(self.part[1], self.height - y)
+            values = self._values(file, *self.places[number], rows)
+            shown = values[: self.height - y, : self.width - x]
+            for channel, sample in enumerate(wanted):
+                if not self.planar:
+                    result[channel, y : y + rows, x : x + self.part[0]] = shown[..., sample]
+                elif sample == plane:
+                    result[channel, y : y + rows, x : x + self.part[0]] = shown[..., 0]
+        return self._scaled(result)
+
+    def _values(self, file: BinaryIO, offset: int, length: int, rows: int) -> np.ndarray:
+        """(rows, columns, samples) of a strip or tile."""
+        columns, samples = self.part[0], 1 if self.planar else self.samples
+        per_row = -(-columns * samples * self.bits // 8)
+        file.seek(offset)
+        content = file.read(length)
+        if self.deflated:
+            content = zlib.decompressobj().decompress(content, per_row * rows)
+        if len(content) < per_row * rows:
+            raise ValueError(f"it is truncated: a strip or tile has {len(content)} instead of {per_row * rows} bytes")
+        lines = np.frombuffer(content, np.uint8, per_row * rows).reshape(rows, per_row)
+        if self.bits % 8:
+            bits = np.unpackbits(lines, axis=1)[:, : columns * samples * self.bits].reshape(rows, columns, samples, self.bits)
+            return bits @ (1 << np.arange(self.bits)[::-1])
+        size = self.bits // 8
+        if self.predictor == 3:  # bytes of like rank lie together, the highest first, as differences
+            sums = np.cumsum(lines.reshape(rows, -1, samples), 1, np.uint8).reshape(rows, size, -1)
+            return np.ascontiguousarray(sums.swapaxes(1, 2)).view(f">{self.kind}{size}").reshape(rows, columns, samples)
+        values = lines.view(f"{self.order}{self.kind}{size}").reshape(rows, columns, samples)
+        if self.predictor == 2:
+            return np.cumsum(values, 1, values.dtype.newbyteorder("="))
+        return values
+
+    def _scaled(self, values: np.ndarray) -> np.ndarray:
+        largest, least = float(values.max()), float(values.min())
+        top = self.top or scale(self.kind, self.bits, largest)
+        if least < _LEAST * top:
+            raise ValueError(f"it has values below 0, down to {least:g}: they are no brightness; shift them to start at 0")
+        values = np.clip(values / np.float32(top), 0, None, out=values)
+        if self.inverted:
+            np.subtract(1, values[: self.colours], out=values[: self.colours])
+        return values
+
+
+def scale(kind: str, bits: int, largest: float) -> int:
+    """What white is among samples of a kind (u, i or f) whose largest value is given."""
+    tops = _TOPS.get(kind if kind == "f" else f"{kind}{bits}") or (2 ** (bits - (kind == "i")) - 1,)
+    return next((top for top in tops if largest <= top), tops[-1])
+
+
+def layout(file: BinaryIO) -> Layout | None:
+    """How to read a file here. None if it is no TIFF, or one that is left to Pillow, which then reads it rightly or refuses it.
+
+    Raises ValueError, which names the layout and a remedy, for what Pillow reads wrongly and nobody reads here.
+    """
+    file.seek(0)
+    header = file.read(16)
+    file.seek(0)
+    if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return None
+    if header[:4] == b"MM\0+":
+        raise _UnreadError("big-endian BigTIFF is not read; save the image as a usual TIFF, or as PNG")
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header[: 16 if header[2:3] == b"+" else 8])
+        file.seek(tags.next)
+        with warnings.catch_warnings():
+            tags.load(file)
+        return _layout(tags, "<" if header[:2] == b"II" else ">", header[2:3] == b"+")
+    except _UnreadError:
+        raise
+    except Exception:  # damaged tags, of which Pillow says what is wrong
+        return None
+    finally:
+        file.seek(0)
+
+
+class _UnreadError(ValueError):
+    """A layout that nobody reads."""
+
+
+def _layout(tags: Any, order: str, big: bool) -> Layout | None:
+    def many(tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
+        value = tags.get(tag, default)
+        return tuple(value) if isinstance(value, tuple) else (value,)
+
+    width, height, compression, photometric = (int(tags.get(tag, default)) for tag, default in ((256, 0), (257, 0), (259, 1), (262, 0)))
+    samples, planar, fill = (int(tags.get(tag, 1)) for tag in (277, 284, 266))
+    all_bits, formats, extra = many(258, (1,)), many(339, (1,)), many(338, ())
+    bits, planar = all_bits[0], planar == 2 and samples > 1
+    kind = _KINDS.get(formats[0], "?")
+    colours = {_RGB: 3}.get(photometric, 1)
+    usual = kind == "u" and bits <= 8
+    sort = {"u": "", "i": "signed ", "f": "float "}.get(kind, "complex ")
+    said = f"{sort}{bits}-bit {_NAMES.get(photometric, f'colour {photometric}')}" + (f" in {samples} planes" if planar else "")
+    said += "" if compression == 1 else f", compressed ({_COMPRESSIONS.get(compression, f'scheme {compression}')})"
+    mend = "save the image as 8- or 16-bit RGB or grey, without compression, or as PNG"
+    unread = _UnreadError(f"a TIFF of this layout is not read: {said}; {mend}")
+    if photometric == _YCBCR and compression == 1 and many(530, (2, 2)) != (1, 1):
+        raise unread
+    if photometric in (_CMYK, _LAB) and planar and not (usual and photometric == _CMYK):
+        raise unread
+    if photometric not in (*_GREY, _RGB):
+        if usual or (photometric == _CMYK and kind == "u" and bits == 16):
+            return None
+        raise unread
+    if usual and (not planar or (samples == 3 and compression not in (1, 8, 32946))):
+        return None
+    if len({*all_bits}) != 1 or len({*formats}) != 1 or fill != 1 or samples < colours or min(width, height) < 1:
+        raise unread
+    readable = {"u": bits in (8, *range(9, 17), 32), "i": bits in (8, 16, 32), "f": bits in (16, 32, 64)}.get(kind)
+    stated = max(many(281, (0,)))
+    # Not any largest value that happens to occur, which the tag may be, too.
+    depth = stated if kind == "u" and 255 < stated < 2**bits - 1 and not stated & (stated + 1) else None
+    if compression not in (1, 8, 32946) or not readable:
+        # libtiff reads these to the end, and Pillow has them right.
+        known = (photometric, samples) in ((1, 1), (_RGB, 3), (_RGB, 4))
+        if kind == "u" and bits == 16 and known and compression != 1 and not depth:
+            return None
+        raise unread
+    alphas = [colours + i for i, sort in enumerate(extra) if sort in (1, 2)]
+    alphas = alphas or ([3] if not extra and (colours, samples) == (3, 4) else [])
+    alpha = alphas[0] if alphas and alphas[0] < samples else None
+    tiled = 324 in tags
+    part = (int(tags[322]), int(tags[323])) if tiled else (width, min(height, int(tags.get(278, height))))
+    if min(part) < 1 or max(part) > 2 * max(width, height, 1024):
+        raise unread
+    offsets = many(324 if tiled else 273, ())
+    sizes = many(325 if tiled else 279, ())
+    if len(sizes) < len(offsets):
+        sizes = (-(-part[0] * bits * (1 if planar else samples) // 8) * part[1],) * len(offsets)
+    return Layout(
+        width,
+        height,
+        kind,
+        bits,
+        samples,
+        inverted=photometric == 0,
+        colours=colours,
+        alpha=alpha,
+        premultiplied=alpha is not None and alpha - colours < len(extra) and extra[alpha - colours] == 1,
+        planar=planar,
+        tiled=tiled,
+        part=part,
+        places=tuple(zip(offsets, sizes, strict=False)),
+        deflated=compression != 1,
+        predictor=int(tags.get(317, 1)),
+        order=order,
+        big=big,
+        top=depth,
+        pages=bool(tags.next),
+        tags=tags,
+    )
