@@ -168,28 +168,55 @@ def too_large(name: str, what: str) -> TooLargeError:
 
 
 def _cut_off(file: BinaryIO, kinds: Collection[str] | None) -> tuple[Image.Image, str] | None:
-    """The image of a file that ends too early, and how much is missing. None where nothing of it is there, or another damage, too.
+    """The image of a file that ends too early, and what is missing of it. None where nothing of it is there, or other damage is, too.
 
-    It is read into an image of zeros and into another one: what differs was not read.
+    It is read twice, with different values for what is not there: rows that differ are missing. They become black.
     """
     if png.is_png(file) and not png.ends_early(file):
         return None
-    images = []
-    for value in (0, 255):
-        image = _open(file, kinds)
-        if image.format not in _BY_ROWS:
-            return None
-        image.im = Image.new(image.mode, image.size, value).im
-        with contextlib.suppress(OSError, SyntaxError):
-            image.load()
-        cast("ImageFile.ImageFile", image).tile = []  # or asking for its pixels would load them again
-        images.append(image)
-    missing = (np.asarray(images[0]) != np.asarray(images[1])).reshape(image.height, -1).any(1)
-    count, height = int(missing.sum()), image.height
+    kind = _open(file, kinds).format
+    if kind in ("JPEG", "MPO"):
+        first, second = _ended_jpeg(file, b""), _ended_jpeg(file, b"\x5a" * 64)
+    elif kind in _BY_ROWS:
+        first, second = _filled(_open(file, kinds), 0), _filled(_open(file, kinds), 255)
+    else:
+        return None
+    if first is None or second is None:
+        return None
+    missing = np.array((np.asarray(first) != np.asarray(second)).reshape(first.height, -1).any(1))
+    if kind in ("JPEG", "MPO"):
+        missing[missing.argmax() :] = missing.any()  # it goes from the top down
+    count, height = int(missing.sum()), len(missing)
     if count == height:
         return None
+    for row in missing.nonzero()[0].tolist():
+        first.paste(0, (0, row, first.width, row + 1))
+    rows = f"{count} of {height} rows are missing" if count > 1 else f"of {height} rows is missing"
     if not count:
-        return images[0], "its end is missing, after the last row"
-    if not missing[height - count :].all():
-        return images[0], f"{count} of {height} rows are incomplete"
-    return images[0], f"the last {count} of {height} rows are missing" if count > 1 else f"the last of {height} rows is missing"
+        return first, "its end is missing, after the last row"
+    if missing[height - count :].all():
+        return first, f"the last {rows}"
+    if missing[:count].all():
+        return first, f"the first {rows}"
+    return first, f"{count} of {height} rows are incomplete and left black"
+
+
+def _filled(image: Image.Image, value: int) -> Image.Image:
+    """An image whose file ends too early, with a value of the first channel where it has none."""
+    image.im = Image.new(image.mode, image.size, value).im  # Pillow makes one only where there is none
+    with contextlib.suppress(OSError, SyntaxError):
+        image.load()
+    cast("ImageFile.ImageFile", image).tile = []  # or asking for its pixels would load them again
+    return image
+
+
+def _ended_jpeg(file: BinaryIO, more: bytes) -> Image.Image | None:
+    """A JPEG with an end put on, after `more` data, if all of its colours come together. Otherwise all rows lack something."""
+    file.seek(0)
+    content = file.read()
+    scan = content.rfind(b"\xff\xda")
+    image = Image.open(io.BytesIO(content + more + b"\xff\xd9"), formats=["JPEG"])
+    if image.info.get("progressive") or scan < 0 or content[scan + 4 : scan + 5] != bytes([len(image.getbands())]):
+        return None
+    image.load()
+    return image

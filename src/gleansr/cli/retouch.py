@@ -1,5 +1,6 @@
 """`gleansr retouch`: a retouched picture made realistic."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ def retouch(
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     quality: int = 95,
     overwrite: bool = False,
+    max_megapixels: float = 200,
     offline: bool = False,
 ) -> None:
     """Make a retouched picture realistic, in one forward pass; see docs/retouching.md.
@@ -49,6 +51,7 @@ def retouch(
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         quality: Of JPEG and WebP, 1 to 100.
         overwrite: Replace a result that exists already.
+        max_megapixels: The largest image that is read.
         offline: Never download a model.
     """
     from gleansr.devices import find_device, find_precision
@@ -61,9 +64,12 @@ def retouch(
         check_output(save_mask, overwrite=overwrite)
     config = RetouchConfig(strength, factor, feather, _box(box), tolerance)
     find_precision(precision, find_device(device))  # before a download that would be for nothing
-    picture = decode(edited)
+    if not 0 < max_megapixels <= 1e6:
+        raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {max_megapixels:g}")
+    read = partial(decode, max_pixels=round(max_megapixels * 1e6))
+    picture = read(edited)
     upscaler = load(fetched(model or default_model(factor), offline), device=device, precision=precision)
-    prepared = prepare(picture, original and decode(original), upscaler, config, mask=mask and decode(mask))
+    prepared = prepare(picture, original and read(original), upscaler, config, mask=mask and read(mask))
     encode(refine(prepared, upscaler), target, metadata=picture.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"{edited} -> {target} ({prepared.note})", markup=False, highlight=False)

@@ -46,6 +46,8 @@ def upscale(
     batch_size: int | None = None,
     quality: int = 95,
     overwrite: bool = False,
+    max_megapixels: float = 200,
+    allow_truncated: bool = False,
     offline: bool = False,
 ) -> None:
     """Enlarge pictures, all pictures in folders, and videos; see docs/folders.md, docs/photos.md (whole photographs), docs/video.md and
@@ -91,6 +93,8 @@ def upscale(
         batch_size: Pictures per forward pass; by default as many as suit the device.
         quality: Of JPEG and WebP, 1 to 100.
         overwrite: Replace files that exist already. Results that the manifest knows and that are outdated are replaced anyway.
+        max_megapixels: The largest image that is read; each million pixels takes about 8 MB while it is, and up to 24 MB with --photo.
+        allow_truncated: Read files that end too early as far as they go, and say how many rows are missing. They are black.
         offline: Never download a model.
     """
     from gleansr.cli.clusters import requested
@@ -116,6 +120,8 @@ def upscale(
         raise RequestError(f"--batch-size must be at least 1, not {batch_size}")
     if not 1 <= quality <= 100:
         raise RequestError(f"--quality must be 1 to 100, not {quality}")
+    if not 0 < max_megapixels <= 1e6:
+        raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {max_megapixels:g}")
     videos = videos_among(inputs, output, video=video, rate=rate, find_every=find_every, photo=photo or bool(box))
     if videos and (cluster or manifest):
         raise RequestError("--ray and --manifest are for pictures, not for videos")
@@ -168,6 +174,8 @@ def upscale(
         quality,
         overwrite,
         report,
+        max_pixels=round(max_megapixels * 1e6),
+        allow_truncated=allow_truncated,
     )
     upscale_all(found, work, slow=slow, fail_fast=fail_fast, verbose=verbose, cluster=cluster)
 
