@@ -289,3 +289,29 @@ def test_the_output_folder_of_another_process(run, folder: Path, tiny_model: Pat
     assert "another process" in said
     with contextlib.suppress(FileNotFoundError):
         assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_a_truncated_image_is_refused_and_read_on_request(run, tiny_model: Path, tmp_path: Path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(1, 256, (64, 48, 3), np.uint8)).save(path, compress_level=0)
+    path.write_bytes(path.read_bytes()[: 57 + 50 * (1 + 3 * 48)])
+    status, said = run(path, "-o", tmp_path / "a.png", "-m", tiny_model)
+    assert status == 1
+    assert "truncated" in said
+    assert "--allow-truncated" in said
+    status, said = run(path, "-o", tmp_path / "a.png", "-m", tiny_model, "--allow-truncated")
+    assert status == 0
+    assert "of 64 rows are missing" in said
+    assert (tmp_path / "a.png").exists()
+
+
+def test_the_largest_image_is_an_option(run, tiny_model: Path, tmp_path: Path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (200, 100)).save(path)
+    status, said = run(path, "-o", tmp_path / "b.png", "-m", tiny_model, "--max-megapixels", "0.019")
+    assert status == 1
+    assert "200x100 pixels are more than 19000" in said
+    assert run(path, "-o", tmp_path / "b.png", "-m", tiny_model, "--max-megapixels", "0.02")[0] == 0
+    status, said = run(path, "-o", tmp_path / "b.png", "-m", tiny_model, "--max-megapixels", "0")
+    assert status == 2
+    assert "--max-megapixels must be above 0" in said

@@ -11,7 +11,7 @@ from PIL import Image
 from gleansr import colour, tiff
 from gleansr.errors import one_line
 
-_STRIP = 2**22
+_STRIP = 2**20
 """Pixels that are converted at a time."""
 
 

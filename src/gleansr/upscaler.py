@@ -46,8 +46,10 @@ class Fitted:
 
 
 _BLACK = 8 / 255  # bars are not darker than JPEG leaves them
-_STRIP = 2**22
-"""Pixels of a large picture that are floats at a time."""
+_LARGE = 2**22
+"""Pixels of a picture from which on it is made float in strips."""
+_STRIP = 2**20
+"""Pixels of a strip."""
 
 
 class Upscaler:
@@ -224,7 +226,7 @@ def _resized(picture: Picture, cut: tuple[slice, slice], pad: tuple[int, int, in
     rows, columns = cut
     height, width = rows.stop - rows.start, columns.stop - columns.start
     left, right, top, bottom = pad
-    if (height + top + bottom) * (width + left + right) <= _STRIP:
+    if (height + top + bottom) * (width + left + right) <= _LARGE:
         planes = torch.nn.functional.pad(_planes(picture, rows, columns)[None], pad, mode="replicate")[0]
         return planes if planes.shape[-2:] == size else resize(planes, size=size).clamp(0, 1)
     parts = []
