@@ -270,7 +270,8 @@ def test_test_sets_are_always_degraded_alike():
 def test_test_images_have_borders_as_in_use_and_are_degraded_with_fixed_seeds(tmp_path: Path):
     Image.fromarray(smooth(24, 32, 1).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     Image.fromarray(smooth(24, 32, 2).permute(1, 2, 0).numpy()).save(tmp_path / "b.png")
-    for border, edge in (("repeat", None), ("black", -1.0)):
+    edges: list[tuple[Border, float | None]] = [("repeat", None), ("black", -1.0)]
+    for border, edge in edges:
         example = Truths(str(tmp_path), Task(32, 4, "bars", border=border))[1]
         content = lr_of(smooth(24, 32, 2)) * 2 - 1
         assert torch.allclose(example.low[0, :, 1:7], content, atol=1e-6)

@@ -277,14 +277,24 @@ def test_a_model_that_fails_does_not_end_the_worker(vivid: Path, what: str):
         assert client.get("/readyz").status_code == 200
 
 
-@pytest.mark.parametrize("where", ["jobs.Image.open", "jobs.decode", "jobs._unfit", "jobs.write", "forms.Form", "multipart._Parts.data"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "serving.jobs.decode",
+        "pictures._decode_image",
+        "serving.jobs._unfit",
+        "serving.jobs.write",
+        "serving.forms.Form",
+        "serving.multipart._Parts.data",
+    ],
+)
 @pytest.mark.parametrize("kind", [TypeError, AttributeError, AssertionError])
 def test_a_mistake_in_the_program_is_no_bad_picture(client: Client, monkeypatch: pytest.MonkeyPatch, where: str, kind: type[Exception]):
     def mistaken(*_: Any, **__: Any) -> None:
         raise kind("NoneType has no attribute")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"gleansr.serving.{where}", mistaken)
+        patch.setattr(f"gleansr.{where}", mistaken)
         response = client.post("/v1/upscale", files={"picture": PICTURE})
     assert problem(response)[:2] == (500, "failed")
     assert "please report it, with the traceback from the service's log" in problem(response)[2]

@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import io
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +24,10 @@ ALLOW_TRUNCATED = "; --allow-truncated reads it as far as it goes"
 """How to mend a truncated file on the command line."""
 
 _PILLOW = r"PIL\.(?#gleansr)"  # with a mark, so that it is no one else's filter
+DAMAGE = (OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError, struct.error, zlib.error)
+"""What damaged files raise around Pillow. Within a call of Pillow's any exception is taken for damage, beyond it the others are mistakes
+in a program, and not in an image."""
+
 _READERS = 0
 _FILTERED: list[Any] = []  # the lists of warnings' filters that have ours
 _LOCK = threading.Lock()  # over these three, and over Pillow's loading of its plugins
@@ -43,7 +49,9 @@ def reading(name: str) -> Iterator[None]:
             yield
     except PictureError:
         raise
-    except Exception as error:  # on damaged files Pillow's readers raise errors of many kinds
+    except MemoryError as error:
+        raise PictureError(f"{name}: there is not enough memory to read it") from error
+    except DAMAGE as error:
         raise PictureError(f"{name}: cannot be read: {one_line(error)}") from error
 
 
