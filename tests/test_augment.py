@@ -315,21 +315,37 @@ def test_unknown_switch():
         Augment(colour=False)
 
 
+def fed(adaptive: AdaptiveProbability, *signs: float, images: int) -> float:
+    """p after these mean signs, each of a batch of so many images."""
+    for sign in signs:
+        adaptive.add(torch.tensor(sign), images)
+    return adaptive.p
+
+
 def test_adaptive_probability_moves_and_stays_in_range():
+    adaptive = AdaptiveProbability(target=0.5, adjust_images=1000)
+    assert fed(adaptive, *4 * [0.2], images=25) == 0.0  # cannot fall below 0
+    assert fed(adaptive, *4 * [0.9], images=25) == pytest.approx(0.1)
+    assert fed(adaptive, *4 * [0.51], images=75) == pytest.approx(0.4)  # the distance from the target does not matter
+    assert fed(adaptive, 0.25, 0.75, 0.5, 0.5, images=75) == pytest.approx(0.4)
+    assert fed(adaptive, *4 * [-1.0], images=25) == pytest.approx(0.3)
+    assert fed(adaptive, *4 * [1.0], images=5000) == 1.0
+
+
+def test_adaptive_probability_moves_with_the_mean_of_each_four_batches():
     adaptive = AdaptiveProbability(adjust_images=1000)
-    assert adaptive.update(0.2, 100) == 0.0  # cannot fall below 0
-    assert adaptive.update(0.9, 100) == pytest.approx(0.1)
-    assert adaptive.update(0.61, 300) == pytest.approx(0.4)  # the distance from the target does not matter
-    assert adaptive.update(0.6, 300) == pytest.approx(0.4)
-    assert adaptive.update(-1.0, 100) == pytest.approx(0.3)
-    assert adaptive.update(1.0, 5000) == 1.0
-    assert adaptive.p == 1.0
+    assert [fed(adaptive, 1.0, images=25) for _ in range(9)] == pytest.approx([0, 0, 0, 0.1, 0.1, 0.1, 0.1, 0.2, 0.2])
+    assert fed(adaptive, -1.0, 0.9, 0.9, images=25) == pytest.approx(0.1)  # their mean with the ninth is below 0.6
 
 
-def test_adaptive_probability_resumes():
-    source, target = AdaptiveProbability(0.25), AdaptiveProbability()
+def test_adaptive_probability_resumes_between_two_moves():
+    source, target = AdaptiveProbability(0.25, adjust_images=1000), AdaptiveProbability(adjust_images=1000)
+    fed(source, -1.0, 0.9, 0.9, images=25)
     target.load_state_dict(source.state_dict())
-    assert target.p == 0.25
+    assert (target.p, target.batches) == (0.25, 3)
+    assert fed(target, 0.9, images=25) == fed(source, 0.9, images=25) == pytest.approx(0.15)
+    target.load_state_dict({"p": 0.5})  # as earlier versions saved it
+    assert (target.p, target.batches) == (0.5, 0)
     with pytest.raises(CheckpointError, match="probability"):
         target.load_state_dict({"probability": 0.5})
     with pytest.raises(RequestError, match="adjust_images"):

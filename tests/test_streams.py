@@ -6,7 +6,7 @@ from gleansr.training.streams import stream_seed
 
 
 def test_streams_do_not_collide_over_seeds_purposes_and_positions():
-    purposes = ("order", "degradation", "crop", "mirror", "step")
+    purposes = ("order", "degradation", "crop", "mirror", "step", "weights", "samples")
     seeds = [stream_seed(seed, purpose, at) for seed, purpose, at in itertools.product((-1, 0, 1, 2), purposes, range(200))]
     # What used to collide: 1_000_003 images on, the seed before had the same numbers; a batch's flips were the next image's degradation.
     seeds += [stream_seed(0, "degradation", 1_000_003), stream_seed(0, "step", 5, 1), stream_seed(0, "step", 5, 0)]

@@ -179,27 +179,38 @@ class AdaptiveProbability:
     `adjust_images` pictures: 500,000 in the paper, 100,000 where the authors go on from a trained network.
     """
 
+    BATCHES = 4
+    """Batches over which r_t is averaged, as published."""
+
     def __init__(self, p: float = 0.0, *, target: float = 0.6, adjust_images: int = 500_000) -> None:
         _check_probability(p)
         if adjust_images <= 0:
             raise RequestError(f"adjust_images is {adjust_images}; expected a positive number of pictures")
         self.p, self.target, self.adjust_images = float(p), target, adjust_images
+        self.sign_sum: Tensor | float = 0.0
+        self.batches = 0
 
-    def update(self, real_logits_sign_mean: float, images: int) -> float:
-        """Move p, given r_t averaged over the last `images` pictures (four batches in the paper); returns the new p."""
-        direction = (real_logits_sign_mean > self.target) - (real_logits_sign_mean < self.target)
-        self.p = min(1.0, max(0.0, self.p + direction * images / self.adjust_images))
-        return self.p
+    def add(self, real_sign: Tensor, images: int) -> None:
+        """Take the mean sign of the logits of a batch of `images` real ones, a single number. Every fourth batch moves p, and only then is
+        the device waited for."""
+        self.sign_sum = self.sign_sum + real_sign.detach().float()
+        self.batches += 1
+        if self.batches == self.BATCHES:
+            mean = float(self.sign_sum) / self.BATCHES
+            direction = (mean > self.target) - (mean < self.target)
+            self.p = min(1.0, max(0.0, self.p + direction * self.BATCHES * images / self.adjust_images))
+            self.sign_sum, self.batches = 0.0, 0
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed training needs: p. The rest is configuration."""
-        return {"p": self.p}
+        """What a resumed training needs: p and the batches that have not moved it yet. The rest is configuration."""
+        return {"p": self.p, "sign_sum": float(self.sign_sum), "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take up what `state_dict` returned."""
-        if set(state) != {"p"}:
-            raise CheckpointError(f"The state of the augmentation probability has the keys {sorted(state)}; expected p")
+        """Take up what `state_dict` returned, or p alone, as earlier versions saved it."""
+        if set(state) not in ({"p"}, {"p", "sign_sum", "batches"}):
+            raise CheckpointError(f"The state of the augmentation probability has the keys {sorted(state)}; expected p, sign_sum, batches")
         self.p = float(state["p"])
+        self.sign_sum, self.batches = state.get("sign_sum", 0.0), int(state.get("batches", 0))
 
 
 class _Dice:

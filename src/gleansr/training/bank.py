@@ -33,6 +33,7 @@ from gleansr.training.losses import (
     reconstruction_loss,
 )
 from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid
+from gleansr.training.streams import stream_seed
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -52,7 +53,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     """
     run, network = recipe.run, recipe.network
     pictures = open_pictures(recipe.data, network.size)
-    torch.manual_seed(run.seed)
+    torch.manual_seed(stream_seed(run.seed, "weights"))
     generator = StyleGAN2(network)
     projected, features = recipe.discriminator == "projected", squeezenet()
     discriminator = ProjectedDiscriminator(features, network.size) if projected else StyleGAN2Discriminator(network)
@@ -73,14 +74,15 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     # With an encoder, which finds codes for pictures, the mapping network learns the distribution of these and nothing else.
     encoder = encoder and placed(encoder, device)
     learning = nn.ModuleList([generator.synthesis, encoder]) if encoder else generator
+    r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
+    regularised = r1_gamma > 0 and not projected
     g_optimizer = _adam(learning, recipe.lr, recipe, recipe.path_length_every if recipe.path_length_weight else None)
-    d_optimizer = _adam(trained, recipe.discriminator_lr or recipe.lr, recipe, None if projected else recipe.r1_every)
+    d_optimizer = _adam(trained, recipe.discriminator_lr or recipe.lr, recipe, recipe.r1_every if regularised else None)
     m_optimizer = torch.optim.Adam(generator.mapping.parameters(), LR, (0.0, 0.99))
     augment = Augment().to(device)
     probability = AdaptiveProbability(target=recipe.ada_target, adjust_images=max(1, recipe.ada_images))
     mean_length = torch.zeros((), device=device)
-    r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
-    grid_z = torch.randn(24, network.code_dim, generator=torch.Generator().manual_seed(run.seed)).to(device)
+    grid_z = torch.randn(24, network.code_dim, generator=torch.Generator().manual_seed(stream_seed(run.seed, "samples"))).to(device)
 
     parts: dict[str, Any] = {"generator": generator, "discriminator": discriminator, "averaged": averaged, "probability": probability}
     parts |= {"g_optimizer": g_optimizer, "d_optimizer": d_optimizer}
@@ -92,6 +94,12 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     resolved = dataclasses.asdict(recipe)
     if state := states.load(resolved, device, resume):
         images, mean_length = state["images"], state["mean_length"]
+        if "batches" not in state["probability"]:
+            logger.warning(
+                "the state at image %d is of an earlier version, which added the penalties to the main losses; from here on they have "
+                "steps of their own, and the result is that of neither version alone",
+                images,
+            )
         for name, part in parts.items():
             part.load_state_dict(state[name])
         del state
@@ -106,7 +114,9 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         for real, _ in batches:
             waited = time.perf_counter() - fetched
             number = images // run.batch_size
-            torch.manual_seed(run.seed * 1_000_003 + images)  # everything drawn in a step follows from the seed and the pictures seen
+            torch.manual_seed(
+                stream_seed(run.seed, "step", images)
+            )  # all that is drawn in a step follows from the seed and the images seen
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
             # Encoder, where there is one: codes for half of the pictures, which both steps draw beside random ones.
@@ -117,24 +127,23 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                     found = encoder(truth)
                 recent.add(found.detach())
 
-            # Discriminator: non-saturating logistic loss, R1 every now and then.
+            # Discriminator: non-saturating logistic loss. Every now and then a second step, for R1.
             generator.requires_grad_(False)
             trained.requires_grad_(True)
             with autocast, torch.no_grad():
                 fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing, found), "random")
             with autocast:
-                real = augment(real, probability.p)
-                real_logits = discriminator(real)
+                real_logits = discriminator(augment(real, probability.p))
                 d_loss = equation5_discriminator(discriminator(augment(fake, probability.p)), real_logits)
-            losses = {"d_loss": d_loss, "real_sign": real_logits.sign().mean()}
-            if isinstance(discriminator, StyleGAN2Discriminator) and number % recipe.r1_every == 0:
-                penalty = r1_penalty(discriminator, real)
-                d_loss = d_loss + penalty * (r1_gamma / 2 * recipe.r1_every)
-                losses["r1"] = penalty
+            losses = {"d_loss": d_loss, "real_sign": real_logits.detach().float().sign().mean()}
             _step(d_optimizer, d_loss)
+            if isinstance(discriminator, StyleGAN2Discriminator) and regularised and number % recipe.r1_every == 0:
+                losses["r1"] = r1_penalty(discriminator, augment(real, probability.p))
+                _step(d_optimizer, losses["r1"] * (r1_gamma / 2 * recipe.r1_every))
 
             if recipe.lr:
-                # Generator: non-saturating logistic loss, path length every now and then on half a batch. Encoder: its pictures again.
+                # Generator: non-saturating logistic loss. Encoder: its images again. Every now and then a second step, for the path length
+                # of half a batch.
                 learning.requires_grad_(True)
                 trained.requires_grad_(False)
                 with autocast:
@@ -148,18 +157,19 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                     # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
                     losses["overshoot"] = (fake.abs() - 1).relu().square().mean()
                     g_loss = g_loss + 10 * losses["overshoot"]
+                _step(g_optimizer, g_loss)
                 if recipe.path_length_weight and number % recipe.path_length_every == 0:
                     codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing).requires_grad_()
-                    penalty, mean_length = path_length_penalty(generator, codes, mean_length)
-                    g_loss = g_loss + penalty * (recipe.path_length_weight * recipe.path_length_every)
-                    losses["path_length"] = penalty
-                _step(g_optimizer, g_loss)
+                    losses["path_length"], mean_length = path_length_penalty(generator, codes, mean_length)
+                    _step(g_optimizer, losses["path_length"] * (recipe.path_length_weight * recipe.path_length_every))
                 if encoder:
                     generator.mapping.requires_grad_(True)
                     losses["codes"] = recent.distance(generator.mapping)
                     _step(m_optimizer, losses["codes"])
 
             images += run.batch_size
+            if recipe.ada_images:
+                probability.add(losses["real_sign"], run.batch_size)
             if recipe.lr:
                 half_life = min(recipe.ema_half_life, images * recipe.ema_ramp_up)
                 average(averaged, generator, 0.5 ** (run.batch_size / half_life))
@@ -171,8 +181,6 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                 warn_left_out(batches.left_out)
                 batches.left_out.clear()
                 line = meter.write(images, states, augment_p=probability.p) or {}
-                if recipe.ada_images and not stopping:
-                    probability.update(line["real_sign"], run.log_every)
                 if progress:
                     progress(images, line)
             if end or stopping or passed(images, run.batch_size, run.checkpoint_every):
@@ -199,7 +207,8 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
+    # Zeros, not None: in the step of a penalty Adam's moments decay for those parameters too that the penalty does not reach.
+    optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
 
@@ -223,7 +232,7 @@ def _rows(w: Tensor, generator: StyleGAN2) -> Tensor:
 
 
 def _adam(model: nn.Module, lr: float, recipe: BankRecipe, every: int | None) -> torch.optim.Adam:
-    """Adam, its rate and decays corrected for a penalty every so many steps (StyleGAN2, appendix B)."""
+    """Adam, its rate and decays corrected for one more step, that of a penalty, after every so many (StyleGAN2, appendix B)."""
     share = every / (every + 1) if every else 1.0
     betas = (recipe.betas[0] ** share, recipe.betas[1] ** share)
     return torch.optim.Adam(model.parameters(), lr * share, betas, eps=1e-8)

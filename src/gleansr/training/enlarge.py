@@ -40,6 +40,7 @@ from gleansr.training.state import (
     save_grid,
     set_rate,
 )
+from gleansr.training.streams import stream_seed
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -76,7 +77,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     content_height = recipe.network.content_height if isinstance(recipe.network, GLEANNetworkConfig) else None
     pictures = open_pictures(recipe.data, out_size, in_size, content_height)
     held_out = load_held_out(recipe.data, out_size, in_size, content_height) if recipe.data.validation else None
-    torch.manual_seed(run.seed)
+    torch.manual_seed(stream_seed(run.seed, "weights"))
     model, discriminator = build(recipe)
     new_layers = start_from(recipe.start, model) if recipe.start else []
     frozen = {name: tensor.clone() for name, tensor in bank_of(model).items()}
@@ -150,8 +151,8 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     with stoppable() as stop:
         for truth, low in batches:
             waited = time.perf_counter() - fetched
-            # Noise within the network, if any, follows from the seed and the pictures seen, too, and differs between processes.
-            torch.manual_seed((run.seed * 1_000_003 + images) * fabric.world_size + fabric.global_rank)
+            # Noise within the network, if any, follows from the seed and the images seen, too, and differs between processes.
+            torch.manual_seed(stream_seed(run.seed, "step", images, fabric.global_rank))
             rate = recipe.lr * schedule(images, run.images, recipe.warm_up, halve_at)
             set_rate(optimizer, rate)
             judged = images >= recipe.adversarial_from

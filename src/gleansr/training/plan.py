@@ -95,12 +95,12 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
         "step": [
             "read real pictures, mirror half of them",
             "discriminator: logistic loss on generated and real pictures"
-            + (f", R1 every {recipe.r1_every} steps" if recipe.discriminator == "stylegan2" else "")
-            + "; Adam",
+            + "; Adam"
+            + (f"; every {recipe.r1_every} steps one more, for R1" if recipe.discriminator == "stylegan2" and recipe.r1_gamma != 0 else ""),
             ("generator and encoder: reconstruction, " if encoder else "generator: ")
             + "non-saturating logistic loss"
-            + (f", path length penalty every {recipe.path_length_every} steps" if recipe.path_length_weight else "")
-            + "; Adam",
+            + "; Adam"
+            + (f"; every {recipe.path_length_every} steps one more, for the path length" if recipe.path_length_weight else ""),
             *(["mapping network: distribution of the encoder's codes; Adam"] if encoder else []),
             f"average the generator, half-life {recipe.ema_half_life:g} pictures",
         ],

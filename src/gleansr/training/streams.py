@@ -4,9 +4,9 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["order", "degradation", "crop", "mirror", "step"]
+Purpose = Literal["order", "degradation", "crop", "mirror", "step", "weights", "samples"]
 # By number, because a stream must stay what it is when another purpose is added.
-_PURPOSES: dict[Purpose, int] = {"order": 0, "degradation": 1, "crop": 2, "mirror": 3, "step": 4}
+_PURPOSES: dict[Purpose, int] = {"order": 0, "degradation": 1, "crop": 2, "mirror": 3, "step": 4, "weights": 5, "samples": 6}
 
 
 def stream_seed(seed: int, purpose: Purpose, *position: int) -> int:
