@@ -364,6 +364,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path: Path):
         meter.write(10, states)
 
 
+def test_means_are_over_the_steps_that_had_the_loss(tmp_path: Path):
+    meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
+    for number in range(8):
+        meter.add(2 * number + 2, {"mse": torch.tensor(float(number))} | ({} if number % 4 else {"r1": torch.tensor(3.0 + number)}))
+    line = meter.write(16, States(tmp_path, keep=1)) or {}
+    assert (line["mse"], line["r1"]) == (3.5, 5.0)
+    meter.add(18, {"mse": torch.tensor(1.0)})
+    line = meter.write(18, States(tmp_path, keep=1)) or {}
+    assert line["mse"] == 1
+    assert "r1" not in line
+
+
+def test_a_loss_of_some_steps_that_is_not_finite_is_named(tmp_path: Path):
+    meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
+    meter.add(2, {"mse": torch.tensor(1.0), "r1": torch.tensor(math.inf)})
+    meter.add(4, {"mse": torch.tensor(math.nan)})
+    with pytest.raises(GleansrError, match=r"step 1 \(2 pictures\): mse 1, r1 inf; no state was saved yet; .*begin a run") as raised:
+        meter.check(States(tmp_path / "states", keep=1))
+    assert "from it" not in str(raised.value)
+
+
 def test_a_resumed_log_drops_what_is_done_again_and_half_a_line(tmp_path: Path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"images": 4}\n{"images": 8}\n{"images": 12}\n{"ima')

@@ -1,5 +1,6 @@
 """What the training loops share: the state files, signals, the log, the samples, averaging of weights."""
 
+import collections
 import dataclasses
 import errno
 import json
@@ -186,26 +187,27 @@ class Meter:
         self.log, self.batch_size = log, batch_size
         self.fabric = fabric if fabric and fabric.world_size > 1 else None
         self.sums: dict[str, Tensor] = {}
-        self.bad: dict[str, Tensor] = {}
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.bad: dict[tuple[str, ...], Tensor] = {}
         self.waits: list[float] = []
         self.steps = 0
         self.agree_steps = 1
         self.started = self.last = time.monotonic()
 
     def add(self, images: int, losses: dict[str, Tensor], waited: float = 0.0) -> None:
-        """Adds the losses of the step that ends at `images`, and the seconds it waited for pictures.
+        """Adds the losses of the step that ends at `images`, and the seconds it waited for images. Steps may differ in which losses they have.
 
         Of the first step whose losses are not all finite they are kept.
         """
         values = {name: value.detach().float() for name, value in losses.items()}
-        finite = torch.stack(list(values.values())).isfinite().all()
-        here = values | {"images": torch.full_like(finite, images, dtype=torch.int64)}
-        none_yet = self.bad["images"] == 0 if self.bad else torch.ones_like(finite)
-        self.bad = {
-            name: torch.where(none_yet & ~finite, value, self.bad.get(name, torch.zeros_like(value))) for name, value in here.items()
-        }
+        here = torch.stack(list(values.values())).double()
+        none_yet = torch.zeros(1 + len(values), dtype=here.dtype, device=here.device)
+        bad = self.bad.setdefault(tuple(values), none_yet)
+        first = (bad[0] == 0) & ~here.isfinite().all()
+        self.bad[tuple(values)] = torch.where(first, torch.cat([torch.full_like(here[:1], images), here]), bad)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.counts.update(values.keys())
         self.waits.append(waited)
         self.steps += 1
 
@@ -221,8 +223,9 @@ class Meter:
 
     def check(self, states: States) -> None:
         """Stops the run if a loss was not finite; to be called before a state is saved over the last good one."""
-        images = int(self.bad["images"]) if self.bad else 0
-        losses = ", ".join(f"{name} {float(value):.4g}" for name, value in self.bad.items() if name != "images")
+        found = [(int(row[0]), names, row[1:].tolist()) for names, row in self.bad.items() if row[0]]
+        images, names, values = min(found, default=(0, (), []))
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))
         if self.fabric is not None:
             worst = int(self.fabric.all_reduce(torch.tensor(float(images), device=self.fabric.device), reduce_op="max"))
             losses = losses if images else "finite here, but not in another process"
@@ -230,17 +233,18 @@ class Meter:
         if images:
             raise GleansrError(
                 f"a loss is not finite in step {images // self.batch_size} ({images} pictures): {losses}; {states.last_good()}; "
-                "go on from it with a lower lr or with precision float32"
+                "since resuming would lead to the same step, begin a run with a lower lr or with precision float32 in another --output"
             )
 
     def write(self, images: int, states: States, **more: Any) -> dict[str, Any] | None:
         """Checks the losses and writes one line: pictures seen, seconds, means of the losses, pictures/s, the share of steps that did not
-        wait for pictures (for more than a twentieth of a step), and `more`. None where another process has the log."""
+        wait for pictures (for more than a twentieth of a step), and `more`. A mean is over the steps that had the loss. None where another process has the log."""
         self.check(states)
         now = time.monotonic()
         elapsed, self.last = now - self.last, now
         steps = max(1, len(self.waits))
-        means = torch.stack(list(self.sums.values())) / steps if self.sums else torch.zeros(0)
+        means = [value / self.counts[name] for name, value in self.sums.items()]
+        means = torch.stack(means) if means else torch.zeros(0)
         if self.fabric is not None:
             means = self.fabric.all_reduce(means, reduce_op="mean")
             slowest = self.fabric.all_reduce(torch.tensor(elapsed / steps, device=self.fabric.device), reduce_op="max")
@@ -248,6 +252,7 @@ class Meter:
         named = dict(zip(self.sums, means.tolist(), strict=True))
         waited = sum(wait > 0.05 * elapsed / steps for wait in self.waits) / steps
         self.sums, self.waits = {}, []
+        self.counts.clear()
         if self.log is None:
             return None
         return self.log.write(
