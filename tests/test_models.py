@@ -212,6 +212,9 @@ def test_a_missing_mean_code_is_estimated_alike_each_time():
     assert bank.mean_code is None
     first = bank(z, truncation=0.7)
     assert torch.equal(first, tiny_bank()(z, truncation=0.7))
+    assert bank.mean_code is None  # a pass leaves the model's contents as they are
+    bank.mean_code = bank.estimate_mean_code()
+    assert torch.equal(first, bank(z, truncation=0.7))
 
 
 def test_codes_reach_the_layers_in_order():

@@ -99,8 +99,8 @@ class Generator(nn.Module):
         """z (N, code_dim), standard normal -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
 
         `truncation` psi moves w towards the mean code: mean + psi * (w - mean), in the first `truncation_layers` of the L codes or in all
-        of them. Where the checkpoint holds no mean code it is estimated once, from 16,384 seeded samples. `noise`: see
-        `Synthesis.noises`.
+        of them. Where there is no mean code it is estimated anew in each call, from 16,384 seeded samples; set `mean_code` to keep it.
+        `noise`: see `Synthesis.noises`.
         """
         w = self.mapping(z)
         codes = w[:, None].expand(-1, self.config.n_codes, -1)
@@ -108,9 +108,8 @@ class Generator(nn.Module):
             n = self.config.n_codes if truncation_layers is None else truncation_layers
             if not 0 <= n <= self.config.n_codes:
                 raise ValueError(f"truncation_layers must be 0 to {self.config.n_codes}, not {n}")
-            if self.mean_code is None:
-                self.mean_code = self.estimate_mean_code()
-            near = self.mean_code + truncation * (w - self.mean_code)
+            mean = self.estimate_mean_code() if self.mean_code is None else self.mean_code
+            near = mean + truncation * (w - mean)
             codes = torch.cat([near[:, None].expand(-1, n, -1), codes[:, n:]], 1)
         return self.synthesis(codes, noise)
 
