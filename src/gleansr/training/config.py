@@ -1,5 +1,6 @@
 """Recipes: one frozen dataclass per concern, filled from TOML. The resolved recipe travels inside every checkpoint."""
 
+import difflib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -330,8 +331,10 @@ def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), 
         names = recipe_names()
         name = name_or_path if name_or_path in names else name_or_path.removesuffix(LIGHT)
         if name not in names:
+            near = difflib.get_close_matches(name_or_path, [*names, *(f"{known}{LIGHT}" for known in names)], n=1)
             raise RequestError(
-                f"there is no recipe {name_or_path!r}; give a .toml file or one of: {', '.join(names)}; "
+                f"there is no recipe {name_or_path!r}{f', did you mean {near[0]}?' if near else ''}; "
+                f"give a .toml file or one of: {', '.join(names)}; "
                 f"the name of a GLEAN's recipe with {LIGHT} behind it is that of its light form"
             )
         light = name != name_or_path
