@@ -188,8 +188,18 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     )
     status, said = run("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--set", "lr=0.001", "--device", "cpu")
     assert status == 0, said
+    assert f"finished: {tmp_path / 'runs' / 'b.safetensors'}\n" in said
+    status, said = run(
+        *("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--set", "lr=0.001", "run.iterations=3", "--device", "cpu")
+    )
+    assert "b.safetensors; resumed at image 4 of 6" in said
     status, said = run("train", glean, "--output", tmp_path / "runs2", "--data", folder, "--bank", tmp_path / "runs" / "b.safetensors")
     assert status == 0, said
+    status, said = run("train", glean, "--output", tmp_path / "runs2", "--data", folder, "--bank", tmp_path / "runs" / "b.safetensors")
+    assert "g.safetensors; all 4 images had been seen before, so nothing was trained" in said
+    status, said = run("train", "cats-8x-compat", "--dry-run")
+    assert status == 2
+    assert "there is no recipe 'cats-8x-compat', did you mean cats-8x-compact?" in said
     assert run("upscale", folder / "a.png", "-o", tmp_path / "o.png", "-m", tmp_path / "runs2" / "g.safetensors")[0] == 0
     status, said = run("train", glean, "-o", tmp_path / "runs3", "--dry-run", "--set", "lr=0.5")
     assert status == 0

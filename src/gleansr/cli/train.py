@@ -70,7 +70,7 @@ def train(
     with training(resolved.run.images, shown=first) as report:
         path = train_network(resolved, folder, fabric, report, resume)
     if first:
-        _say(f"finished: {path}")
+        _say(_finished(path, resolved.run.images))
 
 
 def train_bank(
@@ -111,7 +111,7 @@ def train_bank(
     folder, place = _wanted(output), find_device(device)
     with training(resolved.run.images) as report:
         path = bank.train_bank(resolved, folder, place, report, resume)
-    _say(f"finished: {path}")
+    _say(_finished(path, resolved.run.images))
 
 
 def _changes(data: Sources, validation: Sources) -> dict[str, Any]:
@@ -139,6 +139,15 @@ def _wanted(output: Path | None) -> Path:
     if output is None:
         raise RequestError("a run needs a folder for its states and its model: give one with --output")
     return output
+
+
+def _finished(path: Path, total: int) -> str:
+    """What to say at the end of a run, with what had been done before it by the last line of facts in its log."""
+    lines = (json.loads(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    done = [line for line in lines if "device" in line][-1].get("resumed", 0)
+    if done >= total:
+        return f"finished: {path}; all {done:,} images had been seen before, so nothing was trained"
+    return f"finished: {path}" + (f"; resumed at image {done:,} of {total:,}" if done else "")
 
 
 def _say(text: str) -> None:

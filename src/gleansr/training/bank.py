@@ -32,6 +32,7 @@ from gleansr.training.losses import (
     r1_penalty,
     reconstruction_loss,
 )
+from gleansr.training.resume import compare_inputs, inputs_of
 from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid
 from gleansr.training.streams import stream_seed
 
@@ -52,7 +53,12 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
     run, network = recipe.run, recipe.network
+    states, resolved = States(output / "states", run.keep, "generator"), dataclasses.asdict(recipe)
+    state = states.load(resolved, device, resume)
     pictures = open_pictures(recipe.data, network.size)
+    inputs = inputs_of(pictures)
+    if state:
+        compare_inputs(states.last or output, state.get("inputs", {}), inputs, resolved)
     torch.manual_seed(stream_seed(run.seed, "weights"))
     generator = StyleGAN2(network)
     projected, features = recipe.discriminator == "projected", squeezenet()
@@ -63,7 +69,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         kept["discriminator"] = discriminator
     if encoder:
         kept["encoder"] = encoder
-    if recipe.start:
+    if recipe.start and not state:
         _start_from(recipe.start, generator, kept)
     generator = placed(generator, device)
     discriminator = placed(discriminator, device)
@@ -89,10 +95,8 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     if encoder:
         parts |= {"encoder": encoder, "recent": recent, "m_optimizer": m_optimizer}
     make_folder(output / "samples")
-    states = States(output / "states", run.keep)
     images = 0
-    resolved = dataclasses.asdict(recipe)
-    if state := states.load(resolved, device, resume):
+    if state:
         images, mean_length = state["images"], state["mean_length"]
         if "batches" not in state["probability"]:
             logger.warning(
@@ -102,10 +106,10 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
             )
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        del state
+        state.clear()  # as large as all networks and optimisers
 
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
-    log.write(images, pictures=len(pictures), in_memory=pictures.in_memory, device=str(device))
+    log.write(images, pictures=len(pictures), in_memory=pictures.in_memory, device=str(device), **states.resumed(images))
     meter = Meter(log, run.batch_size)
     batches = Batches(pictures, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
     finished = output / f"{recipe.about.name}.safetensors"
@@ -193,6 +197,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                     {
                         "recipe": resolved,
                         "images": images,
+                        "inputs": inputs,
                         "mean_length": mean_length,
                         **{name: part.state_dict() for name, part in parts.items()},
                     }

@@ -4,6 +4,7 @@ import collections
 import copy
 import dataclasses
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gleansr import checkpoints
 from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
@@ -28,6 +30,7 @@ from gleansr.training.data import Batches, HeldOut, Share, load_held_out, open_p
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.parts import Network, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
+from gleansr.training.resume import compare_inputs, inputs_of
 from gleansr.training.state import (
     Log,
     Meter,
@@ -37,12 +40,15 @@ from gleansr.training.state import (
     facts,
     make_folder,
     passed,
+    restore,
     save_grid,
     set_rate,
 )
 from gleansr.training.streams import stream_seed
 
 Progress = Callable[[int, dict[str, Any]], None]
+
+logger = logging.getLogger(__name__)
 
 
 class Trainable(nn.Module):
@@ -74,12 +80,14 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     run, device, first = recipe.run, fabric.device, fabric.global_rank == 0
     in_size, out_size = recipe.network.in_size, recipe.network.out_size
     scale = out_size // in_size
+    states, resolved = States(output / "states", run.keep, "model"), dataclasses.asdict(recipe)
+    state = states.load(resolved, device, resume)
     content_height = recipe.network.content_height if isinstance(recipe.network, GLEANNetworkConfig) else None
     pictures = open_pictures(recipe.data, out_size, in_size, content_height)
     held_out = load_held_out(recipe.data, out_size, in_size, content_height) if recipe.data.validation else None
     torch.manual_seed(stream_seed(run.seed, "weights"))
     model, discriminator = build(recipe)
-    new_layers = start_from(recipe.start, model) if recipe.start else []
+    new_layers = start_from(recipe.start, model) if recipe.start and not state else []
     frozen = {name: tensor.clone() for name, tensor in bank_of(model).items()}
     model = placed(model, device)
     averaged = copy.deepcopy(model) if recipe.ema_half_life else model
@@ -87,6 +95,10 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     if perceptual_network is not None:
         perceptual_network = perceptual_network.to(device)
     teacher = load_teacher(recipe, device)
+    teacher_file = checkpoints.model_path(recipe.teacher) if recipe.teacher else None
+    inputs = inputs_of(pictures, teacher=teacher_file, perceptual_file=recipe.perceptual_file)
+    if state:
+        compare_inputs(states.last or output, state.get("inputs", {}), inputs, resolved)
     judge = perceptual_network if isinstance(perceptual_network, SqueezeNet) else squeezenet().to(device)
 
     learner, optimizer = fabric.setup(
@@ -104,21 +116,19 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
         )
 
     make_folder(output / "samples")
-    states = States(output / "states", run.keep)
     images = 0
     figures: dict[str, Any] = {}
-    resolved = dataclasses.asdict(recipe)
-    if state := states.load(resolved, device, resume):
+    if state:
         images, figures = state["images"], state["figures"]
-        model.load_state_dict(state["model"])
+        restore(model, state["model"], states.last)
         if changed := changed_bank(model, frozen):
-            raise CheckpointError(f"{states.folder}: the run has another bank than {recipe.bank_file} ({changed} differs)")
+            raise CheckpointError(f"{states.last}: the run has another bank than {recipe.bank_file} ({changed} differs)")
         averaged.load_state_dict(state["averaged"] or state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if discriminator is not None:
-            discriminator.load_state_dict(state["discriminator"])
+            restore(discriminator, state["discriminator"], states.last)
             d_optimizer.load_state_dict(state["d_optimizer"])
-        del state  # as large as all networks and optimisers
+        state.clear()  # as large as all networks and optimisers
 
     batches = Batches(
         pictures,
@@ -132,6 +142,9 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     )
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard) if first else None
     if log:
+        if "run.iterations" in states.changed and recipe.schedule == "cosine":
+            was, now = states.changed["run.iterations"]
+            logger.warning("run.iterations was %s and is %s: from here on the learning rate falls to 0 there", f"{was:,}", f"{now:,}")
         log.write(
             images,
             pictures=len(pictures),
@@ -141,6 +154,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
             perceptual_network=perceptual_name,
             new_layers=new_layers,
             parameters={"trainable": sum(p.numel() for p in learning(model)), "bank": sum(t.numel() for t in frozen.values())},
+            **states.resumed(images),
         )
 
     meter = Meter(log, run.batch_size, fabric)
@@ -226,6 +240,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
                     state = {
                         "recipe": resolved,
                         "images": images,
+                        "inputs": inputs,
                         "figures": figures,
                         "model": model.state_dict(),
                         "averaged": averaged.state_dict() if recipe.ema_half_life else None,
@@ -235,6 +250,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
                     }
                     states.save(state, None if stopping else figures.get("feature_distance"))
                     del state
+                states.last = states.path(images)
                 fabric.barrier()
             if end or stopping or passed(images, run.batch_size, run.log_every):
                 warn_left_out(batches.left_out)

@@ -2,13 +2,15 @@
 
 import collections
 import dataclasses
-import errno
 import json
+import logging
 import math
-import os
+import pickle
+import re
 import shutil
 import signal
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gleansr.checkpoints import native
-from gleansr.errors import CheckpointError, GleansrError, RequestError
+from gleansr.errors import CheckpointError, GleansrError, RequestError, one_line
 from gleansr.files import replacing
+from gleansr.training.resume import compare_recipes
+
+logger = logging.getLogger(__name__)
 
 
 class States:
@@ -28,31 +33,49 @@ class States:
     order of the pictures and all random numbers follow) and the recipe. Files are written whole or not at all.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, part: str | None = None):
+        """`part`: a key that every state of this kind of run has."""
+        self.folder, self.keep, self.part = folder, keep, part
+        self.last: Path | None = None
+        """The state that was saved or loaded last."""
+        self.skipped: list[str] = []
+        """Newer states that were damaged, each with the reason."""
+        self.changed: dict[str, list[Any]] = {}
+        """What of the recipe has changed since the loaded state, without changing the course of the run: {key: [then, now]}."""
+
+    def path(self, images: int) -> Path:
+        """Where the state at that number of images lies."""
+        return self.folder / f"{images:09d}.pt"
 
     def save(self, state: dict[str, Any], score: float | None = None) -> None:
         """Writes a state, makes it the best one if its `score` (less is better) is less than that of best.json, and removes old ones."""
-        path = self.folder / f"{state['images']:09d}.pt"
+        path = self.path(state["images"])
         try:
             make_folder(self.folder)
-            with replacing(path) as temporary:
-                torch.save(state, temporary)
+            with (
+                replacing(path) as temporary,
+                temporary.open("wb") as file,
+            ):  # of a file that torch opens itself it hides the system's error
+                torch.save(state, file)
             if score is not None and score < self._best(before=state["images"]):
                 _link(path, self.folder / "best.pt")
                 with replacing(self.folder / "best.json") as temporary:
                     temporary.write_text(json.dumps({"images": state["images"], "score": score}) + "\n", encoding="utf-8")
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = os.strerror(errno.ENOSPC) if isinstance(error, RuntimeError) else error.strerror
-            raise GleansrError(f"{path}: the state cannot be saved ({reason}); {self.last_good()}") from error
+        except (OSError, RuntimeError) as error:
+            raise GleansrError(f"{path}: the state cannot be saved ({_reason(error)}); {self.last_good()}") from error
+        self.last = path
         for old in self._files()[: -self.keep]:
             old.unlink(missing_ok=True)
 
     def load(self, recipe: dict[str, Any], device: torch.device, resume: str = "auto") -> dict[str, Any] | None:
-        """The state to go on from, or None for a new run.
+        """The state to resume from, or None for a new run.
 
-        `resume` is "auto", the newest state that can be read; "never"; or the path of a state. A state of another recipe is an error; only
-        where the pictures lie and `run`, but for the seed, may have changed.
+        `resume` is "auto", the newest state that is whole; "never"; or the path of a state. Every byte of a state is verified before it is
+        used. `skipped` and `changed` tell of the rest.
+
+        Raises:
+            RequestError: `resume` is "never" and there are states.
+            CheckpointError: no state is whole; or it belongs to another kind of run or to another recipe, see `compare_recipes`.
         """
         if resume == "never":
             if self._files():
@@ -60,20 +83,26 @@ class States:
             return None
         if resume != "auto":
             return self._read(Path(resume), recipe, device)
-        unreadable: list[str] = []
         for path in reversed(self._files()):
             try:
                 return self._read(path, recipe, device)
-            except _UnreadableError as error:  # a disk fault; an older one is better than none
-                unreadable.append(str(error))
-        if unreadable:
-            raise CheckpointError("; ".join(unreadable))
+            except _DamagedError as error:  # an older one is better than none
+                self.skipped.append(str(error))
+        if self.skipped:
+            raise CheckpointError(f"{'; '.join(self.skipped)}; no state is left to resume from, so choose another --output for a new run")
         return None
 
+    def resumed(self, images: int) -> dict[str, Any]:
+        """What the log says of how the run has resumed, if it has. Warns of the states that were skipped."""
+        if self.last is None:
+            return {}
+        if self.skipped:
+            logger.warning("skipped: %s; the run resumes at image %s", "; ".join(self.skipped), f"{images:,}")
+        return {"resumed": images, "skipped": self.skipped, "changed": self.changed}
+
     def last_good(self) -> str:
-        """Where the newest state is, for messages."""
-        files = self._files()
-        return f"the last good state is {files[-1]}" if files else "no state was saved yet"
+        """Where the last state is, for messages."""
+        return f"the last good state is {self.last}" if self.last else "no state was saved yet"
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.pt"))
@@ -87,27 +116,38 @@ class States:
 
     def _read(self, path: Path, recipe: dict[str, Any], device: torch.device) -> dict[str, Any]:
         try:
+            _verify(path)
             state = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # torch raises many kinds
-            raise _UnreadableError(
-                f"{path}: the state of the run cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
-            ) from None
-        mine, other = (_decisive(r) for r in (recipe, state["recipe"]))
-        changed = [key for key in mine if mine[key] != other.get(key)]
-        if changed:
-            raise CheckpointError(f"{path}: belongs to another recipe ({', '.join(changed)} differ); choose another --output")
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # zipfile and torch raise many kinds
+            unsafe = isinstance(error, pickle.UnpicklingError)  # of which torch says how to execute what is in the file
+            reason = "it holds more than tensors and plain data" if unsafe else one_line(error)
+            raise _DamagedError(f"{path}: the state of the run cannot be read ({reason})") from None
+        if not isinstance(state, dict) or not {"recipe", "images", self.part or "images"} <= state.keys():
+            raise CheckpointError(f"{path}: is not a state of this kind of run")
+        self.changed = compare_recipes(path, state["recipe"], recipe)
+        self.last = path
         return state
 
 
-class _UnreadableError(CheckpointError):
+class _DamagedError(CheckpointError):
     """A state file that is damaged."""
 
 
-def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What of a recipe must be the same for a run to go on, as plain data."""
-    places = ("train", "train_low", "validation", "n_validation", "workers", "memory")
-    data = {key: value for key, value in recipe["data"].items() if key not in places}
-    return json.loads(json.dumps({**recipe, "data": data, "run": recipe["run"]["seed"], "bank_file": None, "perceptual_file": None}))
+def _verify(path: Path) -> None:
+    """Compares all of a state with its checksums, which torch writes and does not read."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise CheckpointError(f"it is damaged: the checksum of {damaged} is wrong")
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file could not be written. torch's own error hides that of the system, in whose handling it is raised."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return one_line(cause or error)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -120,11 +160,21 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+def restore(part: nn.Module, tensors: dict[str, Tensor], path: Path | None) -> None:
+    """Loads the tensors of a state into a network. A CheckpointError says where they do not fit."""
+    try:
+        part.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: does not fit the networks of this run; is its bank another one? ({one_line(error)[:200]})"
+        ) from None
+
+
 class StoppedError(GleansrError):
     """The run was asked to stop by a signal and has saved its state."""
 
     def __init__(self, name: str, saved: str):
-        super().__init__(f"stopped by {name}; {saved}; the same command goes on from it")
+        super().__init__(f"stopped by {name}; {saved}; the same command resumes it")
         self.exit_code = 128 + signal.Signals[name]
 
 
@@ -195,9 +245,9 @@ class Meter:
         self.started = self.last = time.monotonic()
 
     def add(self, images: int, losses: dict[str, Tensor], waited: float = 0.0) -> None:
-        """Adds the losses of the step that ends at `images`, and the seconds it waited for images. Steps may differ in which losses they have.
+        """Adds the losses of the step that ends at `images`, and the seconds it waited for images.
 
-        Of the first step whose losses are not all finite they are kept.
+        Steps may differ in which losses they have. Of the first step whose losses are not all finite they are kept.
         """
         values = {name: value.detach().float() for name, value in losses.items()}
         here = torch.stack(list(values.values())).double()
@@ -237,8 +287,9 @@ class Meter:
             )
 
     def write(self, images: int, states: States, **more: Any) -> dict[str, Any] | None:
-        """Checks the losses and writes one line: pictures seen, seconds, means of the losses, pictures/s, the share of steps that did not
-        wait for pictures (for more than a twentieth of a step), and `more`. A mean is over the steps that had the loss. None where another process has the log."""
+        """Checks the losses and writes one line: images seen, seconds, means of the losses, each over the steps that had it, images/s, the
+        share of steps that did not wait for images (for more than a twentieth of a step), and `more`. None where another process has the
+        log."""
         self.check(states)
         now = time.monotonic()
         elapsed, self.last = now - self.last, now
@@ -274,13 +325,13 @@ def _tensorboard(folder: Path, images: int) -> Any:
 
 
 def facts(recipe: Any, images: int, **more: Any) -> native.About:
-    """What a trained model says of itself: the recipe without the paths of this machine, pictures seen, and `more`."""
+    """What a trained model says of itself: the recipe with names of files for their paths on this machine, images seen, and `more`."""
     resolved = dataclasses.asdict(recipe)
     for key in ("train", "train_low", "validation"):
         resolved["data"].pop(key)
-    for key in ("bank_file", "start", "perceptual_file"):
+    for key in ("bank_file", "perceptual_file", "start", "teacher"):
         if resolved.get(key):
-            resolved[key] = Path(resolved[key]).name
+            resolved[key] = re.split(r"[\\/]", resolved[key])[-1]
     return native.About(**resolved["about"], training={"images": images, **more, "recipe": resolved})
 
 
