@@ -71,6 +71,15 @@ def test_every_kind_comes_back(kind, path):
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_no_absolute_path_is_written(path):
+    recipe = {"teacher": "/home/someone/t.safetensors", "start": "C:\\Users\\someone\\s.safetensors", "run": {"seed": 0}, "lr": 0.1}
+    about = About("tiny", training={"recipe": recipe, "data": ["/home/someone/a.zip", "runs/b.zip"], "figures": {"psnr": 24.5}})
+    native.save(path, {"generator": MODELS["residual"]()}, about)
+    assert b"someone" not in path.read_bytes()
+    kept = {"recipe": {"teacher": "t.safetensors", "start": "s.safetensors", "run": {"seed": 0}, "lr": 0.1}}
+    assert read(path).about.training == kept | {"data": ["a.zip", "runs/b.zip"], "figures": {"psnr": 24.5}}
+
+
 def test_output_comes_back(path):
     model = MODELS["glean"]().eval()
     native.save(path, {"generator": model}, About())

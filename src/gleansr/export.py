@@ -1,6 +1,5 @@
 """Networks to ONNX files, each run back and compared before it counts as written. Wants `pip install 'gleansr[export]'`."""
 
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -130,9 +129,15 @@ def _proto(model: nn.Module, method: FeedForward, batch: int | None) -> Any:
 
 
 def _describe(proto: Any, method: FeedForward, upscaler: Upscaler, batch: int | None) -> None:
-    about = {key: value for key, value in dataclasses.asdict(upscaler.about).items() if value}
     fold = getattr(method.model, "fold", 1)
-    facts = {"name": method.name, "scale": method.scale, "in_size": method.in_size, "fold": fold, "batch": batch, "about": about}
+    facts = {
+        "name": method.name,
+        "scale": method.scale,
+        "in_size": method.in_size,
+        "fold": fold,
+        "batch": batch,
+        "about": upscaler.about.published(),
+    }
     entry = proto.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(facts)
     proto.doc_string = (

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -72,6 +72,10 @@ class About:
     """What the bars are in the model's eyes: "repeat", the outermost rows again; None or "black"."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts of the training: data, pictures seen, recipe, figures."""
+
+    def published(self) -> dict[str, Any]:
+        """What is written into a model's file: what is known, and of absolute paths in the facts of the training only the last part."""
+        return {key: _without_folders(value) if key == "training" else value for key, value in vars(self).items() if value}
 
 
 @dataclass(frozen=True)
@@ -164,10 +168,20 @@ def write(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torc
         for name, tensor in network.tensors.items()
     }
     networks = {p: {"kind": n.kind, "config": dataclasses.asdict(n.config)} for p, n in checkpoint.networks.items()}
-    about = {key: value for key, value in dataclasses.asdict(checkpoint.about).items() if value}
-    metadata = {"format": FORMAT, "networks": json.dumps(networks), "about": json.dumps(about)}
+    metadata = {"format": FORMAT, "networks": json.dumps(networks), "about": json.dumps(checkpoint.about.published())}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
+
+
+def _without_folders(value: Any) -> Any:
+    """Plain data, with the name in place of each absolute path: other people's files are nobody's business."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(entry) for entry in value]
+    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+        return PureWindowsPath(value).name
+    return value
 
 
 def read(path: str | Path) -> Checkpoint:

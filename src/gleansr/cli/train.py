@@ -42,7 +42,7 @@ def train(
         device: auto, cpu, cuda, cuda:1.
         devices: GPUs per node, or processes on a CPU; by default the recipe's number, or as many GPUs as there are.
         nodes: Machines that take part; each gets the same command, see docs/training.md.
-        resume: auto: go on from the newest state in the folder, if there is one. never: refuse a folder with states. Or a state file.
+        resume: auto: resume from the newest whole state in the folder, if any. never: refuse a folder with states. Or a state file.
         dry_run: Check the recipe, print it resolved with its parameters, memory and the order of a step, and stop.
     """
     from gleansr.training.config import NetworkRecipe, load_recipe
@@ -92,7 +92,7 @@ def train_bank(
         data: Pictures to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
         set: Changes to the recipe, such as run.iterations=1000 lr=2e-3.
         device: auto, cpu, cuda, cuda:1.
-        resume: auto: go on from the newest state in the folder, if there is one. never: refuse a folder with states. Or a state file.
+        resume: auto: resume from the newest whole state in the folder, if any. never: refuse a folder with states. Or a state file.
         dry_run: Check the recipe, print it resolved with its parameters, memory and the order of a step, and stop.
     """
     from gleansr.training.config import BankRecipe, load_recipe

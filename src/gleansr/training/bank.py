@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress: Progress | None = None, resume: str = "auto") -> Path:
     """Trains a bank and returns the file with its generator (averaged) and discriminator.
 
-    `output` receives states/ (the run goes on from them, see `States.load` for `resume`), log.jsonl, samples/ and the bank.
+    `output` receives states/ (the run resumes from them, see `States.load` for `resume`), log.jsonl, samples/ and the bank.
     `progress(images, log line)` is called after each line of the log.
 
     Raises:
@@ -118,9 +118,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         for real, _ in batches:
             waited = time.perf_counter() - fetched
             number = images // run.batch_size
-            torch.manual_seed(
-                stream_seed(run.seed, "step", images)
-            )  # all that is drawn in a step follows from the seed and the images seen
+            torch.manual_seed(stream_seed(run.seed, "step", images))  # all that a step draws follows from the seed and the images seen
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
             # Encoder, where there is one: codes for half of the pictures, which both steps draw beside random ones.

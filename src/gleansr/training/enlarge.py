@@ -69,7 +69,7 @@ class Trainable(nn.Module):
 def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Progress | None = None, resume: str = "auto") -> Path:
     """Trains the network of a recipe and returns its file.
 
-    `output` receives states/ (the run goes on from them, see `States.load` for `resume`), log.jsonl, samples/ (low | bicubic | result |
+    `output` receives states/ (the run resumes from them, see `States.load` for `resume`), log.jsonl, samples/ (low | bicubic | result |
     truth) and the model. `progress(images, log line)` is called after each line of the log, in the first process.
 
     Raises:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class States:
     """The state files of a run, `folder`/000012000.pt and so on: the last `keep` and the best, best.pt.
 
-    A state is everything that the run goes on from: networks, optimisers, averaged weights, pictures seen (from which the schedule, the
+    A state is everything that the run resumes from: networks, optimisers, averaged weights, images seen (from which the schedule, the
     order of the pictures and all random numbers follow) and the recipe. Files are written whole or not at all.
     """
 
