@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,7 +168,79 @@ def test_truncated_files(part, path):
 
 def test_a_safetensors_file_of_others(path):
     save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(CheckpointError, match="no format in its metadata"):
+    with pytest.raises(CheckpointError, match="no format in its metadata: not a network of a known layout: it holds weight"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "match"),
+    [
+        (torch.tensor([0, torch.nan, 0]), r"out\.bias holds NaN or infinity"),
+        (torch.tensor([0, -torch.inf, 0]).half(), r"out\.bias holds NaN or infinity"),
+        (torch.zeros(3, dtype=torch.int32), r"out\.bias is torch\.int32"),
+        (torch.zeros(3, dtype=torch.bool), r"out\.bias is torch\.bool"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers(tensor, match, path):
+    native.save(path, {"generator": MODELS["rrdbnet"]()}, About())
+    rewrite(path, tensors={"generator.out.bias": tensor})
+    with pytest.raises(CheckpointError, match=match):
+        load_model(path)
+
+
+def test_equal_checkpoints_are_equal_files(path):
+    """Whatever the order in which they were put together, and in which process."""
+    model = MODELS["rrdbnet"]()
+    code = (
+        "import sys; from gleansr.checkpoints import native, read; from dataclasses import replace\n"
+        "c = read(sys.argv[1]); n = c.networks['generator']\n"
+        "n = replace(n, tensors=dict(reversed(n.tensors.items())))\n"
+        "about = replace(c.about, training=dict(reversed(c.about.training.items())))\n"
+        "native.write(sys.argv[2], replace(c, networks={'generator': n}, about=about))"
+    )
+    for training in ({"b": 1, "a": {"d": [1, {"f": 2, "e": 3}], "c": 2}}, {"a": {"c": 2, "d": [1, {"e": 3, "f": 2}]}, "b": 1}):
+        native.save(path, {"generator": model}, About("tiny", training=training))
+        first = path.read_bytes()
+        subprocess.run([sys.executable, "-c", code, path, path.with_name("again")], check=True)
+        assert path.with_name("again").read_bytes() == first
+
+
+def test_what_is_written_is_safetensors(path):
+    model = MODELS["glean"]()
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        native.save(path, {"generator": model}, About(), dtype=dtype)
+        expected = {f"generator.{name}": tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        found = load_file(path)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) and found[name].dtype == dtype for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "match"),
+    [
+        (
+            lambda n: {"networks": json.dumps(dict.fromkeys(map(str, range(900)), n["generator"]))},
+            "metadata is not that of a gleansr model",
+        ),
+        (lambda _: {"networks": json.dumps({str(i): {"kind": "x"} for i in range(50)})}, "more than 16 networks"),
+        (lambda _: {"networks": json.dumps({"generator": {"kind": "rrdbnet", "config": {"k" * 40_000: 1}}})}, "longer than 32,768"),
+        (lambda _: {"about": json.dumps({str(i): i for i in range(50_000)})}, "more than 16 networks, or facts"),
+        (lambda _: {"about": '{"training": {"a": "' + "x" * 5_000_000 + '"}}'}, "longer than"),
+        (lambda _: {"networks": json.dumps({"generator": {"kind": ["rrdbnet"], "config": {}}})}, "a network of the kind"),
+    ],
+)
+def test_metadata_that_would_be_long_work(metadata, match, path):
+    native.save(path, {"generator": MODELS["rrdbnet"]()}, About())
+    with path.open("rb") as file:
+        networks = json.loads(json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))["__metadata__"]["networks"])
+    rewrite(path, metadata=metadata(networks))
+    with pytest.raises(CheckpointError, match=match):
+        read(path)
+
+
+def test_headers_of_thousands_of_tensors(path):
+    save_file({f"t{i}": torch.zeros(1) for i in range(native.MOST_TENSORS + 1)}, path)
+    with pytest.raises(CheckpointError, match=r"50,001 tensors; at most 50,000"):
         read(path)
 
 

@@ -5,11 +5,14 @@ import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 
 import foreign_layouts as layouts
 import pytest
 import torch
+from hostile_files import FILES
 
 from gleansr.checkpoints import load_model, read
 from gleansr.errors import CheckpointError
@@ -82,12 +85,6 @@ def test_ten_problems_are_listed(file):
     message = refusal(file, "the weights do not fit the architecture")
     assert message.count("missing generator.encoder.0.0.body.1.") == 10
     assert message.endswith(" and 19 more")
-
-
-def test_names_beside_the_networks(file):
-    tensors = {f"generator.{name}": t for name, t in layouts.generator_tensors("mmagic", CHANNELS).items()}
-    torch.save({"state_dict": tensors | {"teacher.weight": torch.zeros(1)}}, file)
-    refusal(file, r"unexpected teacher\.weight")
 
 
 @pytest.mark.parametrize(
@@ -294,3 +291,116 @@ def test_folders_and_missing_files(tmp_path):
 def test_messages_are_short(file):
     torch.save({"x" * 100_000: 1, "y\n": 2}, file)
     assert len(re.sub(r".*/file", "", refusal(file))) < 2000
+
+
+BOUNDS = """
+import resource, sys, time
+from pathlib import Path
+from gleansr.checkpoints import load_model, foreign, nvidia, pickles  # the import of PyTorch is not what is bounded
+from gleansr.errors import CheckpointError
+
+mapped = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    limit = mapped + path.stat().st_size + 10**9
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    before = time.process_time()
+    try:
+        load_model(path)
+        print(path.name, "loaded")
+    except CheckpointError as error:
+        if "Memory" in str(error) or "allocate" in str(error):
+            print(path.name, error)
+    if time.process_time() - before > 5:
+        print(path.name, "took long")
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bounds are Linux's")
+def test_what_is_cheap_to_store_is_cheap_to_refuse(tmp_path):
+    """Each within five seconds of processor time and a gigabyte beyond the file's size."""
+    for number, contents in enumerate(FILES.values()):
+        (tmp_path / f"{number:02}").write_bytes(contents)
+    child = [sys.executable, "-c", BOUNDS, str(tmp_path)]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_each_hostile_file_is_refused_in_one_line(what, file):
+    file.write_bytes(FILES[what])
+    assert len(refusal(file).removeprefix(str(file))) < 500
+
+
+def test_a_tensor_cannot_be_changed(file):
+    file.write_bytes(FILES["a tensor that is made larger"])
+    refusal(file, "it tries to change a tensor")
+
+
+def test_tensors_of_one_storage(file):
+    """A small file of half precision could take a thousand times its size as float32."""
+    tensors = layouts.generator_tensors("rosinality", CHANNELS)
+    numbers = torch.zeros(max(tensor.numel() for tensor in tensors.values()), dtype=torch.float16)
+    shared = {name: t if "kernel" in name else numbers[: t.numel()].view(t.shape) for name, t in tensors.items()}
+    torch.save({"g_ema": shared}, file, pickle_protocol=2)
+    assert file.stat().st_size < sum(tensor.nbytes for tensor in shared.values()) + 40_000
+    shared |= {f"style.{3 + n}.{leaf}": numbers[: t.numel()].view(t.shape) for n in range(200) for leaf, t in
+               (("weight", tensors["style.1.weight"]), ("bias", tensors["style.1.bias"]))}  # fmt: skip
+    torch.save({"g_ema": shared}, file)
+    refusal(file, r"claim .* bytes, more than the .* of the file|mapping_layers")
+
+
+def zip_of(change):
+    """An honest file of torch, and the same with `change` made to its bytes."""
+    stream = io.BytesIO()
+    torch.save(layouts.rrdbnet_tensors(4), stream)
+    return change(stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d.replace(b"/data/3", b"/data/X", 1), "directory and headers disagree"),
+        (lambda d: d[:-6] + bytes(4) + d[-2:], "end does not tell"),
+        (lambda d: d + b"more", "an incomplete zip archive"),
+        (lambda d: d[: d.rfind(b"PK\1\2") + 42] + bytes(4) + d[d.rfind(b"PK\1\2") + 46 :], "overlap|disagree"),
+    ],
+)
+def test_archives_that_contradict_themselves(change, match, file):
+    file.write_bytes(zip_of(lambda data: data))
+    load_model(file)
+    file.write_bytes(zip_of(change))
+    refusal(file, match)
+
+
+@pytest.mark.parametrize(
+    ("contents", "match"),
+    [
+        (b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning", r"web page \(HTML\).*open the link in a browser"),
+        (b"\n <html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer.*git lfs pull"),
+        (b"7767517\n3 3\n", r"ncnn \(\.param\)"),
+        (b"\x47\x6b\x30\x01" + bytes(50), r"ncnn \(\.bin\)"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(50), r"Keras \(\.h5\)"),
+        (b"\x08\x0a\x12\x07pytorch", "an ONNX network.*gleansr export"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), r"an image \(PNG\).*not as the model"),
+        (b"\xff\xd8\xff\xe0" + bytes(50), r"an image \(JPEG\)"),
+        (b"\x1f\x8b\x08" + bytes(50), "a gzip archive; unpack it"),
+        (bytes(257) + b"ustar" + bytes(50), "a tar archive; unpack it"),
+        (b'{"metadata": {}}', r"text \(JSON\).*\.safetensors"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(contents, match, file):
+    file.write_bytes(contents)
+    refusal(file, match)
+
+
+def test_archives_that_are_no_checkpoints(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("RealESRGAN/readme.txt", "see there")
+    refusal(file, r"a ZIP archive of RealESRGAN/readme\.txt; unpack it")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02}.")
+        archive.writestr("m/code/__torch__.py", "class A: pass")
+    refusal(file, r"a TorchScript program, not weights; save those: torch\.save\(torch\.jit\.load")

@@ -46,7 +46,7 @@ def read(path: str | os.PathLike[str]) -> "Checkpoint":
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(512)
         checkpoint = _read(path, head)
         named = zoo.entry_of(path)
         if named and not checkpoint.about.licence:  # other layouts do not say it themselves
@@ -69,14 +69,20 @@ def _one_line(text: str) -> str:
 
 
 def _read(path: Path, head: bytes) -> "Checkpoint":
-    from gleansr.checkpoints import foreign, native, nvidia, pickles
+    from gleansr.checkpoints import foreign, kinds, native, nvidia, pickles
 
+    size = path.stat().st_size
     if not head:
         raise CheckpointError(f"{path}: an empty file")
     if head[4:9] == b"\0\0\0\0{":  # safetensors: the length of a JSON header, below 4 GiB, and the header
-        return native.read(path)
+        kind = "a safetensors file with no format in its metadata: "
+        return native.read_any(path) or foreign.read(native.read_tensors(path), path, size, kind)
     if head.startswith(b"PK\x03\x04") or pickles.is_legacy(head):
-        return foreign.read(pickles.load_torch(path), path)
+        return foreign.read(pickles.load_torch(path), path, size)
     if head.startswith(b"\x80"):
-        return nvidia.read_pickle(pickles.load_persistent(path), path)
-    raise CheckpointError(f"{path}: not a file of weights; known are {foreign.KNOWN}")
+        contents = pickles.load_persistent(path)
+        if nvidia.is_pickle(contents):
+            return nvidia.read_pickle(contents, path, size)
+        return foreign.read(contents, path, size, "a pickle, but not one of NVIDIA's with networks G_ema, G or D: ")
+    what = kinds.misfit(head, path.name) or "not a file of weights"
+    raise CheckpointError(f"{path}: {what}; known are {foreign.KNOWN}")

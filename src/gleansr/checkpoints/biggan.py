@@ -7,9 +7,7 @@ step of the power iteration and 1e-6 and 1e-5 beside the spectral norms and the 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import torch
-
-from gleansr.checkpoints.native import KINDS, Network
+from gleansr.checkpoints.native import Network, skeleton
 from gleansr.checkpoints.weights import Weights
 from gleansr.models.biggan import DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, BigGANConfig
 
@@ -69,9 +67,7 @@ def _attention(weights: Weights, sizes: Sequence[int]) -> tuple[int, ...]:
 
 def _translate(weights: Weights, kind: str, config: BigGANConfig, parts: Mapping[str, str], unused: set[str]) -> Network:
     """The network of a state dict without the tensors `unused` and without "sv0", a log of the largest singular value beside every "u0"."""
-    model_type, _ = KINDS[kind]
-    with torch.device("meta"):
-        ours = model_type(config).state_dict()
+    ours = skeleton(kind, config).state_dict()
     names = {name: ".".join(parts.get(part, part) for part in name.split(".")) for name in ours}
     unused = unused | {f"{name.removesuffix('u0')}sv0" for name in names.values() if name.endswith(".u0")}
     kept = {name: tensor for name, tensor in weights.tensors.items() if name not in unused}

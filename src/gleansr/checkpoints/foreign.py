@@ -1,6 +1,8 @@
-"""Files of other programs: which networks are in them is told by the names of their tensors."""
+"""Files of other programs: which networks are in them is told by the names of their tensors, wherever those lie in a file."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from gleansr.checkpoints import basicsr, biggan, esrgan, genforce, mmagic, nvidia, pulse, rosinality
 from gleansr.checkpoints.native import Checkpoint, Network
+from gleansr.checkpoints.stored import StoredTensor
 from gleansr.checkpoints.weights import Weights
 from gleansr.errors import CheckpointError
 
@@ -33,10 +36,7 @@ READERS: dict[str, tuple[str, str, Callable[[Weights], Network]]] = {
     pulse.SIGNATURES["synthesis"]: ("pulse", "generator", pulse.synthesis),
     pulse.SIGNATURES["mapping"]: ("pulse", "generator", pulse.mapping),
 }
-"""A tensor that only one kind of network has -> its layout, its part and its reader."""
-
-CONTAINERS = ("g_ema", "g", "d", "params_ema", "params", "G_ema", "G", "D", "generator_smooth", "generator", "discriminator")
-"""The keys under which one file holds several networks; of two generators the one listed first, an average, is read."""
+"""A tensor that only one kind of network has -> its layout, its part and its reader; of several in one network the first counts."""
 
 KNOWN = (
     "gleansr's own, GLEAN and StyleGAN2 of mmagic (mmediting, mmgen), StyleGAN2 of rosinality, BasicSR and NVIDIA, StyleGAN of GenForce "
@@ -44,60 +44,134 @@ KNOWN = (
 )
 """The files that can be read, for messages."""
 
-
-def read(contents: Any, source: str | Path) -> Checkpoint:
-    """The networks in what `torch.load` returned."""
-    layout = ""
-    networks: dict[str, Network] = {}
-    for weights in _state_dicts(contents, source):
-        signature = next((name for name in READERS if name in weights.tensors), None)
-        if signature is None:
-            raise _unknown(weights)
-        layout, part, reader = READERS[signature]
-        if part in networks:
-            continue
-        if others := [name for name, value in weights.tensors.items() if not isinstance(value, Tensor)]:
-            raise CheckpointError(f"{source}: not tensors: {', '.join(others[:10])}")
-        if part == "generator" and isinstance(mean := contents.get("latent_avg"), Tensor):
-            weights = Weights({**weights.tensors, "latent_avg": mean}, weights.prefix, source)
-        networks[part] = reader(weights)
-    return Checkpoint(layout, networks)
+_RANKS = {signature: rank for rank, signature in enumerate(READERS)}
+_MOST_PARTS = max(signature.count(".") for signature in READERS) + 1
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile and its like put into names, at any place."""
+_AVERAGED = re.compile(r"(?<![a-z])(ema|avg|averaged?|smooth|swa)(?![a-z])")
+"""What tells an averaged network from a plain one, in the keys that lead to it."""
+_DEEPEST, _MOST_VISITS, _LONGEST_NAME = 8, 100_000, 500
 
 
-def _state_dicts(contents: Any, source: str | Path) -> Iterator[Weights]:
-    """The state dicts of single networks in a file's contents, the preferred ones first."""
-    for outer in ("state_dict", "models"):
-        if isinstance(contents, Mapping) and isinstance(contents.get(outer), Mapping):
-            contents = contents[outer]
+@dataclass(frozen=True)
+class _Found:
+    """A network in a file, not yet read."""
+
+    signature: str
+    tensors: Mapping[str, Any]
+    """The mapping that it is in."""
+    prefix: str
+    """What its names begin with there."""
+    path: str
+    """The keys that lead to the mapping, for messages, with a dot behind each."""
+    mean: Any
+    """What lies beside as `latent_avg`."""
+
+    @property
+    def averaged(self) -> bool:
+        return bool(_AVERAGED.search(f"{self.path}{self.prefix}".lower())) or "n_averaged" in self.tensors
+
+
+def read(contents: Any, source: str | Path, size: int | None = None, kind: str = "") -> Checkpoint:
+    """The networks in the contents of a file of torch or of a safetensors file.
+
+    A network is found under any key and behind any beginning of names. Of several of one part an averaged one is read, else the first. Its
+    own tensors are read strictly; what lies beside it, such as an optimiser's state, is left alone.
+
+    Args:
+        contents: mappings by strings, of tensors or `StoredTensor`s.
+        source: the file, for messages.
+        size: of the file in bytes; tensors that claim to be more are refused.
+        kind: what is known of the file, for the message where no network is in it.
+    """
     if not isinstance(contents, Mapping) or not contents:
-        held = f"an empty {type(contents).__name__}" if contents in ({}, [], ()) else f"a {type(contents).__name__}"
-        raise CheckpointError(f"{source}: holds {held}, but named tensors are expected")
-    nested = [key for key in CONTAINERS if isinstance(contents.get(key), Mapping)]
-    for key in nested:
-        yield _bare(contents[key], f"{key}.", source)
-    if not nested:
-        yield from _split(_bare(contents, "", source))
+        raise CheckpointError(f"{source}: {kind}holds {_kind(contents)}, but named tensors are expected")
+    chosen: dict[str, _Found] = {}
+    for found in _walk(contents, source):
+        part = READERS[found.signature][1]
+        if part not in chosen or (found.averaged and not chosen[part].averaged):
+            chosen[part] = found
+    if not chosen:
+        raise CheckpointError(f"{source}: {kind}not a network of a known layout: it holds {_names(contents)}, ...; known are {KNOWN}")
+    weights = {part: _weights(found, source) for part, found in chosen.items()}
+    networks = {part: READERS[found.signature][2](weights[part]) for part, found in chosen.items()}
+    claimed = sum(tensor.nbytes for part in weights.values() for tensor in part.tensors.values())
+    if size is not None and claimed > size:  # what the networks take in float32 is no more than twice that
+        raise CheckpointError(f"{source}: its tensors claim {claimed:,} bytes, more than the {size:,} of the file")
+    return Checkpoint(READERS[next(iter(chosen.values())).signature][0], networks)
 
 
-def _bare(state_dict: Mapping[Any, Any], prefix: str, source: str | Path) -> Weights:
-    """A state dict without the "module." that parallel training puts before every name."""
-    weights = Weights({str(name): value for name, value in state_dict.items()}, prefix, source)
-    return weights.under("module.") if all(name.startswith("module.") for name in weights.tensors) else weights
+def _walk(contents: Mapping[str, Any], source: str | Path) -> Iterator[_Found]:
+    """The networks in nested mappings, those at the top first. Every mapping is looked at once, however often a file names it."""
+    level: list[tuple[Mapping[str, Any], str, Any]] = [(contents, "", None)]
+    seen = {id(contents)}
+    visits = 0
+    for _ in range(_DEEPEST):
+        deeper: list[tuple[Mapping[str, Any], str, Any]] = []
+        for mapping, path, mean in level:
+            visits += len(mapping)
+            if visits > _MOST_VISITS:
+                raise CheckpointError(f"{source}: holds more than {_MOST_VISITS:,} entries; save the state_dict of the network alone")
+            mean = mapping.get("latent_avg", mean)
+            tensors = {_WRAPPERS.sub("", str(name)): value for name, value in mapping.items() if not isinstance(value, Mapping)}
+            yield from (_Found(signature, tensors, prefix, path, mean) for prefix, signature in _signatures(tensors).items())
+            for key, value in mapping.items():
+                if isinstance(value, Mapping) and id(value) not in seen:
+                    seen.add(id(value))
+                    deeper.append((value, f"{path}{key}."[:_LONGEST_NAME] if key not in ("state_dict", "models") else path, mean))
+        level = deeper
 
 
-def _split(weights: Weights) -> Iterator[Weights]:
-    """The networks of a file that tells them apart by the beginnings of names, as mmagic's do."""
-    if not any(name in READERS for name in weights.tensors):
-        parts = [part for prefix in mmagic.PARTS if (part := weights.under(prefix)).tensors]
-        rest = [name for name in weights.tensors if not name.startswith(mmagic.PARTS + mmagic.TRAINING_ONLY)]
-        if parts and rest:
-            raise CheckpointError(f"{weights.source}: unexpected {', '.join(rest[:10])}")
-        if parts:
-            yield from parts
-            return
-    yield weights
+def _signatures(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """The beginnings of names behind which there is a network, and what tells which; those of parts of such a network are left out."""
+    found: dict[str, str] = {}
+    for name, value in tensors.items():
+        if len(name) > _LONGEST_NAME or not isinstance(value, Tensor | StoredTensor):
+            continue
+        ending = ""
+        for piece in reversed(name.rsplit(".", _MOST_PARTS)[-_MOST_PARTS:]):
+            ending = f"{piece}.{ending}" if ending else piece
+            prefix = name[: len(name) - len(ending)]
+            if ending in _RANKS and _RANKS[ending] < _RANKS.get(found.get(prefix, ""), len(_RANKS)):
+                found[prefix] = ending
+    return {prefix: signature for prefix, signature in found.items() if not any(outer in found for outer in _outer(prefix))}
 
 
-def _unknown(weights: Weights) -> CheckpointError:
-    found = ", ".join(f"{weights.prefix}{name}" for name in list(weights.tensors)[:5])
-    return CheckpointError(f"{weights.source}: not a network of a known layout: it holds {found}, ...; known are {KNOWN}")
+def _outer(prefix: str) -> Iterator[str]:
+    """The beginnings of a prefix that end with a dot, and none at all."""
+    while prefix:
+        prefix = prefix[: prefix.rfind(".", 0, len(prefix) - 1) + 1]
+        yield prefix
+
+
+def _weights(found: _Found, source: str | Path) -> Weights:
+    """The tensors of a network."""
+    weights = Weights(found.tensors, found.path, source).under(found.prefix)
+    if others := [name[:100] for name, value in weights.tensors.items() if not isinstance(value, Tensor | StoredTensor)]:
+        raise CheckpointError(f"{source}: not tensors: {', '.join(others[:10])}")
+    tensors = {name: _loaded(value) for name, value in weights.tensors.items()}
+    if READERS[found.signature][1] == "generator" and isinstance(found.mean, Tensor | StoredTensor):
+        tensors["latent_avg"] = _loaded(found.mean)
+    return Weights(tensors, weights.prefix, source)
+
+
+def _loaded(value: Any) -> Any:
+    return value.tensor() if isinstance(value, StoredTensor) else value
+
+
+def _kind(contents: Any) -> str:
+    if isinstance(contents, dict | list | tuple) and not contents:
+        return f"an empty {type(contents).__name__}"
+    return f"a {'Tensor' if isinstance(contents, StoredTensor) else type(contents).__name__}"
+
+
+def _names(contents: Mapping[str, Any]) -> str:
+    """The first five names, with the keys that lead to them."""
+    path = ""
+    while len(contents) == 1 or {"state_dict", "params", "params_ema", "model"} & contents.keys():
+        key = next((key for key in ("state_dict", "params_ema", "params", "model") if key in contents), next(iter(contents)))
+        inner = contents[key]
+        if not isinstance(inner, Mapping) or not inner or path.count(".") > _DEEPEST:
+            break
+        contents, path = inner, f"{path}{str(key)[:100]}."
+    return ", ".join(f"{path}{str(name)[:100]}" for name in list(contents)[:5])

@@ -8,20 +8,6 @@ from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.models.glean import GLEANConfig
 
-PARTS = ("generator_ema.", "generator.", "discriminator.")
-"""What the names of the networks in one file begin with; the averaged generator is preferred."""
-
-TRAINING_ONLY = (
-    "data_preprocessor.",
-    "disc_auxiliary_losses.",
-    "gan_loss.",
-    "gen_auxiliary_losses.",
-    "mean_path_length",
-    "perceptual_loss.",
-    "step_counter",
-)
-"""What a training file holds beside its networks."""
-
 LAYOUT = StyleGAN2Layout(
     generator={
         "mapping.layers.{n}.weight": "style_mapping.{k1}.linear.weight_orig",

@@ -2,10 +2,12 @@
 
 Metadata, all JSON: `format` "gleansr/1"; `networks` {part: {"kind", "config"}}; `about` {"name", "category", "licence", "credit",
 "training"}. The tensors of a part are named "part.name". Weights may be stored in half precision; models are built in float32.
+Equal checkpoints are equal files, byte for byte.
 """
 
 import dataclasses
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gleansr.configs import from_dict
-from gleansr.errors import CheckpointError, RequestError
+from gleansr.errors import CheckpointError
 from gleansr.files import replacing
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
 from gleansr.models.encoder import CodeEncoder
@@ -31,6 +33,16 @@ from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscrimina
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 
 FORMAT = "gleansr/1"
+
+DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+"""The types that weights are stored in, and what safetensors calls them; networks are built in float32 from any of them."""
+
+# What is read of a file's header; a large model's has 300 kB in all and 1000 tensors.
+LONGEST_HEADER = 2**24
+MOST_TENSORS = 50_000
+LONGEST_NETWORKS = 2**15
+LONGEST_ABOUT = 2**22
+MOST_PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,25 @@ class About:
         return {key: _without_folders(value) if key == "training" else value for key, value in vars(self).items() if value}
 
 
+_SCALED = (Tensor.normal_, Tensor.div, Tensor.__truediv__, Tensor.mul, Tensor.__mul__)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves weights without memory as they are where they would be filled or scaled: PyTorch would import its compiler for that, which
+    takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        scaled = func in _SCALED and isinstance(args[0], Tensor) and not any(isinstance(value, Tensor) for value in args[1:])
+        return args[0] if scaled and args[0].is_meta else func(*args, **(kwargs or {}))  # filters have their numbers from the start
+
+
+def skeleton(kind: str, config: Any) -> nn.Module:
+    """A network of one of `KINDS` without memory: its tensors have shapes, but no numbers."""
+    model_type, _ = KINDS[kind]
+    with torch.device("meta"), _Uninitialised():
+        return model_type() if isinstance(config, NoConfig) else model_type(config)
+
+
 @dataclass(frozen=True)
 class Network:
     """One network of a checkpoint: its kind, its architecture and its tensors under gleansr's names."""
@@ -96,13 +127,16 @@ class Network:
         raise TypeError(f"a {type(model).__name__} has no native format")
 
     def build(self, source: str | Path) -> nn.Module:
-        """The model in eval mode, float32, on the CPU. A tensor that is missing, unexpected or of another shape is an error."""
-        model_type, _ = KINDS[self.kind]
-        with torch.device("meta"):
-            model = model_type() if isinstance(self.config, NoConfig) else model_type(self.config)
+        """The model in eval mode, float32, on the CPU.
+
+        A tensor that is missing, unexpected, of another shape or no plain floating-point one is an error, and so are NaN and infinity.
+        """
+        model = skeleton(self.kind, self.config)
         if isinstance(model, Generator) and "mean_code" in self.tensors:
             model.register_buffer("mean_code", torch.empty(model.config.code_dim, device="meta"))
         check_tensors(self.tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()}, source)
+        for name, tensor in self.tensors.items():
+            check_values(name, tensor, source)
         model.load_state_dict({name: t.to(torch.float32) for name, t in self.tensors.items()}, assign=True)
         model.eval()
         if isinstance(model, GLEAN):
@@ -154,6 +188,18 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[in
         raise CheckpointError(f"{source}: the weights do not fit the architecture: {'; '.join(problems[:10])}{more}")
 
 
+def check_values(name: str, tensor: Tensor, source: str | Path) -> None:
+    """Raises a CheckpointError unless a tensor holds plain finite floating-point numbers."""
+    if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise CheckpointError(f"{source}: the tensor {name} is {tensor.dtype}, {tensor.layout}, not plain floating-point")
+    # By strides of 0 a few numbers can pose as a huge tensor, which the conversion to float32 would make it.
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise CheckpointError(f"{source}: the tensor {name} claims more numbers than the file holds")
+    # The sum is a quick test: it is finite unless a number is not, or the numbers are so large that it overflows.
+    if not tensor.sum().isfinite() and not tensor.isfinite().all():
+        raise CheckpointError(f"{source}: the tensor {name} holds NaN or infinity")
+
+
 def save(path: str | Path, models: Mapping[str, nn.Module], about: About, *, dtype: torch.dtype = torch.float32) -> None:
     """Writes `models` by part to `path`, floating-point tensors stored as `dtype`."""
     networks = {part: Network.of(model) for part, model in models.items()}
@@ -162,15 +208,23 @@ def save(path: str | Path, models: Mapping[str, nn.Module], about: About, *, dty
 
 def write(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> None:
     """Writes a checkpoint in the native format, atomically."""
-    tensors = {
-        f"{part}.{name}": tensor.detach().to("cpu", dtype).contiguous().clone()
-        for part, network in checkpoint.networks.items()
-        for name, tensor in network.tensors.items()
-    }
+    tensors = {f"{part}.{name}": tensor for part, network in checkpoint.networks.items() for name, tensor in network.tensors.items()}
     networks = {p: {"kind": n.kind, "config": dataclasses.asdict(n.config)} for p, n in checkpoint.networks.items()}
-    metadata = {"format": FORMAT, "networks": json.dumps(networks), "about": json.dumps(checkpoint.about.published())}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    about = json.dumps(checkpoint.about.published(), sort_keys=True)
+    metadata = {"about": about, "format": FORMAT, "networks": json.dumps(networks, sort_keys=True)}
+    # Written here and not by safetensors, which puts metadata in an order that differs from process to process.
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in sorted(tensors):
+        begin, end = end, end + tensors[name].numel() * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    encoded = json.JSONEncoder(separators=(",", ":")).encode(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in sorted(tensors):
+            plain = tensors[name].detach().to("cpu", dtype).contiguous().reshape(-1)
+            file.write(plain.view(torch.uint8).numpy().data)
 
 
 def _without_folders(value: Any) -> Any:
@@ -186,28 +240,58 @@ def _without_folders(value: Any) -> Any:
 
 def read(path: str | Path) -> Checkpoint:
     """Reads a file of the native format; see `Checkpoint.build` for the models in it."""
+    if (checkpoint := read_any(path)) is None:
+        raise CheckpointError(f"{path}: a safetensors file with no format in its metadata, but {FORMAT!r} is expected")
+    return checkpoint
+
+
+def read_any(path: str | Path) -> Checkpoint | None:
+    """As `read`; None for a safetensors file of another program."""
+    metadata, tensors = _contents(path)
+    found = metadata.get("format", "")
+    if not found.startswith("gleansr"):
+        return None
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: a safetensors file with format {found!r} in its metadata, but {FORMAT!r} is expected")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                found = f"format {metadata.get('format')!r}" if "format" in metadata else "no format"
-                raise CheckpointError(f"{path}: a safetensors file with {found} in its metadata, but {FORMAT!r} is expected")
-            description = {key: json.loads(metadata[key]) for key in ("networks", "about")}
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
+        if len(metadata["networks"]) > LONGEST_NETWORKS or len(metadata["about"]) > LONGEST_ABOUT:
+            raise ValueError(f"it is longer than {LONGEST_NETWORKS:,} characters of networks or {LONGEST_ABOUT:,} about them")
+        description = {key: json.loads(metadata[key]) for key in ("networks", "about")}
+        if len(description["networks"]) > MOST_PARTS or len(description["about"]) > MOST_PARTS:
+            raise ValueError(f"more than {MOST_PARTS} networks, or facts about them")
         networks = {}
-        for part, entry in description["networks"].items():
-            _, config_type = KINDS[entry["kind"]]
-            config = from_dict(config_type, entry["config"], f"configuration of the {part}")
+        for part, entry in sorted(description["networks"].items(), key=lambda item: (item[0] != "generator", item[0])):
+            if not isinstance(kind := entry["kind"], str) or kind not in KINDS:
+                raise ValueError(f"a network of the kind {str(kind)[:50]!r}")
+            config = from_dict(KINDS[kind][1], entry["config"], f"configuration of the {part}")
             prefix = f"{part}."
-            own = {name.removeprefix(prefix): tensors.pop(name) for name in names if name.startswith(prefix)}
-            networks[part] = Network(entry["kind"], config, own)
+            own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            networks[part] = Network(kind, config, own)
         if tensors or not networks:
-            raise CheckpointError(f"{path}: tensors of no network: {', '.join(list(tensors)[:10])}")
+            raise CheckpointError(f"{path}: tensors of no network: {', '.join(name[:100] for name in list(tensors)[:10])}")
         return Checkpoint("gleansr", networks, from_dict(About, description["about"], "about"))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RequestError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: its metadata is not that of a gleansr model ({error})") from None
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of any safetensors file, by name."""
+    return _contents(path)[1]
+
+
+def _contents(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file."""
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST_HEADER and length + 8 <= Path(path).stat().st_size:
+        raise CheckpointError(f"{path}: a safetensors file with a header of {length:,} bytes; at most {LONGEST_HEADER:,} are read")
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            if len(names) > MOST_TENSORS:
+                raise CheckpointError(f"{path}: a safetensors file of {len(names):,} tensors; at most {MOST_TENSORS:,} are read")
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None

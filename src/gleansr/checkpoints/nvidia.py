@@ -1,6 +1,6 @@
 """StyleGAN2 in NVIDIA's layout: the pickles {"G", "D", "G_ema"} of stylegan2-ada-pytorch, or state dicts from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,13 @@ from torch import Tensor
 
 from gleansr.checkpoints.native import Checkpoint, Network
 from gleansr.checkpoints.pickles import PersistentObject
+from gleansr.checkpoints.stored import StoredTensor
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Shape, Weights
 from gleansr.errors import CheckpointError
+
+MOST_ENTRIES = 2000
+"""Modules and tensors of one network; one of 1024 px has 500."""
 
 
 def _shape(name: str, shape: Shape) -> Shape:
@@ -70,49 +74,67 @@ def discriminator(weights: Weights) -> Network:
     return LAYOUT.read_discriminator(weights)
 
 
-def read_pickle(contents: Any, source: str | Path) -> Checkpoint:
-    """The averaged generator, or the plain one, and the discriminator of an unpickled file."""
-    found = {}
-    if isinstance(contents, dict):
-        found = {key: contents[key] for key in ("G_ema", "G", "D") if isinstance(contents.get(key), PersistentObject)}
-    if not found:
-        raise CheckpointError(f"{source}: a pickle, but not one of NVIDIA's with networks G_ema, G or D")
+def read_pickle(contents: Mapping[str, Any], source: str | Path, size: int) -> Checkpoint:
+    """The averaged generator, or the plain one, and the discriminator of an unpickled file of so many bytes."""
     networks = {}
-    for key in ("G_ema", "G"):
-        if key in found and "generator" not in networks:
-            modules, weights = _flatten(found[key], key, source)
-            clamp = _check(modules, "Generator", "skip", weights)
-            networks["generator"] = LAYOUT.read_generator(weights, clamp)
-    if "D" in found:
-        modules, weights = _flatten(found["D"], "D", source)
-        clamp = _check(modules, "Discriminator", "resnet", weights)
-        group = modules["b4.mbstd"].state.get("group_size") if "b4.mbstd" in modules else 0
-        if not (group is None or (isinstance(group, int) and group > 0)):
-            raise weights.error(f"D has a minibatch standard deviation over {group!r} pictures; only 1 or more are supported")
-        networks["discriminator"] = LAYOUT.read_discriminator(weights, clamp, group)
+    for part, keys, class_name, architecture in (
+        ("generator", ("G_ema", "G"), "Generator", "skip"),
+        ("discriminator", ("D",), "Discriminator", "resnet"),
+    ):
+        key = next((key for key in keys if isinstance(contents.get(key), PersistentObject)), None)
+        if key is None:
+            continue
+        modules, weights = _flatten(contents[key], key, source)
+        if (claimed := sum(tensor.nbytes for tensor in weights.tensors.values())) > size:
+            raise weights.error(f"the tensors of {key} claim {claimed:,} bytes, more than the {size:,} of the file")
+        clamp = _check(modules, class_name, architecture, weights)
+        if part == "generator":
+            networks[part] = LAYOUT.read_generator(weights, clamp)
+        else:
+            group = _plain(modules["b4.mbstd"].state.get("group_size"), "group_size", weights) if "b4.mbstd" in modules else 0
+            if not (group is None or (isinstance(group, int) and group > 0)):
+                raise weights.error(f"D has a minibatch standard deviation over {group!r} pictures; only 1 or more are supported")
+            networks[part] = LAYOUT.read_discriminator(weights, clamp, group)
     return Checkpoint("nvidia", networks)
+
+
+def is_pickle(contents: Any) -> bool:
+    """Whether an unpickled file is one of NVIDIA's."""
+    return isinstance(contents, Mapping) and any(isinstance(contents.get(key), PersistentObject) for key in ("G_ema", "G", "D"))
 
 
 def _flatten(root: PersistentObject, key: str, source: str | Path) -> tuple[dict[str, PersistentObject], Weights]:
     """All modules of a network by their dotted names, "" for itself, and its tensors as in its state dict."""
     modules: dict[str, PersistentObject] = {}
     tensors: dict[str, Tensor] = {}
-    for name, module in _walk(root, "", depth=8):
-        if len(modules) >= 1000:  # shared modules could unfold to any number
-            raise CheckpointError(f"{source}: {key} has more than 1000 modules")
-        modules[name] = module
+    visits = 0  # shared modules could unfold to any number, and so could what they hold
+
+    def entries(module: PersistentObject, group: str) -> Iterator[tuple[str, Any]]:
+        nonlocal visits
+        held = module.state.get(group)
+        for leaf, value in held.items() if isinstance(held, Mapping) else ():
+            visits += 1
+            if visits > MOST_ENTRIES or len(leaf) > 100:
+                raise CheckpointError(f"{source}: {key} has more than {MOST_ENTRIES:,} modules and tensors, or one of an endless name")
+            yield leaf, value
+
+    def walk(module: PersistentObject, prefix: str, depth: int) -> None:
+        modules[prefix.removesuffix(".")] = module
         for group in ("_parameters", "_buffers"):
-            for leaf, tensor in module.state.get(group, {}).items():
-                if isinstance(tensor, Tensor):
-                    tensors[f"{name}.{leaf}" if name else leaf] = tensor
+            tensors.update((f"{prefix}{leaf}", value.tensor()) for leaf, value in entries(module, group) if isinstance(value, StoredTensor))
+        for leaf, child in entries(module, "_modules"):
+            if isinstance(child, PersistentObject) and depth:
+                walk(child, f"{prefix}{leaf}.", depth - 1)
+
+    walk(root, "", depth=8)
     return modules, Weights(tensors, f"{key}.", source)
 
 
-def _walk(module: PersistentObject, name: str, depth: int) -> Iterator[tuple[str, PersistentObject]]:
-    yield name, module
-    for leaf, child in module.state.get("_modules", {}).items():
-        if isinstance(child, PersistentObject) and depth:
-            yield from _walk(child, f"{name}.{leaf}" if name else leaf, depth - 1)
+def _plain(value: Any, name: str, weights: Weights) -> Any:
+    """`value`, which has to be a number, a word or None: what else a file chooses may take for ever to compare or to show."""
+    if not isinstance(value, str | int | float | None) or (isinstance(value, str) and len(value) > 100):
+        raise weights.error(f"{name} is a {type(value).__name__}, not a number or a word")
+    return value
 
 
 def _check(modules: dict[str, PersistentObject], class_name: str, architecture: str, weights: Weights) -> float | None:
@@ -122,18 +144,18 @@ def _check(modules: dict[str, PersistentObject], class_name: str, architecture: 
         raise weights.error(f"{weights.prefix[:-1]} is a {root.class_name}, but a StyleGAN2 {class_name} is expected")
     if "synthesis.input" in modules:
         raise weights.error("a StyleGAN3; only StyleGAN2 is supported")
-    if root.state.get("c_dim"):
-        raise weights.error(f"a network conditioned on {root.state['c_dim']} classes; only unconditional ones are supported")
+    if c_dim := _plain(root.state.get("c_dim"), "c_dim", weights):
+        raise weights.error(f"a network conditioned on {c_dim} classes; only unconditional ones are supported")
     clamps = set()
     for name, module in modules.items():
         for attribute, expected in _expected(name, architecture).items():
-            found = module.state.get(attribute, expected)
+            found = _plain(module.state.get(attribute, expected), attribute, weights)
             if found != expected:
                 raise weights.error(f"{weights.prefix}{name} has {attribute} {found!r}; only {expected!r} is supported")
         if "conv_clamp" in module.state and not name.endswith(".skip"):  # NVIDIA's skips have no limit
-            clamps.add(module.state["conv_clamp"])
+            clamps.add(_plain(module.state["conv_clamp"], "conv_clamp", weights))
     if len(clamps) > 1:
-        raise weights.error(f"{weights.prefix[:-1]} has layers of different conv_clamp: {', '.join(map(str, clamps))}")
+        raise weights.error(f"{weights.prefix[:-1]} has layers of different conv_clamp: {', '.join(map(str, list(clamps)[:10]))}")
     clamp = clamps.pop() if clamps else None
     if not isinstance(clamp, int | float | None):
         raise weights.error(f"conv_clamp is {clamp!r}, not a number")

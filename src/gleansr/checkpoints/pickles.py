@@ -1,53 +1,66 @@
-"""Pickled files, read without running anything that they bring along.
+"""Files of torch and NVIDIA's pickles: what they hold, with tensors as places in the file. Nothing in them is run; see `unpickle`."""
 
-Files of torch go through its own reader of weights. Those of NVIDIA are pickles of objects that carry their source code
-to be executed; the reader here takes the objects' state and leaves the code alone.
-"""
-
-import argparse
-import io
 import mmap
-import pickle
-import pickletools
-import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch._utils import _rebuild_tensor_v2
+from torch import Tensor
 
+from gleansr.checkpoints import archive
+from gleansr.checkpoints.stored import Malformed, Storage, StoredTensor
+from gleansr.checkpoints.unpickle import Budget, Global, Opaque, Refused, load, new_dict
 from gleansr.errors import CheckpointError
 
 LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The first object, a number, in files of torch older than 1.6, and in the storages that NVIDIA's pickles hold."""
 
+_LONGEST_DESCRIPTION = 2**26  # bytes of an archive's data.pkl, which holds no numbers of tensors
 
-def is_legacy(head: bytes) -> bool:
-    """Whether these are the first bytes of a file of torch that is no zip archive."""
-    return head[2 : 2 + len(LEGACY_MAGIC)] == LEGACY_MAGIC
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+_DTYPES = {f"torch.{name}": dtype for name in dir(torch) if isinstance(dtype := getattr(torch, name), torch.dtype)}
+_STORAGE_TYPES = {f"torch.{name}": dtype for name, dtype in _STORAGES.items()} | {
+    "torch.storage.UntypedStorage": torch.uint8,
+    "torch.UntypedStorage": torch.uint8,
+}
 
+_DICTS = {
+    "builtins.dict", "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "dnnlib.util.EasyDict",
+    "easydict.EasyDict", "addict.addict.Dict", "mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict",
+}  # fmt: skip
+"""What stands in files for dictionaries."""
 
-def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote: tensors, numbers, strings and containers of them only."""
-    with path.open("rb") as file:
-        in_zip = not is_legacy(file.read(64))
-    if in_zip:
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path}: an incomplete zip archive; it may have been cut off on its way")
-        # torch never compresses. A compressed entry could grow without limit, and mapped it would pass for plain numbers.
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path}: a compressed zip archive, not what torch.save writes")
-    try:
-        # rosinality's training files hold the command line, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
-    except Exception as error:
-        raise _broken(path, "file of torch", error) from error
+_BESIDE_WEIGHTS = {
+    "argparse.Namespace", "types.SimpleNamespace", "collections.deque", "uuid.UUID", "decimal.Decimal", "fractions.Fraction",
+    "_codecs.encode", "copyreg._reconstructor", "copyreg.__newobj__", "torch.Tensor", "torch.device", "torch.Generator",
+    "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.serialization._get_layout", "torch.version.__version__",
+    "torch.torch_version.TorchVersion", "torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_sparse_tensor",
+    "torch._utils._rebuild_qtensor", "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_nested_tensor",
+    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+    *(f"builtins.{name}" for name in ("bool", "bytes", "complex", "float", "frozenset", "int", "list", "object", "range", "set", "slice",
+                                      "str", "tuple")),
+    *_DTYPES,
+    *_STORAGE_TYPES,
+}  # fmt: skip
+_PACKAGES_BESIDE_WEIGHTS = ("numpy.", "pathlib.", "datetime.", "omegaconf.", "torch.optim.", "pytorch_lightning.utilities.", "yacs.config.")
+"""What people's files hold beside weights: options, dates, counters, the state of an optimiser. Nothing of it is kept."""
 
 
 @dataclass(frozen=True)
@@ -58,113 +71,200 @@ class PersistentObject:
     state: dict[str, Any]
 
 
+def is_legacy(head: bytes) -> bool:
+    """Whether these are the first bytes of a file of torch that is no zip archive."""
+    return head[2 : 2 + len(LEGACY_MAGIC)] == LEGACY_MAGIC
+
+
+def load_torch(path: Path) -> Any:
+    """What `torch.save` wrote: dictionaries by strings, lists, tuples, numbers, strings and `StoredTensor`s; `Opaque`s for the rest."""
+    with path.open("rb") as file:
+        legacy = is_legacy(file.read(64))
+    return _read(path, "file of torch", _legacy if legacy else _archive)
+
+
 def load_persistent(path: Path) -> Any:
-    """What NVIDIA's programs pickled, with `PersistentObject`s in place of their modules.
+    """As `load_torch` of what `pickle.dump` wrote, with `PersistentObject`s in place of NVIDIA's modules."""
 
-    Only the functions and classes of `_allowed` can be called, each of which is harmless with any arguments.
-    """
+    def read(data: memoryview, budget: Budget) -> Any:
+        return load(data, 0, budget, partial(_resolve, _calls(budget) | _calls_of_pickles(budget)))[0]
+
+    return _read(path, "pickle", read)
+
+
+def tensors(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict that was read from `path`; anything else in it is an error."""
+    if others := [name[:100] for name, value in contents.items() if not isinstance(value, StoredTensor)]:
+        raise CheckpointError(f"{path}: not tensors: {', '.join(others[:10])}")
+    return {name: value.tensor() for name, value in contents.items()}
+
+
+def _read(path: Path, kind: str, read: Callable[[memoryview, Budget], Any]) -> Any:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-            _check_memo(stream)
-            stream.seek(0)
-            return _Unpickler(path, stream).load()
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise _broken(path, "pickle", error) from error
-
-
-class _Unpickler(pickle.Unpickler):
-    # A memory map reads what there is, however much the file claims: lengths in it cannot ask for memory.
-    def __init__(self, path: Path, stream: mmap.mmap):
-        super().__init__(stream)
-        self._path = path
-        self._allowed = _allowed()
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("dnnlib.tflib.network", "Network"):
-            raise CheckpointError(f"{self._path}: a TensorFlow pickle; convert it with legacy.py of NVlabs/stylegan2-ada-pytorch")
-        if (module, name) not in self._allowed:
-            raise _refused(self._path, f"{module}.{name}")
-        return self._allowed[module, name]
-
-
-class _Call:
-    """A function that a pickle may call, but not change: pickle's BUILD could set a plain one's attributes for good."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it tries to change a function")
-
-
-class _Table(dict):
-    """Stands in for dnnlib.EasyDict, a dictionary."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Its items are all there is to it."""
-
-
-class _Nothing:
-    """Stands in for NumPy's scalars and types: only gains that follow from the shapes are stored so."""
-
-    def __setstate__(self, state: Any) -> None:
-        """A type's details are of no use."""
-
-
-def _allowed() -> dict[tuple[str, str], Any]:
-    nothing = _Call(lambda *_: _Nothing())
-    return {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("builtins", "set"): set,
-        ("dnnlib.util", "EasyDict"): _Table,
-        ("numpy", "dtype"): nothing,
-        ("numpy.core.multiarray", "scalar"): nothing,
-        ("numpy._core.multiarray", "scalar"): nothing,
-        ("torch._utils", "_rebuild_parameter"): _Call(lambda data, _requires_grad, _hooks: data),
-        ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
-        ("torch.storage", "_load_from_bytes"): _Call(_storage),
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent_object),
-    }
-
-
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor:
-    return _rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
-
-
-def _storage(data: bytes) -> Any:
-    if not is_legacy(data):  # another kind of file in there could be compressed
-        raise pickle.UnpicklingError("a tensor's storage is not in torch's format")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _persistent_object(meta: dict[str, Any]) -> PersistentObject:
-    return PersistentObject(str(meta["class_name"]), dict(meta["state"]))
-
-
-def _check_memo(stream: Any) -> None:
-    """The memo is a table as long as its largest index: a few bytes could ask for gigabytes. Honest indices count up."""
-    for n, (op, argument, _) in enumerate(pickletools.genops(stream)):
-        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > n:
-            raise pickle.UnpicklingError(f"memo index {argument} in operation {n}")
+        with path.open("rb") as file:
+            # A private copy: tensors that share its memory can be changed, and the file stays as it is.
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        return read(data, Budget())
+    except Refused as refused:
+        raise _refused(path, str(refused)) from None
+    except Malformed as error:
+        raise CheckpointError(f"{path}: not a whole {kind} ({error})") from None
+    except (ValueError, TypeError, UnicodeError, struct.error, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a whole {kind} ({type(error).__name__})") from error
 
 
 def _refused(path: Path, name: str) -> CheckpointError:
+    if name == "dnnlib.tflib.network.Network":
+        return CheckpointError(f"{path}: a TensorFlow pickle; convert it with legacy.py of NVlabs/stylegan2-ada-pytorch")
     return CheckpointError(
         f"{path}: refused: asks for {name}, which weights have no need of (nothing was executed); "
         "if the file is yours, save its state_dict alone"
     )
 
 
-def _broken(path: Path, kind: str, error: Exception) -> CheckpointError:
-    """What to say of an error that torch or pickle raised; torch surrounds the reason with advice to trust the file."""
-    if refused := re.search(r"GLOBAL (\S+)", str(error)):
-        return _refused(path, refused[1])
-    advice = re.compile(r"Weights only load failed|Please file|Check the documentation|\(\d\)")
-    lines = [line for line in map(str.strip, str(error).splitlines()) if line and not advice.match(line)]
-    reason = lines[0].removeprefix("WeightsUnpickler error: ")[:200] if lines else type(error).__name__
-    return CheckpointError(f"{path}: not a whole {kind} ({reason})")
+# --------------------------------------------------------------------------------------------------------------------- names
+
+
+def _resolve(calls: Mapping[str, Callable[..., Any]], name: str) -> Global:
+    if name in calls:
+        return Global(name, calls[name])
+    if name in _BESIDE_WEIGHTS or name.startswith(_PACKAGES_BESIDE_WEIGHTS):
+        return Global(name, _opaque)
+    raise Refused(name)
+
+
+def _opaque(*_: Any) -> Opaque:
+    return Opaque()
+
+
+def _calls(budget: Budget) -> dict[str, Callable[..., Any]]:
+    """What stands in for the functions that files of torch name."""
+    return dict.fromkeys(_DICTS, partial(new_dict, budget)) | {
+        "torch.Size": lambda shape=(): shape,
+        "torch._utils._rebuild_tensor": lambda storage, offset, shape, stride: StoredTensor.checked(storage, offset, shape, stride),
+        "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: StoredTensor.checked(storage, offset, shape, stride),
+        "torch._utils._rebuild_tensor_v3": _tensor_of_type,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+        "torch._tensor._rebuild_from_type_v2": _of_subclass,
+    }
+
+
+def _calls_of_pickles(budget: Budget) -> dict[str, Callable[..., Any]]:
+    return {
+        "torch.storage._load_from_bytes": lambda data: _storage_of_bytes(data, budget),
+        "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
+    }
+
+
+def _tensor_of_type(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> StoredTensor:
+    if not isinstance(dtype, Global) or dtype.name not in _DTYPES:
+        raise Malformed("a tensor of an unknown type")
+    return StoredTensor.checked(storage, offset, shape, stride, _DTYPES[dtype.name])
+
+
+def _of_subclass(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
+    rebuilt = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter")
+    if not isinstance(function, Global) or type(arguments) is not tuple or function.name not in rebuilt:
+        raise Malformed("a tensor of an unknown type")
+    return function.call(*arguments)
+
+
+def _persistent_object(meta: Any) -> PersistentObject:
+    class_name, state = (meta.get("class_name"), meta.get("state")) if type(meta) is dict else (None, None)
+    if not isinstance(class_name, str) or len(class_name) > 100 or type(state) is not dict:
+        raise Malformed("a module without the name of its class and its state")
+    return PersistentObject(class_name, state)
+
+
+def _storage_of_bytes(data: Any, budget: Budget) -> Storage:
+    if not isinstance(data, memoryview) or not is_legacy(bytes(data[:64])):  # another kind of file in there could be compressed
+        raise Malformed("a tensor's storage is not in torch's format")
+    storage = _legacy(data, budget)
+    if not isinstance(storage, Storage):
+        raise Malformed("a tensor's storage is not in torch's format")
+    return storage
+
+
+# --------------------------------------------------------------------------------------------------------------------- files
+
+
+def _archive(data: memoryview, budget: Budget) -> Any:
+    directory = archive.directory(data)
+    names = [entry.name.decode("utf-8", "replace") for entry in directory]
+    descriptions = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not descriptions:
+        raise Malformed(
+            f"a ZIP archive of {', '.join(name[:60] for name in names[:3]) or 'nothing'}; unpack it and give the file of weights"
+        )
+    root = min(descriptions, key=len).removesuffix("data.pkl")
+    if f"{root}constants.pkl" in names or any(name.startswith(f"{root}code/") for name in names):
+        raise Malformed(
+            "a TorchScript program, not weights; save those: "
+            "torch.save(torch.jit.load('IN.pt', map_location='cpu').state_dict(), 'OUT.pth')"
+        )
+    entries = archive.contents(data, directory)
+    if bytes(entries.get(f"{root}byteorder", b"little")[:9]) != b"little":
+        raise Malformed("numbers in the order of a big-endian machine; save it again on a little-endian one")
+    description = entries[f"{root}data.pkl"]
+    if len(description) > _LONGEST_DESCRIPTION:
+        raise Malformed(f"a description of {len(description):,} bytes, which no file of weights needs")
+
+    def persistent(key: Any) -> Storage:
+        dtype, name, _ = _storage_key(key, 5)
+        return Storage(dtype, entries.get(f"{root}data/{name}", memoryview(b"")))
+
+    return load(description, 0, budget, partial(_resolve, _calls(budget)), persistent)[0]
+
+
+def _legacy(data: memoryview, budget: Budget) -> Any:
+    """Five pickles (a magic number, the format's, the machine's sizes, the contents, the storages' names) and the storages' numbers."""
+    resolve = partial(_resolve, _calls(budget))
+    storages: dict[str, tuple[Storage, int]] = {}
+
+    def persistent(key: Any) -> Storage:
+        dtype, name, numbers = _storage_key(key, 6)
+        storage, of_file = storages.setdefault(name, (Storage(dtype, memoryview(b"")), numbers))
+        if (storage.dtype, of_file) != (dtype, numbers):
+            raise Malformed(f"two storages of the name {name[:50]!r}")
+        return storage
+
+    _magic, position = load(data, 0, budget, resolve)
+    _protocol, position = load(data, position, budget, resolve)
+    machine, position = load(data, position, budget, resolve)
+    if type(machine) is not dict or machine.get("little_endian") is not True:
+        raise Malformed("numbers in the order of a big-endian machine; save it again on a little-endian one")
+    # The numbers come last, but tensors are checked against them: so their places are found first, in a reading for the names alone.
+    contents_at = position
+    _contents, position = load(data, position, budget, partial(_resolve, _names_alone(budget)), persistent)
+    names, position = load(data, position, budget, resolve)
+    if type(names) is not list or not all(isinstance(name, str) for name in names):
+        raise Malformed("no list of storages")
+    for name in names:
+        if name not in storages or position + 8 > len(data):
+            raise Malformed("it ends too early; it may have been cut off on its way")
+        storage, numbers = storages[name]
+        end = position + 8 + numbers * storage.dtype.itemsize
+        if struct.unpack_from("<q", data, position)[0] != numbers or end > len(data):
+            raise Malformed("it ends too early; it may have been cut off on its way")
+        storage.data, position = data[position + 8 : end], end
+    return load(data, contents_at, budget, resolve, persistent)[0]
+
+
+def _names_alone(budget: Budget) -> dict[str, Callable[..., Any]]:
+    """As `_calls`, with nothing for tensors."""
+    return {name: call if name in _DICTS else _opaque for name, call in _calls(budget).items()}
+
+
+def _storage_key(key: Any, length: int) -> tuple[torch.dtype, str, int]:
+    """Type, name and size of a storage in what torch calls a persistent id: ("storage", class, name, device, size)."""
+    if type(key) is not tuple or len(key) != length or not isinstance(key[0], str):
+        raise Malformed("a persistent id that names no storage")
+    if key[0] == "module":
+        raise Malformed("a whole module, which is a program; save its state_dict alone")
+    kind, name, _, numbers = key[1:5]
+    if not isinstance(kind, Global) or kind.name not in _STORAGE_TYPES or not isinstance(name, str):
+        raise Malformed("a persistent id that names no storage")
+    if type(numbers) is not int or not 0 <= numbers < 2**48 or (length == 6 and key[5] is not None):
+        raise Malformed("a storage of an unknown size")
+    return _STORAGE_TYPES[kind.name], name, numbers

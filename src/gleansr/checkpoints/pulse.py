@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gleansr.checkpoints import pickles
 from gleansr.checkpoints.genforce import FUSED_FROM
-from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.native import Network, check_values
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.errors import CheckpointError
 from gleansr.models.layers import binomial_kernel
@@ -46,9 +46,7 @@ def _beside(weights: Weights, part: str) -> Weights:
     contents = pickles.load_torch(found[0])
     if not isinstance(contents, Mapping) or SIGNATURES[part] not in contents:
         raise CheckpointError(f"{found[0]}: not the {part} network of PULSE's StyleGAN: it lacks the tensor {SIGNATURES[part]}")
-    if others := [str(name) for name, value in contents.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{found[0]}: not tensors: {', '.join(others[:10])}")
-    return Weights({str(name): value for name, value in contents.items()}, "", found[0])
+    return Weights(pickles.tensors(contents, found[0]), "", found[0])
 
 
 def _generator(synthesis: Weights, mapping: Weights) -> Network:
@@ -72,6 +70,9 @@ def _generator(synthesis: Weights, mapping: Weights) -> Network:
         if i:
             names[f"{ours}.conv.weight"] = f"{conv}.weight"
 
+    for size in sizes:  # the widths of what is made below
+        name = f"blocks.{size}x{size}.epi1.noise.weight"
+        check_values(name, synthesis.tensors[name], synthesis.source)
     lacking = _lacking(config)
     names |= {name: f"lacking.{name}" for name in lacking}
     tensors = {f"lacking.{name}": tensor for name, tensor in lacking.items()}

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gleansr.checkpoints import zoo
+from gleansr.checkpoints import pickles, zoo
 from gleansr.checkpoints.download import Progress, download
-from gleansr.checkpoints.native import check_tensors
-from gleansr.checkpoints.pickles import load_torch
+from gleansr.checkpoints.native import check_tensors, check_values
+from gleansr.checkpoints.stored import StoredTensor
 from gleansr.errors import CheckpointError, DownloadError, RequestError
 from gleansr.models.features import VGG16, VGG19, AlexNet, InputRange, MobileNetV2, VGG16Stages
 
@@ -136,13 +136,16 @@ def _load(kind: type[Network], path: str | os.PathLike[str], excess: tuple[str, 
 def _fill(network: nn.Module, path: Path, excess: tuple[str, ...]) -> None:
     """Gives `network`, which has no memory yet, the tensors of a file; those named in `excess` are left alone."""
     try:
-        contents = load_torch(path)
+        contents = pickles.load_torch(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not isinstance(contents, dict) or not all(isinstance(tensor, Tensor) for tensor in contents.values()):
+    if not isinstance(contents, dict) or not all(isinstance(tensor, StoredTensor) for tensor in contents.values()):
         raise CheckpointError(f"{path}: not named tensors, as torchvision publishes them")
-    tensors = {str(name): tensor for name, tensor in contents.items() if name not in excess}
+    tensors = pickles.tensors({name: tensor for name, tensor in contents.items() if name not in excess}, path)
     check_tensors(tensors, {name: tuple(t.shape) for name, t in network.state_dict().items()}, path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            check_values(name, tensor, path)
     # Batch normalisation's count of batches stays a whole number.
     network.load_state_dict({n: t.to(torch.float32) if t.is_floating_point() else t for n, t in tensors.items()}, assign=True)
     network.eval().requires_grad_(False)

@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gleansr.checkpoints.native import KINDS, Network, check_tensors
+from gleansr.checkpoints.native import Network, check_tensors, check_values, skeleton
 from gleansr.errors import CheckpointError
 from gleansr.models.layers import binomial_kernel
 
 Shape = tuple[int, ...]
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""The types that weights are stored in; networks are built in float32 from any of them."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +53,14 @@ class Weights:
         """The network of architecture `config`; every tensor of it must be here in the right shape, and nothing else.
 
         Args:
-            kind: one of `KINDS`.
+            kind: one of `native.KINDS`.
             config: its architecture.
             names: the foreign name of each of our tensors.
             shape: the foreign shape of the tensor with our name and our shape; the order of its elements is the same.
             filters: how the names of stored low-pass filters end, with the sum of each. They are no weights, but must
                 equal our filter.
         """
-        model_type, _ = KINDS[kind]
-        with torch.device("meta"):
-            ours = {name: tuple(t.shape) for name, t in model_type(config).state_dict().items()}
+        ours = {name: tuple(t.shape) for name, t in skeleton(kind, config).state_dict().items()}
         if "mean_code" in names:
             ours["mean_code"] = (config.code_dim,)
         weights = {name: t for name, t in self.tensors.items() if not self._is_filter(name, t, filters or {})}
@@ -75,7 +70,7 @@ class Weights:
             self.source,
         )
         for name, tensor in weights.items():
-            self._check_values(name, tensor)
+            check_values(f"{self.prefix}{name}", tensor, self.source)
         return Network(kind, config, {name: weights[names[name]].reshape(size) for name, size in ours.items()})
 
     def error(self, problem: str) -> CheckpointError:
@@ -89,16 +84,6 @@ class Weights:
                     raise self.error(f"the filter {self.prefix}{name} is not [1, 3, 3, 1], the only one that is supported")
                 return True
         return False
-
-    def _check_values(self, name: str, tensor: Tensor) -> None:
-        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise self.error(f"the tensor {self.prefix}{name} is {tensor.dtype}, {tensor.layout}, not plain floating-point")
-        # By strides of 0 a few numbers can pose as a huge tensor, which the conversion to float32 would make it.
-        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise self.error(f"the tensor {self.prefix}{name} claims more numbers than the file holds")
-        # The sum is a quick test: it is finite unless a number is not, or the numbers are so large that it overflows.
-        if not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise self.error(f"the tensor {self.prefix}{name} holds NaN or infinity")
 
 
 def pair(ours: str, theirs: str) -> dict[str, str]:
