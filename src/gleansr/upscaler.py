@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gleansr import checkpoints
 from gleansr.checkpoints.native import About
-from gleansr.data.fit import Border
 from gleansr.devices import Precision, find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.feedforward import FeedForward
@@ -67,7 +66,7 @@ class Upscaler:
         self.output_size = method.in_size and method.in_size * method.scale
         # LSUN's cars stand between black bars: the model takes and makes squares, of which the middle rows are picture.
         self.content_height = about.content_height or self.output_size
-        self.border: Border = "black" if about.content_height and about.border != "repeat" else "repeat"
+        self.border: Literal["repeat", "black"] = "black" if about.content_height and about.border != "repeat" else "repeat"
         """What the model is shown around images that are not of its shape."""
         self.category = about.category
         self.licence = about.licence
