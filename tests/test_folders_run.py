@@ -325,6 +325,67 @@ def test_files_of_others_are_kept_unless_told(tmp_path: Path, work: Work):
     assert pixels(mine).ndim == 3
 
 
+def test_a_refusal_stays_one(tmp_path: Path, work: Work):
+    source = pictures(tmp_path / "in", 2)
+    mine = tmp_path / "out" / "0" / "000.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    for expected in ({"done": 1, "failed": 1}, {"skipped": 1, "failed": 1}, {"skipped": 1, "failed": 1}):
+        assert statuses(do(source, tmp_path / "out", work)) == expected
+        assert mine.read_text() == "precious"
+
+
+def test_only_what_gleansr_wrote_is_replaced(tmp_path: Path, work: Work):
+    """Not what somebody has put in the place of a result, however the manifest knows its name."""
+    source, out = pictures(tmp_path / "in", 4), tmp_path / "out" / "0"
+    do(source, tmp_path / "out", work)
+    other = replace(work, quality=90)
+    (out / "000.png").write_text("precious")
+    (out / "001.png").write_bytes((out / "001.png").read_bytes() + b"retouched")  # the mark is still in it
+    manifest = tmp_path / "out" / "gleansr.jsonl"
+    lines = [line for line in manifest.read_text().splitlines(keepends=True) if '"target":"0/002.png"' not in line]
+    manifest.write_text("".join(lines))  # as if it had been killed before it could say that it is done
+    (out / "002.png").write_text("precious too")
+    for _ in range(2):
+        found = [one for one in do(source, tmp_path / "out", other) if isinstance(one, Outcome)]
+        told = {one.job.target_key: str(one.error) for one in found if one.error}
+        assert sorted(told) == ["0/000.png", "0/001.png", "0/002.png"]
+        assert all("may not be overwritten; --overwrite replaces it" in why for why in told.values())
+        assert "is not what gleansr wrote there" in told["0/000.png"]
+    assert [(out / name).read_bytes()[-8:] for name in ("000.png", "001.png", "002.png")] == [b"precious", b"etouched", b"ious too"]
+    assert statuses(do(source, tmp_path / "out", replace(other, overwrite=True))) == {"done": 3, "skipped": 1}
+
+
+def test_a_failure_does_not_forget_an_earlier_result(tmp_path: Path, work: Work):
+    source = pictures(tmp_path / "in", 1)
+    do(source, tmp_path / "out", work)
+    whole = (source / "0" / "000.png").read_bytes()
+    (source / "0" / "000.png").write_bytes(whole[:50])
+    assert statuses(do(source, tmp_path / "out", work)) == {"failed": 1}
+    (source / "0" / "000.png").write_bytes(whole)
+    assert statuses(do(source, tmp_path / "out", replace(work, quality=90))) == {"done": 1}  # it replaces its own
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_into_itself_keeps_its_pictures(overwrite: bool, tmp_path: Path, work: Work):
+    source = tmp_path / "own"
+    source.mkdir()
+    for name in ("a.png", "b.bmp"):
+        Image.new("RGB", (8, 8), "red").save(source / name)
+    before = (source / "a.png").read_bytes()
+    for expected in ({"failed": 1, "done": 1}, {"failed": 1, "skipped": 1}):
+        found = do(source, source, replace(work, overwrite=overwrite))
+        assert statuses(found) == expected
+        [error] = [one.error for one in found if isinstance(one, Outcome) and one.error]
+        assert "own/a.png: is an input, which is never replaced" in str(error)
+        assert (source / "a.png").read_bytes() == before
+    # The result of b.bmp is ours, and not read, so that it may be made anew.
+    assert statuses(do(source, source, replace(work, quality=90))) == {"failed": 1, "done": 1}
+    (source / "b.png").write_text("precious")  # now it is somebody's, and an input
+    assert statuses(do(source, source, replace(work, quality=80, overwrite=True))) == {"failed": 2, "done": 1}
+    assert (source / "b.png").read_text() == "precious"
+
+
 def test_a_result_that_a_killed_run_did_not_record_is_ours(tmp_path: Path, work: Work):
     source = pictures(tmp_path / "in", 2)
     do(source, tmp_path / "out", work)
@@ -349,6 +410,10 @@ def test_sidecars_tell_how_a_result_was_made(tmp_path: Path, work: Work, upscale
     assert sidecar["notes"] == ["9x7: padded to 9x9, shrunk to the model's 8x8"]
     path.unlink()
     assert statuses(do(source, tmp_path / "out", told)) == {"done": 1}
+    assert statuses(do(source, tmp_path / "out", replace(told, quality=90))) == {"done": 1}  # it replaces its own
+    path.write_text('{"mine": 1}')
+    assert statuses(do(source, tmp_path / "out", replace(told, quality=80))) == {"failed": 1}
+    assert path.read_text() == '{"mine": 1}'
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "0").mkdir()
     (tmp_path / "new" / "0" / "000.json").write_text("{}")  # somebody else's

@@ -86,11 +86,49 @@ def test_results_beside_their_pictures_are_left_out(tmp_path: Path):
 
 
 def test_what_is_ours_is_no_input_where_results_lie_among_the_pictures(tmp_path: Path):
-    put(tmp_path / "in", "a.jpg", "a_was_made.png", "sub/b.png")
+    put(tmp_path / "in", "a.jpg", "a_was_made.png", "of_somebody.png", "sub/b.png")
+    for name in ("a_was_made.png", "sub/b.png"):
+        (tmp_path / "in" / name).write_bytes(b"\x89PNG....tEXtSoftware\0gleansr 0.1.0 (model cats-8x)")
     (within,) = places([tmp_path / "in"], tmp_path / "in", "_8x")
-    ours = {"a_was_made.png", "sub/b.png"}
-    assert [job.source_key for job in jobs(within, ours=ours.__contains__)] == ["a.jpg"]
-    assert count(within, ours.__contains__).pictures == 1
+    ours = {"a_was_made.png", "of_somebody.png", "sub/b.png"}
+    assert [job.source_key for job in jobs(within, ours=ours.__contains__)] == ["a.jpg", "of_somebody.png"]
+    assert count(within, ours.__contains__).pictures == 2
+
+
+def test_no_result_replaces_an_input(tmp_path: Path):
+    put(tmp_path / "in", "a.png", "b.jpg", "sub/c.png", "out/d.png", "earlier/gleansr.jsonl", "earlier/e.png")
+    put(tmp_path / "other", "earlier/e.png", "out/d.png", "sub/c.png")
+    (into_itself,) = places([tmp_path / "in"], tmp_path / "in", "_8x")
+    assert {job.target_key: job.replaces for job in jobs(into_itself)} == dict.fromkeys(
+        ["a.png", "b.png", "out/d.png", "sub/c.png"], "ours"
+    )
+    (below,) = places([tmp_path / "in"], tmp_path / "in" / "out", "_8x")
+    assert {job.replaces for job in jobs(below)} == {"anything"}  # a folder of results is not read
+    (tmp_path / "link").symlink_to("in", target_is_directory=True)
+    (linked,) = places([tmp_path / "other", tmp_path / "in"], tmp_path / "link", "_8x")
+    assert {job.target_key: job.replaces for job in jobs(linked) if "/" in job.target_key} == {
+        "earlier/e.png": "anything",
+        "out/d.png": "ours",
+        "out/d.png.png": "ours",
+        "sub/c.png": "ours",
+        "sub/c.png.png": "ours",
+    }
+
+
+def test_no_result_replaces_a_picture_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path, "a.png", "a_8x.png", "sub/b.png", "sub_8x/b.png")
+    (beside,) = places([tmp_path / "a.png", tmp_path / "a_8x.png"], None, "_8x")
+    assert {job.target_key: job.replaces for job in jobs(beside)} == {
+        str(tmp_path / "a_8x.png"): "nothing",
+        str(tmp_path / "a_8x_8x.png"): "anything",
+    }
+    both = places([tmp_path / "sub", tmp_path / "sub_8x"], None, "_8x")
+    assert [job.replaces for place in both for job in jobs(place)] == ["nothing", "anything"]
+    (one,) = places([tmp_path / "a.png"], tmp_path / "sub" / ".." / "a.png", "_8x", to_file=True)
+    assert [job.replaces for job in jobs(one)] == ["nothing"]
+    monkeypatch.chdir(tmp_path)
+    (here,) = places([Path("a.png")], Path(), "_8x")
+    assert [job.replaces for job in jobs(here)] == ["nothing"]
 
 
 def test_a_folder_that_cannot_be_read_is_told_and_the_rest_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -224,10 +262,9 @@ def test_lines_are_read_back(manifest: Manifest, file: Path):
         assert (found.size, found.mtime_ns, found.sha256, found.made_by) == (5, 7, b"\xab" * 16, MADE_BY)
         assert found.is_of("../in/a.png")
         assert not found.is_of("../in/b.png")
-        for begun in ("b.png", "\udcff.png"):
-            assert again.ours(begun)
-            assert (unfinished := again.index.get(begun))
-            assert unfinished.made_by is None
+        assert (unfinished := again.index.get("\udcff.png"))
+        assert unfinished.made_by is None
+        assert not again.ours("b.png")  # which failed, so that nothing was written
         assert not again.ours("c.png")
         assert again.index.done(MADE_BY) == 1
         assert again.index.done("another") == 0
@@ -237,12 +274,10 @@ def test_the_last_line_of_a_target_counts():
     index = Index()
     for i in range(300):
         index.add(done(f"{i % 100}.png", bytes=i))
-    index.add({"status": "failed", "target": "3.png"})
+    index.add({"status": "failed", "target": "3.png"})  # what was there before still is
     index.finish()
     assert len(index) == 100
-    assert [found.size for i in range(100) if (found := index.get(f"{i}.png")) and found.made_by] == [
-        i for i in range(200, 300) if i != 203
-    ]
+    assert [found.size for i in range(100) if (found := index.get(f"{i}.png")) and found.made_by] == list(range(200, 300))
     assert "100.png" not in index
 
 
@@ -289,7 +324,17 @@ def test_odd_lines_are_ignored(manifest: Manifest, file: Path):
         assert not again.ours("b.png")
 
 
-@pytest.mark.parametrize("contents", [b"my diary\nof today\n", b'{"format": "gleansr-results/2"}\n', b"\x89PNG\r\n\x1a\nrest"])
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"my diary\nof today\n",
+        b"my diary, one line",
+        b"\x89PNG\r\n\x1a\n"[:4],
+        b'{"format":"another',
+        b'{"format": "gleansr-results/2"}\n',
+        b"\x89PNG\r\n\x1a\nrest",
+    ],
+)
 def test_other_files_are_not_taken_for_manifests(file: Path, contents: bytes):
     file.parent.mkdir()
     file.write_bytes(contents)

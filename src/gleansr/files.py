@@ -3,7 +3,7 @@
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +28,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(permissions)  # writers that put a file of their own in its place, as safetensors does, make it private
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the error of the block; what is left is found by `leftovers`
+            temporary.unlink(missing_ok=True)
+
+
+def spare(target: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raises RequestError where `target` is one of the inputs, by whatever name: a result never replaces what it is made of."""
+    for path in inputs:
+        if path is not None and _same(target, path):
+            raise RequestError(f"{target}: is an input ({path}), which is never replaced; give the result another name")
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except (OSError, ValueError):  # one of them does not exist
+        return False
 
 
 def leftovers(path: str | Path) -> list[Path]:

@@ -53,6 +53,11 @@ def software() -> str:
     return "gleansr"
 
 
+def is_marked(data: bytes) -> bool:
+    """Whether a file, or its beginning, says that this program wrote it, in the mark of `writer_options`."""
+    return b'xmp:CreatorTool="gleansr' in data or b"Software\0gleansr" in data
+
+
 def read_metadata(
     getexif: Callable[[], Image.Exif], info: Mapping[Any, Any], text: Mapping[str, str], name: str, notes: list[str]
 ) -> tuple[Metadata, int]:
@@ -121,7 +126,7 @@ def writer_options(kind: str, metadata: Metadata, model: str | None, size: tuple
     if kind == "JPEG":
         return {"exif": exif, "xmp": xmp, "quality": quality, "subsampling": 0, "comment": metadata.text.get("Comment", "")} | dpi
     text = PngImagePlugin.PngInfo()
-    for key, value in {**metadata.text, "Software": mark}.items():
+    for key, value in {"Software": mark, **metadata.text}.items():  # at the beginning, where folders look for it
         text.add_text(key, value)
     text.add_itxt("XML:com.adobe.xmp", xmp.decode())
     return {"exif": exif, "pnginfo": text} | dpi

@@ -4,7 +4,7 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def _manifests(found: Sequence[Place | Addressed], ending: ExitStack) -> list[Lo
     opened: dict[Path | str, LocalManifest] = {}
     for place in found:
         if place.manifest and place.manifest not in opened:
-            opened[place.manifest] = ending.enter_context(closing(Manifest(place.manifest)))
+            opened[place.manifest] = ending.enter_context(Manifest(place.manifest))
     return [opened[place.manifest] if place.manifest else None for place in found]
 
 

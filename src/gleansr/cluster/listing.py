@@ -76,7 +76,8 @@ def listed(place: Addressed, number: int = 0) -> Iterator[Job | Unlisted]:
                 for name in names:
                     source, key = f"{folder}/{name}", _join(relative, next(targets))
                     target = _join(place.root, key)
-                    yield Job(source, target, _key(source, place.root), key if beside else target, number)
+                    replaces = "nothing" if _is_input(target, place) else "anything"
+                    yield Job(source, target, _key(source, place.root), key if beside else target, number, replaces)
             waiting += [(_join(relative, name), inner[name]) for name in sorted(inner, reverse=True)]
 
 
@@ -127,6 +128,12 @@ def _is_folder(path: str) -> bool:
     except Exception as error:
         raise RequestError(f"{path}: cannot be asked for: {' '.join(str(error).split()) or type(error).__name__}") from error
     raise RequestError(f"{path}: there is no such folder")
+
+
+def _is_input(target: str, place: Addressed) -> bool:
+    """Whether a file at `target` is read: results lie below inputs only in their own folder, which is not."""
+    inner = [one for one in place.folders if one.startswith(f"{place.root}/")]
+    return target in place.inputs or any(target.startswith(f"{one}/") for one in inner)
 
 
 def _join(folder: str, name: str) -> str:

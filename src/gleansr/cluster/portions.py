@@ -4,12 +4,12 @@ import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 
 from gleansr.errors import PictureError
 from gleansr.folders import Job, Manifest, Outcome, Recorded, Unlisted, Work, failed, skips
-from gleansr.folders.steps import sidecar
+from gleansr.folders.steps import check_targets
 
 _AT_ONCE = 1024
 _THREADS = 16
@@ -22,6 +22,8 @@ class Known:
 
     sha256: bytes | None = None
     """That its source had when its result, which is there, was made in the same way; None if it is to be made in any case."""
+    result: bytes | None = None
+    """`Recorded.result`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,11 @@ class Portion:
 
     @classmethod
     def of(cls, jobs: Sequence[tuple[Job, Known]]) -> "Portion":
-        rows = [(job.source, job.target, job.source_key, job.target_key, job.place, known.sha256) for job, known in jobs]
+        rows = [(*astuple(job), known.sha256, known.result) for job, known in jobs]
         return cls(len(jobs), zlib.compress(pickle.dumps(rows), 1))
 
     def jobs(self) -> list[tuple[Job, Known]]:
-        return [(Job(*row), Known(sha256)) for *row, sha256 in pickle.loads(zlib.decompress(self.packed))]  # noqa: S301, our own
+        return [(Job(*row[:-2]), Known(*row[-2:])) for row in pickle.loads(zlib.decompress(self.packed))]  # noqa: S301, our own
 
 
 def portions(
@@ -74,12 +76,13 @@ def _ask(job: Job | Unlisted, work: Work, manifests: Sequence[Manifest | None]) 
     recorded = manifest.index.get(job.target_key) if manifest else None
     if skips(job, work, recorded):
         return Outcome(job, "skipped", {})
-    if recorded is None and not work.overwrite:
-        for path in (job.target, *([sidecar(job.target)] if work.sidecar else [])):
-            if work.storage.state(path):
-                return failed(job, PictureError(f"{path}: exists already and may not be overwritten; --overwrite replaces it"))
+    if recorded is None:  # of others the worker asks, which reads what is there
+        try:
+            check_targets(job, work, None)
+        except PictureError as error:
+            return failed(job, error)
     same = recorded is not None and recorded.made_by == work.fingerprint and work.storage.state(job.target) is not None
-    return job, Known(recorded.sha256 if recorded and same else None)
+    return job, Known(recorded.sha256 if recorded and same else None, recorded.result if recorded else None)
 
 
 def _begun(jobs: Sequence[tuple[Job, Known]], manifests: Sequence[Manifest | None]) -> Portion:
@@ -95,8 +98,7 @@ class Recall:
 
     def __init__(self, jobs: Iterable[tuple[Job, Known]], made_by: str):
         self.index = {
-            job.target_key: Recorded(0, 0, 0, known.sha256 or b"", made_by if known.sha256 else None)  # all are ours by now
-            for job, known in jobs
+            job.target_key: Recorded(0, 0, 0, known.sha256 or b"", made_by if known.sha256 else None, known.result) for job, known in jobs
         }
 
     def begin(self, jobs: Iterable[Job]) -> None:

@@ -1,4 +1,4 @@
-"""What a manifest remembers of each result, compactly: 64 bytes each, so that a million take 64 MB."""
+"""What a manifest remembers of each result, compactly: 72 bytes each, so that a million take 72 MB."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_PACKED = struct.Struct("<QQQq16sQQ")
+_PACKED = struct.Struct("<QQQq16sQQ8s")
 _PAIR = struct.Struct("<QQ")
 _ROW = np.dtype(
     [
@@ -18,8 +18,9 @@ _ROW = np.dtype(
         ("bytes", "<u8"),
         ("mtime_ns", "<i8"),
         ("sha256", "V16"),
-        ("result_bytes", "<u8"),
+        ("source", "<u8"),
         ("made_by", "<u8"),
+        ("result", "V8"),
     ]
 )
 
@@ -36,7 +37,9 @@ class Recorded:
     sha256: bytes
     """The first 16 bytes."""
     made_by: str | None
-    """The `fingerprint` of what made it; None if it was begun only, or failed."""
+    """The `fingerprint` of what made it; None if it was begun only."""
+    result: bytes | None = None
+    """The first 8 bytes of the SHA-256 of the result's file; None where the manifest does not tell."""
 
     def is_of(self, source: str) -> bool:
         """Whether the manifest called the source so."""
@@ -59,17 +62,23 @@ class Index:
         self._numbers: dict[tuple[str | None, str], int] = {}
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Of a line with a target. Raises KeyError, TypeError, AttributeError, ValueError or struct.error where it is none."""
+        """Of a line with a target. One that failed changes nothing: what was there before still is.
+
+        Raises KeyError, TypeError, AttributeError, ValueError or struct.error where it is none.
+        """
         key = _hashed(line["target"])
+        if line["status"] == "failed":
+            return
         if line["status"] != "done":
-            self._filling += _PACKED.pack(*key, 0, 0, b"", 0, 0)
+            self._filling += _PACKED.pack(*key, 0, 0, b"", 0, 0, b"")
             return
         maker = line["model_sha256"], repr(options := line["options"])  # a quick stand-in for the fingerprint
         if maker not in self._numbers:
             self._numbers[maker] = len(self._makers)
             self._makers.append(fingerprint(line["model_sha256"], options))
         digest, source = bytes.fromhex(line["sha256"])[:16], _hashed(line["source"])[0]
-        self._filling += _PACKED.pack(*key, line["bytes"], line["mtime_ns"], digest, source, self._numbers[maker])
+        result = bytes.fromhex(line.get("result_sha256", ""))[:8]
+        self._filling += _PACKED.pack(*key, line["bytes"], line["mtime_ns"], digest, source, self._numbers[maker], result)
 
     def finish(self) -> None:
         """To be called when all lines are in: of each target, the last one is kept."""
@@ -87,13 +96,14 @@ class Index:
         return self.get(target) is not None
 
     def get(self, target: str) -> Recorded | None:
-        """Of a target, begun, failed or done; None if it was never heard of."""
+        """Of a target, begun or done; None if it was never written."""
         key, check = _hashed(target)
         place = int(self._keys.searchsorted(np.uint64(key)))
         if place == len(self._keys) or self._keys[place] != key:
             return None
-        _, found, size, mtime_ns, sha256, source, maker = _PACKED.unpack(self._rows[place].tobytes())
-        return Recorded(source, size, mtime_ns, sha256, self._makers[maker]) if found == check else None
+        _, found, size, mtime_ns, sha256, source, maker, result = _PACKED.unpack(self._rows[place].tobytes())
+        told = result if result.strip(b"\0") else None
+        return Recorded(source, size, mtime_ns, sha256, self._makers[maker], told) if found == check else None
 
     def done(self, made_by: str) -> int:
         """How many results were made so."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gleansr.errors import RequestError
 
@@ -24,6 +25,9 @@ class Job:
     """What the manifest calls the target, in the same way. No other job of the same place has it."""
     place: int = 0
     """Which of the places it belongs to."""
+    replaces: Literal["anything", "ours", "nothing"] = "anything"
+    """Which file at `target` may be replaced, whatever `Work.overwrite` says: only an earlier result where inputs lie in its folder, none
+    where the target is an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Place:
     """The result itself, for one picture that has been given a name."""
     manifest: Path | None = None
     """The file that remembers what is done; None for pictures whose results lie beside them."""
+    others: tuple[Path, ...] = ()
+    """Inputs of other places, which are not replaced either."""
 
 
 def places(inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file: bool = False, manifest: Path | None = None) -> list[Place]:
@@ -63,6 +69,7 @@ def places(inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file:
     """
     if to_file and output is not None:
         return [Place(output.parent, tuple(inputs), target=output, manifest=manifest)]
+    every = tuple(dict.fromkeys(inputs))
     grouped: dict[tuple[Path, str, bool], dict[Path, None]] = {}
     for path in inputs:
         if output is not None:
@@ -73,7 +80,13 @@ def places(inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file:
             key = (path.parent, suffix, False)
         grouped.setdefault(key, {})[path] = None
     return [
-        Place(root, tuple(paths), added, manifest=manifest or (root / MANIFEST if kept else None))
+        Place(
+            root,
+            tuple(paths),
+            added,
+            manifest=manifest or (root / MANIFEST if kept else None),
+            others=tuple(path for path in every if path not in paths),
+        )
         for (root, added, kept), paths in grouped.items()
     ]
 

@@ -7,8 +7,9 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from gleansr.errors import PictureError, RequestError
@@ -24,6 +25,9 @@ FORMAT = "gleansr-results/1"
 _SYNC_SECONDS = 5.0
 """Between two times that the lines are brought to the disk: what a machine loses that fails. A process that is killed loses none."""
 
+_HEAD = f'{{"format":"{FORMAT}"'.encode()
+"""How the first line begins. Nothing else that has no end of line is taken for a torn manifest, and begun anew."""
+
 _KEPT_BACK = 20
 """Failures that wait for a folder of results to be made."""
 
@@ -35,10 +39,10 @@ class Manifest:
     manifest's folder and forward slashes:
 
         {"format": "gleansr-results/1", "version": "gleansr 0.1.0"}              the first line
-        {"status": "begun", "targets": ["a.png", "sub/b.png"]}                  from here on these files are ours
+        {"status": "begun", "targets": ["a.png", "sub/b.png"]}                  from here on these files may be ours
         {"status": "done", "source": "../pictures/a.jpg", "target": "a.png", "bytes": ..., "mtime_ns": ..., "sha256": ..., "model": ...,
-         "model_sha256": ..., "options": {...}, "notes": [...], "details": {...}, "seconds": ...}
-        {"status": "failed", "source": ..., "target": ..., "error": ...}        tried again by the next run
+         "model_sha256": ..., "options": {...}, "notes": [...], "details": {...}, "result_sha256": ..., "seconds": ...}
+        {"status": "failed", "source": ..., "target": ..., "error": ...}        nothing was written; tried again by the next run
     """
 
     def __init__(self, file: Path):
@@ -70,11 +74,12 @@ class Manifest:
             undone.pop_all()
 
     def ours(self, key: str) -> bool:
-        """Whether a file, relative to the manifest's folder, is a result of an earlier run, and may be replaced."""
+        """Whether an earlier run wrote a file of this name, relative to the manifest's folder, or began to. That the file there is still
+        that one, its contents tell (`steps.is_ours`)."""
         return key in self.index
 
     def begin(self, jobs: Iterable[Job]) -> None:
-        """Says that the results of these jobs are ours, to be called before they are written."""
+        """Says that the results of these jobs will be ours, to be called before they are written."""
         if targets := [job.target_key for job in jobs]:
             with self._lock:
                 self._write([{"status": "begun", "targets": targets}])
@@ -91,6 +96,14 @@ class Manifest:
                 self._synced = time.monotonic()
         if due and self._descriptor is not None:
             os.fsync(self._descriptor)
+
+    def __enter__(self) -> "Manifest":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Closes it. What goes wrong with that does not hide the error that ended the block."""
+        with suppress(OutputError) if error else nullcontext():
+            self.close()
 
     def close(self) -> None:
         """Writes what was kept back, if there is a folder by now, and lets go of it. Raises OutputError if that fails."""
@@ -115,7 +128,7 @@ class Manifest:
                 line = _parsed(data)
                 if self._headed:
                     self._take(line, begun)
-                elif line or not self._torn:
+                elif line or not (self._torn and _HEAD.startswith(data[: len(_HEAD)])):
                     self._check(line)
                     self._headed = True
         for target in begun:

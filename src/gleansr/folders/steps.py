@@ -22,6 +22,7 @@ from gleansr.folders.forward import Forward, Made
 from gleansr.folders.index import Recorded, fingerprint
 from gleansr.folders.jobs import Job
 from gleansr.folders.storage import LocalStorage, OutputError, State, Storage
+from gleansr.metadata import is_marked
 from gleansr.pictures import FORMATS, Metadata, decode, save
 from gleansr.tasks import Prepared, Task
 
@@ -142,15 +143,12 @@ def load(job: Job, work: Work, known: Recorded | None = None, opened: Callable[[
     """
     started = time.perf_counter()
     with _Failing(job) as failing:
-        if known is None and not work.overwrite:
-            for path in (job.target, *([sidecar(job.target)] if work.sidecar else [])):
-                if work.storage.state(path):
-                    raise PictureError(f"{path}: exists already and may not be overwritten; --overwrite replaces it")
         state = work.storage.state(job.source) or State(0, 0)
         data = work.storage.read(job.source)
         digest = hashlib.sha256(data)
         if known and known.made_by == work.fingerprint and known.sha256 == digest.digest()[:16] and _is_there(job, work):
             return Outcome(job, "skipped", {})
+        check_targets(job, work, known)
         picture = decode(data, name=job.source, opened=opened, max_pixels=work.max_pixels, allow_truncated=work.allow_truncated)
         del data
         pixels, metadata = weakref.ref(picture.stored), picture.metadata
@@ -183,13 +181,52 @@ def store(loaded: Loaded, made: Sequence[Made], work: Work) -> Outcome:
         }
         data, dropped = encoded(result.image, job.target, loaded.metadata, work)
         entry["notes"] = notes = [*result.notes, *dropped]
+        entry["result_sha256"] = hashlib.sha256(data).hexdigest()
         if work.sidecar:
-            told = {key: value for key, value in entry.items() if key not in ("status", "bytes", "mtime_ns")}
+            told = {key: value for key, value in entry.items() if key not in ("status", "bytes", "mtime_ns", "result_sha256")}
             work.storage.write(sidecar(job.target), json.dumps(told, indent=2).encode() + b"\n")
         work.storage.write(job.target, data)
         seconds = loaded.seconds + sum(one.seconds for one in made) + time.perf_counter() - started
         return Outcome(job, "done", {**entry, "seconds": round(seconds, 4)}, notes=tuple(notes))
     return failing.outcome
+
+
+def check_targets(job: Job, work: Work, known: Recorded | None) -> None:
+    """Raises PictureError where a result, or its sidecar, would replace an input, or a file that no earlier run wrote.
+
+    `known` is what the manifest remembers of the target. It is not enough: somebody may have put another file in the place of a result.
+    """
+    if work.storage.state(job.target) is not None:
+        ours = job.replaces != "nothing" and known is not None and is_ours(job.target, work.storage, known)
+        if job.replaces != "anything" and not ours:
+            raise PictureError(f"{job.target}: is an input, which is never replaced; give the results another folder with --output")
+        if not (ours or work.overwrite):
+            changed = " and is not what gleansr wrote there" if known else ""
+            raise PictureError(f"{job.target}: exists already{changed} and may not be overwritten; --overwrite replaces it")
+    path = sidecar(job.target)
+    if work.sidecar and not work.overwrite and work.storage.state(path) is not None and not _is_sidecar(work.storage, path, job):
+        raise PictureError(f"{path}: exists already and may not be overwritten; --overwrite replaces it")
+
+
+def is_ours(path: str, storage: Storage, known: Recorded) -> bool:
+    """Whether the file at `path` is, to the last byte, the result that `known` tells of. Where it tells no hash, since a run was killed or
+    is old, whether the file says that gleansr wrote it."""
+    try:
+        data = storage.read(path)
+    except PictureError:
+        return False
+    if not data:  # what a machine may leave that failed before it was on the disk
+        return True
+    return is_marked(data) if known.result is None else hashlib.sha256(data).digest()[: len(known.result)] == known.result
+
+
+def _is_sidecar(storage: Storage, path: str, job: Job) -> bool:
+    """Whether a file tells how the job's result was made."""
+    try:
+        told = json.loads(storage.read(path))
+    except (PictureError, ValueError):
+        return False
+    return isinstance(told, dict) and told.get("target") == job.target_key and {"sha256", "model_sha256", "options"} <= told.keys()
 
 
 def failed(job: Job, error: GleansrError) -> Outcome:

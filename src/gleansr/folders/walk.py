@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gleansr.errors import RequestError
-from gleansr.files import shown
+from gleansr.files import shown, spare
 from gleansr.folders.jobs import MANIFEST, Job, Place, Unlisted
+from gleansr.metadata import is_marked
 from gleansr.pictures import readable_suffixes
 
 Ours = Callable[[str], bool]
 """Whether a manifest names a path, relative to its folder, as a result of an earlier run."""
+
+_MARKED_BYTES = 2**17
+"""In which the mark of a result is; before it there may be 64 KB of Exif."""
 
 _BESIDE = re.compile(r"(.+)_\d+x\.png", re.DOTALL)
 """Names of results that lie beside their pictures."""
@@ -37,7 +41,8 @@ def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Jo
 
     Pictures are known by the suffixes of their names. Not taken are hidden files and folders (.NAME), links to folders (one that is given
     as an input is followed, and so are links to pictures), the folder of results itself, folders of results of other runs (they hold a
-    gleansr.jsonl), results that lie beside their pictures, and what is `ours` where results go into the folder of their pictures.
+    gleansr.jsonl), results that lie beside their pictures, and what is `ours`, and says so, where results go into the folder of their
+    pictures.
 
     A result has the name of its picture, with .png. Where several pictures would have the same, one that is a .png keeps it, and the others
     add their suffix, or a number. Which gets which depends on the names alone, whatever is done already.
@@ -50,21 +55,25 @@ def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Jo
     base = place.manifest.parent if place.manifest else None
     if place.target is not None:
         source = place.inputs[0]
-        yield Job(str(source), str(place.target), _key(source, base), _key(place.target, base), number)
+        replaces = "nothing" if _is_one_of(place.target, (*place.inputs, *place.others)) else "anything"
+        yield Job(str(source), str(place.target), _key(source, base), _key(place.target, base), number, replaces)
         return
     inputs = {path: _prefixes(path if path.is_dir() else path.parent, base) for path in place.inputs}
     results, results_key = _prefixes(place.root, base)
+    among = _Inputs(place)
     for found in _folders(place, ours, Counted()):
         if isinstance(found, Unlisted):
             yield found
             continue
         relative, groups = found
         targets = iter(_targets([name for _, names in groups for name in names], place.suffix))
+        replaces = among.of(results + relative)
         for path, names in groups:
             prefix, key = (part + relative for part in inputs[path])
             for name in names:
-                target = relative + next(targets)
-                yield Job(prefix + name, results + target, key + name, results_key + target, number)
+                file = next(targets)
+                target = relative + file
+                yield Job(prefix + name, results + target, key + name, results_key + target, number, replaces(file))
 
 
 def count(place: Place, ours: Ours | None = None) -> Counted:
@@ -116,7 +125,8 @@ def _folders(place: Place, ours: Ours | None, counted: Counted) -> Iterator[Unli
                 continue
             names = _without_results(folder, listing.names)
             if ours and path in within:
-                names = [name for name in names if not ours(f"{within[path]}{relative}{name}")]
+                keys = {name: f"{within[path]}{relative}{name}" for name in names}
+                names = [name for name in names if not (ours(keys[name]) and _is_marked(os.path.join(folder, name)))]  # noqa: PTH118
             counted.links += listing.links
             counted.results += len(listing.names) - len(names)
             groups.append((path, names))
@@ -169,12 +179,49 @@ def _without_results(folder: str, names: list[str]) -> list[str]:
 
 
 def _is_marked(path: str) -> bool:
-    """Whether a PNG says at its beginning that gleansr wrote it."""
+    """Whether a file says at its beginning that gleansr wrote it."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            return b"Software\0gleansr" in file.read(2**16)
+            return is_marked(file.read(_MARKED_BYTES))
     except OSError:
         return False
+
+
+class _Inputs:
+    """The files that a place, and others of the same command, read: none of them is replaced."""
+
+    def __init__(self, place: Place):
+        self._root = os.path.realpath(place.root)
+        self._own = [os.path.realpath(path) for path in place.inputs if path.is_dir()]
+        self._others = [os.path.realpath(path) for path in place.others if path.is_dir()]
+        files = [path for path in (*place.inputs, *place.others) if not path.is_dir()]
+        self._files = {(os.path.realpath(path.parent), path.name.casefold()) for path in files}
+
+    def of(self, folder: str) -> Callable[[str], Literal["anything", "ours", "nothing"]]:
+        """For a folder of results: what the file of a name in it may replace."""
+        real = os.path.realpath(folder or ".")
+        if any(self._searched(tree, real, None) for tree in self._others):
+            return lambda _: "nothing"
+        usual = "ours" if any(self._searched(tree, real, self._root) for tree in self._own) else "anything"
+        return lambda name: "nothing" if (real, name.casefold()) in self._files else usual
+
+    def _searched(self, tree: str, folder: str, results: str | None) -> bool:
+        """Whether `walk` looks for pictures in a folder, below a tree that is an input. All are real paths."""
+        while folder != tree:
+            above, name = os.path.split(folder)
+            manifest = os.path.join(folder, MANIFEST)  # noqa: PTH118
+            if above == folder or name.startswith(".") or folder == results or os.path.exists(manifest):  # noqa: PTH110
+                return False
+            folder = above
+        return True
+
+
+def _is_one_of(target: Path, paths: Sequence[Path]) -> bool:
+    try:
+        spare(target, paths)
+    except RequestError:
+        return True
+    return False
 
 
 def _targets(names: Sequence[str], suffix: str) -> list[str]:
