@@ -102,6 +102,33 @@ def test_existing_results_are_kept_unless_told(run, tiny_model: Path, folder: Pa
     assert size_of(out) == (32, 32)
 
 
+def test_no_command_replaces_an_input(run, tiny_model: Path, folder: Path):
+    """Also with --overwrite, and by another name of the file."""
+    a, b, c = folder / "a.png", folder / "a.jpg", folder / "c.png"
+    c.write_bytes(a.read_bytes())
+    (folder / "link.png").symlink_to("a.png")
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    model = tiny_model.read_bytes()
+    for arguments in (
+        ("upscale", a, "-o", a, "-m", tiny_model),
+        ("upscale", folder / "link.png", "-o", a, "-m", tiny_model),
+        ("upscale", a, c, "-o", folder, "-m", tiny_model),
+        ("retouch", a, "-o", folder / "sub" / ".." / "a.png", "-m", tiny_model),
+        ("retouch", a, "--original", c, "-o", c, "-m", tiny_model),
+        ("retouch", a, "--mask", c, "-o", c, "-m", tiny_model),
+        ("retouch", a, "--original", c, "-o", folder / "new.png", "--save-mask", c, "-m", tiny_model),
+        ("retouch", a, "--original", b, "-o", folder / "new.png", "--save-mask", folder / "new.png", "-m", tiny_model),
+        ("models", "convert", tiny_model, "-o", tiny_model),
+        ("figure", 1, folder, "-o", c),
+    ):
+        status, said = run(*arguments, "--overwrite")
+        assert status in (1, 2), arguments
+        assert "is an input" in said or "give the mask another name" in said or "never replaced" in said, said
+        assert "Traceback" not in said
+        assert {name: (folder / name).read_bytes() for name in files(folder) if name != "gleansr.jsonl"} == before, arguments
+    assert tiny_model.read_bytes() == model
+
+
 def test_wrong_requests_exit_2_in_one_line_and_write_nothing(run, tiny_model: Path, folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()

@@ -554,6 +554,10 @@ def test_a_folder_that_is_not_for_comparisons_is_left_alone(pictures: Path, tmp_
         compare(comparison, pictures / "out")
     with pytest.raises(RequestError, match="the folder cannot be made or read"):
         compare(comparison, tmp_path / "notes" / "index.html" / "out")
+    (tmp_path / "music" / "records").mkdir(parents=True)
+    (tmp_path / "music" / "records" / "kind of blue.flac").touch()
+    with pytest.raises(RequestError, match="is not empty, and not of an earlier comparison"):
+        compare(comparison, tmp_path / "music")
     from filelock import FileLock
 
     (tmp_path / "busy").mkdir()
@@ -583,12 +587,14 @@ def test_the_command_lines(pictures: Path, tiny_model: Path, tmp_path: Path, cap
     assert list(means["tiny"]) == ["psnr", "consistency"]
     assert f"{means['tiny']['psnr'] - means['bicubic']['psnr']:+.2f}" in out
 
+    (pictures / "notes.json").write_text('{"data": "mine"}')
     compare_tiny = ("compare", pictures, "--methods", "glean", "--models", f"glean={tiny_model}", "--device", "cpu")
     for words, arguments in {
         "enlarges 4 times, not 8 times": compare_tiny,
         "plain needs a file: --models plain=FILE": ("compare", pictures, "--methods", "plain", "--scale", "32"),
         "no model is named": ("evaluate", "dogs-8x", pictures),
         "no such file or folder": ("evaluate", tiny_model, tmp_path / "none"),
+        "is no report": ("evaluate", tiny_model, pictures, "--json", pictures / "notes.json"),
         "the folder": ("evaluate", tiny_model, pictures, "--json", tmp_path / "no" / "e.json"),
     }.items():
         status, out, err = run(*arguments)
@@ -596,6 +602,7 @@ def test_the_command_lines(pictures: Path, tiny_model: Path, tmp_path: Path, cap
         assert words in err
         assert len(err.strip().splitlines()) == 1
         assert "Traceback" not in err
+    assert (pictures / "notes.json").read_text() == '{"data": "mine"}'
 
     output = tmp_path / "out"
     status, out, err = run(*compare_tiny, "--scale", "4", "--limit", "1", "-o", output)

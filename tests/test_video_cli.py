@@ -47,6 +47,19 @@ def run(capsys: pytest.CaptureFixture[str]):
     return call
 
 
+def test_no_video_replaces_an_input_or_a_file_of_somebody(run, tmp_path: Path):
+    first, second = clip(tmp_path / "a.mkv", numbered(2)), clip(tmp_path / "a_2x.mkv", numbered(2))
+    before = second.read_bytes()
+    with pytest.raises(RequestError, match="a_2x.mkv: is an input"):
+        run(first, second, work=Work(Enlarge(upscaler(None, 2)), 4, overwrite=True))
+    assert second.read_bytes() == before
+    (tmp_path / "b.json").write_text("precious")
+    status, said = run(first, output=tmp_path / "b.mkv", work=Work(Enlarge(upscaler(None, 2)), 4, sidecar=True))
+    assert status == 1
+    assert "b.json: exists already" in said
+    assert (tmp_path / "b.json").read_text() == "precious"
+
+
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
     """in/ with frames whose numbers have gaps and no leading zeros, and other files."""

@@ -102,6 +102,8 @@ def evaluate(
 
     if json is not None and not json.absolute().parent.is_dir():
         raise RequestError(f"--json {json}: the folder {json.parent} does not exist")
+    if json is not None and json.exists() and not _is_report(json):
+        raise RequestError(f"--json {json}: exists already and is no report of an evaluation, so it is not replaced; give another name")
     if offline:
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the networks that judge too
     place = Place(device, precision)
@@ -127,3 +129,12 @@ def evaluate(
     if json is not None:
         json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")
     finish(report, output)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is what `--json` wrote before: only that is replaced."""
+    try:
+        report = json_module.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and {"data", "task", "judge", "methods"} <= report.keys()

@@ -32,6 +32,7 @@ def export(
     """
     from gleansr import upscaler
     from gleansr.export import export as write
+    from gleansr.files import spare
 
     if output.suffix.lower() != ".onnx":
         raise RequestError(f"{output}: the name of an ONNX file ends in .onnx")
@@ -41,7 +42,9 @@ def export(
         raise RequestError(f"{output}: exists already and may not be overwritten; --overwrite replaces it")
     if not output.parent.is_dir():
         raise PictureError(f"{output}: the folder {output.parent} does not exist")
-    network = upscaler.load(fetched(model, offline), device="cpu", precision="float32")
+    file = fetched(model, offline)
+    spare(output, [file])
+    network = upscaler.load(file, device="cpu", precision="float32")
     done = write(network, output, batch=None if dynamic_batch else batch_size, half=fp16)
     console = Console(stderr=True, soft_wrap=True)
     pictures = "any number of pictures" if done.batch is None else "1 picture" if done.batch == 1 else f"{done.batch} pictures"

@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
+from gleansr.files import spare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +100,8 @@ def figure(
         if value is not None and not least <= value <= 100_000:
             raise RequestError(f"{option} must be {least} to 100000, not {value}")
     _check_outputs(output, overwrite)
+    for path in output:
+        _spare(path, [Path(one) for one in (data, original, comparison) if one])
     asked = tuple(methods.split(",")) if methods else KINDS[number].methods
     columns = _columns(number, asked, models, set, scale or 8, comparison)
     wanted = Wanted(
@@ -161,6 +164,14 @@ def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
             raise RequestError(f"{path}: is a folder")
         if path.exists() and not overwrite:
             raise RequestError(f"{path}: exists already; --overwrite replaces it")
+
+
+def _spare(path: Path, inputs: Sequence[Path]) -> None:
+    """Raises RequestError where a figure would replace a picture that it may show, or the file that it takes them from."""
+    spare(path, inputs)
+    held = [one for one in inputs if one.is_dir() and path.resolve().is_relative_to(one.resolve())]
+    if held and path.suffix.lower() == ".png" and path.exists():
+        raise RequestError(f"{path}: may be one of the pictures in {held[0]}, which are never replaced; give the figure another name")
 
 
 def _columns(

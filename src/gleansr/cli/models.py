@@ -76,12 +76,14 @@ def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offli
 
     from gleansr import checkpoints
     from gleansr.checkpoints import native
+    from gleansr.files import spare
 
     if output is None or output.suffix != ".safetensors":
         raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
     if output.exists() and not overwrite:
         raise RequestError(f"{output}: exists already; --overwrite replaces it")
     path = fetched(model, offline)
+    spare(output, [path])
     checkpoint = checkpoints.read(path)
     for network in checkpoint.networks.values():
         network.build(path)  # what does not fit its architecture is not worth converting

@@ -55,13 +55,18 @@ def retouch(
         offline: Never download a model.
     """
     from gleansr.devices import find_device, find_precision
+    from gleansr.files import spare
     from gleansr.pictures import check_output, decode, encode
     from gleansr.retouch import RetouchConfig, default_model, prepare, refine
     from gleansr.upscaler import load
 
     target = check_output(output or edited.with_name(f"{edited.stem}_retouched.png"), overwrite=overwrite)
+    spare(target, (edited, original, mask))
     if save_mask is not None:
         check_output(save_mask, overwrite=overwrite)
+        spare(save_mask, (edited, original, mask))
+        if save_mask.absolute() == target.absolute():
+            raise RequestError(f"{save_mask}: is the result; give the mask another name")
     config = RetouchConfig(strength, factor, feather, _box(box), tolerance)
     find_precision(precision, find_device(device))  # before a download that would be for nothing
     if not 0 < max_megapixels <= 1e6:

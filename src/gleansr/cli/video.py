@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.errors import GleansrError, RequestError
-from gleansr.files import shown
+from gleansr.files import shown, spare
 from gleansr.signals import Stop, stoppable
 
 if TYPE_CHECKING:
@@ -204,8 +204,7 @@ def _targets(videos: Videos, factor: int) -> dict[Path, Path]:
             target = videos.output if len(videos.inputs) == 1 else videos.output / f"{name}{suffix}"
         if target in targets.values():
             raise RequestError(f"{target}: would be the result of two inputs; give them to commands of their own")
-        if target.resolve() == path.resolve():
-            raise RequestError(f"{target}: is the input; give the result another name")
+        spare(target, videos.inputs)
         targets[path] = target
     return targets
 

@@ -77,13 +77,24 @@ def _claimed(output: Path, data: str) -> Iterator[None]:
     keep_apart(data, output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        ours = (output / "records").is_dir() or all(file.name == ".lock" for file in output.iterdir())
+        ours = _is_comparison(output) or all(file.name == ".lock" for file in output.iterdir())
     except OSError as error:
         raise RequestError(f"{output}: the folder cannot be made or read: {error.strerror}; give another one with --output") from None
     if not ours:
         raise RequestError(f"{output}: is not empty, and not of an earlier comparison; give another folder with --output")
     with held(output, "writing a comparison"):
         yield
+
+
+def _is_comparison(folder: Path) -> bool:
+    """Whether an earlier comparison, as far as it came, wrote this folder."""
+    records = folder / "records"
+    try:
+        if not any(records.iterdir()):  # it was stopped before its first record
+            return {file.name for file in folder.iterdir()} <= {"records", ".lock"}
+        return Records(records / "inputs.jsonl").made is not None
+    except (FileNotFoundError, NotADirectoryError, RequestError):
+        return False
 
 
 def _write_inputs(comparison: Comparison, output: Path, watcher: Watcher) -> Records:

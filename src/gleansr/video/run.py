@@ -107,7 +107,7 @@ def upscale(
         OutputError: it cannot be written; neither could others.
         GleansrError: it cannot be read or written.
     """
-    check_target(target, overwrite=work.overwrite)
+    check_target(target, overwrite=work.overwrite, sidecar=work.sidecar)
     task, found = work.task, None
     if isinstance(task, Photo) and follows(task):
         task, found = followed(footage, task, config or TrackConfig(), stopped=stopped, seen=finding)

@@ -12,6 +12,7 @@ from PIL import Image
 from gleansr.errors import PictureError
 from gleansr.files import replacing
 from gleansr.folders import OutputError
+from gleansr.folders.steps import sidecar as sidecar_of
 from gleansr.pictures import Metadata, save
 from gleansr.video.encoding import VideoFile
 from gleansr.video.pyav import WRITTEN
@@ -74,8 +75,8 @@ def written(target: Path, footage: Footage, *, quality: int, model: str | None, 
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Raises PictureError where results may not be put there."""
+def check_target(target: Path, *, overwrite: bool, sidecar: bool = False) -> None:
+    """Raises PictureError where results, or with `sidecar` the file that tells of them, may not be put there."""
     video = target.suffix.lower() in WRITTEN
     if video and target.is_dir():
         raise PictureError(f"{target}: is a folder")
@@ -84,6 +85,8 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     if not overwrite and (target.exists() if video else target.is_dir() and any(target.iterdir())):
         what = ("exists already", "it") if video else ("is a folder that is not empty", "the frames in it")
         raise PictureError(f"{target}: {what[0]} and may not be overwritten; --overwrite replaces {what[1]}")
+    if sidecar and not overwrite and (told := Path(sidecar_of(str(target)))).exists():
+        raise PictureError(f"{told}: exists already and may not be overwritten; --overwrite replaces it")
 
 
 def _put(frames: Path, target: Path) -> None:
