@@ -35,6 +35,7 @@ EXTRAS = {
     "eval": "figures and rooflines",
     "photos": "whole photographs",
     "video": "videos",
+    "heif": "HEIC and JPEG XL pictures",
     "ray": "clusters",
     "export": "ONNX files",
     "serve": "the browser and HTTP",

@@ -1,7 +1,6 @@
 """Image files to Pillow's images: what is refused and why, metadata that Pillow stumbles over, files that end too early."""
 
 import contextlib
-import functools
 import io
 import struct
 import threading
@@ -13,10 +12,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image, ImageFile
 
-from gleansr import png
+from gleansr import formats, png
 from gleansr.errors import PictureError, TooLargeError, one_line
 
-_NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}  # EPS is a program to be run; Pillow only names the others
 _BY_ROWS = {"PNG", "JPEG", "MPO", "BMP", "PPM", "TGA"}
 """Kinds of files that Pillow decodes row by row, so that the first rows of a file that ends too early are there."""
 
@@ -30,15 +28,7 @@ in a program, and not in an image."""
 
 _READERS = 0
 _FILTERED: list[Any] = []  # the lists of warnings' filters that have ours
-_LOCK = threading.Lock()  # over these three, and over Pillow's loading of its plugins
-
-
-@functools.cache
-def readable_suffixes() -> frozenset[str]:
-    """The suffixes, such as ".png", of the files that `decode` reads; it goes by contents, but folders are searched by name."""
-    with _LOCK:
-        Image.init()
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_READ)
+_LOCK = threading.Lock()  # over these three
 
 
 @contextlib.contextmanager
@@ -128,17 +118,16 @@ def loaded(
             notes.append(f"{name}: {cut[1]}")
             return cut[0]
         if contents is not file:
-            raise _explained(error, file, name) from error
+            raise _explained(error, file, name, kinds) from error
         image, _ = _without_metadata(error, file, name, kinds, notes)
     image.load()
     return image
 
 
 def _open(file: BinaryIO, kinds: Collection[str] | None) -> Image.Image:
-    with _LOCK:  # the first call loads plugins, which the lists of Pillow show one by one
-        Image.init()
+    read = formats.readers()
     file.seek(0)
-    return Image.open(file, formats=[kind for kind in Image.ID if kind not in _NOT_READ and (kinds is None or kind in kinds)])
+    return Image.open(file, formats=[kind for kind in read if kinds is None or kind in kinds])
 
 
 def _without_metadata(
@@ -149,22 +138,22 @@ def _without_metadata(
     Raises PictureError, which says what `error` means, for all other files.
     """
     if (plain := png.without_metadata(file)) is None:
-        raise _explained(error, file, name) from error
+        raise _explained(error, file, name, kinds) from error
     contents = io.BytesIO(plain)
     try:
         image = _open(contents, kinds)
     except Exception:
-        raise _explained(error, file, name) from error
+        raise _explained(error, file, name, kinds) from error
     notes.append(f"{name}: its metadata was ignored: {one_line(error)}")
     return image, contents
 
 
-def _explained(error: Exception, file: BinaryIO, name: str) -> PictureError:
+def _explained(error: Exception, file: BinaryIO, name: str, kinds: Collection[str] | None) -> PictureError:
     if isinstance(error, Image.DecompressionBombError):
         return too_large(name, str(error))
     damage = png.damage(file) if png.is_png(file) else ""
-    if isinstance(error, Image.UnidentifiedImageError) and not damage:
-        return PictureError(f"{name}: {'is not a picture of a known kind' if file.seek(0, io.SEEK_END) else 'is empty'}")
+    if isinstance(error, Image.UnidentifiedImageError | RuntimeError) and not damage:  # RuntimeError: of the reader of JPEG XL
+        return PictureError(f"{name}: {formats.unreadable(name, file, kinds)}")
     said = [] if damage and isinstance(error, Image.UnidentifiedImageError) else [one_line(error)]
     mend = ALLOW_TRUNCATED if "truncated" in str(error) else ""
     return PictureError(f"{name}: cannot be read: {'; '.join(filter(None, [*said, damage]))}{mend}")

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gleansr import opening, png, tiff
+from gleansr import formats, opening, png, tiff
 from gleansr.errors import PictureError, RequestError, TooLargeError, one_line
 from gleansr.files import replacing
+from gleansr.formats import readable_suffixes
 from gleansr.metadata import EDITED, GENERATED, Metadata, read_metadata, software, writer_options
-from gleansr.opening import readable_suffixes, reading
+from gleansr.opening import reading
 from gleansr.planes import converted, planes_of
 
 __all__ = [
@@ -318,6 +319,7 @@ def _decode_file(
 ) -> Picture:
     image, notes, contents = None, list[str](), file
     with reading(name):
+        formats.check(file, name, limit, kinds)
         layout = tiff.layout(file) if kinds is None or "TIFF" in kinds else None
         if not layout:
             image, contents = opening.opened(file, name, kinds, notes)

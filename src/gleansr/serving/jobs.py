@@ -145,8 +145,8 @@ def read(name: str, file: BinaryIO, most: int, hold: Hold) -> Picture:
     except TooLargeError:
         raise Problem("too-many-pixels", f"{name}: has more than {most} pixels; send a smaller picture") from None
     except PictureError as error:
-        known = "not a picture of a known kind" in str(error)
-        mend = "send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF" if known else "send another file"
+        other = "not a picture of a known kind" in str(error) or "not taken here" in str(error)
+        mend = "send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF" if other else "send another file"
         raise Problem("bad-picture", f"{str(error).replace(ALLOW_TRUNCATED, '')}; {mend}") from None
 
 
