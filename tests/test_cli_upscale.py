@@ -157,6 +157,11 @@ def test_other_folders_are_told_of(run, folder: Path, tiny_model: Path, tmp_path
     assert "1 links to folders are not followed" in said
     assert "1 folders and files are results of earlier runs" in said
     assert "12 of 12" in said
+    for name in ("a.dng", "b.dng", "clip.mp4"):
+        (folder / name).touch()
+    said = " ".join(run(folder, "-m", tiny_model, "-o", tmp_path / "more")[1].split())
+    assert f"2 files, such as {folder / 'a.dng'}, are left out (camera raw file (DNG): develop it to a TIFF or JPEG first" in said
+    assert f"{folder / 'clip.mp4'} is left out (video (MP4): give it to `gleansr upscale` in a command of its own)" in said
 
 
 def test_results_in_the_folder_of_their_pictures(run, folder: Path, tiny_model: Path):

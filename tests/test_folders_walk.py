@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from gleansr import formats
 from gleansr.errors import RequestError
 from gleansr.files import held, leftovers, replacing, shown
 from gleansr.folders import Index, Job, Manifest, OutputError, Place, Unlisted, count, fingerprint, places, walk
+from gleansr.formats import readable_suffixes
 
 
 def put(root: Path, *names: str) -> Path:
@@ -153,6 +156,30 @@ def test_folders_without_pictures_are_refused(tmp_path: Path, names: tuple[str, 
     put(tmp_path / "in", *names)
     with pytest.raises(RequestError, match=message):
         count(place(tmp_path, "in"))
+
+
+def test_what_nobody_would_expect_to_be_left_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path / "in", "a.png", "notes.txt", "b.json", "c.nef", "sub/d.NEF", "e.mp4", "f.heic", "list", ".g.nef", "h.mpo")
+    (tmp_path / "in" / "IMG_0001").write_bytes(b"\xff\xd8\xff\xe0" + bytes(20))
+    (tmp_path / "in" / "film").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(20) + b"matroska")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    monkeypatch.setattr(formats, "readable_suffixes", lambda: readable_suffixes() - {".heic", ".heif", ".hif", ".heics", ".heifs"})
+    monkeypatch.setattr(sys.modules["gleansr.folders.walk"], "readable_suffixes", formats.readable_suffixes)
+    counted = count(place(tmp_path, "in"))
+    assert counted.pictures == 2
+    told = {Path(one.first).name: (one.files, why) for why, one in counted.left_out.items()}
+    raw = "camera raw file (Nikon NEF): develop it to a TIFF or JPEG first"
+    assert told.pop("c.nef")[1].startswith(raw)
+    assert told == {
+        "e.mp4": (1, "video (MP4): give it to `gleansr upscale` in a command of its own"),
+        "film": (1, "video (Matroska): give it to `gleansr upscale` in a command of its own"),
+        "f.heic": (1, "HEIC image: `pip install 'gleansr[heif]'` lets it be read"),
+        "IMG_0001": (1, "JPEG image, but not by the name: rename it to NAME.jpg"),
+    }
+    assert counted.left_out[next(why for why in counted.left_out if why.startswith(raw))].files == 2
+    put(tmp_path / "raws", "c.nef", "d.txt")
+    with pytest.raises(RequestError, match=r"only c\.nef, d\.txt; .*c\.nef is left out \(camera raw file \(Nikon NEF\): develop"):
+        count(place(tmp_path, "raws"))
 
 
 # Names of results

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import io
+import os
 import struct
 import threading
 from collections.abc import Collection, Sequence
@@ -134,7 +135,9 @@ _OTHERS = {
     )
 }
 FORMATS: Sequence[Format] = (*_IMAGES.values(), *_RAWS.values(), *_VIDEOS.values(), *_OTHERS.values())
-_BY_SUFFIX = {suffix: one for one in reversed(FORMATS) for suffix in one.suffixes if suffix}
+_AMBIGUOUS = {"", ".ts", ".mts", ".raw", ".cap", ".mos", ".ai"}
+"""Suffixes of other files, too: a .ts is also a program in TypeScript."""
+_BY_SUFFIX = {suffix: one for one in reversed(FORMATS) for suffix in one.suffixes if suffix not in _AMBIGUOUS}
 
 _MAGIC: Sequence[tuple[int, bytes, Format]] = (
     (0, b"\x89PNG", _IMAGES["PNG"]),
@@ -232,6 +235,29 @@ def recognised(source: bytes | BinaryIO) -> Format | None:
 def by_suffix(name: str) -> Format | None:
     """What a file with such a name should be."""
     return _BY_SUFFIX.get(PurePath(name).suffix.lower())
+
+
+_NEVER = {".txt", ".json", ".jsonl", ".xml", ".xmp", ".csv", ".md", ".log", ".yaml", ".py", ".npy", ".aae"}
+"""Suffixes of files that are not looked into for a picture."""
+
+
+def left_out(folder: str, name: str) -> str | None:
+    """What to say of a file of a folder that is not read, by its name, or its contents where that tells nothing: what such files are, and
+    what to do with them. None where nobody would take it for a picture or a video."""
+    kind, suffix = by_suffix(name), PurePath(name).suffix.lower()
+    if kind is None and suffix not in _NEVER:
+        with contextlib.suppress(OSError), open(PurePath(folder, name), "rb", opener=_without_waiting) as file:
+            kind = recognised(file)
+    if kind is None or kind.group not in ("image", "raw", "video"):
+        return None
+    if is_read(kind) and suffix not in readable_suffixes():
+        return f"{kind.name}, but not by the name: rename it to NAME{kind.suffixes[0]}"
+    return f"{kind.name}: {remedy(kind)}"
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a named pipe without waiting for its writer; it cannot seek, and is not looked at."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def unreadable(name: str, source: bytes | BinaryIO, kinds: Collection[str] | None = None) -> str:

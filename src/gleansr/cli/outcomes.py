@@ -109,6 +109,14 @@ def _say_what_is_left_out(console: Console, counted: Sequence[Counted]) -> None:
         console.print(f"{links:,} links to folders are not followed; give them as inputs, if you want what is in them", highlight=False)
     if results := sum(one.results for one in counted):
         console.print(f"{results:,} folders and files are results of earlier runs, and not read", highlight=False)
+    left_out: dict[str, tuple[int, str]] = {}
+    for counted_here in counted:
+        for why, one in counted_here.left_out.items():
+            number, first = left_out.get(why, (0, one.first))
+            left_out[why] = number + one.files, first
+    for why, (number, first) in left_out.items():
+        files = f"{number:,} files, such as {first}, are" if number > 1 else f"{first} is"
+        console.print(shown(f"{files} left out ({why})"), markup=False, highlight=False, style="yellow")
 
 
 class Outcomes:

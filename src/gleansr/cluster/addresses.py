@@ -53,7 +53,7 @@ def count(place: Place | Addressed, ours: Ours | None = None) -> Counted:
     if not isinstance(place, Addressed):
         return folders.count(place, ours)
     counted, unlisted = Counted(), 0
-    for found in listed(place):
+    for found in listed(place, counted=counted):
         counted.pictures += isinstance(found, Job)
         unlisted += isinstance(found, Unlisted)
     if not counted.pictures and not unlisted:

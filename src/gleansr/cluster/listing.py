@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from gleansr.cluster.urls import file_system, is_url, normal
 from gleansr.errors import RequestError
-from gleansr.folders import MANIFEST, Job, Unlisted
+from gleansr.folders import MANIFEST, Counted, Job, Unlisted
 from gleansr.folders.walk import _targets  # names are given in the same way
-from gleansr.pictures import readable_suffixes
+from gleansr.formats import by_suffix, readable_suffixes
 
 _AHEAD = 16
 """Folders that are listed at once."""
@@ -45,10 +45,10 @@ class Addressed:
         return cls(root, taken, frozenset(one for one in taken if _is_folder(one)), file if is_url(file) else Path(file))
 
 
-def listed(place: Addressed, number: int = 0) -> Iterator[Job | Unlisted]:
+def listed(place: Addressed, number: int = 0, counted: Counted | None = None) -> Iterator[Job | Unlisted]:
     """The jobs of a place, folder by folder, with the order, the names and the exceptions of `folders.walk`.
 
-    Several folders are listed at once, ahead of what is asked for.
+    Several folders are listed at once, ahead of what is asked for. `counted` is told of the files that are left out, by their names.
     """
     suffixes = readable_suffixes()
     beside = str(place.manifest) == f"{place.root}/{MANIFEST}"
@@ -69,6 +69,8 @@ def listed(place: Addressed, number: int = 0) -> Iterator[Job | Unlisted]:
                     yield listing.unlisted
                 elif not relative or not (listing.manifest or folder == place.root):
                     found.append((folder, listing.names))
+                    if counted:
+                        counted.leave_out(folder, (name for name in listing.others if by_suffix(name)))
                     for name in listing.folders:
                         inner.setdefault(name, []).append(one)
             targets = iter(_targets([name for _, names in found for name in names], ""))
@@ -87,10 +89,12 @@ class _Listing(NamedTuple):
     folders: list[str]
     manifest: bool
     unlisted: Unlisted | None = None
+    others: tuple[str, ...] = ()
+    """Of its other files."""
 
 
 def _list(folder: str, suffixes: frozenset[str]) -> _Listing:
-    names, folders, manifest = [], [], False
+    names, folders, others, manifest = [], [], [], False
     try:
         system, path = file_system(folder)
         entries = system.ls(path, detail=True)
@@ -106,7 +110,9 @@ def _list(folder: str, suffixes: frozenset[str]) -> _Listing:
                 folders.append(name)
         elif os.path.splitext(name)[1].lower() in suffixes and name:  # noqa: PTH122
             names.append(name)
-    return _Listing(sorted(set(names)), folders, manifest)
+        elif name:
+            others.append(name)
+    return _Listing(sorted(set(names)), folders, manifest, None, tuple(sorted(others)))
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

@@ -3,8 +3,8 @@
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from gleansr.errors import RequestError
 from gleansr.files import shown, spare
 from gleansr.folders.jobs import MANIFEST, Job, Place, Unlisted
+from gleansr.formats import left_out
 from gleansr.metadata import is_marked
 from gleansr.pictures import readable_suffixes
 
@@ -34,6 +35,25 @@ class Counted:
     """Links to folders, which are not followed."""
     results: int = 0
     """Folders of results of other runs, and results beside their pictures, which are not read."""
+    left_out: dict[str, "LeftOut"] = field(default_factory=dict)
+    """Pictures and videos that are not read, by what they are and what to do with them, see `formats.left_out`."""
+
+    def leave_out(self, folder: str, names: Iterable[str]) -> None:
+        """Counts those of the other files that somebody may miss."""
+        for name in names:
+            if (why := left_out(folder, name)) is not None:
+                one = self.left_out.setdefault(why, LeftOut())
+                one.files += 1
+                one.first = one.first or os.path.join(folder, name)  # noqa: PTH118
+
+
+@dataclass
+class LeftOut:
+    """Files that are not read, all for one reason."""
+
+    files: int = 0
+    first: str = ""
+    """The path of the first of them."""
 
 
 def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Job | Unlisted]:
@@ -61,7 +81,7 @@ def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Jo
     inputs = {path: _prefixes(path if path.is_dir() else path.parent, base) for path in place.inputs}
     results, results_key = _prefixes(place.root, base)
     among = _Inputs(place)
-    for found in _folders(place, ours, Counted()):
+    for found in _folders(place, ours):
         if isinstance(found, Unlisted):
             yield found
             continue
@@ -95,12 +115,18 @@ def count(place: Place, ours: Ours | None = None) -> Counted:
     for path in sorted(empty):
         names = sorted(os.listdir(path))  # noqa: PTH208
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise RequestError(shown(f"{path}: no pictures in this folder, only {listed}" if names else f"{path}: is an empty folder"))
+        missed = [(why, one.first) for why, one in counted.left_out.items() if Path(one.first).is_relative_to(path)]
+        told = "; ".join(f"{first} is left out ({why})" for why, first in missed)
+        only = f"{path}: no pictures in this folder, only {listed}{f'; {told}' if told else ''}"
+        raise RequestError(shown(only if names else f"{path}: is an empty folder"))
     return counted
 
 
-def _folders(place: Place, ours: Ours | None, counted: Counted) -> Iterator[Unlisted | tuple[str, list[tuple[Path, list[str]]]]]:
-    """Each folder, relative to the inputs and with a final /, with the names of the pictures in it by input. Adds to `counted`."""
+def _folders(
+    place: Place, ours: Ours | None, counted: Counted | None = None
+) -> Iterator[Unlisted | tuple[str, list[tuple[Path, list[str]]]]]:
+    """Each folder, relative to the inputs and with a final /, with the names of the pictures in it by input. Adds to `counted`,
+    for which other files may be looked into."""
     top = {path: os.path.realpath(path) for path in place.inputs if path.is_dir()}
     root = os.path.realpath(place.root)
     suffixes = readable_suffixes()
@@ -121,14 +147,17 @@ def _folders(place: Place, ours: Ours | None, counted: Counted) -> Iterator[Unli
                 yield Unlisted(folder.rstrip("/"), error.strerror or str(error))
                 continue
             if listing.manifest and relative:
-                counted.results += 1
+                if counted:
+                    counted.results += 1
                 continue
             names = _without_results(folder, listing.names)
             if ours and path in within:
                 keys = {name: f"{within[path]}{relative}{name}" for name in names}
                 names = [name for name in names if not (ours(keys[name]) and _is_marked(os.path.join(folder, name)))]  # noqa: PTH118
-            counted.links += listing.links
-            counted.results += len(listing.names) - len(names)
+            if counted:
+                counted.links += listing.links
+                counted.results += len(listing.names) - len(names)
+                counted.leave_out(folder, listing.others)
             groups.append((path, names))
             for name in listing.folders:
                 inner.setdefault(name, []).append(path)
@@ -143,10 +172,12 @@ class _Listing(NamedTuple):
     links: int
     """How many there are to folders."""
     manifest: bool
+    others: list[str]
+    """Of its other files."""
 
 
 def _listed(folder: str, suffixes: frozenset[str]) -> _Listing:
-    names, folders, links, manifest = [], [], 0, False
+    names, folders, others, links, manifest = [], [], [], 0, False
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -159,7 +190,9 @@ def _listed(folder: str, suffixes: frozenset[str]) -> _Listing:
                 links += 1
             elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122, here and below a Path for each of a million takes long
                 names.append(name)
-    return _Listing(sorted(names), folders, links, manifest)
+            else:
+                others.append(name)
+    return _Listing(sorted(names), folders, links, manifest, sorted(others))
 
 
 def _leads_to_folder(link: os.DirEntry[str]) -> bool:
