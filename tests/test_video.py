@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 import gleansr
+from gleansr.cli.video import videos_among
+from gleansr.errors import PictureError
 from gleansr.folders import Work
-from gleansr.pictures import Picture
+from gleansr.pictures import Picture, decode
 from gleansr.tasks import Enlarge
 from gleansr.video import Clip, upscale
 from gleansr.video.colour import Tags, from_rgb, to_rgb
@@ -261,3 +263,59 @@ def test_the_report_says_how_it_was_made(tmp_path: Path):
     assert told["details"]["consistency_db"]["least"] <= told["details"]["consistency_db"]["mean"]
     assert told["source"] == str(source)
     assert len(told["sha256"]) == 64
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mkv", ".mp4"])
+def test_a_video_that_starts_late_is_whole_and_keeps_its_times(suffix: str, tmp_path: Path):
+    source = clip(tmp_path / f"late{suffix}", numbered(8), times=range(50, 58))
+    shots = list(Clip(source).shots())
+    assert [float(shot.time * Clip(source).time_base) for shot in shots] == pytest.approx([2 + i / 25 for i in range(8)])
+    assert Clip(source).expected in (8, None)
+    upscale(Clip(source), tmp_path / f"large{suffix}", Work(Enlarge(upscaler(None, 2)), 4))
+    again = Clip(tmp_path / f"large{suffix}")
+    assert [float(shot.time * again.time_base) for shot in again.shots()] == pytest.approx([2 + i / 25 for i in range(8)], abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        (".3gp", "mpeg4"),
+        (".ts", "libx264"),
+        (".m2ts", "libx264"),
+        (".wmv", "wmv2"),
+        (".flv", "flv"),
+        (".mpg", "mpeg2video"),
+        (".mov", "mpeg4"),
+    ],
+)
+def test_other_containers_are_read_from_0(suffix: str, codec: str, tmp_path: Path):
+    source = clip(tmp_path / f"a{suffix}", numbered(8), codec=codec, kind="yuv420p", options={"qmin": "2", "qmax": "2"})
+    footage = Clip(source)
+    shots = list(footage.shots())
+    assert len(shots) == 8
+    assert [float(shot.time * footage.time_base) for shot in shots] == pytest.approx([i / 25 for i in range(8)], abs=0.002)
+    ordered = order([shot.picture.pixels for shot in shots])
+    assert ordered == sorted(ordered)
+    assert videos_among([source], None, video=False, rate=None, find_every=None, photo=False)
+    bare = source.rename(tmp_path / "bare")
+    assert videos_among([bare], None, video=False, rate=None, find_every=None, photo=False)
+    assert len(list(Clip(bare).shots())) == 8
+
+
+def test_sound_of_a_transport_stream_stays_with_its_pictures(tmp_path: Path):
+    source = clip(tmp_path / "a.ts", numbered(25), sound="aac")
+    upscale(Clip(source), tmp_path / "b.mp4", Work(Enlarge(upscaler(None, 2)), 4))
+    with av.open(tmp_path / "b.mp4") as container:
+        starts = [float(stream.start_time * stream.time_base) for stream in container.streams]
+    assert starts == pytest.approx([0, 0], abs=0.06)
+
+
+def test_a_name_of_one_kind_with_contents_of_another(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.mp4")
+    with pytest.raises(PictureError, match=r"a\.mp4: is not a video but a PNG image: rename it to a\.png"):
+        Clip(tmp_path / "a.mp4")
+    clip(tmp_path / "b.mkv", numbered(2)).rename(tmp_path / "b.png")
+    assert videos_among([tmp_path / "b.png"], None, video=False, rate=None, find_every=None, photo=False) is None
+    with pytest.raises(PictureError, match=r"b\.png: is a video \(Matroska\), not a picture: rename it to b\.mkv"):
+        decode(tmp_path / "b.png")

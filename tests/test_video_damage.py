@@ -53,7 +53,7 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path):
     (tmp_path / "folder.mp4").mkdir()
     os.mkfifo(tmp_path / "pipe.mp4")
     said = {
-        "picture.mp4": "not a video of a known kind",
+        "picture.mp4": "is not a video but a PNG image",
         "text.mp4": "not a video of a known kind",
         "empty.mp4": "is empty",
         "list.mp4": "not a video of a known kind",

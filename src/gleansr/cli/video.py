@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -39,8 +39,8 @@ def videos_among(
 ) -> Videos | None:
     """The videos that are asked for; None where it is pictures.
 
-    A file is a video by the suffix of its name; a .gif where it moves, and no picture is to be made of it. A folder is one where
-    `video` says so.
+    A file is a video by the suffix of its name, or by its contents where that is not the suffix of pictures; a .gif where it moves, and no
+    picture is to be made of it. A folder is one where `video` says so.
 
     Raises:
         RequestError: the request cannot be met.
@@ -210,12 +210,17 @@ def _targets(videos: Videos, factor: int) -> dict[Path, Path]:
 
 
 def _is_video(path: Path, to_picture: bool) -> bool:
+    from gleansr.formats import readable_suffixes, recognised
     from gleansr.video import READ
 
     suffix = path.suffix.lower()
-    if suffix != ".gif":
+    if suffix == ".gif":
+        return not to_picture and _moves(path)
+    if suffix in READ or suffix in readable_suffixes() or not path.is_file():
         return suffix in READ
-    return not to_picture and _moves(path)
+    with suppress(OSError), path.open("rb") as file:  # one that cannot be read is refused as a picture
+        return (found := recognised(file)) is not None and found.group == "video"
+    return False
 
 
 def _moves(path: Path) -> bool:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gleansr.video.pyav import opened, pyav
+from gleansr.video.pyav import opened, pyav, start
 
 _KEPT = ("title", "artist", "album", "date", "year", "copyright", "description", "creation_time", "location", "make", "model")
 """Of what a container says of its contents; what it says of its form does not hold any more."""
@@ -49,6 +49,7 @@ class Copied:
             if key.lower() in _KEPT:
                 target.metadata[key] = value
         self._target, self._below_zero = target, target.format.name == "mp4"
+        self._began = start(container)
         self._packets = self._demuxed(container) if self._streams else iter(())
         self._next: Any = next(self._packets, None)
 
@@ -67,6 +68,9 @@ class Copied:
         for packet in container.demux([container.streams[index] for index in self._streams]):
             # What ends before 0, as the first packet of AAC, only prepares the decoder. Where a container has no times below 0, it would
             # delay all else.
+            if packet.pts is not None and packet.dts is not None:
+                began = round(self._began / packet.time_base)
+                packet.pts, packet.dts = packet.pts - began, packet.dts - began
             if packet.size and packet.dts is not None and (self._below_zero or (packet.pts or 0) + (packet.duration or 0) > 0):
                 yield packet
 

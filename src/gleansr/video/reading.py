@@ -15,7 +15,7 @@ from gleansr.errors import PictureError
 from gleansr.pictures import Picture
 from gleansr.resize import resize
 from gleansr.video.colour import Tags, oddities, tags_of, to_rgb
-from gleansr.video.pyav import opened
+from gleansr.video.pyav import opened, start
 
 _USUAL_RATE = Fraction(25)
 
@@ -74,11 +74,11 @@ class Clip:
             self.rate = rate if rate and Fraction(1, 1000) < rate < 1000 else _USUAL_RATE
             # A matroska tells no number of frames, but how long it is.
             seconds = container.duration / 1_000_000 if container.duration and container.duration > 0 else 0
-            self.expected = stream.frames or (round(seconds * float(self.rate)) if seconds < 1e6 else 0) or None
-            if "matroska" in container.format.name and seconds:
-                self._told = seconds + (container.start_time or 0) / 1_000_000
-            else:
-                self._told = None
+            matroska = "matroska" in container.format.name
+            # A matroska's duration is when it ends, also if its first picture comes later than 0.
+            shown = seconds - (container.start_time or 0) / 1_000_000 if matroska else seconds
+            self.expected = stream.frames or (round(shown * float(self.rate)) if 0 < shown < 1e6 else 0) or None
+            self._told = seconds if matroska and seconds else None
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > pictures.MAX_PIXELS:
                 raise PictureError(f"{path}: frames of {width}x{height} pixels are too large, the most are {pictures.MAX_PIXELS}")
@@ -93,10 +93,11 @@ class Clip:
             stream = self._stream(container)
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(pictures.MAX_PIXELS)}
+            began = round(start(container) / self.time_base)
             usual = max(1, round(1 / self.rate / self.time_base))
             frames, first, last, longest, guessed = _Frames(container, stream), None, None, 0, False
             for number, frame in enumerate(frames):
-                time = frame.pts
+                time = None if frame.pts is None else frame.pts - began
                 if time is None or (last is not None and time <= last):
                     time, guessed = (0 if last is None else last + usual), True
                 if first is None:
