@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from gleansr.errors import one_line
+from gleansr.version import version
 
 # Of https://cv.iptc.org/newscodes/digitalsourcetype/. The first is "Edited using Generative AI": a generative model has augmented an
 # existing picture, as a latent bank does. IPTC's algorithmicallyEnhanced excludes generative AI.
@@ -48,9 +48,7 @@ class Metadata:
 @functools.cache
 def software() -> str:
     """This program and its version, as files name it."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a source tree
-        return f"gleansr {importlib.metadata.version('gleansr')}"
-    return "gleansr"
+    return "gleansr" if version() == "unknown" else f"gleansr {version()}"
 
 
 def is_marked(data: bytes) -> bool:

@@ -137,4 +137,4 @@ def _is_report(path: Path) -> bool:
         report = json_module.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(report, dict) and {"data", "task", "judge", "methods"} <= report.keys()
+    return isinstance(report, dict) and {"protocol", "methods", "common"} <= report.keys()

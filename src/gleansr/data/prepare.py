@@ -1,7 +1,6 @@
 """Training sets of one size, as the paper's were made: cut, resized with MATLAB's bicubic, stored with 8 bits, with their pairs."""
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
@@ -32,6 +31,7 @@ from gleansr.errors import PictureError, RequestError
 from gleansr.files import held, replacing
 from gleansr.pictures import decode
 from gleansr.resize import degrade
+from gleansr.version import version
 
 RECORDS = "manifest.jsonl"
 """One JSON object a line and picture, sorted: its name, and its files with sizes and hashes or why it was left out."""
@@ -300,7 +300,7 @@ def _begin(output: Path, preparation: Preparation, overwrite: bool) -> dict[str,
         raise RequestError(f"{output}: was prepared with {', '.join(differences)}; --overwrite starts anew, or give another folder")
     manifest = {
         "format": PREPARED,
-        "gleansr": importlib.metadata.version("gleansr"),
+        "gleansr": version(),
         "complete": False,
         "pictures": PICTURES,
         "low": {str(scale): f"x{scale}" for scale in preparation.scales},

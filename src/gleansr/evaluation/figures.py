@@ -4,7 +4,6 @@ Needs matplotlib, the extra `eval`, which is imported when something is drawn.
 """
 
 import contextlib
-import importlib.metadata
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import replacing
+from gleansr.metadata import software
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,13 +210,10 @@ def save(figure: "Figure", path: Path, *, title: str, facts: str, keywords: str 
 
     Raises PictureError if it cannot be written.
     """
-    software = "gleansr"
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a source tree
-        software += f" {importlib.metadata.version('gleansr')}"
     kind = path.suffix.lower().removeprefix(".")
-    metadata: Mapping[str, Any] = {"Title": title, "Description": facts, "Software": software}
+    metadata: Mapping[str, Any] = {"Title": title, "Description": facts, "Software": software()}
     if kind == "pdf":
-        metadata = {"Title": title, "Subject": facts, "Keywords": keywords or None, "Creator": software, "CreationDate": None}
+        metadata = {"Title": title, "Subject": facts, "Keywords": keywords or None, "Creator": software(), "CreationDate": None}
     file = io.BytesIO()
     with _style():
         figure.savefig(file, format=kind, dpi="figure", metadata=metadata)

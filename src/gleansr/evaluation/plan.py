@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gleansr.evaluation.runner import Place, machine
 from gleansr.evaluation.summary import Outcome
 from gleansr.evaluation.truths import Degradation, Small, Task, Truths, usual_aspect, usual_border
 from gleansr.upscaler import Upscaler
+from gleansr.version import version
 
 _LOWS = {
     "bicubic": "MATLAB's bicubic with antialiasing, rounded to 8 bits",
@@ -87,7 +87,7 @@ class Comparison:
             "jobs": self.jobs,
             "judge": {"metrics": [metric.name for metric in self.judge.metrics]} | self.judge.protocol,
             "place": machine(find_device(self.place.device)) | place | {"threads": self.place.threads or torch.get_num_threads()},
-            "versions": {"gleansr": metadata.version("gleansr"), "torch": torch.__version__},
+            "versions": {"gleansr": version(), "torch": torch.__version__},
         }
 
     def made(self, participant: Participant) -> dict[str, Any]:
