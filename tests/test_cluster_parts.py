@@ -1,6 +1,8 @@
 """What of clusters needs no cluster: addresses, lists, plans, manifests in stores, and how a cluster is sought."""
 
+import errno
 import json
+import os
 import pickle
 import socket
 import sys
@@ -21,7 +23,7 @@ from PIL import Image
 import gleansr
 from gleansr import cluster, folders
 from gleansr.cli import main
-from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
+from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster, urls
 from gleansr.cluster.ahead import ahead
 from gleansr.cluster.manifest import StoredManifest
 from gleansr.cluster.portions import Known, Portion, portions
@@ -29,7 +31,7 @@ from gleansr.cluster.rounds import Fleet, Rounds
 from gleansr.cluster.urls import Addresses, Listed, is_url, normal, state_of
 from gleansr.cluster.worker import Setting, Worker, sealed, unpack
 from gleansr.errors import GleansrError, PictureError, RequestError
-from gleansr.folders import Job, Outcome, State, Unlisted, Work, sha256_of
+from gleansr.folders import Job, Outcome, OutputError, State, Unlisted, Work, sha256_of
 from gleansr.tasks import Enlarge
 
 
@@ -106,9 +108,21 @@ def test_a_store_that_can_be_read_half_written_gets_files_by_moving(store: str, 
     assert memory.ls("/host", detail=False) == ["/host/a.png"]
     assert [path.startswith("/host/.a.png.") for path in seen] == [True]
     monkeypatch.setattr(memory, "mv", lambda *_: (_ for _ in ()).throw(PermissionError("forbidden")))
-    with pytest.raises(folders.OutputError, match=r"b\.png: cannot be written: forbidden"):
+    with pytest.raises(PictureError, match=r"b\.png: cannot be written: forbidden"):
         Addresses().write("sftp://host/b.png", b"1")
     assert memory.ls("/host", detail=False) == ["/host/a.png"]
+
+
+def test_what_cannot_be_written_is_told_and_not_that_there_is_nothing_to_remove(monkeypatch: pytest.MonkeyPatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(urls, "_PUTS", set())
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        Addresses().write("memory://out/a.png", b"x")
 
 
 def test_states_are_equal_exactly_if_nothing_changed():

@@ -428,7 +428,7 @@ def test_sha256_of_a_file(tmp_path: Path):
 # Ends
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_where_nothing_can_be_written_it_stops_and_goes_on_later(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, number: int):
     source = pictures(tmp_path / "in", 40)
     write_bytes, written = Path.write_bytes, []
@@ -448,6 +448,36 @@ def test_where_nothing_can_be_written_it_stops_and_goes_on_later(tmp_path: Path,
     assert not list((tmp_path / "out").rglob("*.part"))
     monkeypatch.undo()
     assert statuses(do(source, tmp_path / "out", work)) == {"skipped": 5, "done": 35}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_cannot_be_written_to_fails_alone(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, number: int):
+    source = pictures(tmp_path / "in", 40)
+    create = os.open
+
+    def refuse(path: Any, *options: Any, **more: Any) -> int:
+        if f"{os.sep}out{os.sep}1{os.sep}" in os.fspath(path) and path.suffix == ".part":
+            raise OSError(number, os.strerror(number))
+        return create(path, *options, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    found = do(source, tmp_path / "out", work)
+    assert statuses(found) == {"done": 30, "failed": 10}
+    told = [str(one.error) for one in found if isinstance(one, Outcome) and one.error]
+    assert all("out/1/" in why and os.strerror(number) in why for why in told)
+    monkeypatch.undo()
+    assert statuses(do(source, tmp_path / "out", work)) == {"skipped": 30, "done": 10}
+
+
+def test_closing_a_manifest_does_not_hide_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(Manifest, "close", full)
+    with pytest.raises(TypeError, match="a bug"), Manifest(tmp_path / "out" / "m.jsonl"):
+        raise TypeError("a bug")
+    with pytest.raises(OutputError), Manifest(tmp_path / "out" / "m.jsonl"):
+        pass
 
 
 def test_it_stops_when_told_and_writes_what_was_computed(tmp_path: Path, work: Work):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gleansr.cli.video import upscale_videos, videos_among
 from gleansr.errors import PictureError, RequestError
-from gleansr.folders import OutputError, Work
+from gleansr.folders import Work
 from gleansr.photos import Photo, PhotoConfig
 from gleansr.tasks import Enlarge
 from gleansr.video import Clip, Numbered
@@ -148,8 +148,9 @@ def test_one_that_fails_is_said_and_the_others_go_on(run, tmp_path: Path):
     assert "no such file" in lines[2]
     status, said = run(tmp_path / "a.mp4", tmp_path / "b.mp4", fail_fast=True)
     assert (status, len(said.splitlines())) == (1, 1)
-    with pytest.raises(OutputError):
-        run(tmp_path / "b.mp4", output=tmp_path / "a.mp4" / "c.mp4")
+    status, said = run(tmp_path / "b.mp4", output=tmp_path / "a.mp4" / "c.mp4")
+    assert status == 1
+    assert "c.mp4: cannot be written: " in said
     assert leftovers(tmp_path) == []
 
 
@@ -223,6 +224,23 @@ def test_objects_are_followed_through_frames_also_past_a_broken_one(run, tmp_pat
     assert "8 of 8 pictures" not in said
     status, said = run(tmp_path / "in", video=True, work=work)
     assert "7 were done already" in said
+
+
+def test_a_folder_of_frames_without_an_object_fails_alone(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in ("gleansr.photos.task", "gleansr.video.run"):
+        monkeypatch.setattr(f"{module}.finder", lambda *_: Spot())
+    for folder in ("empty", "cats"):
+        (tmp_path / folder).mkdir()
+        for i in range(4):
+            pixels = np.full((32, 64, 3), 90, np.uint8)
+            pixels[16, 16 + i] = 255 if folder == "cats" else 90
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    work = Work(Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(factor=1, keep=0, require_object=True)), 4)
+    status, said = run(tmp_path / "empty", tmp_path / "cats", video=True, work=work)
+    assert status == 3, said
+    assert f"gleansr: {tmp_path / 'empty'}: no cats found" in said
+    assert len(list((tmp_path / "cats_1x").glob("*.png"))) == 4
+    assert not (tmp_path / "empty_1x").exists()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])

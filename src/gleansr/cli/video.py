@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
-from gleansr.errors import GleansrError, RequestError
+from gleansr.errors import GleansrError, PictureError, RequestError
 from gleansr.files import shown, spare
 from gleansr.signals import Stop, stoppable
 
@@ -112,18 +112,25 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
                 if fail_fast:
                     break
         if folders and not stop.name and not (failed and fail_fast):
-            try:
-                work = replace(work, task=_followed(console, progress, stop, [one for one, _ in folders], work, videos.config))
-            except StoppedError:
-                folders = []
+            with suppress(StoppedError):
+                task, lacking = _followed(console, progress, stop, [one for one, _ in folders], work, videos.config)
+                work = replace(work, task=task)
+                failed += lacking.values()
+                folders = [(one, target) for one, target in folders if one.name not in lacking]
     if stop.name:
         _say(console, f"gleansr: stopped by {stop.name}; a video is not written in part, and starts anew", "yellow")
         raise SystemExit(128 + signal.Signals[stop.name])
+    codes = {3 if error.exit_code == 3 else 1 for error in failed}
     if folders and not (failed and fail_fast):
         found = [place for one, target in folders for place in places(one.frames, target, "")]
-        upscale_all(found, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
-    if failed:
-        raise SystemExit(3 if {error.exit_code for error in failed} == {3} else 1)
+        try:
+            upscale_all(found, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
+        except SystemExit as end:  # which does not know of what failed before
+            if end.code not in (1, 3):
+                raise
+            codes.add(int(str(end.code)))
+    if codes:
+        raise SystemExit(3 if codes == {3} else 1)
 
 
 def _one(
@@ -163,8 +170,8 @@ def _one(
 
 def _followed(
     console: Console, progress: Progress, stop: Stop, folders: "Sequence[Numbered]", work: "Work", config: "TrackConfig"
-) -> "Task":
-    """The task for folders of frames, with the objects of each followed through it."""
+) -> "tuple[Task, dict[str, GleansrError]]":
+    """The task for folders of frames, with the objects of each followed through it, and the errors of folders of which that failed."""
     from gleansr.photos import Photo
     from gleansr.video import followed, follows
 
@@ -173,16 +180,22 @@ def _followed(
             _say(console, f"{one.name}: {note}")
     task = work.task
     if not isinstance(task, Photo) or not follows(task):
-        return task
-    known = {}
+        return task, {}
+    known: dict[str, Any] = {}
+    lacking: dict[str, GleansrError] = {}
     for one in folders:
         finding = progress.add_task("finding", total=one.expected)
         seen = partial(_advance, progress, finding)
         shots = one.shots(lenient=True)
-        _, found = followed(one, task, config, stopped=lambda: stop.name is not None, seen=seen, shots=shots)
-        known |= found.known
-        progress.remove_task(finding)
-    return Photo(task.upscaler, task.config, background=task.background, known=known)
+        try:
+            _, found = followed(one, task, config, stopped=lambda: stop.name is not None, seen=seen, shots=shots)
+            known |= found.known
+        except PictureError as error:  # of this folder
+            lacking[one.name] = error
+            _say(console, f"gleansr: {error}", "red")
+        finally:
+            progress.remove_task(finding)
+    return Photo(task.upscaler, task.config, background=task.background, known=known), lacking
 
 
 def _advance(progress: Progress, task: TaskID, count: int) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,10 +97,12 @@ class Addresses:
                 system.pipe_file(temporary, data)
                 system.mv(temporary, name)
             except BaseException:
-                system.rm_file(temporary)
+                with suppress(Exception):  # it may not be there, and is not what went wrong
+                    system.rm_file(temporary)
                 raise
         except Exception as error:
-            hopeless = isinstance(error, PermissionError | NotImplementedError) or getattr(error, "errno", None) == errno.ENOSPC
+            # No permission may be that of one folder; where it is that of all, the manifest cannot be written either.
+            hopeless = isinstance(error, NotImplementedError) or getattr(error, "errno", None) == errno.ENOSPC
             kind = OutputError if hopeless or "credential" in type(error).__name__.lower() else PictureError
             raise kind(f"{path}: cannot be written: {one_line(error)}") from error
 

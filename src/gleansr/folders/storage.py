@@ -13,11 +13,13 @@ from gleansr.files import replacing
 LARGEST = 2**31
 """Bytes of a file that is taken for a picture; `pictures.MAX_PIXELS` of them fit, uncompressed, with 16 bits."""
 
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
+"""Not what one folder may have and others not: no permission, a read-only file system. Where it is the folder of results, the manifest says
+so."""
 
 
 class OutputError(GleansrError):
-    """Nothing more can be written: the disk is full or read-only. Every further picture would fail in the same way."""
+    """Nothing more can be written: the disk is full, or the folder of results cannot be used. Every further picture would fail so, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class LocalStorage:
             with replacing(target) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
-            raise _refusal(f"{path}: cannot be written: {error.strerror or error}", error) from error
+            raise refusal(f"{path}: cannot be written: {error.strerror or error}", error) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -84,10 +86,11 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _refusal(f"{folder}: the folder cannot be made: {error.strerror or error}", error) from error
+        raise refusal(f"{folder}: the folder cannot be made: {error.strerror or error}", error) from error
 
 
-def _refusal(reason: str, error: OSError) -> GleansrError:
+def refusal(reason: str, error: OSError) -> GleansrError:
+    """The error that says why nothing can be written at a place: an OutputError where others would have it, too."""
     return OutputError(reason) if error.errno in _HOPELESS else PictureError(reason)
 
 

@@ -21,7 +21,7 @@ from gleansr.video.reading import Footage
 
 _LARGEST = 16384
 """Pixels of a side that the encoders of H.264 and VP9 take."""
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 class VideoFile:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from gleansr.errors import PictureError
 from gleansr.files import replacing
-from gleansr.folders import OutputError
 from gleansr.folders.steps import sidecar as sidecar_of
+from gleansr.folders.storage import refusal
 from gleansr.pictures import Metadata, save
 from gleansr.video.encoding import VideoFile
 from gleansr.video.pyav import WRITTEN
@@ -72,7 +72,7 @@ def written(target: Path, footage: Footage, *, quality: int, model: str | None, 
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise refusal(f"{target}: cannot be written: {error.strerror or error}", error) from error
 
 
 def check_target(target: Path, *, overwrite: bool, sidecar: bool = False) -> None:
