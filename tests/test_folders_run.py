@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 import gleansr
@@ -418,6 +418,25 @@ def test_sidecars_tell_how_a_result_was_made(tmp_path: Path, work: Work, upscale
     (tmp_path / "new" / "0").mkdir()
     (tmp_path / "new" / "0" / "000.json").write_text("{}")  # somebody else's
     assert statuses(do(source, tmp_path / "new", told)) == {"failed": 1}
+
+
+def test_the_text_of_tools_is_kept_or_said_to_be_dropped(tmp_path: Path, work: Work):
+    texts = {"parameters": "a cat é 猫, steps: 20", "prompt": '{"3": {}}', "workflow": "w" * 300_000, "prompt2": "not known"}
+    text = PngImagePlugin.PngInfo()
+    for key, value in texts.items():
+        text.add_itxt(key, value)
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png", pnginfo=text)
+    [outcome] = do(tmp_path / "in", tmp_path / "out", work)
+    assert isinstance(outcome, Outcome)
+    assert outcome.notes == ()
+    with Image.open(tmp_path / "out" / "a.png") as result:
+        kept = {key: value for key, value in getattr(result, "text", {}).items() if key in texts}
+    assert kept == {key: value for key, value in texts.items() if key != "prompt2"}
+    [place] = places([tmp_path / "in" / "a.png"], tmp_path / "a.jpg", "", to_file=True)
+    [outcome] = list(run(walk(place), work, [None]))
+    assert isinstance(outcome, Outcome)
+    assert outcome.notes == ("its text parameters, prompt, workflow is not kept: only a PNG has a place for it",)
 
 
 def test_sha256_of_a_file(tmp_path: Path):

@@ -26,9 +26,20 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xml
 _EXIF_KEPT = {Base.ImageDescription, Base.Make, Base.Model, Base.DateTime, Base.Artist, Base.Copyright, Base.Rating}
 _TEXT_KEPT = {"Title", "Author", "Description", "Copyright", "Creation Time", "Source", "Comment"}
 
+# What tools that make images with AI write into a PNG, to make it again: Automatic1111 and its kin, ComfyUI, InvokeAI.
+TOOL_TEXT = frozenset(
+    {
+        *("parameters", "postprocessing", "extras"),
+        *("prompt", "workflow"),
+        *("Dream", "sd-metadata", "invokeai_metadata", "invokeai_workflow", "invokeai_graph"),
+    }
+)
+"""Keywords of the texts of such tools, which may be long, and are kept in a PNG."""
+
 _MOST_EXIF = 60_000
 """Bytes: what a JPEG holds."""
 _MOST_TEXT = 10_000
+_MOST_TOOL_TEXT = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Metadata:
     dpi: tuple[float, float] | None = None
     """Pixels per inch of the upright picture, horizontal and vertical."""
     text: Mapping[str, str] = field(default_factory=dict)
-    """Values of PNG's standard keywords; the comment of a JPEG or GIF is "Comment"."""
+    """Values of PNG's standard keywords, and of the `TOOL_TEXT`; the comment of a JPEG or GIF is "Comment"."""
     generated: bool = False
     """Whether the picture is marked as created by generative AI, so that it stays marked so."""
 
@@ -81,8 +92,8 @@ def read_metadata(
         dpi = (x, y) if 1 <= x <= 65535 and 1 <= y <= 65535 else None  # what a JPEG can hold, and not NaN
     comment = info.get("comment")  # of JPEG and GIF
     text = ({"Comment": comment.decode(errors="replace")} if isinstance(comment, bytes) else {}) | dict(text)
-    kept = {key: str(value) for key, value in text.items() if key in _TEXT_KEPT and value}
-    for key in [key for key, value in kept.items() if len(value) > _MOST_TEXT]:
+    kept = {key: str(value) for key, value in text.items() if (key in _TEXT_KEPT or key in TOOL_TEXT) and value}
+    for key in [key for key, value in kept.items() if len(value) > (_MOST_TOOL_TEXT if key in TOOL_TEXT else _MOST_TEXT)]:
         notes.append(f"{name}: its text {key} was ignored: {len(kept.pop(key))} characters are too many")
     generated = GENERATED.removeprefix("http") in str(info.get("xmp"))  # some write https
     return Metadata(exif, dpi, kept, generated), orientation

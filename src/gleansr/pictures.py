@@ -19,7 +19,7 @@ from gleansr import formats, opening, png, tiff
 from gleansr.errors import PictureError, RequestError, TooLargeError, one_line
 from gleansr.files import replacing
 from gleansr.formats import readable_suffixes
-from gleansr.metadata import EDITED, GENERATED, Metadata, read_metadata, software, writer_options
+from gleansr.metadata import EDITED, GENERATED, TOOL_TEXT, Metadata, read_metadata, software, writer_options
 from gleansr.opening import reading
 from gleansr.planes import converted, planes_of
 
@@ -297,7 +297,10 @@ def save(
                 file.seek(0)
                 file.truncate()
             continue
-        return (f"its {dropped} could not be written: {one_line(first)}",) if first else ()
+        notes = [f"its {dropped} could not be written: {one_line(first)}"] if first else []
+        if kind != "PNG" and (lost := sorted(TOOL_TEXT & metadata.text.keys())):
+            notes.append(f"its text {', '.join(lost)} is not kept: only a PNG has a place for it")
+        return tuple(notes)
     raise first or AssertionError
 
 
