@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +186,21 @@ def test_several_inputs_share_a_tree(fill: Callable[[list[str]], Path], store: s
         (f"{store}/in/s/a.png", str(tmp_path / "out" / "s" / "a.png")),
         (str(root / "s" / "a.png"), str(tmp_path / "out" / "s" / "a.png.png")),
     ]
+
+
+def test_no_result_in_a_store_replaces_an_input(store: str, work: Work, tmp_path: Path):
+    for name in ("results/sub/a.png", "x/sub/a.png", "x/sub/b.png"):
+        Addresses().write(f"{store}/{name}", b"precious")
+    place = cluster.Addressed.of([f"{store}/x", f"{store}/results/sub"], f"{store}/results")
+    jobs = [job for job in cluster.walk(place) if isinstance(job, Job)]
+    assert {job.target.removeprefix(f"{store}/results/"): job.replaces for job in jobs} == {
+        "a.png": "anything",
+        "sub/a.png": "nothing",
+        "sub/b.png": "nothing",
+    }
+    planned = list(portions(jobs, replace(work, overwrite=True, storage=Addresses()), [None], 8))
+    [refused] = [one for one in planned if isinstance(one, Outcome)]
+    assert "results/sub/a.png: is an input, which is never replaced" in str(refused.error)
 
 
 def test_what_cannot_be_listed(store: str, tmp_path: Path):
