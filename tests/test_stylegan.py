@@ -262,6 +262,7 @@ def test_changes_of_size_are_repetition_or_mean_beside_a_convolution():
 def test_truncation(saved):
     tensors = generator_tensors(CHANNELS)
     model, z = load_model(saved(tensors)), torch.randn(2, 12)
+    assert isinstance(model, StyleGAN)
     w, mean = mapping(tensors, z)[:, None].repeat(1, 8, 1), tensors["truncation.w_avg"]
     with torch.inference_mode():
         assert_close(model(z, 0.7), synthesis(tensors, mean + 0.7 * (w - mean)))
