@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr import checkpoints
+from gleansr.ambient import plain_torch
 from gleansr.checkpoints import zoo
 from gleansr.devices import Precision, bfloat16_instructions, cores, find_device, find_precision, out_of_memory
 from gleansr.errors import GleansrError, RequestError, one_line
@@ -87,6 +88,7 @@ class Report:
         return all(one.ok is not False for section in self.findings.values() for one in section) and all(one.ok for one in self.trials)
 
 
+@plain_torch()
 def examine(
     model: str = "cats-8x",
     *,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import GleansrError, RequestError
 from gleansr.feedforward import FeedForward, enlarge
 from gleansr.files import replacing
@@ -53,6 +54,7 @@ class _Enlarging(nn.Module):
         return enlarge(self.model, low)
 
 
+@plain_torch()
 def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half: bool = False) -> Exported:
     """Writes the network of an Upscaler as an ONNX file, runs that file with ONNX Runtime on the CPU and compares.
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
 from gleansr.resize import degrade, resize
 
@@ -31,6 +32,7 @@ def rounded(image: Tensor) -> Tensor:
     return (steps(image, "8-bit") - 127.5).div(127.5).to(image.dtype)
 
 
+@plain_torch(grad=True)
 def psnr(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """Peak signal-to-noise ratio in dB (N) of pictures (N, C, H, W) in [-1, 1], over all channels jointly; infinite for equal ones.
 
@@ -41,6 +43,7 @@ def psnr(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     return 10 * torch.log10(255**2 / error)
 
 
+@plain_torch(grad=True)
 def consistency(low: Tensor, result: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """PSNR (N) between the low-resolution input and the result shrunk again as `degrade` does it; infinite where no pixel differs.
 
@@ -52,7 +55,7 @@ def consistency(low: Tensor, result: Tensor, *, rounding: Rounding = "8-bit") ->
     return psnr(low, degrade(result, scale))
 
 
-@torch.no_grad()
+@plain_torch()
 def back_project(low: Tensor, result: Tensor, *, strength: float = 1.0) -> Tensor:
     """The result, changed as little as bicubic allows so that it shrinks to the input.
 

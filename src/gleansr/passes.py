@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.devices import out_of_memory
 from gleansr.errors import PictureError
 from gleansr.feedforward import FeedForward
@@ -27,6 +28,7 @@ class Passes:
         self._method = method
         self._most: int | None = None
 
+    @plain_torch()
     def __call__(self, lows: Sequence[Tensor], report: Report | None = None, *, eight_bits: bool = False) -> Enlarged:
         """Of lows (3, h, w) of one shape, RGB in [-1, 1], on the CPU. With `eight_bits` pictures are as `to_bytes` makes them.
 
@@ -57,6 +59,7 @@ class Passes:
             torch.cat([part.pictures for part in parts]), [note for part in parts for note in part.notes or [""] * len(part.pictures)]
         )
 
+    @plain_torch()
     def start(self, lows: Sequence[Tensor], report: Report | None = None, *, eight_bits: bool = False) -> Callable[[], Enlarged]:
         """As a call, but begun only: what is returned waits for the end. The next may be started before."""
         again = partial(self, lows, report, eight_bits=eight_bits)
@@ -69,6 +72,7 @@ class Passes:
                 raise
             return again  # when those before have let go of their memory
 
+        @plain_torch()
         def result() -> Enlarged:
             try:
                 return end()

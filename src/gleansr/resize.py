@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
@@ -23,6 +24,7 @@ _SCALES = (1e-6, 1e6)
 _BLOCK = 16
 
 
+@plain_torch(grad=True)
 def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, int] | None = None) -> Array:
     """Resize like MATLAB's `imresize(image, ..., "bicubic")`, with antialiasing where a side shrinks.
 
@@ -75,7 +77,7 @@ def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, i
     return image.contiguous()
 
 
-@torch.no_grad()
+@plain_torch()
 def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
     """Shrink pictures as the data sets of the paper were prepared: MATLAB's bicubic, then stored with 8 bits.
 

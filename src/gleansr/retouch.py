@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import Picture, Source, decode, neutral, to_image, unpremultiply
 from gleansr.resize import resize
@@ -95,10 +96,12 @@ class Prepared:
         return self.region.left, self.region.top, self.region.width
 
     @property
+    @plain_torch()
     def mask(self) -> Image.Image:
         """How much of the refined picture shows, in grey."""
         return Image.fromarray(self.weights.mul(255).round().to(torch.uint8).numpy())
 
+    @plain_torch()
     def finish(self, high: Tensor | None) -> Image.Image:
         """The whole picture, of the model's output (3, out, out) in [-1, 1]. Where the weights are 0 it is the original, bit for bit.
 
@@ -135,6 +138,7 @@ class Prepared:
         return resize(picture, size=(self.region.height, self.region.width))
 
 
+@plain_torch()
 def prepare(
     edited: Source | Picture,
     original: Source | Picture | None,
@@ -189,6 +193,7 @@ def prepare(
     return Prepared(planes[0], planes[1], untouched, weights, region, low, size, factor, config.strength, note, grey)
 
 
+@plain_torch()
 def retouch(
     edited: Source | Picture,
     original: Source | Picture | None = None,
@@ -223,6 +228,7 @@ def retouch(
     return refine(prepare(edited, original, upscaler, config, mask=mask), upscaler)
 
 
+@plain_torch()
 def refine(prepared: Prepared, upscaler: Upscaler) -> Image.Image:
     """The whole picture, by a forward pass of the model for which it was prepared, if anything was touched; see `Prepared.finish`."""
     if prepared.low is None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
 from gleansr.fidelity import back_project, consistency
 from gleansr.pictures import Picture
@@ -84,6 +85,7 @@ class Enlarge:
     def options(self) -> Mapping[str, Any]:
         return {"fit": self.fit, "consistent": self.consistent}
 
+    @plain_torch()
     def prepare(self, picture: Picture) -> Prepared:
         fitted = self.upscaler.fit(picture, self.fit)
         # What finishing needs is kept, not the picture as it came, while it waits.
@@ -91,6 +93,7 @@ class Enlarge:
 
         notes_of_picture = picture.notes
 
+        @plain_torch()
         def finish(highs: Sequence[Tensor], notes: Sequence[str]) -> Result:
             high = back_project(fitted.low, highs[0], strength=self.consistent) if self.consistent else highs[0]
             image = self.upscaler.finish(fitted, high, notes[0])

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr import checkpoints
+from gleansr.ambient import plain_torch
 from gleansr.checkpoints.native import About
 from gleansr.devices import Precision, find_device, find_precision
 from gleansr.errors import RequestError
@@ -95,9 +96,13 @@ class Upscaler:
         `fit` and `consistent` as for one picture. A slow method tells `report` of its progress with each batch.
         """
         size = batch_size or self.default_batch_size()
-        fitted = (self.fit(picture if isinstance(picture, Picture) else decode(picture), fit) for picture in pictures)
+        fitted = (self._fitted(picture, fit) for picture in pictures)
         while batch := list(itertools.islice(fitted, size)):
             yield from self.run(batch, report, consistent=consistent)
+
+    @plain_torch()
+    def _fitted(self, picture: Source | Picture, fit: Fit) -> Fitted:
+        return self.fit(picture if isinstance(picture, Picture) else decode(picture), fit)
 
     def default_batch_size(self) -> int:
         """As many pictures as keep the device busy within a few GB; one by one where they can be of any size."""
@@ -105,6 +110,7 @@ class Upscaler:
             return 1
         return max(1, (2**19 if self.device.type == "cpu" else 2**23) // self.output_size**2)
 
+    @plain_torch()
     def fit(self, picture: Picture, fit: Fit = "auto") -> Fitted:
         """Brings a picture to the method's input size; a method without one takes it as it is.
 
@@ -176,6 +182,7 @@ class Upscaler:
         alpha = None if picture.alpha is None else planes[3:]
         return Fitted(picture, planes[:3] * 2 - 1, alpha, keep, note, bars, picture.grey)
 
+    @plain_torch()
     def run(self, batch: Iterable[Fitted], report: Report | None = None, *, consistent: float = 0.0) -> list[Image.Image]:
         """Enlarges fitted pictures of one size together."""
         batch = list(batch)
@@ -190,6 +197,7 @@ class Upscaler:
             highs = [back_project(fitted.low, high, strength=consistent) for fitted, high in zip(batch, highs, strict=True)]
         return [self.finish(*one) for one in zip(batch, highs, enlarged.notes or [""] * len(batch), strict=True)]
 
+    @plain_torch()
     def finish(self, fitted: Fitted, high: Tensor, note: str = "") -> Image.Image:
         """The result, of a fitted picture and what the method made of it: (3, scale * h, scale * w) in [-1, 1], which is clamped; of a
         picture without alpha its 8 bits will do."""
@@ -245,6 +253,7 @@ def _resized(picture: Picture, cut: tuple[slice, slice], pad: tuple[int, int, in
     return resize(planes, size=size).clamp(0, 1)
 
 
+@plain_torch()
 def load(
     name_or_path: str | os.PathLike[str],
     *,

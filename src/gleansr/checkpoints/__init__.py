@@ -41,13 +41,15 @@ def read(path: str | os.PathLike[str]) -> "Checkpoint":
     Raises:
         CheckpointError: the file is missing, broken, hostile or of an unknown layout.
     """
+    from gleansr.ambient import plain_torch
     from gleansr.checkpoints import native
 
     path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(512)
-        checkpoint = _read(path, head)
+        with plain_torch():
+            checkpoint = _read(path, head)
         named = zoo.entry_of(path)
         if named and not checkpoint.about.licence:  # other layouts do not say it themselves
             about = native.About(named.name, named.category, named.licence, named.credit)

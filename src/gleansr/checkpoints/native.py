@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gleansr.ambient import plain_torch
 from gleansr.configs import from_dict
 from gleansr.errors import CheckpointError
 from gleansr.files import replacing
@@ -152,6 +153,7 @@ class Checkpoint:
     networks: dict[str, Network]
     about: About = About()
 
+    @plain_torch()
     def build(self, part: str | None, source: str | Path) -> nn.Module:
         """The network of `part`; without a part, the only one there is or the generator."""
         if part is None:

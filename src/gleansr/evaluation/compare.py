@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.data.prepare import keep_apart
 from gleansr.errors import PictureError, RequestError
 from gleansr.evaluation.metrics import rounded
@@ -45,6 +46,7 @@ class Watcher:
 QUIET = Watcher()
 
 
+@plain_torch()
 def compare(comparison: Comparison, output: Path, watcher: Watcher = QUIET) -> dict[str, Any]:
     """Runs the methods in turn and writes comparison.json, comparison.csv, comparison.md and index.html into the folder `output`.
 

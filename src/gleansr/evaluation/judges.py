@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.checkpoints.bundled import asset, squeezenet
 from gleansr.checkpoints.download import Progress
 from gleansr.checkpoints.torchvision import alexnet_file, load_alexnet, load_mobilenet_v2, load_vgg16_stages, mobilenet_v2_file, vgg16_file
@@ -112,6 +113,7 @@ class Judge:
     one after the other, truth by truth; a tensor must not be changed in place meanwhile.
     """
 
+    @plain_torch()
     def __init__(
         self,
         metrics: Iterable[str],
@@ -167,6 +169,7 @@ class Judge:
             "sha256": dict(self._sha256),
         }
 
+    @plain_torch()
     @torch.inference_mode()
     def __call__(self, low: Tensor, result: Tensor, truth: Tensor) -> list[dict[str, float]]:
         """The figures of each picture, by name in the order of METRICS, but for those of sets.
@@ -197,6 +200,7 @@ class Judge:
             figures[metric.name] = values.tolist()
         return [dict(zip(figures, row, strict=True)) for row in zip(*figures.values(), strict=True)] or [{} for _ in truth]
 
+    @plain_torch()
     @torch.inference_mode()
     def pooled(self, images: Tensor) -> dict[str, Tensor]:
         """By name of each metric of sets, the features (N, D) of pictures (N, 3, H, W), results or truths as they go into a call.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
 from gleansr.fidelity import Rounding, consistency, psnr, rounded, steps
 
@@ -24,6 +25,7 @@ FRECHET_MANY = 2048
 logger = logging.getLogger(__name__)
 
 
+@plain_torch(grad=True)
 def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """Structural similarity (N), at most 1, of pictures (N, C, H, W) in [-1, 1]: of each channel, averaged over channels.
 
@@ -36,6 +38,7 @@ def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     return _similarity(steps(a, rounding), steps(b, rounding))[0]
 
 
+@plain_torch(grad=True)
 def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """Structural similarity over five scales (N), from 0 to 1, of pictures (N, C, H, W) in [-1, 1] with sides of 176 and more.
 
@@ -80,6 +83,7 @@ def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return similarity, contrast
 
 
+@plain_torch(grad=True)
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Squared Fréchet distance between Gaussians fitted to two sets of features (N, D) and (M, D); N and M may differ and be below D.
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import NoObjectError, PictureError, RequestError
 from gleansr.fidelity import back_project
 from gleansr.photos.align import Frame, around, cut
@@ -37,6 +38,7 @@ class Photo:
     time.
     """
 
+    @plain_torch()
     def __init__(
         self,
         upscaler: Upscaler,
@@ -86,6 +88,7 @@ class Photo:
             options["known"] = hashlib.sha256(repr(frames).encode()).hexdigest()
         return options
 
+    @plain_torch()
     def prepare(self, picture: Picture) -> Prepared:
         """Finds the objects. Its `lows` are one per object, in the order of the details.
 
@@ -104,6 +107,7 @@ class Photo:
         given = self.config.keep
         own = [octaves(planes, one.frame, rows, size) if given is None else () for one in found]
 
+        @plain_torch()
         def finish(highs: Sequence[Tensor], model_notes: Sequence[str]) -> Result:
             config = self.config
             if config.consistent:
@@ -209,6 +213,7 @@ def run(task: Photo, picture: Picture) -> Result:
     return prepared.finish(highs, notes)
 
 
+@plain_torch()
 def upscale_photo(
     photo: Source | Picture,
     model: str | os.PathLike[str] | Upscaler = "cats-8x",

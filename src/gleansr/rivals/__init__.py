@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from gleansr import checkpoints
+from gleansr.ambient import plain_torch
 from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import About, Checkpoint, bank_within
 from gleansr.configs import from_dict, merge
@@ -33,6 +34,7 @@ SEARCHES = ("dgp", "pulse")
 _NETWORKS = {"glean": (GLEAN,), "esrgan+": (ESRGANPlus, RRDBNet), "plain": (ResidualNet,)}
 
 
+@plain_torch()
 def load(
     method: str,
     model: str | os.PathLike[str] | None = None,
