@@ -64,6 +64,14 @@ _dtype = _Float32()
 
 # ------------------------------------------------------------------------------------------------------------------- fork
 
+FORKED = "forked subprocess"
+"""What torch says of a GPU in a process forked from one that had used it."""
+
+AFTER_FORK = (
+    "this process was forked from one that had used the GPU, which is lost to it: start processes by "
+    "multiprocessing.get_context('spawn'), or take device='cpu' here"
+)
+
 _computed = False  # whether this process has entered `plain_torch`
 _parent_computed = False
 

@@ -3,13 +3,12 @@
 import ctypes
 import os
 import sys
-from typing import Literal, get_args
 
 import torch
 
+from gleansr.ambient import AFTER_FORK, FORKED
 from gleansr.errors import RequestError
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+from gleansr.precision import full_name
 
 
 def cores() -> int:
@@ -17,26 +16,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, or the CPU where there is none. A device that is not there is an error."""
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of that name, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA, or Apple's MPS, or the CPU, the first that is there.
+
+    Raises RequestError for one that is not there, or on which nothing can be computed, such as "meta".
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ):  # torch raises any of these, depending on how it was built
-        raise RequestError(f"the device {name!r} is not there or not usable here; --device cpu always is") from None
+    except (RuntimeError, TypeError):
+        raise RequestError(f"{name!r} is no device; expected auto, cpu, cuda, cuda:1 or mps") from None
+    try:
+        works = (torch.ones(1, device=device) + 1).item() == 2
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # torch raises any of these, depending on its build
+        if FORKED in str(error):
+            raise RequestError(AFTER_FORK) from None
+        works = False
+    if not works:
+        raise RequestError(f"the device {str(name)!r} is not there or not usable here; --device cpu always is")
     return device
 
 
-def find_precision(name: Precision, device: torch.device) -> torch.dtype:
+def find_precision(name: str, device: torch.device) -> torch.dtype:
     """The arithmetic of the convolutions; see `load`. One that the device lacks is an error."""
-    if name not in get_args(Precision):
-        raise RequestError(f"precision is {name!r}, but must be one of {', '.join(get_args(Precision))}")
+    name = full_name(name)
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and _has_bfloat16(device) else torch.float32
     if name == "float16" and device.type == "cpu":

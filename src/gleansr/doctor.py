@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,11 @@ from torch import Tensor
 from gleansr import checkpoints
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints import zoo
-from gleansr.devices import Precision, bfloat16_instructions, cores, find_device, find_precision, out_of_memory
+from gleansr.devices import bfloat16_instructions, cores, find_device, find_precision, out_of_memory
 from gleansr.errors import GleansrError, RequestError, one_line
 from gleansr.feedforward import FeedForward, enlarge
 from gleansr.onnx_runtime import is_onnx
+from gleansr.precision import Precision, full_name
 from gleansr.upscaler import Upscaler, load
 
 LEAST_PSNR = {"float32": 80.0, "float32 on a GPU": 60.0, "bfloat16": 45.0, "float16": 45.0}
@@ -110,7 +111,7 @@ def examine(
         RequestError: the model, the device or the precision is not there.
     """
     chosen = find_device(device)
-    default = find_precision(precision, chosen)
+    default = find_precision(precision := full_name(precision), chosen)
     findings = {
         "machine": list(_machine(chosen)),
         "choice": [Finding("device", _why_device(device, chosen)), Finding("precision", _why_precision(precision, default, chosen))],
@@ -119,7 +120,8 @@ def examine(
     }
     report = Report(findings, str(model), str(chosen))
     path = checkpoints.model_path(model)
-    names: list[Precision] = [precision] if precision != "auto" else [name for name in get_args(Precision) if _usable(name, chosen)]
+    names: list[Precision] = ["float32", "bfloat16", "float16"]
+    names = [name for name in names if precision in ("auto", name) and _usable(name, chosen)]
     onnx = is_onnx(path)
     if onnx:
         names = ["float32"]
@@ -199,9 +201,9 @@ def _seconds(call: Callable[[], object], device: torch.device, budget: float) ->
     return statistics.median(times)
 
 
-def _usable(name: Precision, device: torch.device) -> bool:
+def _usable(name: str, device: torch.device) -> bool:
     try:
-        return name != "auto" and find_precision(name, device) is not None
+        return find_precision(name, device) is not None
     except RequestError:
         return False
 

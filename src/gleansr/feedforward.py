@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gleansr.devices import Precision, find_device, find_precision
+from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.method import Enlarged, Report
 from gleansr.models.esrgan_plus import ESRGANPlus
@@ -16,6 +16,7 @@ from gleansr.models.layers import held, placed
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
 from gleansr.onnx_runtime import OnnxModel
+from gleansr.precision import Precision, full_name
 from gleansr.recorded import Recorded
 
 
@@ -33,12 +34,12 @@ class FeedForward:
             RequestError: the network is of another kind.
         """
         if isinstance(model, OnnxModel):
-            if precision not in ("auto", "float32"):
+            if full_name(precision) not in ("auto", "float32"):
                 raise RequestError(f"an ONNX file computes in the precision that it was exported in, not in {precision}")
             self.name, self.in_size, self.scale = model.name, model.in_size, model.scale
             self.model, self.device, self.precision = model, torch.device("cpu"), torch.float32
             return
-        self.device = device if isinstance(device, torch.device) else find_device(device)
+        self.device = find_device(device)
         self.precision = find_precision(precision, self.device)
         self.in_size = None
         if isinstance(model, GLEAN):

@@ -23,13 +23,14 @@ def steps(image: Tensor, rounding: Rounding) -> Tensor:
     """A picture in [-1, 1], clamped, as values in 0..255 in float64."""
     if rounding not in ("8-bit", "none"):
         raise RequestError(f"rounding is {rounding!r}, but must be '8-bit' or 'none'")
+    image = image.cpu() if image.device.type == "mps" else image  # which has no float64
     values = image.double().clamp(-1, 1).add(1).mul(127.5)
     return values.round() if rounding == "8-bit" else values
 
 
 def rounded(image: Tensor) -> Tensor:
     """A picture in [-1, 1], clamped, as it is after being stored with 8 bits: values (k - 127.5) / 127.5 for whole k from 0 to 255."""
-    return (steps(image, "8-bit") - 127.5).div(127.5).to(image.dtype)
+    return (steps(image, "8-bit") - 127.5).div(127.5).to(image.device, image.dtype)
 
 
 @plain_torch(grad=True)

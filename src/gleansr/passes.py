@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gleansr.ambient import plain_torch
+from gleansr.ambient import AFTER_FORK, FORKED, plain_torch
 from gleansr.devices import out_of_memory
-from gleansr.errors import PictureError
+from gleansr.errors import PictureError, RequestError
 from gleansr.feedforward import FeedForward
 from gleansr.method import Enlarged, Method, Report
 from gleansr.pictures import to_bytes
@@ -88,7 +88,13 @@ class Passes:
         """One call; a GPU may still be at it when this returns."""
         device, low = self._method.device, torch.stack(list(lows))
         gpu = device.type == "cuda"
-        enlarged = self._method((low.pin_memory() if gpu else low).to(device, non_blocking=gpu), report)
+        try:
+            there = (low.pin_memory() if gpu else low).to(device, non_blocking=gpu)
+        except RuntimeError as error:
+            if FORKED in str(error):
+                raise RequestError(AFTER_FORK) from None
+            raise
+        enlarged = self._method(there, report)
         high = enlarged.pictures
         method = self._method if isinstance(self._method, FeedForward) and self._method.precision != torch.float32 else None
         finite = high.isfinite().flatten(1).all(1).to("cpu", non_blocking=gpu) if method or eight_bits else None

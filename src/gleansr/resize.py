@@ -162,6 +162,11 @@ def _blocks(length_in: int, length_out: int, scale: float, device: torch.device)
     return blocks
 
 
+def forget() -> None:
+    """Lets go of the matrices that are kept for the sizes of late, and of a GPU's memory in which they lie."""
+    _blocks.cache_clear()
+
+
 def _taps(length_in: int, length_out: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """The inputs (from 0) that each output is made of and their weights, both (length_out, taps)."""
     shrink = min(scale, 1.0)  # only shrinking widens the kernel

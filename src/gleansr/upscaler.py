@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,7 +14,7 @@ from torch import Tensor
 from gleansr import checkpoints
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints.native import About
-from gleansr.devices import Precision, find_device, find_precision
+from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.feedforward import FeedForward
 from gleansr.fidelity import back_project
@@ -21,7 +22,8 @@ from gleansr.method import Method, Report
 from gleansr.onnx_runtime import OnnxModel, is_onnx
 from gleansr.passes import Passes
 from gleansr.pictures import Picture, Source, decode, neutral, to_image, unpremultiply
-from gleansr.resize import resize
+from gleansr.precision import Precision
+from gleansr.resize import forget, resize
 
 Fit = Literal["auto", "crop", "pad", "stretch", "exact"]
 
@@ -60,6 +62,8 @@ class Upscaler:
         self.passes = Passes(method)
         """Calls the method with pictures on the CPU."""
         self.device = method.device
+        if self.device.type != "cpu":
+            weakref.finalize(self, forget)  # what methods resize with would hold the device's memory
         self.about = about
         self.scale = method.scale
         self.input_size = method.in_size
@@ -257,15 +261,16 @@ def _resized(picture: Picture, cut: tuple[slice, slice], pad: tuple[int, int, in
 def load(
     name_or_path: str | os.PathLike[str],
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: Precision = "auto",
     offline: bool | None = None,
 ) -> Upscaler:
     """The Upscaler of a named model ("cats-8x", see `gleansr models`) or of a file of any layout with a GLEAN or another network that
     enlarges pictures, an ONNX file of `gleansr export` too.
 
-    `device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps". `precision`: "auto" is float32 on a CPU and bfloat16 on a GPU
-    that has it; "float16" is for other GPUs. What half precision cannot express is computed again in float32.
+    `device`: "auto" (CUDA, or Apple's MPS, or the CPU, the first that is there), "cpu", "cuda", "cuda:1", "mps". `precision`: "float32",
+    "bfloat16" or "float16", or short "fp32", "bf16", "fp16"; "auto" is float32 on a CPU and bfloat16 on a GPU that has it, "float16" is for
+    other GPUs. What half precision cannot express is computed again in float32.
 
     An official model is downloaded on its first use, unless `offline` or the environment variable GLEANSR_OFFLINE forbids it.
     """

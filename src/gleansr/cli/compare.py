@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from gleansr.cli.evaluate import JUDGING, Flat, Judging, Output
 from gleansr.cli.progress import COUNTED, Printing
+from gleansr.precision import Precision
 
 if TYPE_CHECKING:
     from gleansr.evaluation.compare import Watcher
@@ -34,7 +35,7 @@ def compare(
     small: Literal["refuse", "enlarge"] = "refuse",
     degradation: Literal["bicubic", "real"] = "bicubic",
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    precision: Precision = "auto",
     batch_size: int = 1,
     jobs: int = 1,
     offline: bool = False,

@@ -2,11 +2,13 @@
 
 import json as json_format
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from gleansr.precision import Precision
 
 if TYPE_CHECKING:
     from gleansr.doctor import Report
@@ -18,9 +20,7 @@ _STYLES = {None: "", True: "green", False: "bold red"}
 """By what a check came to."""
 
 
-def doctor(
-    model: str = "cats-8x", device: str = "auto", precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto", json: bool = False
-) -> None:
+def doctor(model: str = "cats-8x", device: str = "auto", precision: Precision = "auto", json: bool = False) -> None:
     """Look at this machine and this installation, try a model against the plain network on the CPU, and measure how fast it is.
 
     Exit status 1 if something is wrong.

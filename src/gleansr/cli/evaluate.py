@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from gleansr.errors import RequestError
+from gleansr.precision import Precision
 
 if TYPE_CHECKING:
     from gleansr.evaluation.judges import JudgeFiles
@@ -63,7 +64,7 @@ def evaluate(
     small: Literal["refuse", "enlarge"] = "refuse",
     degradation: Literal["bicubic", "real"] = "bicubic",
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    precision: Precision = "auto",
     batch_size: int | None = None,
     json: Path | None = None,
     output: Output = None,

@@ -13,12 +13,12 @@ from rich.progress import Progress
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
 from gleansr.files import spare
+from gleansr.precision import Precision
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from gleansr.devices import Precision
     from gleansr.evaluation.entries import Entry
     from gleansr.upscaler import Upscaler
 
@@ -44,7 +44,7 @@ def figure(
     width_mm: float = 180.0,
     dpi: float = 300.0,
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
@@ -208,7 +208,7 @@ def _columns(
 # --------------------------------------------------------------------------------------------------------------- methods
 
 
-def _load(entries: "Mapping[str, Entry]", device: str, precision: "Precision", offline: bool, label: str, scale: int) -> "Upscaler":
+def _load(entries: "Mapping[str, Entry]", device: str, precision: Precision, offline: bool, label: str, scale: int) -> "Upscaler":
     entry = entries[label]
     if entry.model:
         fetched(entry.model, offline)

@@ -2,13 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
+from gleansr.precision import Precision
 
 
 def retouch(
@@ -24,7 +25,7 @@ def retouch(
     tolerance: float = 0.01,
     save_mask: Path | None = None,
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    precision: Precision = "auto",
     quality: int = 95,
     overwrite: bool = False,
     max_megapixels: float = 200,

@@ -7,9 +7,9 @@ import tyro
 
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
+from gleansr.precision import Precision
 
 if TYPE_CHECKING:
-    from gleansr.devices import Precision
     from gleansr.tasks import Task
     from gleansr.upscaler import Upscaler
 
@@ -42,7 +42,7 @@ def upscale(
     fail_fast: bool = False,
     verbose: bool = False,
     device: str = "auto",
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    precision: Precision = "auto",
     batch_size: int | None = None,
     quality: int = 95,
     overwrite: bool = False,
@@ -181,7 +181,7 @@ def upscale(
 
 
 def _upscaler(
-    model: str | None, method: str, scale: int | None, changes: tuple[str, ...], device: str, precision: "Precision", offline: bool
+    model: str | None, method: str, scale: int | None, changes: tuple[str, ...], device: str, precision: Precision, offline: bool
 ) -> "tuple[Upscaler, Path | None]":
     """With the file of its model, if it has one."""
     if method == "auto":

@@ -16,12 +16,12 @@ import torch
 
 from gleansr.cluster.portions import Known, Portion, Recall
 from gleansr.cluster.urls import Addresses, is_url
-from gleansr.devices import Precision
 from gleansr.errors import GleansrError, PictureError, RequestError
 from gleansr.feedforward import FeedForward
 from gleansr.files import beginning, half_written
 from gleansr.folders import Job, Manifest, Outcome, OutputError, Work, run
 from gleansr.pictures import software
+from gleansr.precision import Precision
 from gleansr.tasks import Enlarge, Task
 from gleansr.upscaler import Upscaler
 

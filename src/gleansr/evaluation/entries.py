@@ -9,8 +9,8 @@ from typing import Any
 
 from gleansr import rivals
 from gleansr.configs import merge, override
-from gleansr.devices import Precision
 from gleansr.errors import RequestError
+from gleansr.precision import Precision
 from gleansr.upscaler import Upscaler
 
 RESERVED = ("truth", "low", "inputs")

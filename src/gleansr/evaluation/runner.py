@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gleansr.devices import Precision
 from gleansr.errors import GleansrError
 from gleansr.evaluation.entries import Entry
 from gleansr.method import Report
+from gleansr.precision import Precision, full_name
 
 _STEP_SECONDS = 0.2  # between two reports of the progress within a picture
 
@@ -38,6 +38,9 @@ class Place:
     precision: Precision = "auto"
     threads: int | None = None
     """Of the CPU; None: as many as torch takes by itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", full_name(self.precision))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ _VALUES = 2**19
 """Pairs of rows are taken together until that many values are multiplied at once: few enough for a cache, enough for fast products."""
 _FAST_PRODUCTS = onednn_types("_linear_pointwise")
 """For which maps there are products of matrices that are faster than PyTorch's usual ones."""
-LINE = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
+LINE = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float32, device="cpu")
 """G, which transforms a kernel in one dimension."""
 TAPS = ((0, 2, -1), (1, 2, 1), (2, 1, -1), (1, 3, -1))
 """B^T, which transforms a map in one dimension: the two of four neighbours that each value is made of, and the sign of the second."""

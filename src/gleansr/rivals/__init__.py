@@ -14,13 +14,14 @@ from gleansr.ambient import plain_torch
 from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import About, Checkpoint, bank_within
 from gleansr.configs import from_dict, merge
-from gleansr.devices import Precision, find_device, find_precision
+from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.feedforward import FeedForward
 from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.glean import GLEAN
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
+from gleansr.precision import Precision
 from gleansr.rivals.bicubic import Bicubic
 from gleansr.rivals.dgp import DGP, Bank, Discriminator
 from gleansr.rivals.dgp_config import PRESETS, DGPConfig

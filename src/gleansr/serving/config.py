@@ -4,10 +4,11 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from gleansr.configs import Range, check
 from gleansr.errors import RequestError
+from gleansr.precision import Precision, full_name
 
 LEAST_TOKEN = 16
 """Characters that a token must have at least."""
@@ -30,7 +31,7 @@ class ServingConfig:
     """Names, beside loopback ones, by which the service may be asked for, such as that of the reverse proxy in front of it."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it."""
     batch_size: Annotated[int | None, Range(1, 1024)] = None
     """Most pictures in one forward pass; by default what suits the device."""
@@ -57,6 +58,7 @@ class ServingConfig:
         return self.token or os.environ.get("GLEANSR_TOKEN") or None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", full_name(self.precision))
         token, exposed = self.secret, not is_loopback(self.host)
         try:
             check(

@@ -14,6 +14,7 @@ from gleansr.data.fit import Aspect, Border
 from gleansr.errors import RequestError
 from gleansr.models.esrgan_plus import ESRGANDiscriminatorConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
+from gleansr.precision import full_name
 from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
 
 R = TypeVar("R")
@@ -100,7 +101,7 @@ class RunConfig:
     """GPUs (or processes on a CPU) per node that share each batch; where the machine has fewer, those take larger shares."""
     seed: int = 0
     """Seed of everything that is drawn."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "fp32", "bf16"] = "float32"
     """Arithmetic of the convolutions; weights, losses and optimiser stay float32."""
     compile: bool = False
     """Compile the networks with torch.compile, which takes minutes at the start."""
@@ -114,8 +115,10 @@ class RunConfig:
     """Write the figures and samples for TensorBoard too, into the folder tensorboard/."""
 
     def __post_init__(self):
+        object.__setattr__(self, "precision", full_name(self.precision))
         check(
             self,
+            (self.precision in ("float32", "bfloat16"), f"precision must be float32 or bfloat16, not {self.precision}"),
             (
                 self.devices < 1 or self.batch_size % self.devices == 0,
                 f"batch_size {self.batch_size} cannot be shared evenly by devices {self.devices}",
