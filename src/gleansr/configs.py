@@ -3,12 +3,14 @@
 import dataclasses
 import difflib
 import math
+import reprlib
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from gleansr.documents import DEEPEST, DocumentError, parse_toml
 from gleansr.errors import RequestError
 
 T = TypeVar("T")
@@ -74,26 +76,31 @@ def override(text: str) -> dict[str, Any]:
     """'run.iterations=1000', as the command line gives changes, as a nested table; a value that is no TOML is taken as a string."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise RequestError(f"a change must look like run.iterations=1000, not {text!r}")
+        raise RequestError(f"a change must look like run.iterations=1000, not {_short(text)}")
     try:
-        return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"{key} = {value}", f"the change {text[:200]!r}")
+    except DocumentError as error:
+        if not isinstance(error.__context__, tomllib.TOMLDecodeError):  # TOML, of which nothing good can come
+            raise
         nested: Any = value.strip()
-        for part in reversed(key.strip().split(".")):
+        parts = key.strip().split(".")
+        if len(parts) > DEEPEST:
+            raise RequestError(f"a change may have at most {DEEPEST} tables within each other, not {len(parts)}") from None
+        for part in reversed(parts):
             nested = {part: nested}
         return nested
 
 
 def _dataclass(cls: type, data: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(data, Mapping):
-        problems.append(f"{where or 'the top level'} must be a table, not {data!r}")
+        problems.append(f"{where or 'the top level'} must be a table, not {_short(data)}")
         return None
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            problems.append(f"unknown key {where}{key}" + (f", did you mean {where}{near[0]}?" if near else ""))
+            near = difflib.get_close_matches(str(key)[:100], fields, n=1)
+            problems.append(f"unknown key {where}{str(key)[:100]}" + (f", did you mean {where}{near[0]}?" if near else ""))
     values: dict[str, Any] = {}
     wrong: set[str] = set()
     before = len(problems)
@@ -124,7 +131,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if isinstance(value, Mapping) and (kinds := _kinds(options)):
             kind = value.get("kind", next(iter(kinds)))
             if kind not in list(kinds):  # which, unlike a dictionary, can be asked for a list
-                problems.append(f"{where}.kind must be {' or '.join(map(repr, kinds))}, not {kind!r}")
+                problems.append(f"{where}.kind must be {' or '.join(map(repr, kinds))}, not {_short(kind)}")
                 return None
             return _value(kinds[kind], value, where, problems)
         attempts: list[list[str]] = []
@@ -136,7 +143,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if isinstance(value, Mapping):  # of several dataclasses the one that it comes closest to is meant
             problems += min(attempts, key=len)
         else:
-            problems.append(f"{where} must be {_name(hint)}, not {value!r}")
+            problems.append(f"{where} must be {_name(hint)}, not {_short(value)}")
         return None
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _dataclass(hint, value, f"{where}.", problems)
@@ -154,10 +161,14 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             return dict(value)
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:  # a whole number of more than 308 digits
+                problems.append(f"{where} must be a number below 1e308")
+                return None
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    problems.append(f"{where} must be {_name(hint)}, not {value!r}")
+    problems.append(f"{where} must be {_name(hint)}, not {_short(value)}")
     return None
 
 
@@ -167,6 +178,11 @@ def _kinds(options: Sequence[Any]) -> dict[str, Any]:
     if any(typing.get_origin(hint) is not typing.Literal for hint in hints):
         return {}
     return {kind: option for option, hint in zip(options, hints, strict=True) for kind in typing.get_args(hint)}
+
+
+def _short(value: Any) -> str:
+    """A value for a message, however long it is."""
+    return reprlib.repr(value) if isinstance(value, str | bytes | list | dict) and len(repr(value)) > 200 else repr(value)
 
 
 def _name(hint: Any) -> str:

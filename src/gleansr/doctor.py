@@ -111,17 +111,18 @@ def examine(
         RequestError: the model, the device or the precision is not there.
     """
     chosen = find_device(device)
-    default = find_precision(precision := full_name(precision), chosen)
+    default = find_precision(precision, chosen)
+    wanted = full_name(precision)
     findings = {
         "machine": list(_machine(chosen)),
-        "choice": [Finding("device", _why_device(device, chosen)), Finding("precision", _why_precision(precision, default, chosen))],
+        "choice": [Finding("device", _why_device(device, chosen)), Finding("precision", _why_precision(wanted, default, chosen))],
         "programs": [*_programs(), *_extras()],
         "files": list(_files()),
     }
     report = Report(findings, str(model), str(chosen))
     path = checkpoints.model_path(model)
     names: list[Precision] = ["float32", "bfloat16", "float16"]
-    names = [name for name in names if precision in ("auto", name) and _usable(name, chosen)]
+    names = [name for name in names if wanted in ("auto", name) and _usable(name, chosen)]
     onnx = is_onnx(path)
     if onnx:
         names = ["float32"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from gleansr.checkpoints.kinds import HEAD
 from gleansr.checkpoints.kinds import is_onnx as begins_as_onnx
 from gleansr.checkpoints.native import About
 from gleansr.configs import from_dict
+from gleansr.documents import parse_json
 from gleansr.errors import CheckpointError, RequestError
 
 KEY = "gleansr"
@@ -110,8 +110,8 @@ class OnnxModel:
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
             if not text or len(text) > LONGEST_FACTS:
                 raise ValueError(f"{len(text):,} characters of metadata")
-            facts = from_dict(Facts, json.loads(text), "its metadata")
-        except (TypeError, ValueError, RecursionError) as error:
+            facts = from_dict(Facts, parse_json(text, "its metadata"), "its metadata")
+        except (RequestError, TypeError, ValueError) as error:
             advice = "`gleansr export MODEL -o FILE.onnx` makes one"
             raise CheckpointError(f"{path}: gleansr did not write this ONNX file ({str(error)[:300]}); {advice}") from error
         if len(inputs) != 1 or len(outputs) != 1:

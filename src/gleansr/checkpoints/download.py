@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from gleansr.documents import read_json
 from gleansr.errors import DownloadError, RequestError
 
 MAX_BYTES = 2 * 1024**3
@@ -117,7 +118,7 @@ class _Part:
     def validator(self, url: str) -> str | None:
         """The ETag or date of the file that the part belongs to; None where the part cannot be continued."""
         try:
-            note = json.loads(self.note.read_text(encoding="utf-8"))
+            note = read_json(self.note)
             return note["validator"] if note["url"] == url and self.size() else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None

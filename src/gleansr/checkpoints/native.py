@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from gleansr.ambient import plain_torch
 from gleansr.configs import from_dict
-from gleansr.errors import CheckpointError
+from gleansr.documents import parse_json
+from gleansr.errors import CheckpointError, RequestError
 from gleansr.files import replacing
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
 from gleansr.models.encoder import CodeEncoder
@@ -258,7 +259,7 @@ def read_any(path: str | Path) -> Checkpoint | None:
     try:
         if len(metadata["networks"]) > LONGEST_NETWORKS or len(metadata["about"]) > LONGEST_ABOUT:
             raise ValueError(f"it is longer than {LONGEST_NETWORKS:,} characters of networks or {LONGEST_ABOUT:,} about them")
-        description = {key: json.loads(metadata[key]) for key in ("networks", "about")}
+        description = {key: parse_json(metadata[key], key) for key in ("networks", "about")}
         if len(description["networks"]) > MOST_PARTS or len(description["about"]) > MOST_PARTS:
             raise ValueError(f"more than {MOST_PARTS} networks, or facts about them")
         networks = {}
@@ -272,7 +273,7 @@ def read_any(path: str | Path) -> Checkpoint | None:
         if tensors or not networks:
             raise CheckpointError(f"{path}: tensors of no network: {', '.join(name[:100] for name in list(tensors)[:10])}")
         return Checkpoint("gleansr", networks, from_dict(About, description["about"], "about"))
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RequestError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: its metadata is not that of a gleansr model ({error})") from None

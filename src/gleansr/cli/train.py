@@ -134,7 +134,8 @@ def _fetch(recipe: "NetworkRecipe") -> None:
 
 
 def _wanted(output: Path | None) -> Path:
-    from gleansr.errors import RequestError
+    from gleansr.documents import parse_line
+from gleansr.errors import RequestError
 
     if output is None:
         raise RequestError("a run needs a folder for its states and its model: give one with --output")
@@ -143,8 +144,9 @@ def _wanted(output: Path | None) -> Path:
 
 def _finished(path: Path, total: int) -> str:
     """What to say at the end of a run, with what had been done before it by the last line of facts in its log."""
-    lines = (json.loads(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    done = [line for line in lines if "device" in line][-1].get("resumed", 0)
+    lines = [parse_line(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    starts = [line for line in lines if isinstance(line, dict) and "device" in line]
+    done = starts[-1].get("resumed", 0) if starts else 0
     if done >= total:
         return f"finished: {path}; all {done:,} images had been seen before, so nothing was trained"
     return f"finished: {path}" + (f"; resumed at image {done:,} of {total:,}" if done else "")

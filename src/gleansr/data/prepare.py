@@ -25,8 +25,9 @@ from torch import Tensor
 
 from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_list
 from gleansr.data.fit import Aspect, Small, SmallError, content_of, fit
-from gleansr.data.sources import MANIFEST, PREPARED, open_source, read_manifest, stem
+from gleansr.data.sources import MANIFEST, PREPARED, is_inside, open_source, read_manifest, stem
 from gleansr.devices import cores
+from gleansr.documents import parse_line
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import held, replacing
 from gleansr.pictures import decode
@@ -324,11 +325,9 @@ def _finished(output: Path, targets: dict[str, str]) -> set[str]:
         return done
     with records, replacing(output / RECORDS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as kept:
         for line in records:
-            try:
-                record = json.loads(line)
-            except ValueError:  # the last one may be cut off
+            if (record := _record(line)) is None:
                 continue
-            files = record.get("files", {})
+            files = record["files"]
             if record["name"] in targets and f"{PICTURES}/{targets[record['name']]}" in files and _whole(output, files):
                 done.add(record["name"])
                 kept.write(line)
@@ -336,6 +335,17 @@ def _finished(output: Path, targets: dict[str, str]) -> set[str]:
                 for file in files:
                     (output / file).unlink(missing_ok=True)
     return done
+
+
+def _record(line: str) -> Record | None:
+    """A line of the records, None of one that is cut off or that somebody has changed: it may tell of no file but the set's."""
+    record = parse_line(line)
+    if not isinstance(record, dict) or not isinstance(record.get("name"), str):
+        return None
+    record.setdefault("files", {})
+    sizes = record["files"].items() if isinstance(record["files"], dict) else [("", None)]
+    ours = all(is_inside(file) and isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for file, facts in sizes)
+    return record if ours else None
 
 
 def _whole(output: Path, files: dict[str, dict[str, Any]]) -> bool:

@@ -1,7 +1,6 @@
 """Where training pictures lie: folders, archives here or far away, LMDB. A source gives each picture's bytes by its number."""
 
 import abc
-import json
 import os
 import struct
 import sys
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gleansr.data.shards import expand, fetch, shown
+from gleansr.documents import DocumentError, read_json
 from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import readable_suffixes
 
@@ -228,12 +228,38 @@ def _open(spec: str, progress: Callable[[int, int], None] | None) -> Source:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a prepared set, None for any other folder."""
+    """The manifest of a prepared set, None for any other folder. Raises RequestError for one that is damaged or leads out of the folder."""
+    file = folder / MANIFEST
+    mend = "prepare the set again, or move the file away for the folder to be taken as it is"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        manifest = read_json(file, mend=mend)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == PREPARED else None
+    except DocumentError:
+        with file.open("rb") as opened:
+            ours = PREPARED.encode() in opened.read(1000)  # it begins so
+        if ours:
+            raise
+        return None  # many programs call a file so
+    if not isinstance(manifest, dict) or manifest.get("format") != PREPARED:
+        return None
+    low = manifest.get("low")
+    folders = [manifest.get("pictures"), *(low.values() if isinstance(low, dict) else [None])]
+    if (
+        not all(is_inside(one) for one in folders)
+        or not isinstance(manifest.get("complete"), bool)
+        or not isinstance(manifest.get("options"), dict)
+    ):
+        raise RequestError(f"{file}: lacks facts of a prepared set, or names folders outside of it; {mend}")
+    return manifest
+
+
+def is_inside(path: object) -> bool:
+    """Whether that is a path, with / between folders, to something in a folder and not out of it, whatever a damaged file may hold."""
+    if not isinstance(path, str) or not path.strip("./") or "\\" in path or "\0" in path or ":" in path:
+        return False
+    parts = PurePosixPath(path).parts
+    return not PurePosixPath(path).is_absolute() and ".." not in parts
 
 
 # ------------------------------------------------------------------------------------------------------------------ pairs

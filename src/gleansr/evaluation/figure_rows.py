@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from gleansr.data.fit import Aspect, SmallError
 from gleansr.data.sources import FolderSource, Source, open_source, stem
+from gleansr.documents import read_json
 from gleansr.errors import PictureError, RequestError
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
 from gleansr.evaluation.truths import Small, Task, on_grid, usual_aspect, usual_border
@@ -209,7 +209,7 @@ class ComparisonFolder:
     def facts(self, methods: Sequence[str]) -> list[str]:
         """How the results of those methods were made, by comparison.json, a line for each."""
         try:
-            report = json.loads((self.folder.parent / "comparison.json").read_text(encoding="utf-8"))
+            report = read_json(self.folder.parent / "comparison.json")
             made = {method["label"]: method for method in report["methods"]}
         except (OSError, ValueError, KeyError, TypeError):  # a comparison that was stopped has none yet
             made = {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gleansr.documents import parse_line
 from gleansr.errors import RequestError
 from gleansr.files import replacing
 
@@ -93,8 +94,7 @@ def _whole_lines(path: Path) -> list[Any]:
         return []
     values = []
     for line in text.split("\n")[:-1]:  # what follows the last end of line is torn
-        try:
-            values.append(json.loads(line))
-        except ValueError:
+        if (value := parse_line(line)) is None:
             break
+        values.append(value)
     return values

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gleansr.documents import parse_line
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import held, leftovers
 from gleansr.folders.index import Index
@@ -182,8 +183,5 @@ class Manifest:
 
 def _parsed(data: bytes) -> dict[str, Any]:
     """A line; nothing of one that is no JSON object."""
-    try:
-        line = json.loads(data)
-    except ValueError:
-        return {}
+    line = parse_line(data)
     return line if isinstance(line, dict) else {}

@@ -1,7 +1,6 @@
 """Recipes: one frozen dataclass per concern, filled from TOML. The resolved recipe travels inside every checkpoint."""
 
 import difflib
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from gleansr.configs import Range, check, from_dict, merge, override
 from gleansr.data.degradation import RealConfig
 from gleansr.data.fit import Aspect, Border
+from gleansr.documents import read_toml
 from gleansr.errors import RequestError
 from gleansr.models.esrgan_plus import ESRGANDiscriminatorConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
@@ -329,7 +329,7 @@ def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), 
     if path.suffix == ".toml":
         if not path.is_file():
             raise RequestError(f"{path}: there is no such recipe")
-        text = path.read_text(encoding="utf-8")
+        source = path
     else:
         names = recipe_names()
         name = name_or_path if name_or_path in names else name_or_path.removesuffix(LIGHT)
@@ -341,14 +341,14 @@ def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), 
                 f"the name of a GLEAN's recipe with {LIGHT} behind it is that of its light form"
             )
         light = name != name_or_path
-        text = (resources.files("gleansr") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+        source = Path(str(resources.files("gleansr") / "recipes" / f"{name}.toml"))
     try:
-        data = tomllib.loads(text)
-        if light:
-            data = merge(data, {"network": {"light": True}, "about": {"name": f"{data['about']['name']}{LIGHT}"}})
-        data = merge(data, changes or {})
-        for change in overrides:
-            data = merge(data, override(change))
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"{name_or_path}: not valid TOML ({error})") from None
+        data = read_toml(source)
+    except OSError as error:
+        raise RequestError(f"{source}: cannot be read: {error.strerror or error}") from None
+    if light:
+        data = merge(data, {"network": {"light": True}, "about": {"name": f"{data['about']['name']}{LIGHT}"}})
+    data = merge(data, changes or {})
+    for change in overrides:
+        data = merge(data, override(change))
     return from_dict(cls, data, f"recipe {name_or_path}")

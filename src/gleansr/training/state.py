@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gleansr.checkpoints import native
+from gleansr.documents import parse_line, read_json
 from gleansr.errors import CheckpointError, GleansrError, RequestError, one_line
 from gleansr.files import replacing
 from gleansr.training.resume import compare_recipes
@@ -109,9 +110,9 @@ class States:
 
     def _best(self, before: int) -> float:
         try:
-            best = json.loads((self.folder / "best.json").read_text(encoding="utf-8"))
+            best = read_json(self.folder / "best.json")
             return best["score"] if best["images"] < before else math.inf
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return math.inf
 
     def _read(self, path: Path, recipe: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -337,10 +338,8 @@ def facts(recipe: Any, images: int, **more: Any) -> native.About:
 
 def _images(line: str) -> int:
     """The pictures seen of a line of the log; -1 for half a line, left by a run that was killed."""
-    try:
-        return json.loads(line)["images"]
-    except (ValueError, KeyError, TypeError):
-        return -1
+    value = parse_line(line)
+    return value["images"] if isinstance(value, dict) and isinstance(value.get("images"), int) else -1
 
 
 @torch.no_grad()
