@@ -24,21 +24,24 @@ from PIL import Image
 import gleansr
 from gleansr import cluster, folders
 from gleansr.cli import main
-from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster, urls
+from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
 from gleansr.cluster.ahead import ahead
 from gleansr.cluster.manifest import StoredManifest
 from gleansr.cluster.portions import Known, Portion, portions
 from gleansr.cluster.rounds import Fleet, Rounds
-from gleansr.cluster.urls import Addresses, Listed, is_url, normal, state_of
+from gleansr.cluster.urls import Addresses, Listed, file_system, is_url, normal, state_of
 from gleansr.cluster.worker import Setting, Worker, sealed, unpack
+from gleansr.data.sources import open_source
 from gleansr.errors import GleansrError, PictureError, RequestError
 from gleansr.folders import Job, Outcome, OutputError, State, Unlisted, Work, sha256_of
+from gleansr.stores import SCHEMES, check_address
 from gleansr.tasks import Enlarge
 
 
 @pytest.fixture
-def store() -> Iterator[str]:
-    """The address of an empty folder in memory."""
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an empty folder in memory, which stands for one in an object store."""
+    monkeypatch.setitem(SCHEMES, "memory", "")
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     yield "memory://store"
@@ -79,6 +82,33 @@ def test_addresses_survive_a_path():
         assert normal(path) == path
 
 
+ELSEWHERE = [
+    "file:///etc/passwd", "local:///etc/passwd", "ssh://host/a", "sftp://host/a", "github://a:b@/c", "ftp://host/a", "memory://a", "data:x",
+    "zip://a.png::file:///etc/x.zip", "simplecache::https://host/a", "https://host/a::file:///b", "HTTP://host/a", "s3:/a", "", "nonsense://a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", ELSEWHERE)
+def test_addresses_lead_to_web_servers_and_object_stores_only(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fsspec, "url_to_fs", pytest.fail)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", pytest.fail)
+    with pytest.raises(RequestError, match="expected http://, https://, s3:// or gs://"):
+        check_address(url)
+    if "://" in url:
+        for use in (open_source, file_system):
+            with pytest.raises(RequestError, match="expected http://, https://, s3:// or gs://"):
+                use(url)
+
+
+def test_addresses_that_are_allowed():
+    assert [check_address(url) for url in ("https://host/a?b=s3://c", "http://host:80", "s3://bucket/a", "gs://b")] == [
+        "https",
+        "http",
+        "s3",
+        "gs",
+    ]
+
+
 def test_storage_reads_what_it_wrote(store: str, tmp_path: Path):
     storage = Addresses()
     for path in (str(tmp_path / "a" / "b.png"), f"{store}/a/b.png"):
@@ -89,41 +119,19 @@ def test_storage_reads_what_it_wrote(store: str, tmp_path: Path):
         assert storage.read(path) == b"123"
         with pytest.raises(PictureError, match=r"c\.png: cannot be read"):
             storage.read(path.replace("b.png", "c.png"))
-    with pytest.raises(PictureError, match=r"Protocol not known"):
+    with pytest.raises(PictureError, match=r"addresses of this kind are not used"):
         storage.read("nonsense://a/b.png")
 
 
-def test_a_store_that_can_be_read_half_written_gets_files_by_moving(store: str, monkeypatch: pytest.MonkeyPatch):
-    del store
-    memory = fsspec.filesystem("memory")
-    seen: list[str] = []
-
-    def pipe(path: str, data: bytes) -> None:
-        seen.append(path)
-        type(memory).pipe_file(memory, path, data)
-
-    monkeypatch.setattr("gleansr.cluster.urls.file_system", lambda url: (memory, "/" + url.partition("://")[2]))
-    monkeypatch.setattr(memory, "pipe_file", pipe)
-    Addresses().write("sftp://host/a.png", b"1")
-    assert memory.cat_file("/host/a.png") == b"1"
-    assert memory.ls("/host", detail=False) == ["/host/a.png"]
-    assert [path.startswith("/host/.a.png.") for path in seen] == [True]
-    monkeypatch.setattr(memory, "mv", lambda *_: (_ for _ in ()).throw(PermissionError("forbidden")))
-    with pytest.raises(PictureError, match=r"b\.png: cannot be written: forbidden"):
-        Addresses().write("sftp://host/b.png", b"1")
-    assert memory.ls("/host", detail=False) == ["/host/a.png"]
-
-
-def test_what_cannot_be_written_is_told_and_not_that_there_is_nothing_to_remove(monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_written_is_told_and_not_that_there_is_nothing_to_remove(store: str, monkeypatch: pytest.MonkeyPatch):
     from fsspec.implementations.memory import MemoryFileSystem
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(urls, "_PUTS", set())
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        Addresses().write("memory://out/a.png", b"x")
+        Addresses().write(f"{store}/a.png", b"x")
 
 
 def test_states_are_equal_exactly_if_nothing_changed():
@@ -208,7 +216,7 @@ def test_what_cannot_be_listed(store: str, tmp_path: Path):
         cluster.places([f"{store}/nowhere"], tmp_path, "")
     with pytest.raises(RequestError, match="give the folder of the results"):
         cluster.places([f"{store}/in"], None, "")
-    with pytest.raises(RequestError, match="Protocol not known"):
+    with pytest.raises(RequestError, match="addresses of this kind are not used"):
         cluster.places(["nonsense://in"], tmp_path, "")
     with pytest.raises(RequestError, match="no such file or folder"):
         cluster.places([tmp_path / "missing"], f"{store}/out", "")
@@ -218,7 +226,7 @@ def test_what_cannot_be_listed(store: str, tmp_path: Path):
     place = cluster.Addressed(str(tmp_path), ("nonsense://in",), frozenset({"nonsense://in"}), tmp_path / "gleansr.jsonl")
     [unlisted] = cluster.walk(place)
     assert isinstance(unlisted, Unlisted)
-    assert "Protocol not known" in unlisted.reason
+    assert "addresses of this kind are not used" in unlisted.reason
 
 
 # ------------------------------------------------------------------------------------------------------------ plans

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from gleansr.documents import parse_line
+
 if TYPE_CHECKING:
     from gleansr.training.config import NetworkRecipe
 
@@ -134,8 +136,7 @@ def _fetch(recipe: "NetworkRecipe") -> None:
 
 
 def _wanted(output: Path | None) -> Path:
-    from gleansr.documents import parse_line
-from gleansr.errors import RequestError
+    from gleansr.errors import RequestError
 
     if output is None:
         raise RequestError("a run needs a folder for its states and its model: give one with --output")

@@ -4,23 +4,20 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from gleansr.errors import PictureError, RequestError, one_line
 from gleansr.folders import LocalStorage, OutputError, State
 from gleansr.folders.storage import LARGEST
+from gleansr.stores import check_address
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _COLLAPSED = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
-_PUTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oci", "oss", "memory", "hf", "r2"}
-"""Stores in which a file appears with its last byte. In others it is written beside its place and moved there."""
 _TIMES = ("mtime", "LastModified", "last_modified", "last_commit", "updated", "timeModified", "modified", "created")
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "checksum")
 _FOLDERS = 32
@@ -41,6 +38,7 @@ def normal(path: str | os.PathLike[str]) -> str:
 
 def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and what it calls it. Raises RequestError where that cannot be used."""
+    check_address(url)
     try:
         import fsspec
     except ImportError as error:
@@ -63,9 +61,10 @@ class Addresses:
             return self._local.state(path)
         try:
             system, name = file_system(path)
-            state = state_of(system.info(name))
+            info = system.info(name)
         except Exception:  # fsspec's stores have many, and we cannot ask
             return None
+        state = state_of(info)
         if state:
             self._sizes[path] = state.bytes  # of what is read next
         return state
@@ -87,19 +86,7 @@ class Addresses:
             return self._local.write(path, data)
         try:
             system, name = file_system(path)
-            if path.partition(":")[0] in _PUTS:
-                system.pipe_file(name, data)
-                return None
-            parent, _, base = name.rpartition("/")
-            system.makedirs(parent, exist_ok=True)
-            temporary = f"{parent}/.{base}.{secrets.token_hex(4)}.part"
-            try:
-                system.pipe_file(temporary, data)
-                system.mv(temporary, name)
-            except BaseException:
-                with suppress(Exception):  # it may not be there, and is not what went wrong
-                    system.rm_file(temporary)
-                raise
+            system.pipe_file(name, data)  # in such a store a file appears with its last byte
         except Exception as error:
             # No permission may be that of one folder; where it is that of all, the manifest cannot be written either.
             hopeless = isinstance(error, NotImplementedError) or getattr(error, "errno", None) == errno.ENOSPC

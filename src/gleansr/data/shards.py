@@ -15,12 +15,12 @@ from gleansr.checkpoints.download import TRIES
 from gleansr.checkpoints.zoo import cache_folder, offline_by_environment
 from gleansr.errors import DownloadError, RequestError
 from gleansr.files import replacing
+from gleansr.stores import SCHEMES, check_address
 
 MAX_SHARDS = 100_000
 """A pattern for more archives than this is a slip of the pen, which must not fill the memory."""
 
 _AT_ONCE = 4  # files that are fetched at the same time
-_PACKAGES = {"http": "'gleansr[train]'", "https": "'gleansr[train]'", "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
 def expand(pattern: str) -> list[str]:
@@ -63,7 +63,7 @@ def fetch(urls: Sequence[str], progress: Callable[[int, int], None] | None = Non
     again.
 
     Args:
-        urls: of any kind that fsspec knows, such as http, https, s3 and gs.
+        urls: see `gleansr.stores`.
         progress: called with the number of files that are here and the number of all.
 
     Raises:
@@ -105,7 +105,7 @@ def _fetch(url: str) -> Path:
 
 def _filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for `url`, and what the file is called in it."""
-    scheme = urlsplit(url).scheme
+    scheme = check_address(url)
     try:
         import fsspec  # comes with torch
 
@@ -117,9 +117,9 @@ def _filesystem(url: str) -> tuple[Any, str]:
             options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise RequestError(f"{shown(url)}: cannot be read ({error}): pip install {_PACKAGES.get(scheme, 'gleansr[train]')}") from None
-    except ValueError as error:
-        raise RequestError(f"{shown(url)}: {error}; expected http://, https://, s3:// or gs://") from None
+        raise RequestError(f"{shown(url)}: cannot be read ({error}): pip install {SCHEMES[scheme]}") from None
+    except ValueError as error:  # a port that is no number
+        raise RequestError(f"{shown(url)}: {error}") from None
 
 
 def _copy(url: str, remote: Any, inner: str, path: Path) -> None:
