@@ -23,6 +23,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from gleansr.cli import main
+from gleansr.data import datasets
 from gleansr.data import prepare as module
 from gleansr.data.datasets import KINDS, Box, open_dataset, read_list
 from gleansr.data.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
@@ -548,10 +549,32 @@ def test_damaged_or_missing_annotations_are_refused(run, photos: Path, tmp_path:
     status, said = run(*arguments)
     assert status == 2
     assert "is not an annotation file" in said
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
     status, said = run(*arguments)
     assert status == 2
     assert "pip install 'gleansr[train]'" in said
+
+
+DYING = """
+import os, signal
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_reader_that_a_damaged_file_kills_is_one_message(run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As SciPy's is by some; which ones depends on its version."""
+    (photos / "cars_annos.mat").write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM")
+    monkeypatch.setattr(datasets, "_READER", DYING)
+    status, said = run("cars", photos, tmp_path / "out", "--size", 16, "--crop", "box")
+    assert status == 2
+    assert "cars_annos.mat: is damaged (its reader died of SIGSEGV); fetch it again" in " ".join(said.split())
+
+
+def test_annotations_of_another_matlab_are_refused(run, photos: Path, tmp_path: Path):
+    (photos / "cars_annos.mat").write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\0\2IM" + bytes(500))
+    status, said = run("cars", photos, tmp_path / "out", "--size", 16, "--crop", "box")
+    assert (status, "option -v7" in " ".join(said.split())) == (2, True)
 
 
 def test_tasks_are_taken_as_they_are_needed():

@@ -1,6 +1,11 @@
 """The data sets of the paper's Table 1 as they are published: where their pictures lie, and which part of each is used."""
 
+import importlib.util
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +15,7 @@ import numpy as np
 
 from gleansr.data.fit import Aspect, Small
 from gleansr.data.sources import FileItem, Item, Source, stem
+from gleansr.documents import parse_json
 from gleansr.errors import PictureError, RequestError
 
 Crop = Literal["none", "head", "box"]
@@ -278,20 +284,51 @@ class _CarBoxes:
         return box
 
 
+_READER = """
+import json, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+except (ImportError, ValueError, OSError):
+    pass
+import numpy
+from scipy.io import loadmat
+rows = numpy.atleast_1d(loadmat(sys.argv[1], squeeze_me=True)["annotations"])
+name = "relative_im_path" if "relative_im_path" in (rows.dtype.names or ()) else "fname"
+json.dump([[str(row[name]), *(int(row["bbox_" + corner]) for corner in ("x1", "y1", "x2", "y2"))] for row in rows], sys.stdout)
+"""
+_READER_SECONDS = 300
+
+
 def _boxes(file: Path) -> Iterator[tuple[str, Box]]:
     """(folder/name, box) of each annotation."""
+    if importlib.util.find_spec("scipy") is None:
+        raise RequestError(f"{file}: reading it wants a package: pip install 'gleansr[train]'")
     try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise RequestError(f"{file}: reading it wants a package: pip install 'gleansr[train]'") from None
+        with file.open("rb") as opened:
+            head = opened.read(128)
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read: {error.strerror}") from None
+    wanted = f"{file}: is not an annotation file of Stanford Cars"
+    if head.startswith(b"MATLAB 7.3"):
+        raise RequestError(f"{wanted}: it is of MATLAB 7.3; save it there with the option -v7")
+    if len(head) < 128 or head[124:] not in (b"\0\1IM", b"\1\0MI"):
+        raise RequestError(f"{wanted}: it does not begin like a MAT file of version 5")
+    # SciPy's reader trusts what such a file says of itself, and a damaged one can kill the process that reads it.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _READER, str(file)]
+    try:
+        reader = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=_READER_SECONDS)  # noqa: S603, ours
+    except subprocess.TimeoutExpired:
+        raise RequestError(f"{file}: is damaged: reading it takes more than {_READER_SECONDS} seconds; fetch it again") from None
+    if reader.returncode < 0:
+        name = signal.Signals(-reader.returncode).name
+        raise RequestError(f"{file}: is damaged (its reader died of {name}); fetch it again")
+    if reader.returncode:
+        said = reader.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {reader.returncode}"]
+        raise RequestError(f"{wanted}: {said[0][:300]}")
     folder = file.name.partition("_annos")[0]
-    try:
-        rows = np.atleast_1d(loadmat(str(file), squeeze_me=True)["annotations"])
-        name = "relative_im_path" if "relative_im_path" in (rows.dtype.names or ()) else "fname"
-        for row in rows:
-            left, top, right, bottom = (int(row[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))
-            path = PurePosixPath(folder, str(row[name]))
-            # MATLAB counts from 1, and the right and bottom pixels belong to the box.
-            yield f"{path.parent.name}/{path.name}", Box(left - 1, top - 1, right - left + 1, bottom - top + 1)
-    except Exception as error:  # damaged files make scipy raise errors of many kinds
-        raise RequestError(f"{file}: is not an annotation file of Stanford Cars: {' '.join(str(error).split())}") from None
+    for path, left, top, right, bottom in parse_json(reader.stdout, str(file)):
+        path = PurePosixPath(folder, path)
+        # MATLAB counts from 1, and the right and bottom pixels belong to the box.
+        yield f"{path.parent.name}/{path.name}", Box(left - 1, top - 1, right - left + 1, bottom - top + 1)

@@ -3,9 +3,7 @@
 import abc
 import os
 import struct
-import sys
 import tarfile
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gleansr.data.lmdbs import values
 from gleansr.data.shards import expand, fetch, shown
 from gleansr.documents import DocumentError, read_json
 from gleansr.errors import PictureError, RequestError
@@ -26,7 +25,10 @@ PREPARED = "gleansr-pictures/1"
 MANIFEST = "manifest.json"
 """The file by which a folder is known as a prepared set, see `gleansr.data.prepare`."""
 
-_TAR = -1  # beside zipfile's numbers of compression methods
+LARGEST = 2**30
+"""Bytes of a picture's file in an archive or a database."""
+
+_PLAIN = -1  # beside zipfile's numbers of compression methods: bytes as they are, of a tar or an LMDB
 
 
 # ----------------------------------------------------------------------------------------------------------- one picture
@@ -43,7 +45,7 @@ class Item(abc.ABC):
         """The contents of the picture's file. Raises PictureError that says why not; `label` is not repeated in it."""
         try:
             return self._bytes()
-        except Exception as error:  # LMDB and zlib have errors of their own
+        except (OSError, ValueError, zlib.error) as error:
             raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     @abc.abstractmethod
@@ -62,21 +64,25 @@ class FileItem(Item):
 
 @dataclass(frozen=True)
 class MemberItem(Item):
-    """A member of a tar or zip archive."""
+    """A member of a tar or zip archive, or a value of an LMDB."""
 
     path: Path
     offset: int
-    """Of a tar archive's data; of a zip archive's local header."""
+    """Of its bytes; in a zip archive, of its local header."""
     size: int
     """Bytes in the archive."""
     method: int
     crc: int
+    whole: int
+    """Bytes of the picture's file, which a compressed member makes."""
 
     def _bytes(self) -> bytes:
         # Opened anew for each picture: next to decoding it costs nothing, and no handle or position is shared with a thread or a fork.
+        if max(self.size, self.whole) > LARGEST:
+            raise ValueError(f"it has {max(self.size, self.whole):,} bytes, and no picture that can be read has more than {LARGEST:,}")
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            if self.method != _TAR:
+            if self.method != _PLAIN:
                 header = file.read(30)
                 if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
                     raise ValueError("the archive has changed since it was listed")
@@ -85,25 +91,13 @@ class MemberItem(Item):
         if len(data) != self.size:
             raise ValueError("the archive has changed since it was listed")
         if self.method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS)
-        if self.method != _TAR and zlib.crc32(data) != self.crc:
+            stream = zlib.decompressobj(-zlib.MAX_WBITS)
+            data = stream.decompress(data, self.whole + 1)  # a few bytes can make gigabytes
+            if len(data) != self.whole or not stream.eof:
+                raise ValueError(f"it has not the {self.whole:,} bytes that the archive states")
+        if self.method != _PLAIN and zlib.crc32(data) != self.crc:
             raise ValueError("its checksum is wrong")
         return data
-
-
-@dataclass(frozen=True)
-class LMDBItem(Item):
-    """A value of an LMDB."""
-
-    folder: Path
-    key: bytes
-
-    def _bytes(self) -> bytes:
-        with _environment(self.folder).begin() as transaction:
-            value = transaction.get(self.key)
-        if value is None:
-            raise ValueError("the database has changed since it was listed")
-        return value
 
 
 # ----------------------------------------------------------------------------------------------------------- the sources
@@ -155,7 +149,7 @@ class ArchiveSource(Source):
             found = [(f"{folders[row[0]]}/{name}", *row) for name, *row in found]
         found.sort()
         self.names = [name for name, *_ in found]
-        self.places = np.array([row for _, *row in found], np.int64).reshape(-1, 5)  # archive, offset, size, method, checksum
+        self.places = np.array([row for _, *row in found], np.int64).reshape(-1, 6)  # archive, and a `_Place`
 
     def item(self, index: int) -> Item:
         archive, *place = self.places[index].tolist()
@@ -167,13 +161,14 @@ class LMDBSource(Source):
     """The values of an LMDB, all of them pictures, as LSUN has them."""
 
     def __init__(self, folder: Path):
-        self.folder = folder.resolve()
-        with _environment(self.folder).begin() as transaction, transaction.cursor() as cursor:
-            self.names = sorted(key.decode(errors="surrogateescape") for key in cursor.iternext(keys=True, values=False))
+        self.file = folder.resolve() / "data.mdb"
+        found = sorted((key.decode(errors="surrogateescape"), offset, size) for key, offset, size in values(self.file))
+        self.names = [name for name, *_ in found]
+        self.places = np.array([row for _, *row in found], np.int64).reshape(-1, 2)  # offset, size
 
     def item(self, index: int) -> Item:
-        name = self.names[index]
-        return LMDBItem(f"{self.folder}: {name}", self.folder, name.encode(errors="surrogateescape"))
+        offset, size = self.places[index].tolist()
+        return MemberItem(f"{self.file.parent}: {self.names[index]}", self.file, offset, size, _PLAIN, 0, size)
 
 
 def open_source(spec: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Source:
@@ -340,14 +335,22 @@ class _Place(NamedTuple):
     size: int
     method: int
     crc: int
+    whole: int
 
 
 def _members(label: str, path: Path) -> dict[str, _Place]:
     """The pictures in an archive by name; of members of one name the last."""
     try:
         members = _zip_members(label, path) if zipfile.is_zipfile(path) else _tar_members(path)
-        return {name.as_posix(): place for name, place in members}
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        found = {name.as_posix(): place for name, place in members}
+        length = path.stat().st_size
+        for name, place in found.items():
+            if min(place) < _PLAIN or place.offset + place.size > length:
+                raise ValueError(f"{name} lies beyond its end")
+        return found
+    except RequestError:
+        raise
+    except (tarfile.TarError, zipfile.BadZipFile, ValueError, LookupError, struct.error, NotImplementedError, EOFError) as error:
         with path.open("rb") as file:
             compressed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
         mend = "it is compressed: decompress it, since pictures are read out of its middle" if compressed else str(error)
@@ -364,7 +367,7 @@ def _zip_members(label: str, path: Path) -> Iterator[tuple[PurePosixPath, _Place
                 raise RequestError(f"{label}: {name} is encrypted; make an archive without a password")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise RequestError(f"{label}: {name} is compressed by another method than deflate; make a stored archive, as with zip -0")
-            yield name, _Place(info.header_offset, info.compress_size, info.compress_type, info.CRC)
+            yield name, _Place(info.header_offset, info.compress_size, info.compress_type, info.CRC, info.file_size)
 
 
 def _tar_members(path: Path) -> Iterator[tuple[PurePosixPath, _Place]]:
@@ -377,7 +380,7 @@ def _tar_members(path: Path) -> Iterator[tuple[PurePosixPath, _Place]]:
                 sample, has_picture = key, False
             if info.isreg() and not info.issparse() and not has_picture and _is_picture(name):
                 has_picture = True
-                yield name, _Place(info.offset_data, info.size, _TAR, 0)
+                yield name, _Place(info.offset_data, info.size, _PLAIN, 0, info.size)
 
 
 def _contents(path: Path) -> str:
@@ -388,40 +391,3 @@ def _contents(path: Path) -> str:
     return (
         f", only {', '.join(files[:3])}{f' and {len(files) - 3:,} more' if len(files) > 3 else ''}" if files else ": it is an empty folder"
     )
-
-
-# ------------------------------------------------------------------------------------------------------------------- LMDB
-
-_ENVIRONMENTS: dict[Path, Any] = {}  # LMDB allows a process one environment a database, and a forked process none of its parent's
-_OPENING = threading.Lock()
-
-
-def _environment(folder: Path) -> Any:
-    """The open LMDB in `folder`, an absolute path without links."""
-    with _OPENING:
-        if folder not in _ENVIRONMENTS:
-            try:
-                import lmdb
-            except ImportError:
-                raise RequestError(f"{folder}: reading an LMDB wants a package: pip install 'gleansr[train]'") from None
-            try:
-                environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
-            except lmdb.Error as error:
-                raise RequestError(f"{folder}: cannot be read as an LMDB: {error}") from None
-            size, needed = (folder / "data.mdb").stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            if size < needed:  # reading beyond its end would kill the process
-                environment.close()
-                raise RequestError(f"{folder}: data.mdb is cut off: {size:,} of {needed:,} bytes; fetch it again")
-            _ENVIRONMENTS[folder] = environment
-        return _ENVIRONMENTS[folder]
-
-
-def _after_fork() -> None:
-    for environment in _ENVIRONMENTS.values():
-        environment.close()
-    _ENVIRONMENTS.clear()
-    _OPENING.release()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_after_fork)
