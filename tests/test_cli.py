@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from gleansr.cli import main
+from gleansr.upscaler import Upscaler
 
 
 @pytest.fixture
@@ -183,6 +184,42 @@ def test_a_folder_is_not_made_for_nothing(run, tiny_model: Path, tmp_path: Path)
 def test_debug_shows_the_traceback(tiny_model: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="empty folder"):
         main(["upscale", str(tmp_path), "--model", str(tiny_model), "--debug"])
+
+
+def test_a_fault_of_the_program_is_not_one_of_an_image(
+    run, tiny_model: Path, cat: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It stops the job, with a status of its own and where it was."""
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        cat.save(tmp_path / "in" / f"{i}.png")
+
+    def faulty(self: Upscaler, *_: object) -> None:
+        raise TypeError("an object that is none")
+
+    monkeypatch.setattr(Upscaler, "finish", faulty)
+    arguments = ("upscale", tmp_path / "in", "-o", tmp_path / "out", "-m", tiny_model)
+    status, said = run(*arguments)
+    assert status == 70
+    assert (
+        "gleansr: internal error: TypeError: an object that is none; this is a fault of gleansr, not of your files: please report it"
+        in said
+    )
+    assert "Traceback" not in said
+    status, said = run(*arguments, "--debug")
+    assert status == 70
+    assert 'raise TypeError("an object that is none")' in said
+
+
+@pytest.mark.parametrize(("error", "status"), [(MemoryError(), 1), (OSError(28, "No space left on device", "x"), 1), (KeyError("x"), 70)])
+def test_what_a_command_raises_has_a_message(run, error: Exception, status: int, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gleansr.doctor.examine", fails)
+    found, said = run("doctor")
+    assert (found, "Traceback" in said) == (status, False)
+    assert type(error).__name__ in said or "x: No space left on device" in said
 
 
 def test_models_list_info_and_convert(run, tiny_model: Path, tmp_path: Path):

@@ -35,6 +35,12 @@ class DownloadError(GleansrError):
     """A file could not be fetched: the network, the server or the disk failed, or the contents are not the expected."""
 
 
+class InternalError(GleansrError):
+    """A fault of this program in another process, not of data or a request: it stops the work. A note of it holds the traceback."""
+
+    exit_code = 70
+
+
 def one_line(error: BaseException) -> str:
     """What an error of the system or of a library says, without line breaks; its kind where it says nothing."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import tyro
@@ -19,12 +20,13 @@ from gleansr.cli.serve import serve
 from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
 from gleansr.devices import keep_freed_memory
-from gleansr.errors import GleansrError
+from gleansr.errors import GleansrError, InternalError, one_line
 from gleansr.files import shown
 
 DESCRIPTION = (
     "Large-factor image super-resolution with a generative latent bank. Exit status: 0 done, 1 some work failed, "
-    "2 wrong request, 3 nothing found in a photograph that --require-object wants something in, 130 and 143 stopped by a signal. --debug, "
+    "2 wrong request, 3 nothing found in a photograph that --require-object wants something in, 70 a fault of gleansr itself, which please "
+    "report, 130 and 143 stopped by a signal. --debug, "
     "anywhere, shows the traceback of an error."
 )
 
@@ -58,10 +60,25 @@ def main(args: Sequence[str] | None = None) -> None:
     except GleansrError as error:
         if debug:
             raise
-        Console(stderr=True, soft_wrap=True).print(shown(f"gleansr: {error}"), markup=False, highlight=False, style="red")
-        sys.exit(error.exit_code)
+        sys.exit(_told(f"{error}", error.exit_code))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        sys.exit(_told(f"{getattr(error, 'filename', None) or type(error).__name__}: {one_line(error)}", 1))
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else "; --debug shows where"
+        said = f"internal error: {type(error).__name__}: {one_line(error)}"
+        sys.exit(_told(f"{said}; this is a fault of gleansr, not of your files: please report it{hint}", InternalError.exit_code))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _told(message: str, status: int) -> int:
+    """Prints an error; returns the exit status that it means."""
+    Console(stderr=True, soft_wrap=True).print(shown(f"gleansr: {message}"), markup=False, highlight=False, style="red")
+    return status

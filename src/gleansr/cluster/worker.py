@@ -5,6 +5,7 @@ import os
 import pickle
 import platform
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ import torch
 
 from gleansr.cluster.portions import Known, Portion, Recall
 from gleansr.cluster.urls import Addresses, is_url
-from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.errors import GleansrError, InternalError, PictureError, RequestError
 from gleansr.feedforward import FeedForward
 from gleansr.files import beginning, half_written
 from gleansr.folders import Job, Manifest, Outcome, OutputError, Work, run
@@ -109,7 +110,8 @@ class Worker:
         except OutputError as error:
             stop = error
         except Exception as error:
-            stop = GleansrError(f"a worker on {platform.node()} cannot go on: {type(error).__name__}: {' '.join(str(error).split())}")
+            stop = InternalError(f"a worker on {platform.node()} met a fault of gleansr: please report it; --debug shows where")
+            stop.add_note("".join(traceback.format_exception(error)))
         numbers = {job: i for i, (job, _) in enumerate(jobs)}
         note, self._note = self._note, ""
         return pack([(numbers[outcome.job], outcome) for outcome in outcomes], stop, note)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gleansr.errors import GleansrError
+from gleansr.errors import GleansrError, InternalError
 from gleansr.evaluation.entries import Entry
 from gleansr.method import Report
 from gleansr.precision import Precision, full_name
@@ -106,6 +107,10 @@ class Runner:
                 kind, *values = self._pipe.recv()
                 if kind == "failed":
                     raise MethodError(values[0])
+                if kind == "broken":
+                    fault = InternalError("the process of a method ended by a fault of gleansr: please report it; --debug shows where")
+                    fault.add_note(values[0])
+                    raise fault
                 if kind == "done":
                     return values
                 if report:
@@ -160,9 +165,11 @@ def _serve(pipe: Connection, entry: Entry, scale: int, place: Place) -> None:
             pipe.send(("done", pictures, list(enlarged.notes) or [""] * len(low), seconds, peak, own))
     except (EOFError, BrokenPipeError):  # the comparison has gone
         return
-    except Exception as error:  # whatever a model, a driver or a library may raise
+    except (GleansrError, OSError, MemoryError, RuntimeError) as error:  # torch and its drivers raise RuntimeErrors
         said = " ".join(str(error).split())[:500]
         pipe.send(("failed", said if isinstance(error, GleansrError) else f"{type(error).__name__}: {said}"))
+    except Exception:
+        pipe.send(("broken", traceback.format_exc()))
 
 
 def _end_with_parent() -> None:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from gleansr.errors import GleansrError, PictureError
+from gleansr.devices import out_of_memory
+from gleansr.errors import GleansrError, InternalError, PictureError, one_line
 from gleansr.folders.forward import Forward, Made
 from gleansr.folders.index import Recorded, fingerprint
 from gleansr.folders.jobs import Job
@@ -261,7 +262,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 class _Failing:
-    """Whatever is wrong with one picture becomes its outcome, so that the others go on."""
+    """What is wrong with one picture becomes its outcome, so that the others go on. Faults of the program stop them all."""
 
     outcome: Outcome
 
@@ -272,13 +273,15 @@ class _Failing:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, OutputError):
+        if error is None or isinstance(error, OutputError | InternalError):
             return False
         if isinstance(error, GleansrError):
             known = error
-        else:  # of a library that a task uses
-            known = PictureError(f"{self._job.source}: {type(error).__name__}: {error}")
+        elif isinstance(error, OSError) or out_of_memory(error):
+            known = PictureError(f"{self._job.source}: {one_line(error)}")
             known.__cause__ = error
+        else:
+            return False
         self.outcome = failed(self._job, known)
         return True
 
