@@ -319,11 +319,12 @@ def _finished(output: Path, targets: dict[str, str]) -> set[str]:
             if file.startswith(".") and file.endswith(".part"):  # of a process that was killed
                 (Path(base) / file).unlink(missing_ok=True)
     done: set[str] = set()
+    as_written: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # whatever its bytes
     try:
-        records = (output / RECORDS).open(encoding="utf-8", newline="\n")
+        records = (output / RECORDS).open(**as_written)
     except FileNotFoundError:
         return done
-    with records, replacing(output / RECORDS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as kept:
+    with records, replacing(output / RECORDS) as temporary, temporary.open("w", **as_written) as kept:
         for line in records:
             if (record := _record(line)) is None:
                 continue
