@@ -21,6 +21,7 @@ from gleansr import rivals
 from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.evaluation.runner import Place
+from gleansr.feedforward import FeedForward
 from gleansr.precision import Precision
 from gleansr.serving.config import ServingConfig
 from gleansr.training.config import NetworkRecipe, load_recipe
@@ -90,7 +91,7 @@ def test_nothing_of_a_model_stays_in_memory(precision: Any, tiny_model: Path, ca
     before = tensors()
     upscaler = gleansr.load(tiny_model, device="cpu", precision=precision)
     upscaler(cat)
-    model = weakref.ref(upscaler.method.model)
+    model = weakref.ref(cast("FeedForward", upscaler.method).model)
     assert tensors() > before + 50
     del upscaler
     assert tensors() == before
