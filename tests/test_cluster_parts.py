@@ -100,6 +100,12 @@ def test_addresses_lead_to_web_servers_and_object_stores_only(url: str, monkeypa
                 use(url)
 
 
+def test_a_path_is_no_address_whatever_it_holds(tmp_path: Path):
+    path = str(tmp_path / "simplecache::memory:" / "a")
+    system, name = file_system(path)
+    assert (system.protocol, name) == (("file", "local"), path)
+
+
 def test_addresses_that_are_allowed():
     assert [check_address(url) for url in ("https://host/a?b=s3://c", "http://host:80", "s3://bucket/a", "gs://b")] == [
         "https",

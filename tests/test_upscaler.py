@@ -118,7 +118,7 @@ def test_a_decoded_picture_may_be_given(upscaler: gleansr.Upscaler, cat: Image.I
 
 
 def test_devices_and_precisions(tiny_model: Path, cat: Image.Image):
-    with pytest.raises(RequestError, match="'nonsense' is no device"):
+    with pytest.raises(RequestError, match="'nonsense' is not there"):
         gleansr.load(tiny_model, device="nonsense")
     if not torch.cuda.is_available():
         with pytest.raises(RequestError, match="'cuda' is not there or not usable here; --device cpu"):

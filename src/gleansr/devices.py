@@ -25,16 +25,14 @@ def find_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise RequestError(f"{name!r} is no device; expected auto, cpu, cuda, cuda:1 or mps") from None
-    try:
         works = (torch.ones(1, device=device) + 1).item() == 2
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # torch raises any of these, depending on its build
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError, ImportError) as error:  # any of these, by how torch was built
         if FORKED in str(error):
             raise RequestError(AFTER_FORK) from None
         works = False
     if not works:
-        raise RequestError(f"the device {str(name)!r} is not there or not usable here; --device cpu always is")
+        shown = str(name) if isinstance(name, torch.device) else name
+        raise RequestError(f"the device {shown!r} is not there or not usable here; --device cpu always is, others are cuda, cuda:1 and mps")
     return device
 
 

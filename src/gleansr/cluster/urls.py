@@ -37,14 +37,16 @@ def normal(path: str | os.PathLike[str]) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and what it calls it. Raises RequestError where that cannot be used."""
-    check_address(url)
+    """fsspec's file system of an address or a path, and what it calls it. Raises RequestError where that cannot be used."""
+    if is_url(url) or "://" in url:
+        check_address(url)
     try:
         import fsspec
     except ImportError as error:
         raise RequestError("addresses need fsspec: pip install 'gleansr[ray]'") from error
     try:
-        return fsspec.url_to_fs(url, use_listings_cache=False)
+        # A path is never an address within another, as fsspec would take one with :: in it.
+        return fsspec.url_to_fs(url, use_listings_cache=False) if is_url(url) else (fsspec.filesystem("file"), url)
     except (ImportError, ValueError, OSError) as error:  # an unknown protocol, or one whose package is not installed
         raise RequestError(f"{url}: {one_line(error)}") from error
 
