@@ -15,11 +15,11 @@ from benchmarks.counting import Cost, counted
 from benchmarks.measure import mmagic, positive
 from gleansr.checkpoints import foreign
 from gleansr.checkpoints.native import About
-from gleansr.devices import Precision
 from gleansr.errors import RequestError
 from gleansr.feedforward import FeedForward, enlarge
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, glean_full, glean_light
 from gleansr.onnx_runtime import OnnxModel
+from gleansr.precision import Precision
 from gleansr.upscaler import Upscaler
 
 PRESETS: dict[str, Callable[[int, int], GLEANConfig]] = {"full": glean_full, "light": glean_light}

@@ -36,10 +36,10 @@ from benchmarks.measure import clock, errors_in_one_line, in_turn, positive
 from benchmarks.networks import PLAIN, Forward, Network, costs_of
 from benchmarks.report import Report, add_options, deliver, entry, medians
 from gleansr import checkpoints
-from gleansr.devices import Precision
 from gleansr.errors import GleansrError, RequestError
 from gleansr.folders import Manifest, Unlisted, Work, places, run, sha256_of, walk
 from gleansr.pictures import decode
+from gleansr.precision import Precision
 from gleansr.tasks import Enlarge, Task
 
 SIZES = (32, 256)

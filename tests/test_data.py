@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gleansr.data.sources import open_source
 from gleansr.errors import PictureError, RequestError
 from gleansr.resize import degrade, resize
 from gleansr.training.blind import degrade_blind
@@ -171,7 +172,7 @@ def test_turns_and_patches_follow_from_the_position_alone(folder: Path):
             assert torch.equal(batch[i][1::2], odd[i])
 
 
-def test_prepared_pairs_equal_those_made_on_the_fly(folder: Path, tmp_path: Path):
+def test_prepared_pairs_equal_those_made_on_the_fly(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     low = tmp_path / "low"
     low.mkdir()
     for i in range(10):
@@ -180,6 +181,10 @@ def test_prepared_pairs_equal_those_made_on_the_fly(folder: Path, tmp_path: Path
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(low / f"{i}.png")
     prepared = batches(folder, DataConfig(train=(str(folder),), train_low=(str(low),)))
     assert all(torch.equal(a, b) for x, y in zip(batches(folder), prepared, strict=True) for a, b in zip(x, y, strict=True))
+    opened: list[str] = []
+    monkeypatch.setattr("gleansr.training.data.open_source", lambda spec: opened.append(spec) or open_source(spec))
+    open_pictures(DataConfig(train=(str(folder),), train_low=(str(low),)), 16, 4)
+    assert opened == [str(folder), str(low)]  # each is listed once
     save(low / "0.png", 5, 5)
     with pytest.raises(PictureError, match=r"0\.png: is 5x5, but low-resolution pictures must be 4x4"):
         batches(folder, DataConfig(train=(str(folder),), train_low=(str(low),)))

@@ -27,7 +27,7 @@ from gleansr.data import datasets
 from gleansr.data import prepare as module
 from gleansr.data.datasets import KINDS, Box, open_dataset, read_list
 from gleansr.data.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
-from gleansr.data.sources import open_pairs, open_source, prepared_low
+from gleansr.data.sources import open_source, pairs_of, prepared_low
 from gleansr.errors import PictureError, RequestError
 from gleansr.resize import degrade, resize
 
@@ -177,7 +177,7 @@ def test_a_set_holds_every_picture_once_with_its_pair(run, photos: Path, tmp_pat
     for scale in (2, 4):
         low_spec = prepared_low(str(out), scale)
         assert low_spec == str(out / f"x{scale}")
-        assert open_pairs(str(out), str(low_spec)) == [(i, i) for i in range(7)]
+        assert pairs_of(open_source(str(out)), open_source(str(low_spec)), str(out), str(low_spec)) == [(i, i) for i in range(7)]
     assert prepared_low(str(out), 8) is None
     assert prepared_low(str(photos), 2) is None
 

@@ -25,7 +25,7 @@ import pytest
 from gleansr.data import shards, sources
 from gleansr.data.lmdbs import values
 from gleansr.data.shards import expand
-from gleansr.data.sources import open_pairs, open_source
+from gleansr.data.sources import open_source, pairs_of
 from gleansr.errors import DownloadError, PictureError, RequestError
 
 CONTENTS = {
@@ -451,16 +451,16 @@ def test_remote_refusals(server: Server, monkeypatch: pytest.MonkeyPatch):
 def test_pairs_match_by_name_without_suffix(tmp_path: Path):
     high = zip_of(tmp_path / "high.zip", {"b/2.jpg": b"", "1.jpg": b"", "b/1.jpg": b""})
     low = folder_of(tmp_path / "low", {"1.png": b"", "b/2.png": b"", "b/1.webp": b""})
-    pairs = open_pairs(str(high), str(low))
+    pairs = pairs_of(open_source(str(high)), open_source(str(low)), str(high), str(low))
     names = [(open_source(high).names[i], open_source(low).names[j]) for i, j in pairs]
     assert names == [("1.jpg", "1.png"), ("b/1.jpg", "b/1.webp"), ("b/2.jpg", "b/2.png")]
     (low / "1.png").unlink()
     (low / "b" / "3.png").write_bytes(b"")
     with pytest.raises(RequestError, match=r"1 of .*high\.zip have no partner .* such as 1; 1 of .*low have no partner .* such as b/3$"):
-        open_pairs(str(high), str(low))
+        pairs_of(open_source(str(high)), open_source(str(low)), str(high), str(low))
     (low / "b" / "2.jpg").write_bytes(b"")
     with pytest.raises(RequestError, match=r"b/2\.jpg and b/2\.png differ in their suffix only"):
-        open_pairs(str(high), str(low))
+        pairs_of(open_source(str(high)), open_source(str(low)), str(high), str(low))
 
 
 def test_another_programs_manifest_makes_no_prepared_set(tmp_path: Path):

@@ -273,12 +273,13 @@ def prepared_low(spec: str, scale: int) -> str | None:
     return str(Path(spec) / folder) if folder else None
 
 
-def open_pairs(high_spec: str, low_spec: str) -> list[tuple[int, int]]:
-    """(index in the source `high_spec`, index in the source `low_spec`) of each picture, matched by name without suffix, sorted by name.
+def pairs_of(high_source: Source, low_source: Source, high_spec: str, low_spec: str) -> list[tuple[int, int]]:
+    """(index in `high_source`, index in `low_source`) of each image, matched by name without suffix, sorted by name.
 
-    Raises RequestError where a picture of either has no partner or more than one, and what `open_source` raises.
+    `high_spec` and `low_spec` are what messages call them. Raises RequestError where an image of either has no partner or more than one.
     """
-    high, low = ({stem(name): i for i, name in enumerate(_unambiguous(spec))} for spec in (high_spec, low_spec))
+    sources = ((high_source, high_spec), (low_source, low_spec))
+    high, low = ({stem(name): i for i, name in enumerate(_unambiguous(source, spec))} for source, spec in sources)
     problems = [
         f"{len(alone):,} of {spec} have no partner in {other}, such as {', '.join(alone[:3])}"
         for spec, other, alone in (
@@ -292,13 +293,12 @@ def open_pairs(high_spec: str, low_spec: str) -> list[tuple[int, int]]:
     return [(index, low[name]) for name, index in high.items()]
 
 
-def _unambiguous(spec: str) -> Sequence[str]:
-    names = open_source(spec).names
+def _unambiguous(source: Source, spec: str) -> Sequence[str]:
     seen: dict[str, str] = {}
-    for name in names:
+    for name in source.names:
         if (other := seen.setdefault(stem(name), name)) != name:
             raise RequestError(f"{spec}: {other} and {name} differ in their suffix only, so that they cannot be matched by name")
-    return names
+    return source.names
 
 
 # ---------------------------------------------------------------------------------------------------------------- listing

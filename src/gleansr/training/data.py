@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gleansr.data.degradation import degrade_real, fixed_seed
 from gleansr.data.fit import Border, Content, SmallError, content_of, fit
-from gleansr.data.sources import Source, open_pairs, open_source
+from gleansr.data.sources import Source, open_source, pairs_of
 from gleansr.devices import cores
 from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import decode, to_bytes
@@ -111,7 +111,8 @@ class Pictures(Dataset[Sample]):
         self.scale = size // low_size if low_size else 1
         self.sources = [open_source(spec) for spec in sources]
         self.low_sources = [open_source(spec) for spec in low_sources]
-        self.pairs = [open_pairs(high, low) for high, low in zip(sources, low_sources, strict=True)] if low_sources else []
+        opened = zip(self.sources, self.low_sources, sources, low_sources, strict=True) if low_sources else ()
+        self.pairs = [pairs_of(*pair) for pair in opened]
         counts = [len(pairs) for pairs in self.pairs] or [len(source) for source in self.sources]
         self.ends = list(itertools.accumulate(counts))
         self.n = min(self.ends[-1], limit or self.ends[-1])
