@@ -126,7 +126,7 @@ def test_a_full_disk_ends_it_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_nothing_is_left_where_it_fails_or_is_stopped(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(40))
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError):
+    with pytest.raises(PictureError, match="cannot be written"):
         upscale(Clip(source), tmp_path / "file" / "b.mp4", work())
     for target in (tmp_path / "b.mp4", tmp_path / "frames"):
         done: list[int] = []
