@@ -505,10 +505,10 @@ def test_native_files(saved, tmp_path, capsys):
 def test_configurations_out_of_range(changes, match, tmp_path, monkeypatch):
     describe = json.dumps
 
-    def changed(value):
+    def changed(value, **options):
         if isinstance(value, dict) and "generator" in value:
             value["generator"]["config"] |= changes
-        return describe(value)
+        return describe(value, **options)
 
     monkeypatch.setattr(native.json, "dumps", changed)
     native.save(tmp_path / "native.safetensors", {"generator": BigGAN(CONFIG)}, native.About())
