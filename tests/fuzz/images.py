@@ -159,7 +159,9 @@ def _colour(image: Image.Image) -> bool:
 
 def _upright(image: Image.Image) -> np.ndarray:
     try:
-        orientation = image.getexif().get(Base.Orientation, 1)
+        with warnings.catch_warnings():  # which tests make errors
+            warnings.simplefilter("ignore")
+            orientation = image.getexif().get(Base.Orientation, 1)
     except Exception:
         orientation = 1
     turn = {
