@@ -322,6 +322,74 @@ def test_a_png_too_short_for_its_pixels_is_refused_before_they_take_memory(monke
         decode(b"\x89PNG\r\n\x1a\n" + body)
 
 
+def raw_png(width, height, bits, colour, rows, *chunks, interlaced=0):
+    """A PNG of what is to be compressed, with more chunks before that."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    named = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in named)
+    return png_files.SIGNATURE + body
+
+
+@pytest.mark.parametrize("chunks", [(), [(b"tEXt", b"Title\0a")]])
+@pytest.mark.parametrize("rows", [1, 40, 63])
+def test_a_png_whose_data_ends_after_a_row_is_refused(rows, chunks):
+    assert decode(raw_png(64, 64, 8, 0, bytes(65) * 64, *chunks)).size == (64, 64)  # black to the end
+    with pytest.raises(PictureError, match="its last rows are missing"):
+        decode(raw_png(64, 64, 8, 0, (b"\0" + bytes(range(64))) * rows, *chunks))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 5), (9, 8)])
+def test_an_interlaced_png_whose_data_ends_after_a_row_is_refused(width, height):
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in png_files._PASSES]
+    rows = [b"\0" + b"\x50" * (3 * columns) for columns, count in sizes if columns > 0 for _ in range(count)]
+    np.testing.assert_array_equal(steps(decode(raw_png(width, height, 8, 2, b"".join(rows), interlaced=1))), 0x50)
+    with pytest.raises(PictureError, match=r"rows are missing|truncated"):
+        decode(raw_png(width, height, 8, 2, b"".join(rows[:-1]), interlaced=1))
+
+
+def test_a_png_with_text_that_is_too_short_is_refused_before_its_pixels_take_memory(monkeypatch):
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", lambda _: pytest.fail("memory was taken"))
+    with pytest.raises(PictureError, match="truncated"):
+        decode(raw_png(9000, 9000, 8, 2, bytes(1000), (b"tEXt", b"Title\0a")))
+
+
+def test_a_palette_that_is_missing_is_damage():
+    with pytest.raises(PictureError, match="its palette is missing"):
+        decode(raw_png(4, 1, 8, 3, b"\0\0\1\2\3"))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_value_of_grey_of_few_bits(bits):
+    values = np.arange(8) % 2**bits
+    row = np.packbits((values[:, None] >> np.arange(bits)[::-1]) & 1).tobytes()
+    picture = decode(raw_png(8, 1, bits, 0, b"\0" + row, (b"tRNS", b"\0\1")))
+    assert picture.alpha is not None
+    assert picture.alpha.flatten().tolist() == [value != 1 for value in values]
+    np.testing.assert_allclose(picture.pixels[0, 0], values / (2**bits - 1), atol=1e-6)
+
+
+def test_the_transparent_value_of_colour_of_16_bits():
+    values = np.array([[0, 0, 0], [1000, 2000, 3000], [65535, 65535, 65535]], ">u2")
+    picture = decode(raw_png(3, 1, 16, 2, b"\0" + values.tobytes(), (b"tRNS", values[1].tobytes())))
+    assert picture.alpha is not None
+    assert picture.alpha.flatten().tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_zeros_in_place_of_the_rest_of_a_jpeg(kind):
+    image = Image.fromarray(noise(64, 96, 3))
+    whole = data(image, kind)
+    np.testing.assert_array_equal(steps(decode(whole + bytes(100))), steps(decode(whole)))
+    copied = whole[: len(whole) // 2] + bytes(len(whole) // 2)
+    with pytest.raises(PictureError, match=r"truncated.*--allow-truncated"):
+        decode(copied)
+    picture = decode(copied, name="a", allow_truncated=True)
+    missing = int(picture.notes[0].split()[3])
+    assert 20 < missing < 60
+    np.testing.assert_array_equal(steps(picture)[: 64 - missing], steps(decode(whole))[: 64 - missing])
+    assert not steps(picture)[64 - missing :].any()
+
+
 # Animations
 
 

@@ -109,9 +109,7 @@ def loaded(
     """What `opened` gave, with its pixels; or as far as they go, if that is allowed."""
     assert image is not None  # noqa: S101, for type checkers
     try:
-        if png.is_too_short(contents):
-            raise OSError("image file is truncated")
-        image.load()
+        _load(image, contents)
         return image
     except Exception as error:
         if allow_truncated and "truncated" in str(error) and (cut := _cut_off(file, kinds)):
@@ -119,9 +117,37 @@ def loaded(
             return cut[0]
         if contents is not file:
             raise _explained(error, file, name, kinds) from error
-        image, _ = _without_metadata(error, file, name, kinds, notes)
-    image.load()
+        image, contents = _without_metadata(error, file, name, kinds, notes)
+    _load(image, contents)
     return image
+
+
+def _load(image: Image.Image, contents: BinaryIO) -> None:
+    """Reads the pixels. Raises where some are missing of which Pillow says nothing."""
+    if png.is_too_short(contents):
+        raise OSError("image file is truncated")
+    image.load()
+    if image.format == "PNG":
+        png.scale_transparency(image.info, contents)
+        last = image.crop((0, image.height - 1, *image.size))
+        if (image.info.get("interlace") or not np.asarray(last).any()) and png.lacks_rows(contents):
+            raise OSError("its last rows are missing")
+    elif image.format in ("JPEG", "MPO") and _lacks_end(contents):
+        raise OSError("image file is truncated")
+
+
+def _lacks_end(file: BinaryIO) -> bool:
+    """Whether a JPEG has no end behind its pixels, but others' zeros, which a decoder takes for pixels: as a copy that was interrupted
+    leaves it."""
+    file.seek(-1, io.SEEK_END)
+    if file.read(1) != b"\0":
+        return False
+    file.seek(0)
+    content = file.read()
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place : place + 2] != b"\xff\xda":  # a thumbnail in a segment has an end, too
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return content.find(b"\xff\xd9", place) < 0
 
 
 def _open(file: BinaryIO, kinds: Collection[str] | None) -> Image.Image:
@@ -210,7 +236,7 @@ def _filled(image: Image.Image, value: int) -> Image.Image:
 def _ended_jpeg(file: BinaryIO, more: bytes) -> Image.Image | None:
     """A JPEG with an end put on, after `more` data, if all of its colours come together. Otherwise all rows lack something."""
     file.seek(0)
-    content = file.read()
+    content = file.read().rstrip(b"\0")  # what an interrupted copy may have in place of the rest
     scan = content.rfind(b"\xff\xda")
     image = Image.open(io.BytesIO(content + more + b"\xff\xd9"), formats=["JPEG"])
     if image.info.get("progressive") or scan < 0 or content[scan + 4 : scan + 5] != bytes([len(image.getbands())]):

@@ -19,6 +19,8 @@ def planes_of(
     image: Image.Image, name: str, notes: list[str], codes: tuple[int, int, int, int] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(1 or 3, H, W) in sRGB, uint8 or float32 in [0, 1], and (1, H, W) of alpha, of an image of any mode."""
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("its palette is missing")
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_planes(image, name, notes, codes)
     clear = ("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA") if image.has_transparency_data else ""

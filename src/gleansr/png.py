@@ -4,11 +4,17 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEFLATE = 1032
 """The most that a byte of deflate stands for."""
+_GREY, _RGB = 0, 2
+_SAMPLES = {2: 3, 4: 2, 6: 4}
+"""Of a pixel, by the kind of colour; of others it is 1."""
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of an interlaced image: where each begins, and its steps."""
+_AT_ONCE = 2**20
 _OF_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"pHYs"}
 """Chunks that are kept where metadata stops Pillow: those of the pixels, and small ones of fixed size."""
 
@@ -46,6 +52,48 @@ def coded_colour(file: BinaryIO) -> tuple[int, int, int, int] | None:
         file.seek(before)
 
 
+def scale_transparency(info: dict[Any, Any], file: BinaryIO) -> None:
+    """The transparent value in an image's `info` as its pixels are. Pillow widens grey of 2 and 4 bits to 8 and narrows colour of 16, but
+    leaves the value as it is in the file. Leaves `file` as it was."""
+    before, value = file.tell(), info.get("transparency")
+    _, _, bits, colour, _ = _header(file) or (0, 0, 0, 0, 0)
+    file.seek(before)
+    if colour == _GREY and bits in (2, 4) and isinstance(value, int):
+        info["transparency"] = value * 255 // (2**bits - 1)
+    if colour == _RGB and bits == 16 and isinstance(value, tuple):
+        info["transparency"] = tuple(one >> 8 for one in value)
+
+
+def lacks_rows(file: BinaryIO) -> bool:
+    """Whether the compressed data of a PNG ends before its last row; Pillow leaves such rows black."""
+    if not (header := _header(file)):
+        return False
+    width, height, bits, colour, interlaced = header
+    passes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in (_PASSES if interlaced else [(0, 0, 1, 1)])]
+    lacking = sum(rows * (1 + -(-columns * bits * _SAMPLES.get(colour, 1) // 8)) for columns, rows in passes if columns > 0 and rows > 0)
+    inflate = zlib.decompressobj()
+    for name, place, length in chunks(file):
+        if name == b"IDAT":
+            file.seek(place)
+            data = file.read(length)
+            while data and lacking > 0 and not inflate.eof:
+                lacking -= len(inflate.decompress(data, _AT_ONCE))
+                data = inflate.unconsumed_tail
+            file.seek(place + length + 4)
+    return lacking > 0
+
+
+def _header(file: BinaryIO) -> tuple[int, int, int, int, int] | None:
+    """Width, height, bits, kind of colour, and whether it is interlaced."""
+    for name, place, length in chunks(file):
+        file.seek(place)
+        if name == b"IHDR" and length == 13 and len(header := file.read(13)) == 13:
+            width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+            return width, height, bits, colour, interlaced
+        break
+    return None
+
+
 def damage(file: BinaryIO) -> str:
     """Which chunk is damaged first, empty if none is."""
     size, last = file.seek(0, io.SEEK_END), b""
@@ -67,14 +115,10 @@ def ends_early(file: BinaryIO) -> bool:
 
 def is_too_short(file: BinaryIO) -> bool:
     """Whether a PNG has fewer bytes than its pixels need however well they are compressed. It saves the memory for them."""
-    for name, place, length in chunks(file):
-        file.seek(place)
-        if name == b"IHDR" and length == 13 and (header := file.read(13)):
-            width, height, bits, colour = struct.unpack(">IIBB", header[:10])
-            rows = height * (1 + width * bits * {2: 3, 4: 2, 6: 4}.get(colour, 1) // 8)
-            return rows > _DEFLATE * file.seek(0, io.SEEK_END)
-        break
-    return False
+    if not (header := _header(file)):
+        return False
+    width, height, bits, colour, _ = header
+    return height * (1 + width * bits * _SAMPLES.get(colour, 1) // 8) > _DEFLATE * file.seek(0, io.SEEK_END)
 
 
 def without_metadata(file: BinaryIO) -> bytes | None:
