@@ -2,8 +2,11 @@
 
 import argparse
 import datetime
+import functools
 import pathlib
 import pickle
+import re
+import typing
 from collections import Counter, OrderedDict, defaultdict
 
 import foreign_layouts as layouts
@@ -77,6 +80,15 @@ WRAPPED = {
         ("a", "pair"): 1,
         3: None,
     },
+    "Lightning's options": lambda n: {
+        "state_dict": prefixed("net.", n),
+        "hyper_parameters": {
+            "optimizer": functools.partial(torch.optim.Adam, lr=1e-4),
+            "types": [typing.Any, dict[str, int], typing.Dict[str, int]],  # noqa: UP006, as OmegaConf has it
+            "counts": defaultdict(int),
+            "ignored": re.compile("a"),
+        },
+    },
     "parameters": lambda n: {"params": {name: torch.nn.Parameter(t) for name, t in n.items()}},
 }  # fmt: skip
 
@@ -90,6 +102,13 @@ def test_a_network_is_found(wrapping, form, network, tmp_path):
     else:
         torch.save(contents, path, _use_new_zipfile_serialization=form == "zip")
     assert_is(path, network)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_protocols_of_pickle(protocol, zipped, network, tmp_path):
+    torch.save(network, tmp_path / "a.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert_is(tmp_path / "a.pth", network)
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"modelspec.title": "4x"}])

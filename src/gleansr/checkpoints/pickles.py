@@ -54,12 +54,14 @@ _BESIDE_WEIGHTS = {
     "torch.torch_version.TorchVersion", "torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_sparse_tensor",
     "torch._utils._rebuild_qtensor", "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_nested_tensor",
     "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+    "functools.partial", "re._compile", "types.GenericAlias", "types.UnionType", "_operator.getitem", "_operator.or_",
     *(f"builtins.{name}" for name in ("bool", "bytes", "complex", "float", "frozenset", "int", "list", "object", "range", "set", "slice",
-                                      "str", "tuple")),
+                                      "str", "tuple", "unicode", "long", "xrange")),  # the last as Python 2 called them
     *_DTYPES,
     *_STORAGE_TYPES,
 }  # fmt: skip
-_PACKAGES_BESIDE_WEIGHTS = ("numpy.", "pathlib.", "datetime.", "omegaconf.", "torch.optim.", "pytorch_lightning.utilities.", "yacs.config.")
+_PACKAGES_BESIDE_WEIGHTS = ("numpy.", "pathlib.", "datetime.", "omegaconf.", "torch.optim.", "pytorch_lightning.utilities.",
+                             "pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.", "typing.", "yacs.config.")  # fmt: skip
 """What people's files hold beside weights: options, dates, counters, the state of an optimiser. Nothing of it is kept."""
 
 
@@ -73,7 +75,8 @@ class PersistentObject:
 
 def is_legacy(head: bytes) -> bool:
     """Whether these are the first bytes of a file of torch that is no zip archive."""
-    return head[2 : 2 + len(LEGACY_MAGIC)] == LEGACY_MAGIC
+    start = 11 if head[2:3] == b"\x95" else 2  # behind the protocol, and since its fourth version a frame's length
+    return head[start : start + len(LEGACY_MAGIC)] == LEGACY_MAGIC
 
 
 def load_torch(path: Path) -> Any:
