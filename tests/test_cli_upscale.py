@@ -231,6 +231,8 @@ def test_any_bytes_in_names(run, tiny_model: Path, folder: Path, tmp_path: Path)
         (("--box", "1,2,3"), "--box takes left,top,width,height"),
         (("--consistent-strength", 2), "from 0 to 1"),
         (("--scale", 4), "--method"),
+        (("--manifest", "a.png"), "--manifest a.png: is a name of a result"),
+        (("--manifest", "a.json", "--report"), "--manifest a.json: is a name of a result"),
     ],
 )
 def test_wrong_requests(run, folder: Path, tiny_model: Path, options: Sequence[object], words: str):

@@ -43,7 +43,7 @@ from gleansr.folders import pipeline as pipeline_module
 from gleansr.folders.batches import Batches
 from gleansr.folders.window import ClosedError, Window
 from gleansr.method import Enlarged
-from gleansr.pictures import Picture
+from gleansr.pictures import Picture, check_output
 from gleansr.tasks import Enlarge, Prepared, Result, Task
 from gleansr.upscaler import Upscaler
 
@@ -384,6 +384,29 @@ def test_a_folder_into_itself_keeps_its_pictures(overwrite: bool, tmp_path: Path
     (source / "b.png").write_text("precious")  # now it is somebody's, and an input
     assert statuses(do(source, source, replace(work, quality=80, overwrite=True))) == {"failed": 2, "done": 1}
     assert (source / "b.png").read_text() == "precious"
+
+
+def test_what_a_link_among_the_inputs_leads_to_is_kept(tmp_path: Path, upscaler: Upscaler, work: Work):
+    source, output = pictures(tmp_path / "in", 1), tmp_path / "out"
+    (link,) = (path for path in source.rglob("*") if path.is_file())
+    kept = output / link.relative_to(source)
+    kept.parent.mkdir(parents=True)
+    link.rename(kept)
+    link.symlink_to(kept)
+    before = kept.read_bytes()
+    (outcome,) = do(source, output, replace(work, overwrite=True))
+    assert isinstance(outcome, Outcome)
+    assert "is an input, which is never replaced" in str(outcome.error)
+    beside = pictures(tmp_path / "beside", 2)
+    first, second = sorted(path for path in beside.rglob("*") if path.is_file())
+    linked = first.with_name(f"{first.stem}_8x.png")
+    second.rename(linked)
+    second.symlink_to(linked.name)
+    [place] = places([first, second], None, "_8x")
+    outcomes = list(run(walk(place), replace(work, overwrite=True), [None]))
+    assert statuses(outcomes) == {"failed": 1, "done": 1}
+    assert kept.read_bytes() == before
+    assert pixels(linked).shape == (8, 8, 3)
 
 
 def test_a_result_that_a_killed_run_did_not_record_is_ours(tmp_path: Path, work: Work):
@@ -729,3 +752,16 @@ def test_skips_needs_the_result(tmp_path: Path, work: Work):
         assert not skips(replace(job, source=str(tmp_path / "none")), work, known)
         assert not skips(replace(job, target=str(tmp_path / "none")), work, known)
         assert not skips(replace(job, source_key="other"), work, known)
+
+
+def test_a_link_to_what_is_not_there_is_not_replaced(tmp_path: Path, work: Work):
+    source, output = pictures(tmp_path / "in", 1), tmp_path / "out"
+    link = output / "0/000.png"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "not mounted")
+    (outcome,) = do(source, output, work)
+    assert isinstance(outcome, Outcome)
+    assert "exists already" in str(outcome.error)
+    assert link.is_symlink()
+    with pytest.raises(PictureError, match="exists already"):
+        check_output(link, overwrite=False)

@@ -300,6 +300,10 @@ def test_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
     assert np.array_equal(array(Image.open(tmp_path / "after_retouched.png")), array(wanted))
     mask = np.asarray(Image.open(tmp_path / "mask.png"))[..., 0]
     assert np.array_equal(mask, np.asarray(prepare(edited, original, gleansr.load(tiny_model)).mask))
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--save-mask", str(tmp_path / "link/after_retouched.png"), "--overwrite"])
+    assert "is the result" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_:
         main([*arguments, "--box", "1,2", "--overwrite"])
     assert exit_.value.code == 2

@@ -35,11 +35,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def spare(target: str | Path, inputs: Iterable[str | Path | None]) -> None:
     """Raises RequestError where `target` is one of the inputs, by whatever name: a result never replaces what it is made of."""
     for path in inputs:
-        if path is not None and _same(target, path):
+        if path is not None and same_file(target, path):
             raise RequestError(f"{target}: is an input ({path}), which is never replaced; give the result another name")
 
 
-def _same(one: str | Path, other: str | Path) -> bool:
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two names lead to one file."""
     try:
         return Path(one).samefile(other)
     except (OSError, ValueError):  # one of them does not exist

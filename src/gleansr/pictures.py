@@ -231,7 +231,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Pat
         raise PictureError(f"{target}: the folder {target.parent} does not exist or cannot be written to")
     if target.is_dir():
         raise PictureError(f"{target}: is a folder")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise PictureError(f"{target}: exists already and may not be overwritten")
     return target
 

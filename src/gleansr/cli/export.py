@@ -1,5 +1,6 @@
 """`gleansr export`: a network as an ONNX file."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def export(
         raise RequestError(f"{output}: the name of an ONNX file ends in .onnx")
     if dynamic_batch and batch_size != 1:
         raise RequestError("--dynamic-batch takes any number of pictures; leave --batch-size out")
-    if output.exists() and not overwrite:
+    if os.path.lexists(output) and not overwrite:
         raise RequestError(f"{output}: exists already and may not be overwritten; --overwrite replaces it")
     if not output.parent.is_dir():
         raise PictureError(f"{output}: the folder {output.parent} does not exist")

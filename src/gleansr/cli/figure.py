@@ -1,5 +1,6 @@
 """`gleansr figure`: the figures of the paper's supplement, from own pictures."""
 
+import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -162,7 +163,7 @@ def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
             raise RequestError(f"{path}: the folder {path.parent} does not exist")
         if path.is_dir():
             raise RequestError(f"{path}: is a folder")
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             raise RequestError(f"{path}: exists already; --overwrite replaces it")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,7 +81,7 @@ def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offli
 
     if output is None or output.suffix != ".safetensors":
         raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
-    if output.exists() and not overwrite:
+    if os.path.lexists(output) and not overwrite:
         raise RequestError(f"{output}: exists already; --overwrite replaces it")
     path = fetched(model, offline)
     spare(output, [path])

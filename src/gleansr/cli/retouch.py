@@ -66,7 +66,7 @@ def retouch(
     if save_mask is not None:
         check_output(save_mask, overwrite=overwrite)
         spare(save_mask, (edited, original, mask))
-        if save_mask.absolute() == target.absolute():
+        if save_mask.resolve() == target.resolve():
             raise RequestError(f"{save_mask}: is the result; give the mask another name")
     config = RetouchConfig(strength, factor, feather, _box(box), tolerance)
     find_precision(precision, find_device(device))  # before a download that would be for nothing

@@ -125,6 +125,8 @@ def upscale(
     videos = videos_among(inputs, output, video=video, rate=rate, find_every=find_every, photo=photo or bool(box))
     if videos and (cluster or manifest):
         raise RequestError("--ray and --manifest are for pictures, not for videos")
+    if manifest and (manifest.suffix.lower() in FORMATS or (report and manifest.suffix.lower() == ".json")):
+        raise RequestError(f"--manifest {manifest}: is a name of a result; give one that ends in .jsonl")
     to_file = output is not None and output.suffix.lower() in FORMATS and not output.is_dir()
     one_file = len(inputs) == 1 and not any(source.is_dir() for source in inputs)
     if to_file and not one_file:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from gleansr.devices import out_of_memory
 from gleansr.errors import GleansrError, InternalError, PictureError, one_line
+from gleansr.files import same_file
 from gleansr.folders.forward import Forward, Made
 from gleansr.folders.index import Recorded, fingerprint
 from gleansr.folders.jobs import Job
@@ -197,9 +198,9 @@ def check_targets(job: Job, work: Work, known: Recorded | None) -> None:
 
     `known` is what the manifest remembers of the target. It is not enough: somebody may have put another file in the place of a result.
     """
-    if work.storage.state(job.target) is not None:
+    if work.storage.state(job.target) is not None or os.path.islink(job.target):  # noqa: PTH114, a link may lead to what is not mounted
         ours = job.replaces != "nothing" and known is not None and is_ours(job.target, work.storage, known)
-        if job.replaces != "anything" and not ours:
+        if (job.replaces != "anything" and not ours) or same_file(job.target, job.source):  # the source may be a link to it
             raise PictureError(f"{job.target}: is an input, which is never replaced; give the results another folder with --output")
         if not (ours or work.overwrite):
             changed = " and is not what gleansr wrote there" if known else ""

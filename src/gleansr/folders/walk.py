@@ -228,7 +228,9 @@ class _Inputs:
         self._own = [os.path.realpath(path) for path in place.inputs if path.is_dir()]
         self._others = [os.path.realpath(path) for path in place.others if path.is_dir()]
         files = [path for path in (*place.inputs, *place.others) if not path.is_dir()]
+        # By its own name, and by that of the file that it leads to if it is a link.
         self._files = {(os.path.realpath(path.parent), path.name.casefold()) for path in files}
+        self._files |= {(folder, name.casefold()) for folder, name in map(os.path.split, map(os.path.realpath, files))}
 
     def of(self, folder: str) -> Callable[[str], Literal["anything", "ours", "nothing"]]:
         """For a folder of results: what the file of a name in it may replace."""

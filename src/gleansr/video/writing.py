@@ -1,5 +1,6 @@
 """Results put together: a video file, or a folder of frames; whole or not at all."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def check_target(target: Path, *, overwrite: bool, sidecar: bool = False) -> Non
         raise PictureError(f"{target}: is a folder")
     if not video and target.exists() and not target.is_dir():
         raise PictureError(f"{target}: is a file; results are {', '.join(WRITTEN)} files or folders")
-    if not overwrite and (target.exists() if video else target.is_dir() and any(target.iterdir())):
+    if not overwrite and (os.path.lexists(target) if video else target.is_dir() and any(target.iterdir())):
         what = ("exists already", "it") if video else ("is a folder that is not empty", "the frames in it")
         raise PictureError(f"{target}: {what[0]} and may not be overwritten; --overwrite replaces {what[1]}")
     if sidecar and not overwrite and (told := Path(sidecar_of(str(target)))).exists():
