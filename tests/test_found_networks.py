@@ -111,6 +111,31 @@ def test_protocols_of_pickle(protocol, zipped, network, tmp_path):
     assert_is(tmp_path / "a.pth", network)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_arrays_of_numpy(protocol, zipped, network, tmp_path):
+    contents = {"iteration": np.int64(3), "params": {name: tensor.numpy() for name, tensor in network.items()}}
+    contents["params"]["conv_first.weight"] = np.asfortranarray(contents["params"]["conv_first.weight"])
+    torch.save(contents, tmp_path / "a.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(contents, protocol))
+    for name in ("a.pth", "a.pkl"):
+        assert_is(tmp_path / name, network)
+        weight = load_model(tmp_path / name).get_parameter("trunk.first.weight")
+        assert torch.equal(weight, network["conv_first.weight"])
+    contents["params"]["conv_first.weight"] = np.zeros(3, ">f4")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(contents, protocol))
+    with pytest.raises(CheckpointError, match=r"not tensors: conv_first\.weight"):
+        read(tmp_path / "a.pkl")
+
+
+def test_bytes_in_older_pickles_are_bounded(tmp_path):
+    many = pickle.BINUNICODE + (2**20).to_bytes(4, "little") + b"a" * 2**20 + b"q\0"
+    again = b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R"
+    (tmp_path / "a.pkl").write_bytes(b"\x80\2(" + many + again * 200 + b"t.")
+    with pytest.raises(CheckpointError, match="bytes of text"):
+        read(tmp_path / "a.pkl")
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"modelspec.title": "4x"}])
 @pytest.mark.parametrize("prefix", ["", "model.", "module."])
 def test_plain_safetensors(prefix, metadata, network, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gleansr.checkpoints import basicsr, biggan, esrgan, genforce, mmagic, nvidia, pulse, rosinality
+from gleansr.checkpoints.arrays import Array
 from gleansr.checkpoints.native import Checkpoint, Network
 from gleansr.checkpoints.stored import StoredTensor
 from gleansr.checkpoints.weights import Weights
@@ -112,8 +113,8 @@ def _walk(contents: Mapping[str, Any], source: str | Path) -> Iterator[_Found]:
             visits += len(mapping)
             if visits > _MOST_VISITS:
                 raise CheckpointError(f"{source}: holds more than {_MOST_VISITS:,} entries; save the state_dict of the network alone")
-            mean = mapping.get("latent_avg", mean)
-            tensors = {_WRAPPERS.sub("", str(name)): value for name, value in mapping.items() if not isinstance(value, Mapping)}
+            mean = _stored(mapping.get("latent_avg", mean))
+            tensors = {_WRAPPERS.sub("", str(name)): _stored(value) for name, value in mapping.items() if not isinstance(value, Mapping)}
             yield from (_Found(signature, tensors, prefix, path, mean) for prefix, signature in _signatures(tensors).items())
             for key, value in mapping.items():
                 if isinstance(value, Mapping) and id(value) not in seen:
@@ -153,6 +154,10 @@ def _weights(found: _Found, source: str | Path) -> Weights:
     if READERS[found.signature][1] == "generator" and isinstance(found.mean, Tensor | StoredTensor):
         tensors["latent_avg"] = _loaded(found.mean)
     return Weights(tensors, weights.prefix, source)
+
+
+def _stored(value: Any) -> Any:
+    return value.stored or value if isinstance(value, Array) else value
 
 
 def _loaded(value: Any) -> Any:

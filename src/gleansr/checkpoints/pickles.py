@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gleansr.checkpoints import archive
+from gleansr.checkpoints import archive, arrays
 from gleansr.checkpoints.stored import Malformed, Storage, StoredTensor
 from gleansr.checkpoints.unpickle import Budget, Global, Opaque, Refused, load, new_dict
 from gleansr.errors import CheckpointError
@@ -49,14 +49,14 @@ _DICTS = {
 
 _BESIDE_WEIGHTS = {
     "argparse.Namespace", "types.SimpleNamespace", "collections.deque", "uuid.UUID", "decimal.Decimal", "fractions.Fraction",
-    "_codecs.encode", "copyreg._reconstructor", "copyreg.__newobj__", "torch.Tensor", "torch.device", "torch.Generator",
+    "copyreg._reconstructor", "copyreg.__newobj__", "torch.Tensor", "torch.device", "torch.Generator",
     "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.serialization._get_layout", "torch.version.__version__",
     "torch.torch_version.TorchVersion", "torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_sparse_tensor",
     "torch._utils._rebuild_qtensor", "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_nested_tensor",
     "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
     "functools.partial", "re._compile", "types.GenericAlias", "types.UnionType", "_operator.getitem", "_operator.or_",
     *(f"builtins.{name}" for name in ("bool", "bytes", "complex", "float", "frozenset", "int", "list", "object", "range", "set", "slice",
-                                      "str", "tuple", "unicode", "long", "xrange")),  # the last as Python 2 called them
+                                      "str", "tuple", "type", "unicode", "long", "xrange")),  # the last as Python 2 called them
     *_DTYPES,
     *_STORAGE_TYPES,
 }  # fmt: skip
@@ -143,6 +143,7 @@ def _opaque(*_: Any) -> Opaque:
 def _calls(budget: Budget) -> dict[str, Callable[..., Any]]:
     """What stands in for the functions that files of torch name."""
     return dict.fromkeys(_DICTS, partial(new_dict, budget)) | {
+        **arrays.calls(budget),
         "torch.Size": lambda shape=(): shape,
         "torch._utils._rebuild_tensor": lambda storage, offset, shape, stride: StoredTensor.checked(storage, offset, shape, stride),
         "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: StoredTensor.checked(storage, offset, shape, stride),

@@ -31,6 +31,9 @@ class Opaque:
 
     __slots__ = ()
 
+    def build(self, state: Any) -> None:
+        """What a pickle tells of it once it is made."""
+
 
 @dataclass(frozen=True, slots=True)
 class Global:
@@ -223,11 +226,13 @@ class _Machine:
         self._push(function.call(*arguments))
 
     def build(self) -> None:
-        self._pop()
-        target = self._top()
+        state, target = self._pop(), self._top()
+        if isinstance(target, Opaque):
+            target.build(state)
+            return
         if isinstance(target, Global):
             raise Malformed("it tries to change a function")
-        if not isinstance(target, dict | list | Opaque):  # of a dictionary, such as a state dict, the attributes are nothing to us
+        if not isinstance(target, dict | list):  # of a dictionary, such as a state dict, the attributes are nothing to us
             raise Malformed(f"it tries to change a {'tensor' if isinstance(target, StoredTensor) else type(target).__name__}")
 
     def put(self, index: int | None = None) -> None:
@@ -305,6 +310,7 @@ _OPERATIONS: Mapping[int, Callable[[_Machine], None]] = {
         "B": _bytes("<I"),
         "C": _bytes("<B"),
         "\x8e": _bytes("<Q"),
+        "\x96": _bytes("<Q"),  # BYTEARRAY8
         "]": lambda m: m._push([]),
         "a": lambda m: m.append([m._pop()]),
         "e": lambda m: m.append(m._marked()),
