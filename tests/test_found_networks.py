@@ -51,6 +51,8 @@ WRAPPED = {
     "a key of one's own": lambda n: {"net_g": n, "iteration": 3},
     "an average of an odd name": lambda n: {"weights": other(n), "my-EMA": n},
     "an average before the plain one": lambda n: {"ema": n, "model": other(n)},
+    "what is no weight among the names": lambda n: {**n, "epoch": 3, "path": pathlib.PurePosixPath("a"), "body._extra_state": None},
+    "a shadow beside": lambda n: {"model": {name: tensor + 1 for name, tensor in n.items()}, "shadow": n},
     "keys within keys": lambda n: {"run": {"models": {"generator": {"weights": n}}}, "epoch": 7},
     "a beginning": lambda n: prefixed("model.", n),
     "torch.compile": lambda n: prefixed("_orig_mod.", n),

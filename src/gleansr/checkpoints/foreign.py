@@ -49,7 +49,7 @@ _RANKS = {signature: rank for rank, signature in enumerate(READERS)}
 _MOST_PARTS = max(signature.count(".") for signature in READERS) + 1
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile and its like put into names, at any place."""
-_AVERAGED = re.compile(r"(?<![a-z])(ema|avg|averaged?|smooth|swa)(?![a-z])")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|avg|averaged?|shadow|smooth|swa)(?![a-z])")
 """What tells an averaged network from a plain one, in the keys that lead to it."""
 _DEEPEST, _MOST_VISITS, _LONGEST_NAME = 8, 100_000, 500
 
@@ -148,9 +148,11 @@ def _outer(prefix: str) -> Iterator[str]:
 def _weights(found: _Found, source: str | Path) -> Weights:
     """The tensors of a network."""
     weights = Weights(found.tensors, found.path, source).under(found.prefix)
-    if others := [name[:100] for name, value in weights.tensors.items() if not isinstance(value, Tensor | StoredTensor)]:
-        raise CheckpointError(f"{source}: not tensors: {', '.join(others[:10])}")
-    tensors = {name: _loaded(value) for name, value in weights.tensors.items()}
+    others = [name for name, value in weights.tensors.items() if not isinstance(value, Tensor | StoredTensor)]
+    # All tensors of a network have a dot in their names: what has none, such as an epoch, lies beside them.
+    if misplaced := [name[:100] for name in others if "." in name and not name.endswith("_extra_state")]:
+        raise CheckpointError(f"{source}: not tensors: {', '.join(misplaced[:10])}")
+    tensors = {name: _loaded(value) for name, value in weights.tensors.items() if isinstance(value, Tensor | StoredTensor)}
     if READERS[found.signature][1] == "generator" and isinstance(found.mean, Tensor | StoredTensor):
         tensors["latent_avg"] = _loaded(found.mean)
     return Weights(tensors, weights.prefix, source)
