@@ -145,3 +145,17 @@ def test_a_state_of_before_the_separate_steps_is_resumed_with_a_warning(pictures
     train_bank(recipe(pictures, iterations=2), tmp_path, CPU)
     assert "the state at image 4 is of an earlier version" in caplog.text
     assert torch.load(tmp_path / "states" / "000000008.pt", weights_only=True)["probability"]["p"] == 0.25
+
+
+@pytest.mark.parametrize("off", [{"ema_half_life": 0}, {"ema_ramp_up": 0}])
+def test_without_averaging_the_bank_is_the_generator_itself(pictures: str, tmp_path: Path, off: dict[str, float]):
+    train_bank(recipe(pictures, 2, **off), tmp_path, CPU)
+    state = torch.load(tmp_path / "states" / "000000008.pt")
+    assert all(torch.equal(tensor, state["generator"][name]) for name, tensor in state["averaged"].items())
+
+
+def test_a_discriminator_with_a_rate_of_0_stays_as_it_is(pictures: str, tmp_path: Path):
+    train_bank(recipe(pictures, 2, checkpoint_every=4, discriminator_lr=0), tmp_path, CPU)
+    first, last = (torch.load(tmp_path / "states" / f"{images:09d}.pt") for images in (4, 8))
+    assert all(torch.equal(tensor, first["discriminator"][name]) for name, tensor in last["discriminator"].items())
+    assert any(not torch.equal(tensor, first["generator"][name]) for name, tensor in last["generator"].items())

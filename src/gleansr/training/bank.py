@@ -83,7 +83,8 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
     regularised = r1_gamma > 0 and not projected
     g_optimizer = _adam(learning, recipe.lr, recipe, recipe.path_length_every if recipe.path_length_weight else None)
-    d_optimizer = _adam(trained, recipe.discriminator_lr or recipe.lr, recipe, recipe.r1_every if regularised else None)
+    discriminator_lr = recipe.lr if recipe.discriminator_lr is None else recipe.discriminator_lr
+    d_optimizer = _adam(trained, discriminator_lr, recipe, recipe.r1_every if regularised else None)
     m_optimizer = torch.optim.Adam(generator.mapping.parameters(), LR, (0.0, 0.99))
     augment = Augment().to(device)
     probability = AdaptiveProbability(target=recipe.ada_target, adjust_images=max(1, recipe.ada_images))
@@ -174,7 +175,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                 probability.add(losses["real_sign"], run.batch_size)
             if recipe.lr:
                 half_life = min(recipe.ema_half_life, images * recipe.ema_ramp_up)
-                average(averaged, generator, 0.5 ** (run.batch_size / half_life))
+                average(averaged, generator, 0.5 ** (run.batch_size / half_life) if half_life else 0.0)
             meter.add(images, losses, waited)
 
             end = images >= run.images
