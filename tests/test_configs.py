@@ -157,7 +157,7 @@ def test_all_that_is_wrong_is_said_at_once():
         load_recipe(NetworkRecipe, "cats-8x", [f"{key}={value}" for key, value in wrong.items()])
     for problem in (
         "unknown key lrr, did you mean lr?",
-        "lr must be 0 or more, not -1.0",
+        "lr must be 0 to 1000, not -1.0",
         "run.iterations must be int, not 'x'",
         "run: batch_size must be 1 or more, not -15",
         "unknown key run.devicez, did you mean run.devices?",
@@ -165,6 +165,21 @@ def test_all_that_is_wrong_is_said_at_once():
         "data.small must be 'refuse' or 'skip' or 'enlarge', not 'no'",
     ):
         assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "a\\b", "c:d", ".hidden", "two\nlines", "nothing\0", "é" * 101, "\ud800"])
+def test_a_model_has_a_name_that_a_file_can_have(name: str):
+    with pytest.raises(RequestError, match=r"about: name is that of the model's file: 1 to 200 bytes"):
+        load_recipe(NetworkRecipe, "cats-8x", changes={"about": {"name": name}})
+    assert load_recipe(NetworkRecipe, "cats-8x", changes={"about": {"name": "é" * 100}}).about.name == "é" * 100
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [("lr=1e300", "lr must be 0 to 1000"), ("data.real.shift_by=[0, 2e4]", "shift_by must be 0 to 4")]
+)
+def test_numbers_that_no_step_can_take(change: str, complaint: str):
+    with pytest.raises(RequestError, match=complaint):
+        load_recipe(NetworkRecipe, "cats-8x", [change])
 
 
 def test_values_that_do_not_go_together():

@@ -49,7 +49,7 @@ class RealConfig:
     """Blurred images whose blur differs along two axes, which lie at any angle."""
     shift: Share = 0.25
     """Images whose sampling grid is moved."""
-    shift_by: Interval = (0.0, 0.25)
+    shift_by: Annotated[tuple[float, float], Range(0, 4)] = (0.0, 0.25)
     """By how many lr pixels along each axis, to either side."""
     kernels: tuple[str, ...] = ("bicubic", "bicubic", "lanczos", "box", "bilinear", "bilinear", "aliased-bilinear", "nearest")
     """How images are shrunk: bicubic, lanczos, box and bilinear average over all pixels; aliased-bilinear and nearest do not. A name that

@@ -23,6 +23,7 @@ LIGHT = "-light"
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
+Rate = Annotated[float, Range(0, 1000)]
 Betas = Annotated[tuple[float, float], Range(0, 1, open=True)]
 
 
@@ -136,13 +137,18 @@ class AboutConfig:
     """What the finished model says of itself."""
 
     name: str
-    """Name of the model."""
+    """Name of the model, and of its file."""
     category: str = ""
     """What its pictures show."""
     licence: str = ""
     """Licence of the weights, following that of the data."""
     credit: str = ""
     """Who must be named."""
+
+    def __post_init__(self):
+        name = self.name
+        fits = name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and 0 < len(name.encode()) <= 200
+        check(self, (fits, f"name is that of the model's file: 1 to 200 bytes, without / \\ : or a dot in front, not {name[:100]!r}"))
 
 
 @dataclass(frozen=True)
@@ -159,10 +165,10 @@ class BankRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     start: str | None = None
     """A bank, alone or in a GLEAN, of the same or a smaller size with the same channels to start from, as in progressive growing."""
-    lr: Weight = 0.0025
+    lr: Rate = 0.0025
     """Learning rate of Adam for the generator; 0 leaves it as it is: only the discriminator learns, for DGP."""
-    discriminator_lr: Annotated[float | None, Range(0)] = None
-    """Learning rate of Adam for the discriminator; None: that of the generator."""
+    discriminator_lr: Annotated[float | None, Range(0, 1000)] = None
+    """Learning rate of Adam for the discriminator; 0 leaves it as it is; None: that of the generator."""
     betas: Betas = (0.0, 0.99)
     """Moment decays of Adam."""
     r1_gamma: Annotated[float | None, Range(0)] = None
@@ -180,9 +186,9 @@ class BankRecipe:
     network learns the distribution of these codes, and nothing else. It keeps a bank that sees few pictures from drawing one of them for
     all codes. 0: no encoder."""
     ema_half_life: Weight = 10_000
-    """Half-life of the averaged generator in pictures."""
+    """Half-life of the averaged generator in pictures; 0: no averaging."""
     ema_ramp_up: Weight = 0.05
-    """The half-life is at most this share of the pictures seen."""
+    """The half-life is at most this share of the pictures seen; 0: no averaging."""
     ada_target: float = 0.6
     """Wanted mean sign of the discriminator on real pictures."""
     ada_images: Count = 100_000
@@ -228,7 +234,7 @@ class NetworkRecipe:
     teacher_share: Annotated[float, Range(0, 1)] = 1.0
     """How much of equations (1) and (2) compares with the teacher's results; the rest does with the true pictures."""
     data: DataConfig = field(default_factory=DataConfig)
-    lr: Weight = 1e-4
+    lr: Rate = 1e-4
     """Initial learning rate of Adam for both networks."""
     betas: Betas = (0.9, 0.99)
     """Moment decays of Adam."""
