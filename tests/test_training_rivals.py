@@ -250,3 +250,20 @@ def test_the_plan_counts_what_is_trained(pictures: str):
             assert "relativistic" in critic
         assert end == "at the end: write the model"
     assert len(network_plan(esrgan_recipe(pictures, adversarial_weight=0.0))["step"]) == len(plan["step"]) - 1
+
+
+def test_validation_images_that_are_mostly_border_are_looked_at_whole(tmp_path: Path):
+    """Their features could not be compared: what is left of a strip of 32x4 px has too few rows."""
+    for i in range(2):
+        Image.new("RGB", (32, 4), (90 * i, 60, 30)).save(tmp_path / f"{i}.png")
+    data = DataConfig(train=(str(tmp_path),), validation=(str(tmp_path),), small="enlarge", aspect="pad")
+    train(plain_recipe("", run=RunConfig(iterations=1, batch_size=2, tensorboard=False), data=data), tmp_path / "run")
+    assert math.isfinite(log_lines(tmp_path / "run")[0]["psnr"])
+
+
+def test_images_too_small_for_the_networks_that_compare_them_are_refused_before_the_run():
+    network, run = PlainNetworkConfig(in_size=4, out_size=8, features=4, n_blocks=1), RunConfig(iterations=1)
+    with pytest.raises(ValueError, match="perceptual_weight needs pictures of 16 px or more, but they have 8; set it to 0"):
+        NetworkRecipe(AboutConfig("p"), network, run, adversarial_weight=0)
+    with pytest.raises(ValueError, match=r"data\.validation needs pictures of 16 px or more, but they have 8; leave it out"):
+        NetworkRecipe(AboutConfig("p"), network, run, adversarial_weight=0, perceptual_weight=0, data=DataConfig(validation=("x",)))

@@ -20,6 +20,8 @@ from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfi
 R = TypeVar("R")
 LIGHT = "-light"
 """Behind the name of a GLEAN's recipe: the same with `network.light`."""
+SMALLEST_SEEN = 16
+"""Rows and columns that a picture must have for the networks whose features are compared."""
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
@@ -315,6 +317,14 @@ class NetworkRecipe:
             (
                 not self.spectrum_weight or size >= 32,
                 f"spectrum_weight looks at patches of 32x32 px, but the pictures have {size}; leave it out",
+            ),
+            (
+                not self.perceptual_weight or size >= SMALLEST_SEEN,
+                f"perceptual_weight needs pictures of {SMALLEST_SEEN} px or more, but they have {size}; set it to 0",
+            ),
+            (
+                not self.data.validation or network.out_size >= SMALLEST_SEEN,
+                f"data.validation needs pictures of {SMALLEST_SEEN} px or more, but they have {network.out_size}; leave it out",
             ),
             (
                 self.pixel_weight + self.perceptual_weight > 0,

@@ -24,7 +24,7 @@ from gleansr.errors import PictureError, RequestError
 from gleansr.pictures import decode, to_bytes
 from gleansr.resize import degrade
 from gleansr.training.blind import degrade_blind
-from gleansr.training.config import DataConfig
+from gleansr.training.config import SMALLEST_SEEN, DataConfig
 from gleansr.training.streams import stream_seed
 
 SPOILT = 1000
@@ -270,7 +270,7 @@ class HeldOut:
     """Their low-resolution images (N, 3, in, in), uint8, by the prefix of the figures: "" for those made as in training, "clean_" for those
     made by MATLAB's bicubic, where these are others."""
     content: Content
-    """The part that is looked at: all, or what is no border in any of them."""
+    """The part that is looked at: what is no border, where that is the same in all of them and large enough; otherwise all."""
 
 
 def load_held_out(config: DataConfig, size: int, in_size: int, content_height: int | None = None) -> HeldOut:
@@ -287,8 +287,10 @@ def load_held_out(config: DataConfig, size: int, in_size: int, content_height: i
         )
         for prefix, way in ways.items()
     }
-    same = all(content == pictures.contents[0] for content in pictures.contents)
-    return HeldOut(truth, lows, pictures.contents[0] if same else Content(size, 0, 0, size, size))
+    first = pictures.contents[0]
+    same = all(content == first for content in pictures.contents)
+    looked_at = first if same and min(first.rows, first.columns) >= SMALLEST_SEEN else Content(size, 0, 0, size, size)
+    return HeldOut(truth, lows, looked_at)
 
 
 def _degraded(truth: Tensor, content: Content, in_size: int, config: DataConfig, seed: int) -> Tensor:
