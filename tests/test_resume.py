@@ -19,7 +19,7 @@ from gleansr.training.bank import train_bank
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, NetworkRecipe, PlainNetworkConfig, RunConfig
 from gleansr.training.devices import launch
 from gleansr.training.enlarge import train_network
-from gleansr.training.state import States, facts
+from gleansr.training.state import Log, States, facts
 
 CPU = torch.device("cpu")
 
@@ -45,8 +45,8 @@ def plain_recipe(images: str, iterations: int, **changes: Any) -> NetworkRecipe:
     return NetworkRecipe(AboutConfig("p"), network, run_config(iterations), **(values | changes))
 
 
-def plain(images: str, folder: Path, iterations: int, **changes: Any) -> Path:
-    return train_network(plain_recipe(images, iterations, **changes), folder, launch("cpu", 1))
+def plain(images: str, folder: Path, iterations: int, resume: str = "auto", **changes: Any) -> Path:
+    return train_network(plain_recipe(images, iterations, **changes), folder, launch("cpu", 1), resume=resume)
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
@@ -204,10 +204,10 @@ def test_other_images_are_refused(images: str, tmp_path: Path):
 def test_a_bank_of_another_architecture_is_refused_in_one_line(images: str, tmp_path: Path):
     states = States(tmp_path, keep=1)
     states.save(state(4))
-    from gleansr.training.state import restore
+    from gleansr.training.state import restoring
 
-    with pytest.raises(CheckpointError, match=r"4\.pt: does not fit the networks of this run") as raised:
-        restore(torch.nn.Linear(2, 2), {"weight": torch.zeros(3, 3)}, states.last)
+    with pytest.raises(CheckpointError, match=r"4\.pt: does not fit the networks of this run") as raised, restoring(states.last):
+        torch.nn.Linear(2, 2).load_state_dict({"weight": torch.zeros(3, 3)})
     assert "\n" not in str(raised.value)
 
 
@@ -242,3 +242,40 @@ def test_the_cause_of_a_failed_save_is_told(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(GleansrError, match=r"cannot be saved \(No space left on device\)"):
         States(tmp_path, keep=1).save(state(4))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["plain", "bank"])
+def test_a_whole_state_that_holds_something_else_is_refused_in_one_line(kind: str, images: str, tmp_path: Path):
+    train = plain if kind == "plain" else bank
+    train(images, tmp_path / "run", 1)
+    whole = torch.load(tmp_path / "run" / "states" / "000000002.pt")
+    trials = 0
+    for key in whole:
+        for value in (None, 7, "x", {}, torch.ones(2), [whole[key]]):
+            torch.save(whole | {key: value}, tmp_path / "other.pt")
+            try:
+                train(images, tmp_path / "other", 1, resume=str(tmp_path / "other.pt"))
+            except CheckpointError as error:
+                assert str(error).startswith(str(tmp_path / "other.pt")), key  # noqa: PT017
+                assert "\n" not in str(error)  # noqa: PT017
+                trials += 1
+    assert trials > 20
+
+
+def test_a_log_with_bytes_that_are_no_text_loses_those_lines_alone(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"images": 2}\n\xff\xfe\x00\n{"images": 4}\n')
+    Log(path, images=4)
+    assert path.read_text() == '{"images": 2}\n{"images": 4}\n'
+
+
+def test_only_files_named_as_states_are_states(tmp_path: Path):
+    """Neither resumed from nor removed; and they are in the order of numbers, of which one has ten digits."""
+    for name in ("1abc.pt", "2020 best.pt", "12.pt"):
+        (tmp_path / name).write_text("mine")
+    for number in (999_999_998, 1_000_000_000, 1_000_000_002):
+        States(tmp_path, keep=2).save(state(number))
+    assert {path.name for path in tmp_path.iterdir()} == {"1abc.pt", "2020 best.pt", "12.pt", "1000000000.pt", "1000000002.pt"}
+    loaded = States(tmp_path, keep=2).load(state(0)["recipe"], CPU)
+    assert loaded
+    assert loaded["images"] == 1_000_000_002

@@ -145,7 +145,7 @@ def _wanted(output: Path | None) -> Path:
 
 def _finished(path: Path, total: int) -> str:
     """What to say at the end of a run, with what had been done before it by the last line of facts in its log."""
-    lines = [parse_line(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [parse_line(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()]
     starts = [line for line in lines if isinstance(line, dict) and "device" in line]
     done = starts[-1].get("resumed", 0) if starts else 0
     if done >= total:

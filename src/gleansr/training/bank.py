@@ -33,7 +33,7 @@ from gleansr.training.losses import (
     reconstruction_loss,
 )
 from gleansr.training.resume import compare_inputs, inputs_of
-from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, save_grid
+from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, restoring, save_grid
 from gleansr.training.streams import stream_seed
 
 Progress = Callable[[int, dict[str, Any]], None]
@@ -98,15 +98,17 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     make_folder(output / "samples")
     images = 0
     if state:
-        images, mean_length = state["images"], state["mean_length"]
-        if "batches" not in state["probability"]:
-            logger.warning(
-                "the state at image %d is of an earlier version, which added the penalties to the main losses; from here on they have "
-                "steps of their own, and the result is that of neither version alone",
-                images,
-            )
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        with restoring(states.last):
+            images = state["images"]
+            mean_length.copy_(state["mean_length"])
+            if "batches" not in state["probability"]:
+                logger.warning(
+                    "the state at image %d is of an earlier version, which added the penalties to the main losses; from here on they have "
+                    "steps of their own, and the result is that of neither version alone",
+                    images,
+                )
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
         state.clear()  # as large as all networks and optimisers
 
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)

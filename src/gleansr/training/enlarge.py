@@ -40,7 +40,7 @@ from gleansr.training.state import (
     facts,
     make_folder,
     passed,
-    restore,
+    restoring,
     save_grid,
     set_rate,
 )
@@ -119,15 +119,16 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     images = 0
     figures: dict[str, Any] = {}
     if state:
-        images, figures = state["images"], state["figures"]
-        restore(model, state["model"], states.last)
+        with restoring(states.last):
+            images, figures = state["images"], dict(state["figures"])
+            model.load_state_dict(state["model"])
+            averaged.load_state_dict(state["averaged"] or state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if discriminator is not None:
+                discriminator.load_state_dict(state["discriminator"])
+                d_optimizer.load_state_dict(state["d_optimizer"])
         if changed := changed_bank(model, frozen):
             raise CheckpointError(f"{states.last}: the run has another bank than {recipe.bank_file} ({changed} differs)")
-        averaged.load_state_dict(state["averaged"] or state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if discriminator is not None:
-            restore(discriminator, state["discriminator"], states.last)
-            d_optimizer.load_state_dict(state["d_optimizer"])
         state.clear()  # as large as all networks and optimisers
 
     batches = Batches(

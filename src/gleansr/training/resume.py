@@ -66,7 +66,7 @@ def compare_inputs(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]
     """Raises CheckpointError where the inputs, see `inputs_of`, are not those that a state was made with. `given` is the recipe."""
     problems = []
     if before.get("images", now["images"]) != now["images"]:
-        problems.append(f"data.train has {now['images']:,} images, and had {before['images']:,}")
+        problems.append(f"data.train has {now['images']:,} images, and had {before['images']}")
     elif before.get("data", now["data"]) != now["data"]:
         problems.append("data.train has as many images as before, but others")
     for key in before.keys() & now.keys() - {"images", "data"}:
@@ -81,7 +81,7 @@ def compare_inputs(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]
 def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"run.seed": 0, ...} of nested tables, as plain data."""
     flat: dict[str, Any] = {}
-    for key, value in json.loads(json.dumps(recipe)).items():
+    for key, value in json.loads(json.dumps(recipe, default=repr)).items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 

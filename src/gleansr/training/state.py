@@ -1,6 +1,7 @@
 """What the training loops share: the state files, signals, the log, the samples, averaging of weights."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import logging
@@ -11,6 +12,7 @@ import shutil
 import signal
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,9 @@ class States:
         return f"the last good state is {self.last}" if self.last else "no state was saved yet"
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.pt"))
+        """Those that a run has written, and nothing else that somebody keeps beside them, in the order of their images."""
+        named = [path for path in self.folder.glob("*.pt") if re.fullmatch("[0-9]{9,}", path.stem)]
+        return sorted(named, key=lambda path: int(path.stem))
 
     def _best(self, before: int) -> float:
         try:
@@ -125,7 +129,13 @@ class States:
             unsafe = isinstance(error, pickle.UnpicklingError)  # of which torch says how to execute what is in the file
             reason = "it holds more than tensors and plain data" if unsafe else one_line(error)
             raise _DamagedError(f"{path}: the state of the run cannot be read ({reason})") from None
-        if not isinstance(state, dict) or not {"recipe", "images", self.part or "images"} <= state.keys():
+        if not (
+            isinstance(state, dict)
+            and {"recipe", "images", self.part or "images"} <= state.keys()
+            and all(isinstance(state.get(key, {}), dict) for key in ("recipe", "inputs"))
+            and isinstance(state["images"], int)
+            and state["images"] >= 0
+        ):
             raise CheckpointError(f"{path}: is not a state of this kind of run")
         self.changed = compare_recipes(path, state["recipe"], recipe)
         self.last = path
@@ -161,14 +171,16 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def restore(part: nn.Module, tensors: dict[str, Tensor], path: Path | None) -> None:
-    """Loads the tensors of a state into a network. A CheckpointError says where they do not fit."""
+@contextlib.contextmanager
+def restoring(path: Path | None) -> Iterator[None]:
+    """Within it the parts of a run take over those of the state in that file. A CheckpointError says where they do not fit."""
     try:
-        part.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: does not fit the networks of this run; is its bank another one? ({one_line(error)[:200]})"
-        ) from None
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:  # what load_state_dict raises of other contents
+        what = f"lacks {error}" if isinstance(error, KeyError) else one_line(error)[:200]
+        raise CheckpointError(f"{path}: does not fit the networks of this run; is its bank another one? ({what})") from None
 
 
 class StoppedError(GleansrError):
@@ -196,7 +208,7 @@ class Log:
     def __init__(self, path: Path, images: int = 0, *, tensorboard: bool = False):
         self.path = path
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             with replacing(path) as temporary:
                 temporary.write_text("".join(line for line in lines if 0 <= _images(line) <= images), encoding="utf-8")
         self.board = _tensorboard(path.parent / "tensorboard", images) if tensorboard else None
