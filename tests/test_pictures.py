@@ -6,6 +6,9 @@ import sys
 import threading
 import warnings
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,6 +19,7 @@ from PIL.ExifTags import GPS, IFD, Base
 
 from gleansr import pictures
 from gleansr.errors import PictureError, RequestError
+from gleansr.folders.steps import encoded
 from gleansr.pictures import EDITED, GENERATED, Metadata, check_output, decode, encode, to_image, unpremultiply
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -766,3 +770,16 @@ def test_a_png_whose_pixels_are_damaged_is_refused_whatever_is_asked_of_its_meta
     damaged[at] ^= 1
     assert pillow_reads(bytes(damaged)) is None
     refused(bytes(damaged), "cannot be read")
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError])
+def test_a_mistake_in_the_writer_is_no_fault_of_the_image(kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise kind("a bug")
+
+    monkeypatch.setattr("gleansr.pictures.writer_options", fail)
+    with pytest.raises(kind, match="a bug"):
+        encode(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    work = SimpleNamespace(task=SimpleNamespace(upscaler=SimpleNamespace(about=SimpleNamespace(name="x"))), quality=95)
+    with pytest.raises(kind, match="a bug"):
+        encoded(Image.new("RGB", (4, 4)), "a.png", Metadata(), cast("Any", work))

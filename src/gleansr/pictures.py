@@ -20,7 +20,7 @@ from gleansr.errors import PictureError, RequestError, TooLargeError, one_line
 from gleansr.files import replacing
 from gleansr.formats import readable_suffixes
 from gleansr.metadata import EDITED, GENERATED, TOOL_TEXT, Metadata, read_metadata, software, writer_options
-from gleansr.opening import reading
+from gleansr.opening import DAMAGE, reading
 from gleansr.planes import converted, planes_of
 
 __all__ = [
@@ -267,7 +267,7 @@ def encode(
     try:
         with replacing(target) as temporary:
             notes = save(image, temporary, kind, metadata or Metadata(), model, quality)
-    except Exception as error:  # Pillow's writers raise errors of many kinds
+    except (*DAMAGE, MemoryError) as error:  # not those of a mistake in a program
         raise PictureError(f"{target}: cannot be written: {one_line(error)}") from error
     for note in notes:
         warnings.warn(f"{target}: {note}", stacklevel=2)
@@ -291,7 +291,7 @@ def save(
     for dropped, changes in [*less, ("metadata", text | exif | {"dpi": None})]:
         try:
             image.save(file, kind, **writer_options(kind, replace(metadata, **changes), model, image.size, quality), **more)
-        except (ValueError, TypeError, KeyError, SyntaxError, struct.error) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, SyntaxError, struct.error) as error:
             first = first or error
             if not isinstance(file, Path):
                 file.seek(0)

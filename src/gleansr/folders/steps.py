@@ -25,6 +25,7 @@ from gleansr.folders.index import Recorded, fingerprint
 from gleansr.folders.jobs import Job
 from gleansr.folders.storage import LocalStorage, OutputError, State, Storage
 from gleansr.metadata import is_marked
+from gleansr.opening import DAMAGE
 from gleansr.pictures import FORMATS, Metadata, decode, save
 from gleansr.tasks import Prepared, Task
 
@@ -246,7 +247,7 @@ def encoded(image: Image.Image, target: str, metadata: Metadata, work: Work) -> 
     faster: dict[str, Any] = {"compress_type": zlib.Z_RLE, "compress_level": 1} if kind == "PNG" else {}
     try:
         notes = save(image, file, kind, metadata, work.task.upscaler.about.name, work.quality, **faster)
-    except Exception as error:  # Pillow's writers raise errors of many kinds
+    except (*DAMAGE, MemoryError) as error:  # not those of a mistake in a program
         raise PictureError(f"{target}: cannot be written: {error or type(error).__name__}") from error
     return file.getvalue(), notes
 
