@@ -468,3 +468,27 @@ def test_another_programs_manifest_makes_no_prepared_set(tmp_path: Path):
     assert list(open_source(tmp_path).names) == ["x8/a.png"]
     (tmp_path / "manifest.json").write_text("[]")
     assert list(open_source(tmp_path).names) == ["x8/a.png"]
+
+
+@pytest.mark.parametrize("spec", ["", "a\0b"])
+def test_names_that_no_folder_has(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.png").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=r"is no name of a folder or file; for the folder here give \."):
+        open_source(spec)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_devices_called_images_are_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    source = open_source(tmp_path)
+    for index in range(2):
+        with pytest.raises(PictureError, match="is no file but a folder, a pipe or a device"):
+            source.read(index)
+
+
+def test_an_image_in_the_place_of_its_folder_is_told(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"x" * 1000)
+    with pytest.raises(RequestError, match="it is an image: give the folder that it is in"):
+        open_source(tmp_path / "a.png")

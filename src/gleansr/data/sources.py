@@ -2,6 +2,7 @@
 
 import abc
 import os
+import stat
 import struct
 import tarfile
 import zipfile
@@ -45,6 +46,8 @@ class Item(abc.ABC):
         """The contents of the picture's file. Raises PictureError that says why not; `label` is not repeated in it."""
         try:
             return self._bytes()
+        except PictureError:
+            raise
         except (OSError, ValueError, zlib.error) as error:
             raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -59,6 +62,8 @@ class FileItem(Item):
     path: Path
 
     def _bytes(self) -> bytes:
+        if not stat.S_ISREG(self.path.stat().st_mode):  # a pipe would be waited for, and a device has no end
+            raise PictureError("is no file but a folder, a pipe or a device")
         return self.path.read_bytes()
 
 
@@ -187,6 +192,8 @@ def open_source(spec: str | os.PathLike[str], progress: Callable[[int, int], Non
         DownloadError: a remote archive could not be fetched.
     """
     spec = os.fspath(spec)
+    if not spec or "\0" in spec:  # an empty one, as of a variable that is not set, would be the folder here
+        raise RequestError(f"{spec!r} is no name of a folder or file; for the folder here give .")
     try:
         source = _open(spec, progress)
     except OSError as error:
@@ -354,6 +361,8 @@ def _members(label: str, path: Path) -> dict[str, _Place]:
         with path.open("rb") as file:
             compressed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
         mend = "it is compressed: decompress it, since pictures are read out of its middle" if compressed else str(error)
+        if _is_picture(PurePosixPath(path.name)):
+            mend = "it is an image: give the folder that it is in"
         raise RequestError(f"{label}: cannot be read as a zip or tar archive: {mend}") from None
 
 
