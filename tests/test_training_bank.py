@@ -148,7 +148,7 @@ def test_a_state_of_before_the_separate_steps_is_resumed_with_a_warning(pictures
 
 
 @pytest.mark.parametrize("off", [{"ema_half_life": 0}, {"ema_ramp_up": 0}])
-def test_without_averaging_the_bank_is_the_generator_itself(pictures: str, tmp_path: Path, off: dict[str, float]):
+def test_without_averaging_the_bank_is_the_generator_itself(pictures: str, tmp_path: Path, off: dict[str, Any]):
     train_bank(recipe(pictures, 2, **off), tmp_path, CPU)
     state = torch.load(tmp_path / "states" / "000000008.pt")
     assert all(torch.equal(tensor, state["generator"][name]) for name, tensor in state["averaged"].items())
