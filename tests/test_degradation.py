@@ -24,7 +24,7 @@ from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.pictures import decode
 from gleansr.resize import degrade
 from gleansr.training.config import DataConfig
-from gleansr.training.data import Batches, open_pictures
+from gleansr.training.data import Batches, Share, open_pictures
 from gleansr.upscaler import Fit, Upscaler
 
 NONE = RealConfig(clean=0, blur=0, shift=0, kernels=("box",), two_steps=0, noise=0, compression=0)
@@ -241,6 +241,20 @@ def test_real_batches_resume_anywhere_and_do_not_depend_on_workers(tmp_path: Pat
     assert not torch.equal(first, again)
 
 
+def test_crops_turns_and_patches_of_real_images_resume(tmp_path: Path):
+    for i in range(4):
+        Image.fromarray(smooth(40, 56, i).permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    config = DataConfig(train=(str(tmp_path),), degradation="real", random_crop=0.3, rotate=True, patch=16, workers=0)
+
+    def batches(start: int, share: Share) -> list[tuple[Tensor, Tensor]]:
+        pictures = open_pictures(config, 32, 8)
+        return list(Batches(pictures, in_size=8, start=start, end=24, batch_size=4, seed=5, device=torch.device("cpu"), share=share))
+
+    whole, even = batches(0, Share()), batches(0, Share(0, 2))
+    assert all(torch.equal(a, b) for x, y in zip(whole[4:], batches(16, Share()), strict=True) for a, b in zip(x, y, strict=True))
+    assert all(torch.equal(a[::2], b) for x, y in zip(whole, even, strict=True) for a, b in zip(x, y, strict=True))
+
+
 def test_random_crops_are_sharp_where_the_images_allow_and_resume(tmp_path: Path):
     for i in range(3):
         noise = np.random.default_rng(i).integers(0, 256, (40, 56, 3), dtype=np.uint8)
@@ -325,3 +339,6 @@ def test_preview_shows_what_training_starts_with(tmp_path: Path, command: Callab
     status, said = command("data", "preview", recipe, tmp_path, "--set", "adversarial_weight=0", "data.real.quality=[90, 40]")
     assert status == 2
     assert "quality must be [lowest, highest]" in said
+    status, said = command("data", "preview", recipe, tmp_path, "-o", tmp_path / "notes.txt")
+    assert status == 2
+    assert "notes.png" in said

@@ -23,11 +23,11 @@ BUNDLED = ["psnr", "ssim", "squeezenet_distance", "squeezenet_frechet", "consist
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> JudgeFiles:
-    """Networks of random weights in files as torchvision's. Those of VGG16 are equal over input channels, which makes the file small."""
+    """Networks of random weights in files as torchvision's."""
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     vgg16 = {
-        name: torch.randn(len(t), 1, 1, 1).mul(0.02).expand(t.shape) if t.ndim == 4 else torch.randn_like(t)
+        name: torch.randn(len(t), 1, 1, 1).mul(0.02).expand(t.shape).contiguous() if t.ndim == 4 else torch.randn_like(t)
         for name, t in VGG16Stages().state_dict().items()
     }
     for name, weights in {"mobilenet": MobileNetV2().state_dict(), "alexnet": AlexNet().state_dict(), "vgg16": vgg16}.items():

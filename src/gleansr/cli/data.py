@@ -83,6 +83,8 @@ def _preview(recipe_name: str | None, source: str | None, sheet: Path, count: in
         raise RequestError("`gleansr data preview` wants RECIPE SOURCE, such as: gleansr data preview cats-8x cats.zip -o sheet.png")
     if count < 1:
         raise RequestError(f"--count must be at least 1, not {count}")
+    if sheet.suffix.lower() != ".png":
+        raise RequestError(f"-o {sheet}: the sheet is a PNG file, such as {sheet.with_suffix('.png')}")
     recipe = load_recipe(NetworkRecipe, recipe_name, changes, {"data": {"train": [source]}} if source else None)
     shown = preview(recipe, sheet, count)
     print(f"{sheet}: {shown} images as the network sees them, lr beside ground truth ({recipe.data.degradation})")

@@ -290,9 +290,11 @@ class Meter:
         images, names, values = min(found, default=(0, (), []))
         losses = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))
         if self.fabric is not None:
-            worst = int(self.fabric.all_reduce(torch.tensor(float(images), device=self.fabric.device), reduce_op="max"))
-            losses = losses if images else "finite here, but not in another process"
-            images = worst
+            # The first bad step of any process; the maximum of the negatives, since not all backends know a minimum.
+            mine = -float(images) if images else -math.inf
+            first = float(self.fabric.all_reduce(torch.tensor(mine, dtype=torch.float64, device=self.fabric.device), reduce_op="max"))
+            losses = losses if images and images == -first else "finite here, but not in another process"
+            images = 0 if math.isinf(first) else int(-first)
         if images:
             raise GleansrError(
                 f"a loss is not finite in step {images // self.batch_size} ({images} pictures): {losses}; {states.last_good()}; "
