@@ -182,6 +182,18 @@ def test_what_nobody_would_expect_to_be_left_out_is_named(tmp_path: Path, monkey
         count(place(tmp_path, "raws"))
 
 
+def test_images_in_the_folder_for_results_are_named_before_its_first_run(tmp_path: Path):
+    put(tmp_path / "in", "a.png", "sub/b.png", "sub/c.png", "sub/d.txt")
+    (one,) = places([tmp_path / "in"], tmp_path / "in" / "sub", "_8x")
+    counted = count(one)
+    assert counted.pictures == 1
+    ((why, missed),) = counted.left_out.items()
+    assert (missed.files, Path(missed.first).name) == (2, "b.png")
+    assert "give another one with -o" in why
+    (tmp_path / "in" / "sub" / "gleansr.jsonl").touch()  # from then on it is a folder of results
+    assert not count(one).left_out
+
+
 # Names of results
 
 

@@ -1,5 +1,6 @@
 """What is read and where its result goes: trees of folders, lazily, in an order and with names that follow from the names in them alone."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -45,6 +46,16 @@ class Counted:
                 one = self.left_out.setdefault(why, LeftOut())
                 one.files += 1
                 one.first = one.first or os.path.join(folder, name)  # noqa: PTH118
+
+    def leave_out_results(self, folder: str, suffixes: frozenset[str]) -> None:
+        """Counts the images of somebody else in the folder for results, where this is the first run into it."""
+        with contextlib.suppress(OSError):  # it is told where something is written there
+            listing = _listed(folder, suffixes)
+            for name in () if listing.manifest else listing.names:
+                if not _is_marked(os.path.join(folder, name)):  # noqa: PTH118
+                    one = self.left_out.setdefault("in the folder for results, which is not read; give another one with -o", LeftOut())
+                    one.files += 1
+                    one.first = one.first or os.path.join(folder, name)  # noqa: PTH118
 
 
 @dataclass
@@ -138,9 +149,11 @@ def _folders(
         inner: dict[str, list[Path]] = {}
         for path in paths:
             # No link is followed below the inputs, so that a real path can be put together and need not be asked for.
-            if relative and os.path.join(top[path], relative[:-1]) == root:  # noqa: PTH118
-                continue
             folder = os.path.join(path, relative)  # noqa: PTH118
+            if relative and os.path.join(top[path], relative[:-1]) == root:  # noqa: PTH118
+                if counted:
+                    counted.leave_out_results(folder, suffixes)
+                continue
             try:
                 listing = _listed(folder, suffixes)
             except OSError as error:
