@@ -555,7 +555,7 @@ CHANGES = [
     ({"blocks.8x8.conv0_up.intermediate.kernel": torch.full((1, 1, 3, 3), 1 / 9)}, r"the filter .* is not \[1, 2, 1\]"),
     ({"blocks.4x4.bias": randn(8) / 0}, "NaN or infinity"),
     ({"blocks.4x4.conv1.bias": randn(8)}, r"unexpected synthesis\.blocks\.4x4\.conv1\.bias"),
-    ({"step": 3}, "not tensors: step"),
+    ({"torgb.step": 3}, r"not tensors: torgb\.step"),
 ]
 
 
