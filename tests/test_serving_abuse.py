@@ -1,6 +1,7 @@
 """`gleansr serve` under clients that hold connections, send without end, do not read, or send what is no HTTP."""
 
 import asyncio
+import errno
 import select
 import socket
 import sys
@@ -19,6 +20,7 @@ from gleansr.serving import connections
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.connections import Connection, Connections, address_of, most_connections
 from gleansr.serving.metrics import Metrics
+from gleansr.serving.problems import Problem
 from gleansr.serving.server import listen
 
 MOST, OF_ONE = 24, 12
@@ -254,6 +256,38 @@ def test_what_waits_for_slow_clients_is_bounded(monkeypatch: pytest.MonkeyPatch)
             await asyncio.wait({accepting})
             await hang_up(*clients)
             await those.close()
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_a_client_that_is_gone_before_the_loop_tells_is_hung_up_on():
+    class Gone(asyncio.Transport):
+        """A socket that was reset."""
+
+        aborted = False
+
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            pass
+
+        def is_closing(self) -> bool:
+            return self.aborted
+
+        def get_write_buffer_size(self) -> int:
+            return 0
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    async def test() -> None:
+        wire = Gone()
+        connection = Connection(Connections(ServingConfig(), Metrics(), Begun), "127.0.0.1", Begun)
+        connection.connection_made(wire)
+        connection.refuse("header-timeout", Problem("slow-upload", "it did not arrive"))
+        assert wire.aborted
+        connection.connection_lost(None)
 
     asyncio.run(asyncio.wait_for(test(), 20))
 

@@ -1,5 +1,6 @@
 """TIFF layouts: read as tifffile reads them, or refused by their names."""
 
+import contextlib
 import io
 import struct
 
@@ -215,3 +216,16 @@ def test_an_image_that_pillow_opened_is_read_by_its_tags_too():
     values = shades(3, "u2")
     with Image.open(io.BytesIO(tiff(np.moveaxis(values, -1, 0), photometric="rgb", planarconfig="separate"))) as image:
         np.testing.assert_allclose(np.moveaxis(decode(image).pixels.numpy(), 0, -1), values / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [1, 2, 5, 7, 12])
+@pytest.mark.parametrize("tag", [258, 273, 278, 279, 339])
+def test_a_tag_of_another_kind_is_no_mistake_of_ours(tag, kind):
+    """Bytes, text, fractions and floats where whole numbers belong."""
+    file = bytearray(tiff(shades(3, "i2"), photometric="rgb", planarconfig="separate"))
+    (at,) = struct.unpack_from("<I", file, 4)
+    (entries,) = struct.unpack_from("<H", file, at)
+    entry = next(at + 2 + 12 * i for i in range(entries) if struct.unpack_from("<H", file, at + 2 + 12 * i)[0] == tag)
+    struct.pack_into("<H", file, entry + 2, kind)
+    with contextlib.suppress(PictureError):
+        decode(bytes(file))

@@ -174,7 +174,10 @@ class _UnreadError(ValueError):
 def _layout(tags: Any, order: str, big: bool) -> Layout | None:
     def many(tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
         value = tags.get(tag, default)
-        return tuple(value) if isinstance(value, tuple) else (value,)
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(each, int) for each in values):
+            raise ValueError(f"tag {tag} holds no whole numbers")
+        return values
 
     width, height, compression, photometric = (int(tags.get(tag, default)) for tag, default in ((256, 0), (257, 0), (259, 1), (262, 0)))
     samples, planar, fill = (int(tags.get(tag, 1)) for tag in (277, 284, 266))

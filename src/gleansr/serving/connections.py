@@ -145,8 +145,12 @@ class Connection(asyncio.BufferedProtocol, asyncio.Transport):
         self._all.changed.set()
         self._wait(LINGER_SECONDS, self._end)
         if self.unread and not self.wire.is_closing():
+            try:
+                self.wire.write_eof()
+            except OSError:  # the client is gone, of which the loop has not told yet
+                self.wire.abort()
+                return
             self._lingers = True
-            self.wire.write_eof()
             self.wire.resume_reading()
             asyncio.get_running_loop().call_soon(self._http.connection_lost, None)
         else:
