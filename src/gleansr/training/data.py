@@ -428,8 +428,7 @@ class Batches:
             self.left_out.update(sample.left_out)
             truth = sample.truth.to(self.device, non_blocking=True).float() / 127.5 - 1
             if sample.low is not None:
-                low = sample.low.to(self.device, non_blocking=True).float()
-                low = (low - 127.5) / torch.full_like(low, 127.5)  # as `degrade` does it, to the bit
+                low = in_range(sample.low.to(self.device, non_blocking=True))
             else:
                 low = _shrunk(truth, sample.contents, scale, config.border)
             generator = torch.Generator().manual_seed(stream_seed(self.seed, "mirror", start))
@@ -468,6 +467,12 @@ class Batches:
         )
         for sample in loader:
             yield _pinned(sample, pinned)
+
+
+def in_range(images: Tensor) -> Tensor:
+    """8-bit values of any shape as floats in [-1, 1], as `degrade` makes them to the bit."""
+    steps = images.float()
+    return (steps - 127.5) / torch.full_like(steps, 127.5)
 
 
 def _cut(pictures: Tensor, corners: Sequence[tuple[int, int]], scale: int, size: int) -> Tensor:

@@ -26,7 +26,7 @@ from gleansr.resize import resize
 from gleansr.signals import stoppable
 from gleansr.training import losses as L
 from gleansr.training.config import NetworkRecipe
-from gleansr.training.data import Batches, HeldOut, Share, load_held_out, open_pictures, warn_left_out
+from gleansr.training.data import Batches, HeldOut, Share, in_range, load_held_out, open_pictures, warn_left_out
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.parts import Network, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
@@ -291,14 +291,10 @@ def validate(model: Network, network: SqueezeNet, held_out: HeldOut, sheet: Path
     sums: dict[str, Tensor] = collections.defaultdict(lambda: torch.zeros((), device=device))
     mine = slice(fabric.global_rank, None, fabric.world_size)
 
-    def on_device(images: Tensor) -> Tensor:
-        images = images.to(device).float()
-        return (images - 127.5) / torch.full_like(images, 127.5)
-
     for kind, lows in held_out.lows.items():
         batches = zip(held_out.truth[mine].split(batch_size), lows[mine].split(batch_size), strict=True)
         for number, (truth, low) in enumerate(batches):
-            truth, low = on_device(truth), on_device(low)
+            truth, low = in_range(truth.to(device)), in_range(low.to(device))
             bicubic = resize(low, size=size).clamp(-1, 1)
             result = enlarge(model, low.to(memory_format=torch.channels_last)).clamp(-1, 1)
             wanted = network(content.of(truth))
