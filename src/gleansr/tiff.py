@@ -3,7 +3,6 @@
 What Pillow reads rightly is left to it: see `layout`.
 """
 
-import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -156,8 +155,7 @@ def layout(file: BinaryIO) -> Layout | None:
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(header[: 16 if header[2:3] == b"+" else 8])
         file.seek(tags.next)
-        with warnings.catch_warnings():
-            tags.load(file)
+        tags.load(file)
         return _layout(tags, "<" if header[:2] == b"II" else ">", header[2:3] == b"+")
     except _UnreadError:
         raise

@@ -1,17 +1,19 @@
 """Fuzzers: random damage to what gleansr reads, and what must hold whatever the damage.
 
-A module here is a fuzzer if it has `run(seconds: float, seed: int) -> Counter[str]`: how often each outcome was met. An outcome that must
-not be is counted by `finding`. `python -m tests.fuzz NAME --seconds 60 --seed 0` runs one, and ends with 1 if there is a finding; a short
-slice of each is in tests/test_fuzz_NAME.py. Trial number n of a seed is the same wherever it runs, so a finding is met again by its seed.
+A module here is a fuzzer if it has `run(chances: Iterable[Random]) -> Counter[str]`: how often each outcome was met, in one trial for each
+random state. An outcome that must not be is counted by `finding`. `python -m tests.fuzz NAME --seconds 60 --seed 0` runs one, and ends with
+1 if there is a finding; a short slice of each is in tests/test_fuzz_NAME.py. Trial number n of a seed is the same wherever it runs, so a
+finding is met again by its seed.
 """
 
 import hashlib
+import itertools
 import pkgutil
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _FINDING = "FINDING "
@@ -22,12 +24,18 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "__main__")
 
 
-def trials(seconds: float, seed: int) -> Iterator[random.Random]:
-    """The random state of each trial, for about so many seconds, and of one trial at least."""
-    end, number = time.monotonic() + seconds, 0
-    while not number or time.monotonic() < end:
-        yield random.Random(f"{seed}/{number}")  # noqa: S311, not for secrets
-        number += 1
+def trials(seed: int) -> Iterator[random.Random]:
+    """The random states of all trials, without end. Tests take the first so many, which does not depend on the machine's speed."""
+    return (random.Random(f"{seed}/{number}") for number in itertools.count())  # noqa: S311, not for secrets
+
+
+def lasting(seconds: float, chances: Iterable[random.Random]) -> Iterator[random.Random]:
+    """What comes within about so many seconds, and the first in any case."""
+    end = time.monotonic() + seconds
+    for number, chance in enumerate(chances):
+        if number and time.monotonic() > end:
+            return
+        yield chance
 
 
 def finding(counts: Counter[str], what: str, data: bytes = b"") -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from gleansr.checkpoints import load_model, native
 from gleansr.errors import CheckpointError
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from tests import foreign_layouts as layouts
-from tests.fuzz import finding, trials
+from tests.fuzz import finding
 from tests.hostile_files import FILES
 
 SECONDS = 5
@@ -25,13 +26,13 @@ BEYOND = 10**9
 """Bytes that reading may take beyond the file's size."""
 
 
-def run(seconds: float, seed: int) -> Counter[str]:
+def run(chances: Iterable[random.Random]) -> Counter[str]:
     """Loads damaged files; see the package."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         wholes = _wholes(path)
-        for chance in trials(seconds, seed):
+        for chance in chances:
             data = _damaged(chance.choice(wholes), chance)
             path.write_bytes(data)
             before, peak = time.process_time(), _peak()

@@ -12,7 +12,7 @@ import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import h11
@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.service import Running, running
 from gleansr.serving.problems import KINDS
-from tests.fuzz import finding, trials
+from tests.fuzz import finding
 from tests.serving_parts import blotchy, encoded, form, save_vivid
 
 PATIENCE = 10.0
@@ -64,8 +64,8 @@ _HEADERS = [
 ]
 
 
-def run(seconds: float, seed: int) -> Counter[str]:
-    """Starts the service, is hostile for about so long, and looks at what is left of it."""
+def run(chances: Iterable[random.Random]) -> Counter[str]:
+    """Starts the service, is hostile, and looks at what is left of it."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         model = save_vivid(Path(folder, "vivid.safetensors"))
@@ -74,7 +74,7 @@ def run(seconds: float, seed: int) -> Counter[str]:
                 _be_good(service)
             files, memory, log = _files(service), _memory(service), len(service.said)
             hostile = _Hostile(service, counts)
-            for count, rng in enumerate(trials(seconds, seed)):
+            for count, rng in enumerate(chances):
                 hostile.attack(rng)
                 if count % 10 == 0:
                     _check_good(service, counts)

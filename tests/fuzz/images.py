@@ -5,7 +5,7 @@ import random
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -14,7 +14,7 @@ from PIL.ExifTags import IFD, Base
 from gleansr import png, tiff
 from gleansr.errors import PictureError
 from gleansr.pictures import decode, to_image
-from tests.fuzz import finding, trials
+from tests.fuzz import finding
 
 KINDS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "TGA", "PPM", "ICO", "PCX", "JPEG2000", "AVIF")
 
@@ -147,7 +147,9 @@ def check(data: bytes, counts: Counter[str], reads: Callable[[bytes], object] = 
 
 def _own_layout(data: bytes) -> bool:
     try:
-        return tiff.layout(io.BytesIO(data)) is not None
+        with warnings.catch_warnings():  # which tests make errors
+            warnings.simplefilter("ignore")
+            return tiff.layout(io.BytesIO(data)) is not None
     except ValueError:
         return True
 
@@ -176,11 +178,11 @@ def _upright(image: Image.Image) -> np.ndarray:
     return np.asarray(image if turn is None else image.transpose(turn))
 
 
-def run(seconds: float, seed: int) -> Counter[str]:
+def run(chances: Iterable[random.Random]) -> Counter[str]:
     """Damages a file of each trial; see the top."""
     counts: Counter[str] = Counter()
     files = seeds()
     names = sorted(files)
-    for rng in trials(seconds, seed):
+    for rng in chances:
         check(damaged(files[rng.choice(names)], rng), counts)
     return counts

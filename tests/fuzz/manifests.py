@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lmdb
@@ -20,7 +20,7 @@ from gleansr.data.sources import open_source
 from gleansr.errors import GleansrError
 from gleansr.evaluation.records import Records
 from gleansr.folders import Manifest
-from tests.fuzz import finding, trials
+from tests.fuzz import finding
 from tests.fuzz.recipes import damaged
 
 PATHS = ("../outside/a.png", "/etc/hostname", "hr/../../outside/a.png", "..", ".", "", "a\0b", "C:\\a", "hr")
@@ -73,8 +73,8 @@ def seeds(folder: Path) -> dict[str, Path]:
     }
 
 
-def run(seconds: float, seed: int) -> Counter[str]:
-    """Damages one file a trial, uses it and puts it back, for about so many seconds."""
+def run(chances: Iterable[random.Random]) -> Counter[str]:
+    """Damages one file a trial, uses it and puts it back."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "all"
@@ -95,7 +95,7 @@ def run(seconds: float, seed: int) -> Counter[str]:
             "results": lambda: Manifest(places["results"]).close(),
             "records": lambda: dict(Records(places["records"])),
         }
-        for rng in trials(seconds, seed):
+        for rng in chances:
             kind = rng.choice(list(places))
             data = _damaged(kind, whole[kind], rng)
             places[kind].write_bytes(data)

@@ -3,24 +3,25 @@
 import random
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from gleansr.errors import CheckpointError
 from gleansr.onnx_runtime import OnnxModel
-from tests.fuzz import finding, trials
+from tests.fuzz import finding
 from tests.test_onnx_files import network
 
 
-def run(seconds: float, seed: int) -> Counter[str]:
+def run(chances: Iterable[random.Random]) -> Counter[str]:
     """Loads and runs damaged files; see the package."""
     counts: Counter[str] = Counter()
     whole = network().SerializeToString()
     low, cpu = torch.zeros(1, 3, 4, 4), torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.onnx"
-        for chance in trials(seconds, seed):
+        for chance in chances:
             data = _damaged(whole, chance)
             path.write_bytes(data)
             try:

@@ -4,7 +4,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from gleansr.configs import from_dict, override
 from gleansr.documents import DocumentError, parse_json, parse_toml
 from gleansr.errors import RequestError
 from gleansr.training.config import NetworkRecipe, recipe_names
-from tests.fuzz import finding, trials
+from tests.fuzz import finding
 
 _SECONDS = 5.0
 """That one trial may take, on a busy machine."""
@@ -69,12 +69,12 @@ def check(kind: str, call: Callable[[], Any], data: bytes, counts: Counter[str])
         finding(counts, f"{kind}: takes long", data)
 
 
-def run(seconds: float, seed: int) -> Counter[str]:
-    """Reads damaged recipes, records and changes of the command line for about so many seconds."""
+def run(chances: Iterable[random.Random]) -> Counter[str]:
+    """Reads damaged recipes, records and changes of the command line."""
     counts: Counter[str] = Counter()
     recipes = seeds()
     tables = [json.dumps(parse_toml(recipe, "recipe")).encode() for recipe in recipes]
-    for rng in trials(seconds, seed):
+    for rng in chances:
         toml, table = damaged(rng.choice(recipes), rng), damaged(rng.choice(tables), rng)
         check("recipe", lambda toml=toml: from_dict(NetworkRecipe, parse_toml(toml, "x.toml"), "x.toml"), toml, counts)
         check("record", lambda table=table: from_dict(NetworkRecipe, _table(parse_json(table, "x.json")), "x.json"), table, counts)
