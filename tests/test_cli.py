@@ -232,7 +232,7 @@ def test_models_list_info_and_convert(run, tiny_model: Path, tmp_path: Path):
     assert '"in_size": 8' in said
     assert "CC0-1.0" in said
     out = tmp_path / "half.safetensors"
-    assert run("models", "convert", tiny_model, "-o", out, "--half")[0] == 0
+    assert run("models", "convert", tiny_model, "-o", out, "--dtype", "bfloat16")[0] == 0
     assert out.stat().st_size < 0.7 * tiny_model.stat().st_size
     assert run("models", "info", out)[0] == 0
     assert run("models", "convert", tiny_model, "-o", out)[0] == 2  # exists

@@ -71,14 +71,15 @@ def _one_line(text: str) -> str:
 
 
 def _read(path: Path, head: bytes) -> "Checkpoint":
-    from gleansr.checkpoints import foreign, kinds, native, nvidia, pickles
+    from gleansr.checkpoints import foreign, kinds, native, nvidia, pickles, shared
 
     size = path.stat().st_size
     if not head:
         raise CheckpointError(f"{path}: an empty file")
     if head[4:9] == b"\0\0\0\0{":  # safetensors: the length of a JSON header, below 4 GiB, and the header
         kind = "a safetensors file with no format in its metadata: "
-        return native.read_any(path) or foreign.read(native.read_tensors(path), path, size, kind)
+        own = native.read_any(path)
+        return shared.with_bank(own, path) if own else foreign.read(native.read_tensors(path), path, size, kind)
     if head.startswith(b"PK\x03\x04") or pickles.is_legacy(head):
         return foreign.read(pickles.load_torch(path), path, size)
     if head.startswith(b"\x80"):

@@ -1,7 +1,8 @@
 """The native format: a safetensors file whose metadata holds the whole architecture, licence, credit and training facts.
 
 Metadata, all JSON: `format` "gleansr/1"; `networks` {part: {"kind", "config"}}; `about` {"name", "category", "licence", "credit",
-"training"}. The tensors of a part are named "part.name". Weights may be stored in half precision; models are built in float32.
+"training"}; where a GLEAN's bank is that of a bundled file, `bank` {"name", "sha256"} in the place of its tensors, see `shared`. The
+tensors of a part are named "part.name". Weights may be stored in half precision; models are built in float32.
 Equal checkpoints are equal files, byte for byte.
 """
 
@@ -147,12 +148,24 @@ class Network:
 
 
 @dataclass(frozen=True)
+class SharedBank:
+    """The bundled bank that a GLEAN's file refers to instead of holding it."""
+
+    name: str
+    """A model of `zoo`."""
+    sha256: str
+    """How the sha256 of that bank's file begins, 16 hex digits."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The networks of one file by part ("generator", "discriminator") and what is known of them."""
 
     layout: str
     networks: dict[str, Network]
     about: About = About()
+    bank: SharedBank | None = None
+    """Where the tensors of the generator's bank are, if they are not in the file; `checkpoints.read` puts them in."""
 
     @plain_torch()
     def build(self, part: str | None, source: str | Path) -> nn.Module:
@@ -215,6 +228,9 @@ def write(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torc
     networks = {p: {"kind": n.kind, "config": dataclasses.asdict(n.config)} for p, n in checkpoint.networks.items()}
     about = json.dumps(checkpoint.about.published(), sort_keys=True)
     metadata = {"about": about, "format": FORMAT, "networks": json.dumps(networks, sort_keys=True)}
+    if checkpoint.bank:
+        metadata["bank"] = json.dumps(dataclasses.asdict(checkpoint.bank), sort_keys=True)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("generator.bank.")}
     # Written here and not by safetensors, which puts metadata in an order that differs from process to process.
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -272,7 +288,8 @@ def read_any(path: str | Path) -> Checkpoint | None:
             networks[part] = Network(kind, config, own)
         if tensors or not networks:
             raise CheckpointError(f"{path}: tensors of no network: {', '.join(name[:100] for name in list(tensors)[:10])}")
-        return Checkpoint("gleansr", networks, from_dict(About, description["about"], "about"))
+        bank = from_dict(SharedBank, parse_json(metadata["bank"], "bank"), "bank") if "bank" in metadata else None
+        return Checkpoint("gleansr", networks, from_dict(About, description["about"], "about"), bank)
     except (KeyError, TypeError, AttributeError, ValueError, RequestError) as error:
         if isinstance(error, CheckpointError):
             raise

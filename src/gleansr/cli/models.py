@@ -17,7 +17,8 @@ def models(
     action: tyro.conf.Positional[Literal["list", "info", "convert", "fetch"]] = "list",
     model: tyro.conf.Positional[str | None] = None,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    half: bool = False,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    bank: str | None = None,
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
@@ -28,7 +29,8 @@ def models(
             MODEL.
         model: Name of a model, or a file of any supported layout.
         output: Where `convert` writes, a .safetensors file.
-        half: Let `convert` store bfloat16, half the size; it is read back as float32.
+        dtype: What `convert` stores: float16 and bfloat16 are half the size, and read back as float32.
+        bank: Let `convert` leave out the bank of a GLEAN, which must be this one of those that come with gleansr, and refer to it.
         overwrite: Let `convert` replace a file.
         offline: Never download.
     """
@@ -40,7 +42,7 @@ def models(
     if action == "info":
         _info(model, offline)
     elif action == "convert":
-        _convert(model, output, half, overwrite, offline)
+        _convert(model, output, dtype, bank, overwrite, offline)
     else:
         Console().print(str(fetched(model, offline)), soft_wrap=True, highlight=False)
 
@@ -72,11 +74,11 @@ def _info(model: str, offline: bool) -> None:
             console.print(f"{key}: {json.dumps(value) if isinstance(value, dict) else value}", markup=False)
 
 
-def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offline: bool) -> None:
+def _convert(model: str, output: Path | None, dtype: str, bank: str | None, overwrite: bool, offline: bool) -> None:
     import torch
 
     from gleansr import checkpoints
-    from gleansr.checkpoints import native
+    from gleansr.checkpoints import native, shared
     from gleansr.files import spare
 
     if output is None or output.suffix != ".safetensors":
@@ -88,8 +90,10 @@ def _convert(model: str, output: Path | None, half: bool, overwrite: bool, offli
     checkpoint = checkpoints.read(path)
     for network in checkpoint.networks.values():
         network.build(path)  # what does not fit its architecture is not worth converting
+    if bank:
+        checkpoint = shared.sharing(checkpoint, bank, path)
     try:
-        native.write(output, checkpoint, dtype=torch.bfloat16 if half else torch.float32)
+        native.write(output, checkpoint, dtype=getattr(torch, dtype))
     except OSError as error:
         raise RequestError(f"{output}: cannot be written ({error.strerror})") from None
     Console(stderr=True, soft_wrap=True).print(f"{path} ({checkpoint.layout}) -> {output}", markup=False, highlight=False)
