@@ -66,6 +66,7 @@ def evaluate(
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int | None = None,
+    groups: Path | None = None,
     json: Path | None = None,
     output: Output = None,
     offline: bool = False,
@@ -88,6 +89,7 @@ def evaluate(
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass; by default as many as suit the device.
+        groups: CSV file with the columns name and group, one line for each picture: the figures of each group are told too.
         json: File for all figures and how they were measured.
         output: Folder for pictures and reports, as `gleansr compare` writes them; pictures are then taken one by one.
         offline: Never download a model.
@@ -122,6 +124,7 @@ def evaluate(
         "small": small,
         "degradation": degradation,
         "batch_size": batch_size,
+        "groups": groups,
     }
     with fetching("a network that judges") as progress:
         comparison = plan(data, entries, scale=upscaler.scale, place=place, progress=progress, **options, **judging.options())

@@ -66,7 +66,7 @@ def compare(comparison: Comparison, output: Path, watcher: Watcher = QUIET) -> d
             inputs = _write_inputs(comparison, output, watcher)
             outcomes = [_run(comparison, participant, inputs, output, watcher) for participant in comparison.participants]
             outcomes = _with_features(comparison, outcomes, output, watcher)
-            report = {"protocol": comparison.protocol()} | summary(outcomes)
+            report = {"protocol": comparison.protocol()} | summary(outcomes, comparison.groups)
             write_reports(output, report, outcomes, dict(zip(comparison.truths.names, comparison.truths.files, strict=True)))
             return report
     except OSError as error:

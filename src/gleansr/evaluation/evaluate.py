@@ -61,4 +61,4 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
         replace(participant.outcome(records[label]), features=joined(features[label]), truth_features=joined(features["truth"]))
         for label, participant in zip(methods, comparison.participants, strict=True)
     ]
-    return {"protocol": comparison.protocol()} | summary(outcomes)
+    return {"protocol": comparison.protocol()} | summary(outcomes, comparison.groups)

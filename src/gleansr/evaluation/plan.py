@@ -1,8 +1,9 @@
 """What is compared on what: checked before anything runs."""
 
+import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class Comparison:
     batch_size: int = 1
     jobs: int = 1
     """Pictures that a search works on at once."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Of each picture by name; none: figures are not told by group."""
 
     def jobs_of(self, entry: Entry) -> int:
         """How many processes it has: a network has one, so that its time is that of a machine of its own."""
@@ -121,6 +124,7 @@ def plan(
     place: Place | None = None,
     batch_size: int = 1,
     jobs: int = 1,
+    groups: Path | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Checks all that can be checked before hours of work: every model is read once, and the first picture is judged.
@@ -140,6 +144,7 @@ def plan(
         place: where the methods compute, and the judge; by default on a GPU if there is one.
         batch_size: pictures that a method gets together; with 1 the time of a picture is what one waits for it.
         jobs: pictures, or batches, that a search works on at once on a CPU, each in a process with its share of the threads.
+        groups: a CSV file, see `read_groups`: figures are told by group too.
 
     Raises:
         RequestError: something of it does not fit together; nothing was written.
@@ -162,6 +167,7 @@ def plan(
     every = upscalers.values()
     task = Task(_common_size(upscalers, size), scale, aspect or usual_aspect(every), small, usual_border(every), degradation)
     truths = Truths(data, task, low=low, limit=limit)
+    of = {} if groups is None else read_groups(groups, truths.names)
     participants = []
     for entry in entries:
         model = entry.model or (None if entry.method == "bicubic" else rivals.bundled(entry.method, scale))
@@ -178,7 +184,39 @@ def plan(
     judge = Judge(names, rounding=rounding, crop=crop, device=device, files=files, progress=progress)
     example = truths[0]
     judge(example.inside(example.low), example.inside(example.truth), example.inside(example.truth))
-    return Comparison(data, truths, low, participants, judge, place, batch_size, jobs)
+    return Comparison(data, truths, low, participants, judge, place, batch_size, jobs, of)
+
+
+def read_groups(file: Path, names: Sequence[str]) -> dict[str, str]:
+    """The group of each of the pictures `names`, in their order.
+
+    The file is CSV with the columns "name" and "group". A name is a picture's in the data, with or without its ending.
+
+    Raises:
+        RequestError: the file cannot be read or is no such file, a picture is in it twice, or one of `names` is not in it.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines, strict=True)
+            if not {"name", "group"} <= set(rows.fieldnames or ()):
+                raise RequestError(f"--groups {file}: the first line must name the columns name and group, such as: name,group")
+            listed = [((row["name"] or "").strip(), (row["group"] or "").strip()) for row in rows]
+    except OSError as error:
+        raise RequestError(f"--groups {file}: cannot be read: {error.strerror or error}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RequestError(f"--groups {file}: is no CSV file: {error}") from None
+    groups: dict[str, str] = {}
+    for name, group in listed:
+        if not name or not group:
+            raise RequestError(f"--groups {file}: a line lacks its name or its group: {name},{group}")
+        if name in groups:
+            raise RequestError(f"--groups {file}: {name} is listed twice")
+        groups[name] = group
+    found = {name: groups.get(name) or groups.get(PurePosixPath(name).stem) for name in names}
+    if missing := [name for name, group in found.items() if group is None]:
+        more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+        raise RequestError(f"--groups {file}: has no group for {', '.join(missing[:3])}{more}")
+    return {name: group for name, group in found.items() if group is not None}
 
 
 def _common_size(upscalers: Mapping[str, Upscaler], size: int | None) -> int:

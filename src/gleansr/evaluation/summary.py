@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -59,10 +59,15 @@ def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {metric: torch.cat([part[metric] for part in parts]) for metric in (parts[0] if parts else ())}
 
 
-def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The "methods" of a comparison, and "common": the figures over the pictures that all have done, None where all have done the same.
+def summary(outcomes: Sequence[Outcome], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The "methods" of a comparison, "common": the figures over the pictures that all have done, None where all have done the same, and
+    "groups": the figures over the pictures of each group, None without `groups`.
 
-    Methods that failed are left out of "common".
+    Methods that failed are left out of "common" and "groups".
+
+    Args:
+        outcomes: of each method.
+        groups: of each picture by name.
     """
     methods = []
     for outcome in outcomes:
@@ -91,7 +96,18 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     if len(counts) > 1:
         names = [name for name in whole[0].records if all(name in outcome.records for outcome in whole)]
         common = {"pictures": len(names), "methods": [{"label": outcome.label, **outcome.figures(names)} for outcome in whole]}
-    return plain({"methods": methods, "common": common})
+    return plain({"methods": methods, "common": common, "groups": _by_group(whole, groups) if groups else None})
+
+
+def _by_group(outcomes: Sequence[Outcome], groups: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The figures of each group over the pictures that all methods have done."""
+    rows = []
+    for group in sorted(set(groups.values())):
+        names = [name for name, of in groups.items() if of == group and all(name in outcome.records for outcome in outcomes)]
+        if names:
+            of_methods = [{"label": outcome.label, **outcome.figures(names)} for outcome in outcomes]
+            rows.append({"group": group, "pictures": len(names), "methods": of_methods})
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------- tables
@@ -132,8 +148,8 @@ class Table:
 
 
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """The tables of a comparison: all figures; where methods had different numbers of pictures, the figures over the same; and the figures
-    relative to bicubic's, where it took part."""
+    """The tables of a comparison: all figures; where methods had different numbers of pictures, the figures over the same; the figures
+    relative to bicubic's, where it took part; and the figures by group."""
     methods = [method for method in report["methods"] if method["pictures"] and not method["failed"]]
     if not methods:
         return
@@ -149,6 +165,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     if base and len(shared) > 1:
         over = f", over the {common['pictures']:,} common pictures" if common else ""
         yield _relative(f"Relative to bicubic{over}", base, [method for method in shared if method is not base])
+    if report.get("groups"):
+        yield _grouped(report["groups"], methods)
 
 
 def _figures(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, ranked: bool) -> Table:
@@ -161,12 +179,8 @@ def _figures(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, r
     for method in methods:
         cells = [Cell(f"{method['pictures']:,}", value=method["pictures"])] if counted else []
         for metric in metrics:
-            mean, error = (method[key].get(metric.name) for key in ("means", "standard_errors"))
-            if mean is None:
-                cells.append(Cell())
-                continue
-            text, spread = f"{float(mean):.{metric.digits}f}", "" if error is None else f"{error:.{metric.digits}f}"
-            cells.append(Cell(text, spread, float(mean), float(mean) == best[metric.name]))
+            cell = _cell(metric, method)
+            cells.append(replace(cell, best=cell.value is not None and cell.value == best[metric.name]))
         if costs:
             seconds, memory = method["seconds"]["median"], method["memory"]
             cells.append(Cell(f"{seconds:.3g}", value=seconds))
@@ -203,6 +217,27 @@ def _relative(title: str, base: Mapping[str, Any], methods: Sequence[Mapping[str
             cells.append(Cell(text, value=relative) if math.isfinite(relative) else Cell())
         rows[method["label"]] = cells
     return Table(title, columns, rows)
+
+
+def _grouped(groups: Sequence[Mapping[str, Any]], methods: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each group and method."""
+    metrics = _metrics(methods)
+    columns = [Column("pictures"), *(Column(metric.title, metric.unit, metric.better) for metric in metrics)]
+    rows = {}
+    for group in groups:
+        for figures in group["methods"]:
+            cells = [Cell(f"{group['pictures']:,}", value=group["pictures"])]
+            cells += [_cell(metric, figures) for metric in metrics]
+            rows[f"{group['group']}: {figures['label']}"] = cells
+    return Table("By group", columns, rows)
+
+
+def _cell(metric: Metric, figures: Mapping[str, Any]) -> Cell:
+    """A mean with its standard error, both where they are known."""
+    mean, error = (figures[key].get(metric.name) for key in ("means", "standard_errors"))
+    if mean is None:
+        return Cell()
+    return Cell(f"{float(mean):.{metric.digits}f}", "" if error is None else f"{error:.{metric.digits}f}", float(mean))
 
 
 def _metrics(methods: Sequence[Mapping[str, Any]]) -> list[Metric]:
