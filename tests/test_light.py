@@ -133,9 +133,20 @@ def test_a_file_of_it_runs_everywhere_and_is_no_bank(tmp_path: Path):
             rivals.load(method, str(path), scale=8)
 
 
+def test_without_a_bank_it_is_encoder_head_and_decoder(tmp_path: Path):
+    model = GLEAN(lightened(GLEANConfig(8, NoBankConfig(CHANNELS), features=8, growth=4, n_rrdb=6))).eval()
+    kept = {part for name in model.state_dict() for part in name.split(".")[:1]}
+    assert kept == {"encoder", "decoder"}
+    assert model.encoder.head.out_channels == 8
+    path = tmp_path / "none.safetensors"
+    native.save(path, {"generator": model}, About("none"))
+    with torch.inference_mode():
+        expected = model(lows(2))
+        assert gleansr.load_model(path)(lows(2)).equal(expected)
+        assert (FrozenGLEAN(model, torch.float32)(lows(2)) - expected).abs().max() < 1e-5 * expected.std()
+
+
 def test_what_no_light_network_can_be():
-    with pytest.raises(ValueError, match="this has none"):
-        lightened(GLEANConfig(8, NoBankConfig(CHANNELS)))
     full = GLEANConfig(8, StyleGAN2Config(CHANNELS))
     with pytest.raises(ValueError, match=r"must have 4 numbers for 8 -> 128, not \(4, 4\)"):
         dataclasses.replace(full, light=LightConfig(4, 4, (4, 4)))

@@ -157,21 +157,32 @@ _CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projec
 _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 
+CREDITS = {
+    "cats": "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
+    "faces": "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories",
+    "cars": "Stanford Cars: Krause, Stark, Deng, Fei-Fei, 3D Object Representations for Fine-Grained Categorization, 2013",
+    "bedrooms": "Places365: Zhou, Lapedriza, Khosla, Oliva, Torralba, Places, TPAMI 2017",
+    "towers": "ImageNet's churches (Imagenette): Deng, Dong, Socher, Li, Li, Fei-Fei, ImageNet, CVPR 2009",
+}
+"""Whom the weights of each category name."""
+
+
 def _bundled(
     name: str,
     in_size: int | None,
     sha256: str,
     kind: Literal["glean", "stylegan2", "residual", "esrgan+"] = "glean",
     parts: tuple[str, ...] = ("generator",),
+    category: str = "cats",
 ) -> NamedModel:
     return NamedModel(
         name=name,
         kind=kind,
-        category="cats",
+        category=category,
         in_size=in_size,
         out_size=256,
         licence="CC-BY-NC-4.0",
-        credit="AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
+        credit=CREDITS[category],
         asset=f"{name}.safetensors",
         sha256_prefix=sha256,
         parts=parts,

@@ -86,8 +86,6 @@ class GLEANConfig:
             raise ValueError("n_rrdb must be 0 to 256; features, growth and out_features must be positive")
         if isinstance(self.bank, StyleGANConfig) and self.bank.lod:
             raise ValueError(f"the bank must be trained up to its full size, where lod is 0, not {self.bank.lod}")
-        if self.light and isinstance(self.bank, NoBankConfig):
-            raise ValueError("a light GLEAN is one around a bank, and this has none")
         if self.light and len(channels := self.light.decoder_channels) != (wanted := len(self.decoder_sizes)):
             raise ValueError(f"light.decoder_channels must have {wanted} numbers for {sizes[0]} -> {sizes[1]}, not {channels}")
 
