@@ -70,7 +70,11 @@ def test_every_bundled_recipe_is_valid(name: str):
     load_recipe(BankRecipe if "bank" in name else NetworkRecipe, name)
 
 
-SUPPLEMENT = [name for name in recipe_names() if not name.endswith(("-compact", "-medium", "-light")) and not name.startswith("esrgan+")]
+SUPPLEMENT = [
+    name
+    for name in recipe_names()
+    if not name.endswith(("-compact", "-medium", "-light")) and not name.startswith(("esrgan+", "light-", "general-"))
+]
 
 
 @pytest.mark.parametrize("name", SUPPLEMENT)

@@ -65,7 +65,9 @@ def bank_of(recipe: NetworkRecipe, name: str) -> StyleGAN2Config | StyleGANConfi
 
 
 GLEANS = [
-    name for name in recipe_names() if "bank" not in name and not name.startswith(("plain", "esrgan")) and not name.endswith("-light")
+    name
+    for name in recipe_names()
+    if "bank" not in name and not name.startswith(("plain", "esrgan", "general", "light")) and not name.endswith("-light")
 ]
 
 
