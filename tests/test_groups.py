@@ -72,6 +72,18 @@ def test_only_what_all_methods_have_done_counts():
     assert (by_group.title, list(by_group.rows)) == ("By group", ["x: m", "x: n"])
 
 
+def test_the_share_of_pictures_above_bicubic():
+    def outcome(method: str, values: list[float]) -> Outcome:
+        rows = {str(i): {"seconds": 1.0, "peak": 2, "own": 1, "note": "", "metrics": {"psnr": value}} for i, value in enumerate(values)}
+        return Outcome(method, method, None, None, {}, None, None, rows)
+
+    report = summary([outcome("bicubic", [20.0, 21.0, 22.0, 23.0]), outcome("glean", [21.0, 21.0, 23.0, 24.0]), outcome("plain", [])])
+    assert [method["above_bicubic"] for method in report["methods"]] == [None, 0.75, None]
+    relative = next(table for table in tables(report) if table.title.startswith("Relative"))
+    assert (relative.columns[-1].title, relative.rows["glean"][-1].text) == ("PSNR above bicubic's", "75.0")
+    assert next(iter(tables(summary([outcome("glean", [1.0])])))).columns[-1].title != "PSNR above bicubic's"
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

@@ -86,6 +86,7 @@ def summary(outcomes: Sequence[Outcome], groups: Mapping[str, str] | None = None
                 "pictures": len(records),
                 "notes": sum(bool(record["note"]) for record in records),
                 **outcome.figures(list(outcome.records)),
+                "above_bicubic": _above(outcome, outcomes),
                 "seconds": {"median": statistics.median(seconds), "mean": statistics.fmean(seconds)} if seconds else None,
                 "memory": memory,
             }
@@ -97,6 +98,16 @@ def summary(outcomes: Sequence[Outcome], groups: Mapping[str, str] | None = None
         names = [name for name in whole[0].records if all(name in outcome.records for outcome in whole)]
         common = {"pictures": len(names), "methods": [{"label": outcome.label, **outcome.figures(names)} for outcome in whole]}
     return plain({"methods": methods, "common": common, "groups": _by_group(whole, groups) if groups else None})
+
+
+def _above(outcome: Outcome, outcomes: Sequence[Outcome]) -> float | None:
+    """The share of pictures on which a method's PSNR is higher than that of bicubic interpolation; None where that did not take part."""
+    base = next((other for other in outcomes if other.method == "bicubic" and other is not outcome), None)
+    names = [name for name in outcome.records if name in base.records] if base else []
+    pairs = [[float(of.records[name]["metrics"].get("psnr", math.nan)) for of in (outcome, base) if of] for name in names]
+    if not pairs or math.isnan(pairs[0][0]):
+        return None
+    return sum(own > other for own, other in pairs) / len(pairs)
 
 
 def _by_group(outcomes: Sequence[Outcome], groups: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -200,9 +211,10 @@ def _figures(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, r
 
 
 def _relative(title: str, base: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> Table:
-    """Distances as ratios to bicubic's, the other figures as differences from it."""
+    """Distances as ratios to bicubic's, the other figures as differences from it; and on how many pictures PSNR is above bicubic's."""
     metrics = [metric for metric in _metrics(methods) if metric.name in base["means"]]
     columns = [Column(metric.title, "ratio" if metric.better == "lower" else metric.unit, metric.better) for metric in metrics]
+    told = any(method.get("above_bicubic") is not None for method in methods)
     rows = {}
     for method in methods:
         cells = []
@@ -215,7 +227,12 @@ def _relative(title: str, base: Mapping[str, Any], methods: Sequence[Mapping[str
                 relative = value - other
                 text = f"{relative:+.{metric.digits}f}"
             cells.append(Cell(text, value=relative) if math.isfinite(relative) else Cell())
+        if told:
+            above = method.get("above_bicubic")
+            cells.append(Cell() if above is None else Cell(f"{100 * above:.1f}", value=above))
         rows[method["label"]] = cells
+    if told:
+        columns.append(Column("PSNR above bicubic's", "% of pictures", "higher"))
     return Table(title, columns, rows)
 
 
