@@ -266,6 +266,8 @@ class NetworkRecipe:
     """Weight of a penalty on error that repeats with the low-resolution pixels, which shows as a grid on fur; 0: none, as in the paper."""
     spectrum_weight: Weight = 0
     """Weight of a penalty on frequencies that are stronger than in the true picture, which shows as hatching; 0: none, as in the paper."""
+    spectrum_every: Positive = 1
+    """Steps between two such penalties, each weighted by as much (lazy regularisation): a penalty is a third of a light network's step."""
     adversarial_from: Count = 0
     """Pictures after which the adversarial loss begins."""
     adversarial: Literal["non-saturating", "saturating", "relativistic"] = "non-saturating"
