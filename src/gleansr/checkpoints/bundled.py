@@ -5,17 +5,20 @@ from typing import cast
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.checkpoints import native
 from gleansr.checkpoints.zoo import asset
 from gleansr.models.features import SqueezeNet
 
 
+@plain_torch()
 def squeezenet() -> SqueezeNet:
     """SqueezeNet 1.1 with its ImageNet weights, in eval mode, frozen, float32, on the CPU."""
     path = asset("squeezenet.safetensors")
     return cast("SqueezeNet", native.read(path).build("features", path)).requires_grad_(False)
 
 
+@plain_torch()
 def lpips_heads(net: str) -> list[Tensor]:
     """The non-negative weights (64), (192 or 128), ... of the channels of five layers in LPIPS v0.1, for "alex" or "vgg"."""
     tensors = load_file(asset("lpips.safetensors"))

@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
@@ -67,14 +67,16 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: int | None = None,
     groups: Path | None = None,
+    samples: int | None = None,
     json: Path | None = None,
     output: Output = None,
     offline: bool = False,
 ) -> None:
-    """Measure how good a model is on held-back pictures, beside bicubic enlargement, and print a table.
+    """Measure how good a model is on held-back pictures, beside bicubic enlargement, and print a table. Of a bank: how near to them what it
+    draws is, as a set.
 
     Args:
-        model: Name of a model (see `gleansr models`), or file with a GLEAN, an ESRGAN+, an ESRGAN or a plain network.
+        model: Name of a model (see `gleansr models`), or file with a GLEAN, an ESRGAN+, an ESRGAN or a plain network; or with a bank.
         data: The true pictures: a folder, a zip or tar archive, an LMDB folder, or an address.
         judging: How results are judged.
         size: Side of the true pictures, for a model that takes pictures of any size.
@@ -90,6 +92,7 @@ def evaluate(
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         batch_size: Pictures per forward pass; by default as many as suit the device.
         groups: CSV file with the columns name and group, one line for each picture: the figures of each group are told too.
+        samples: How many pictures a bank draws; by default as many as there are true ones.
         json: File for all figures and how they were measured.
         output: Folder for pictures and reports, as `gleansr compare` writes them; pictures are then taken one by one.
         offline: Never download a model.
@@ -110,7 +113,15 @@ def evaluate(
     if offline:
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the networks that judge too
     place = Place(device, precision)
-    upscaler = load(fetched(model, offline), device=device, precision=precision)
+    file = fetched(model, offline)
+    if _is_bank(file):
+        if size or low or output or groups or degradation != "bicubic":
+            raise RequestError(f"{model}: is a bank, which enlarges no pictures: leave out what is about enlarging")
+        _evaluate_bank(file, data, judging, device, json, limit=limit, aspect=aspect or "crop", small=small, samples=samples)
+        return
+    if samples is not None:
+        raise RequestError(f"--samples is for banks, but {model} enlarges pictures")
+    upscaler = load(file, device=device, precision=precision)
     method = {"GLEAN": "glean", "ESRGAN+": "esrgan+", "ESRGAN": "esrgan+", "plain": "plain"}[upscaler.method.name]
     label = re.sub(r"[^A-Za-z0-9+_-]", "-", Path(model).stem).lstrip("-_+")[:40] or method
     entries = [Entry("bicubic", "bicubic"), Entry(label, method, model)]
@@ -133,6 +144,53 @@ def evaluate(
     if json is not None:
         json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")
     finish(report, output)
+
+
+def _is_bank(file: Path) -> bool:
+    from gleansr import checkpoints
+
+    if file.suffix.lower() == ".onnx":
+        return False
+    generator = checkpoints.read(file).networks.get("generator")
+    return generator is not None and generator.kind in ("stylegan2", "stylegan")
+
+
+def _evaluate_bank(
+    file: Path,
+    data: str,
+    judging: Judging,
+    device: str,
+    json: Path | None,
+    *,
+    limit: int | None,
+    aspect: Literal["squash", "crop", "pad", "bars"],
+    small: Literal["refuse", "enlarge"],
+    samples: int | None,
+) -> None:
+    from gleansr import checkpoints
+    from gleansr.cli.compare import watching
+    from gleansr.cli.progress import fetching
+    from gleansr.devices import find_device
+    from gleansr.evaluation.banks import evaluate_bank
+    from gleansr.evaluation.judges import Judge, sha256_of
+    from gleansr.evaluation.truths import Task, Truths
+    from gleansr.models.generator import Generator
+
+    bank = cast("Generator", checkpoints.load_model(file, part="generator"))
+    options = judging.options()
+    names = options.pop("metrics") or ["squeezenet_frechet", *(["mobilenet_frechet"] if judging.mobilenet else [])]
+    with fetching("a network that judges") as progress:
+        judge = Judge(names, device=find_device(device), progress=progress, **options)
+    truths = Truths(data, Task(bank.config.size, 2, aspect, small), limit=limit)
+    samples = len(truths) if samples is None else samples
+    with watching() as watcher:
+        drawn = evaluate_bank(
+            bank, truths, judge, samples=samples, progress=lambda done, total: watcher.progress("evaluating", done, total)
+        )
+    if json is not None:
+        report = {"protocol": {"sha256": sha256_of(file), "judge": judge.protocol}, "methods": [drawn.report()], "common": None}
+        json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")
+    print(drawn.table())
 
 
 def _is_report(path: Path) -> bool:
