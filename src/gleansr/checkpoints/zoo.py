@@ -157,13 +157,15 @@ _CELEBA_HQ = "CelebA-HQ (CelebA's terms, see https://mmlab.ie.cuhk.edu.hk/projec
 _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 
-CREDITS = {
-    "cats": "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)",
+_AFHQ = "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)"
+# Their training began with weights of cats.
+_OTHERS = {
     "faces": "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories",
     "cars": "Stanford Cars: Krause, Stark, Deng, Fei-Fei, 3D Object Representations for Fine-Grained Categorization, 2013",
     "bedrooms": "Places365: Zhou, Lapedriza, Khosla, Oliva, Torralba, Places, TPAMI 2017",
     "towers": "ImageNet's churches (Imagenette): Deng, Dong, Socher, Li, Li, Fei-Fei, ImageNet, CVPR 2009",
 }
+CREDITS = {"cats": _AFHQ} | {category: f"{of}; trained on from weights of {_AFHQ}" for category, of in _OTHERS.items()}
 """Whom the weights of each category name."""
 
 
@@ -226,6 +228,7 @@ _MODELS = (
     _bundled("plain-cats-8x", 32, "9d7a99ee0a98c45f", "residual"),
     _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
     _bundled("cats-bank", None, "593c74b648e554bb", "stylegan2", ("generator", "discriminator", "encoder")),
+    _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
     _glean(
