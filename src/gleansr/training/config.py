@@ -266,8 +266,9 @@ class NetworkRecipe:
     """Weight of a penalty on error that repeats with the low-resolution pixels, which shows as a grid on fur; 0: none, as in the paper."""
     spectrum_weight: Weight = 0
     """Weight of a penalty on frequencies that are stronger than in the true picture, which shows as hatching; 0: none, as in the paper."""
-    spectrum_every: Positive = 1
-    """Steps between two such penalties, each weighted by as much (lazy regularisation): a penalty is a third of a light network's step."""
+    spectrum_images: Positive | None = None
+    """Pictures of each batch, of each process its share, that this penalty looks at; None: all, which is a third of a light network's
+    step."""
     adversarial_from: Count = 0
     """Pictures after which the adversarial loss begins."""
     adversarial: Literal["non-saturating", "saturating", "relativistic"] = "non-saturating"

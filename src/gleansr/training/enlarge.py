@@ -200,9 +200,10 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
                 if recipe.lattice_weight:
                     losses["lattice"] = L.lattice_loss(result, truth, scale)
                     loss = loss + recipe.lattice_weight * losses["lattice"]
-                if recipe.spectrum_weight and images // run.batch_size % recipe.spectrum_every == 0:
-                    losses["spectrum"] = L.spectrum_loss(result, truth)
-                    loss = loss + recipe.spectrum_weight * recipe.spectrum_every * losses["spectrum"]
+                if recipe.spectrum_weight:
+                    of = recipe.spectrum_images
+                    losses["spectrum"] = L.spectrum_loss(result[:of], truth[:of])
+                    loss = loss + recipe.spectrum_weight * losses["spectrum"]
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()

@@ -192,12 +192,12 @@ def _steps(recipe: NetworkRecipe) -> list[str]:
 def _objective(recipe: NetworkRecipe) -> str:
     """Equation (4) with the weights of the recipe."""
     begins = f" after {recipe.adversarial_from} pictures" if recipe.adversarial_from else ""
-    often = f" (every {recipe.spectrum_every} steps, as much stronger)" if recipe.spectrum_every > 1 else ""
+    some = f" (of {recipe.spectrum_images} of a batch)" if recipe.spectrum_images else ""
     terms = [
         (recipe.pixel_weight, "(1)" if recipe.pixel == "mse" else "L1 error"),
         (recipe.perceptual_weight, f"(2) on {recipe.perceptual}"),
         (recipe.adversarial_weight, f"(3){begins}, {recipe.adversarial}"),
         (recipe.lattice_weight, "lattice loss"),
-        (recipe.spectrum_weight, "spectrum loss" + often),
+        (recipe.spectrum_weight, "spectrum loss" + some),
     ]
     return " + ".join(loss if weight == 1 else f"{weight:g} * {loss}" for weight, loss in terms if weight)
