@@ -31,8 +31,8 @@ from benchmarks.pipeline import make, resident
 from gleansr import checkpoints
 from gleansr.cluster import ClusterConfig, upscale_on_cluster
 from gleansr.cluster.connection import connected
-from gleansr.folders import Manifest, Place, Unlisted, Work, places, run, sha256_of, walk
-from gleansr.tasks import Enlarge
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import Manifest, Place, Unlisted, Work, places, run, sha256_of, walk
 
 
 def timed(pictures: Path, count: int, work: Work, way: Callable[..., Iterator[Any]]) -> tuple[float, float]:

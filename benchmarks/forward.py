@@ -38,8 +38,8 @@ from benchmarks.measure import ChildError, child, clock, in_turn, mmagic, peak_m
 from benchmarks.networks import ONNX, OURS, PEER, PLAIN, Contestant, Network, costs_of
 from benchmarks.report import Report, add_options, entry, medians, run_command
 from benchmarks.stages import stage_seconds
-from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
+from gleansr.inference.devices import find_device, find_precision
 
 SIZES = (64, 1024)
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gleansr.devices import cores
 from gleansr.evaluation import runner
+from gleansr.inference.devices import cores
 
 
 def machine(device: torch.device) -> dict[str, Any]:

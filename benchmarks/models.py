@@ -21,7 +21,7 @@ from gleansr.evaluation.judges import JudgeFiles, sha256_of
 from gleansr.evaluation.plan import plan
 from gleansr.evaluation.runner import Place
 from gleansr.files import replacing
-from gleansr.upscaler import load
+from gleansr.inference.upscaler import load
 
 CATEGORIES = ("faces", "cats", "cars", "bedrooms", "towers")
 METRICS = ["psnr", "ssim", "squeezenet_distance", "mobilenet_distance", "squeezenet_frechet", "mobilenet_frechet"]

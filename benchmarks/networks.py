@@ -16,11 +16,11 @@ from benchmarks.measure import mmagic, positive
 from gleansr.checkpoints import foreign
 from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
-from gleansr.feedforward import FeedForward, enlarge
+from gleansr.inference.feedforward import FeedForward, enlarge
+from gleansr.inference.onnx_runtime import OnnxModel
+from gleansr.inference.precision import Precision
+from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, glean_full, glean_light
-from gleansr.onnx_runtime import OnnxModel
-from gleansr.precision import Precision
-from gleansr.upscaler import Upscaler
 
 PRESETS: dict[str, Callable[[int, int], GLEANConfig]] = {"full": glean_full, "light": glean_light}
 OURS, PEER, PLAIN, ONNX = "gleansr", "mmagic", "plain formulation", "ONNX Runtime"
@@ -181,7 +181,7 @@ def read_peer(module: nn.Module) -> nn.Module:
 
 def onnx(model: nn.Module, batch: int, path: Path) -> Contestant:
     """The network as an ONNX file, which is written, in ONNX Runtime on the CPU, with as many threads as torch has."""
-    from gleansr.export import export
+    from gleansr.inference.export import export
 
     export(Upscaler(FeedForward(model, device="cpu", precision="float32"), About("benchmark")), path, batch=batch)
     exported = OnnxModel(path, torch.device("cpu"))

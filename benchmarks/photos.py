@@ -15,7 +15,10 @@ from torch import Tensor
 
 from benchmarks.measure import in_turn, times
 from gleansr.checkpoints.native import About
-from gleansr.method import Enlarged, Report
+from gleansr.images.codec import Picture
+from gleansr.images.resize import resize
+from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.upscaler import Upscaler
 from gleansr.photos import Photo, PhotoConfig
 from gleansr.photos.align import cut, framed
 from gleansr.photos.background import bicubic_bands
@@ -23,9 +26,6 @@ from gleansr.photos.cats import Cats
 from gleansr.photos.detect import Found
 from gleansr.photos.faces import Faces
 from gleansr.photos.paste import Piece, paste
-from gleansr.pictures import Picture
-from gleansr.resize import resize
-from gleansr.upscaler import Upscaler
 
 HEIGHT, WIDTH = 3000, 4000
 
@@ -40,7 +40,7 @@ class Made:
         self.in_size, self.scale = in_size, scale
         self._out = in_size * scale
 
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, as in gleansr.upscaler.Method
+    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, as in gleansr.inference.upscaler.Method
         return Enlarged(resize(low, scale=self.scale) + 0.1 * torch.randn(len(low), 3, self._out, self._out))
 
 

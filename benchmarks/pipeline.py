@@ -1,4 +1,4 @@
-"""A folder of pictures through `gleansr.folders` against the bare forward passes at the same batch size, in turn in one process.
+"""A folder of pictures through `gleansr.jobs` against the bare forward passes at the same batch size, in turn in one process.
 
     python -m benchmarks.pipeline [--pictures 500] [--rounds 3] [--batch-size 8] [--model cats-8x] [--plain] [--json report.json]
                                   [--plot roofline.png]
@@ -37,10 +37,10 @@ from benchmarks.networks import PLAIN, Forward, Network, costs_of
 from benchmarks.report import Report, add_options, deliver, entry, medians
 from gleansr import checkpoints
 from gleansr.errors import GleansrError, RequestError
-from gleansr.folders import Manifest, Unlisted, Work, places, run, sha256_of, walk
-from gleansr.pictures import decode
-from gleansr.precision import Precision
-from gleansr.tasks import Enlarge, Task
+from gleansr.images.codec import decode
+from gleansr.inference.precision import Precision
+from gleansr.inference.tasks import Enlarge, Task
+from gleansr.jobs import Manifest, Unlisted, Work, places, run, sha256_of, walk
 
 SIZES = (32, 256)
 KINDS = (".png", ".jpg", ".webp", ".tif", ".bmp")

@@ -20,14 +20,14 @@ import gleansr
 from benchmarks.machine import described, machine
 from benchmarks.measure import clock, errors_in_one_line, in_turn, positive
 from benchmarks.report import Report, add_json, digits, markdown, spread, write
-from gleansr.devices import find_device
+from gleansr.baselines.dgp import DGP, Discriminator, parameter_groups
+from gleansr.baselines.dgp_config import DGPConfig
+from gleansr.baselines.pulse import PULSE, PULSEConfig, frozen
 from gleansr.errors import RequestError
+from gleansr.inference.devices import find_device
 from gleansr.models.layers import placed
 from gleansr.models.stylegan import StyleGAN
 from gleansr.models.stylegan2 import StyleGAN2
-from gleansr.rivals.dgp import DGP, Discriminator, parameter_groups
-from gleansr.rivals.dgp_config import DGPConfig
-from gleansr.rivals.pulse import PULSE, PULSEConfig, frozen
 
 Bank = StyleGAN | StyleGAN2
 METHODS = ("PULSE", "DGP")

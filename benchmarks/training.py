@@ -28,11 +28,11 @@ from benchmarks.measure import child, clock, in_turn, mmagic, peak_mib, positive
 from benchmarks.networks import OURS, PEER, PLAIN, Network
 from benchmarks.report import Report, add_options, entry, medians, run_command
 from gleansr.checkpoints.bundled import squeezenet
-from gleansr.devices import find_device, find_precision
+from gleansr.images.resize import degrade
+from gleansr.inference.devices import find_device, find_precision
 from gleansr.models.glean import GLEAN
 from gleansr.models.layers import placed
 from gleansr.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator
-from gleansr.resize import degrade
 from gleansr.training import losses as L
 
 SIZES = (32, 256)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints.native import About
-from gleansr.method import Enlarged, Report
-from gleansr.pictures import Picture
-from gleansr.resize import resize
-from gleansr.upscaler import Upscaler
+from gleansr.images.codec import Picture
+from gleansr.images.resize import resize
+from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.upscaler import Upscaler
 
 
 @dataclass

@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw
 
 import gleansr
 from gleansr.checkpoints import native
-from gleansr.method import Enlarged, Report
+from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
-from gleansr.upscaler import Upscaler
 
 
 def save_vivid(path: Path) -> Path:

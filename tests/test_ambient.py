@@ -16,20 +16,20 @@ import torch
 from PIL import Image
 
 import gleansr
-from gleansr import rivals
+from gleansr import baselines as rivals
 from gleansr.ambient import plain_torch
+from gleansr.baselines.dgp_config import DGPConfig
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
 from gleansr.evaluation.judges import Judge
 from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, psnr, ssim
-from gleansr.fidelity import back_project
-from gleansr.folders import Manifest, Outcome, Work, places, run, walk
+from gleansr.images.back_projection import back_project
+from gleansr.images.resize import degrade
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import Manifest, Outcome, Work, places, run, walk
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.photos import upscale_photo
-from gleansr.resize import degrade
-from gleansr.retouch import prepare
-from gleansr.rivals.dgp_config import DGPConfig
-from gleansr.tasks import Enlarge
+from gleansr.retouching.refine import prepare
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from PIL import Image
 import gleansr
 from gleansr.checkpoints import native, zoo
 from gleansr.checkpoints.bundled import squeezenet
+from gleansr.images.resize import degrade, resize
 from gleansr.models.features import feature_distance
 from gleansr.models.stylegan2 import StyleGAN2
-from gleansr.resize import degrade, resize
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

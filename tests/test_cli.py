@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gleansr.cli import main
-from gleansr.upscaler import Upscaler
+from gleansr.inference.upscaler import Upscaler
 
 
 @pytest.fixture

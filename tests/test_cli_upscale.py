@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.errors import PictureError
-from gleansr.pictures import Picture
-from gleansr.tasks import Prepared, Result
-from gleansr.upscaler import Upscaler
+from gleansr.images.codec import Picture
+from gleansr.inference.tasks import Prepared, Result
+from gleansr.inference.upscaler import Upscaler
 
 
 @pytest.fixture

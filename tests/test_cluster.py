@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 
 import gleansr
-from gleansr import cluster, folders
+from gleansr import cluster
+from gleansr import jobs as folders
 from gleansr.cli import main
 from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
 from gleansr.errors import GleansrError, PictureError
-from gleansr.folders import Outcome, OutputError, Unlisted, Work, sha256_of
-from gleansr.tasks import Enlarge
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import Outcome, OutputError, Unlisted, Work, sha256_of
 
 pytest.importorskip("ray")
 pytestmark = [

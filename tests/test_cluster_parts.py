@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 import gleansr
-from gleansr import cluster, folders
+from gleansr import cluster
+from gleansr import jobs as folders
 from gleansr.cli import main
 from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
 from gleansr.cluster.ahead import ahead
@@ -33,9 +34,9 @@ from gleansr.cluster.urls import Addresses, Listed, file_system, is_url, normal,
 from gleansr.cluster.worker import Setting, Worker, sealed, unpack
 from gleansr.data.sources import open_source
 from gleansr.errors import GleansrError, PictureError, RequestError
-from gleansr.folders import Job, Outcome, OutputError, State, Unlisted, Work, sha256_of
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import Job, Outcome, OutputError, State, Unlisted, Work, sha256_of
 from gleansr.stores import SCHEMES, check_address
-from gleansr.tasks import Enlarge
 
 
 @pytest.fixture

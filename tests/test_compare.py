@@ -34,7 +34,7 @@ from gleansr.evaluation.records import Records
 from gleansr.evaluation.runner import MethodError, Place, Runner
 from gleansr.evaluation.summary import Outcome, summary, tables
 from gleansr.evaluation.truths import Task, Truths
-from gleansr.resize import degrade, resize
+from gleansr.images.resize import degrade, resize
 
 NAMES = ["a&b.png", "c d.png", "sub/é'<i>.png"]
 SEARCH = {"steps": 60, "fit_samples": 50}
@@ -475,7 +475,7 @@ def test_a_method_without_a_model_says_how_to_train_one(monkeypatch: pytest.Monk
     def bundled(method: str, scale: int) -> str:
         raise RequestError("none")
 
-    monkeypatch.setattr("gleansr.rivals.bundled", bundled)
+    monkeypatch.setattr("gleansr.baselines.bundled", bundled)
     with pytest.raises(
         RequestError, match=r"^plain needs a file: --models plain=FILE; train one with `gleansr train plain-cats-8x-compact`$"
     ):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gleansr.data.sources import open_source
 from gleansr.errors import PictureError, RequestError
-from gleansr.resize import degrade, resize
+from gleansr.images.resize import degrade, resize
 from gleansr.training.blind import degrade_blind
 from gleansr.training.config import DataConfig
 from gleansr.training.data import Batches, Pictures, Share, batch_order, fitted, open_pictures

@@ -18,14 +18,14 @@ from gleansr.data.degradation import KERNELS, RealConfig, degrade_real, fixed_se
 from gleansr.data.fit import Border
 from gleansr.errors import RequestError
 from gleansr.evaluation.truths import Task, Truths
-from gleansr.feedforward import FeedForward
+from gleansr.images.codec import decode
+from gleansr.images.resize import degrade
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.upscaler import Fit, Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.pictures import decode
-from gleansr.resize import degrade
 from gleansr.training.config import DataConfig
 from gleansr.training.data import Batches, Share, open_pictures
-from gleansr.upscaler import Fit, Upscaler
 
 NONE = RealConfig(clean=0, blur=0, shift=0, kernels=("box",), two_steps=0, noise=0, compression=0)
 """Boxes alone."""

@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gleansr
-from gleansr import rivals
-from gleansr.devices import find_device, find_precision
+from gleansr import baselines as rivals
 from gleansr.errors import RequestError
 from gleansr.evaluation.runner import Place
-from gleansr.feedforward import FeedForward
-from gleansr.precision import Precision
+from gleansr.inference.devices import find_device, find_precision
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.precision import Precision
 from gleansr.serving.config import ServingConfig
 from gleansr.training.config import NetworkRecipe, load_recipe
 
 PROGRAM = """
 import json, os, resource, sys
-from gleansr.devices import keep_freed_memory
+from gleansr.allocator import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

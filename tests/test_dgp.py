@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gleansr.baselines.dgp import DGP, Degradation, lanczos2_matrix, parameter_groups, storage_factors
+from gleansr.baselines.dgp_config import PRESETS, DGPConfig
 from gleansr.configs import from_dict
 from gleansr.errors import GleansrError, RequestError
+from gleansr.images.resize import degrade, resize
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
-from gleansr.resize import degrade, resize
-from gleansr.rivals.dgp import DGP, Degradation, lanczos2_matrix, parameter_groups, storage_factors
-from gleansr.rivals.dgp_config import PRESETS, DGPConfig
 
 CHANNELS = (8, 8, 8, 8)  # 32 px
 KINDS = ("stylegan2", "stylegan", "biggan")

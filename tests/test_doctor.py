@@ -11,11 +11,11 @@ import torch
 
 from gleansr import doctor, load
 from gleansr.checkpoints import zoo
-from gleansr.devices import find_device
 from gleansr.errors import RequestError
-from gleansr.export import export
-from gleansr.feedforward import FeedForward
-from gleansr.method import Enlarged
+from gleansr.inference.devices import find_device
+from gleansr.inference.export import export
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.method import Enlarged
 
 
 def test_all_is_well_here(tiny_model: Path):

@@ -15,7 +15,7 @@ from gleansr.data.sources import is_inside, open_source, read_manifest
 from gleansr.documents import DEEPEST, DocumentError, parse_json, parse_line, parse_toml, read_json
 from gleansr.errors import RequestError
 from gleansr.evaluation.records import Records
-from gleansr.folders import Manifest
+from gleansr.jobs import Manifest
 from gleansr.training.config import NetworkRecipe, load_recipe
 
 JSON = {

@@ -11,6 +11,7 @@ from gleansr.checkpoints import load_model, native, read
 from gleansr.checkpoints.native import About
 from gleansr.configs import from_dict
 from gleansr.errors import CheckpointError, RequestError
+from gleansr.images.resize import resize
 from gleansr.models.esrgan_plus import (
     DenseBlockPlus,
     ESRGANDiscriminator,
@@ -20,7 +21,6 @@ from gleansr.models.esrgan_plus import (
 )
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
-from gleansr.resize import resize
 
 
 @pytest.fixture(autouse=True)

@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 
 import gleansr
-from gleansr import rivals
+from gleansr import baselines as rivals
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, GleansrError, RequestError
-from gleansr.export import export
-from gleansr.feedforward import FeedForward
+from gleansr.inference.export import export
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.onnx_runtime import OnnxModel
+from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.onnx_runtime import OnnxModel
-from gleansr.upscaler import Upscaler
 
 BANK = StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1)
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_exported(tmp_path: Path, tiny_model: Path, monkeypatch: 
         export(gleansr.load(path), tmp_path / "b.onnx")
     with pytest.raises(RequestError, match="in the precision that it was exported in, not in bfloat16"):
         gleansr.load(path, precision="bfloat16")
-    monkeypatch.setattr("gleansr.export.LARGEST", 1000)
+    monkeypatch.setattr("gleansr.inference.export.LARGEST", 1000)
     with pytest.raises(RequestError, match="one ONNX file holds 1,000"):
         export(tiny, path)
     for package in ("onnxscript", "onnxruntime"):

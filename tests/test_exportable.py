@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from gleansr.models.exportable import ShuffledConv, TwoRows, exportable
+from gleansr.inference.cpu.shuffled import enlargement
+from gleansr.inference.exportable import ShuffledConv, TwoRows, exportable
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, PixelShuffleUp, lightened
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
-from gleansr.models.shuffled import enlargement
 from gleansr.models.stylegan2 import StyleGAN2Config
 
 CONFIG = GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=2, features=8, growth=3)

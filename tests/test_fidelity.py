@@ -9,10 +9,10 @@ from PIL import Image
 
 import gleansr
 from gleansr.errors import RequestError
-from gleansr.fidelity import back_project, consistency
-from gleansr.pictures import decode
-from gleansr.resize import degrade, resize
-from gleansr.tasks import Enlarge, decibels
+from gleansr.images.back_projection import back_project, consistency
+from gleansr.images.codec import decode
+from gleansr.images.resize import degrade, resize
+from gleansr.inference.tasks import Enlarge, decibels
 
 STEP = 2 / 255
 

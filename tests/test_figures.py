@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 import gleansr
+from gleansr.baselines import load
 from gleansr.errors import RequestError
 from gleansr.evaluation import figure_sheets as sheets
 from gleansr.evaluation.figure_rows import ComparisonFolder, choose, enlarge, open_pictures, retouches, task_of
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
 from gleansr.evaluation.figures import COLOUR, Box, Heading, Panel, Row, Sheet, draw, place, save
 from gleansr.evaluation.truths import Task
-from gleansr.rivals import load
-from gleansr.upscaler import Upscaler
+from gleansr.inference.upscaler import Upscaler
 
 RED = np.array([int(COLOUR[i : i + 2], 16) for i in (1, 3, 5)])
 

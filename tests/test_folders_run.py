@@ -20,10 +20,14 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 import gleansr
-from gleansr import rivals
+from gleansr import baselines as rivals
 from gleansr.errors import PictureError
-from gleansr.feedforward import FeedForward
-from gleansr.folders import (
+from gleansr.images.codec import Picture, check_output
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.method import Enlarged
+from gleansr.inference.tasks import Enlarge, Prepared, Result, Task
+from gleansr.inference.upscaler import Upscaler
+from gleansr.jobs import (
     Forward,
     Job,
     LocalStorage,
@@ -39,13 +43,9 @@ from gleansr.folders import (
     treat,
     walk,
 )
-from gleansr.folders import pipeline as pipeline_module
-from gleansr.folders.batches import Batches
-from gleansr.folders.window import ClosedError, Window
-from gleansr.method import Enlarged
-from gleansr.pictures import Picture, check_output
-from gleansr.tasks import Enlarge, Prepared, Result, Task
-from gleansr.upscaler import Upscaler
+from gleansr.jobs import pipeline as pipeline_module
+from gleansr.jobs.batches import Batches
+from gleansr.jobs.window import ClosedError, Window
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from gleansr import formats
 from gleansr.errors import RequestError
 from gleansr.files import held, leftovers, replacing, shown
-from gleansr.folders import Index, Job, Manifest, OutputError, Place, Unlisted, count, fingerprint, places, walk
-from gleansr.formats import readable_suffixes
+from gleansr.images import formats
+from gleansr.images.formats import readable_suffixes
+from gleansr.jobs import Index, Job, Manifest, OutputError, Place, Unlisted, count, fingerprint, places, walk
 
 
 def put(root: Path, *names: str) -> Path:
@@ -164,7 +164,7 @@ def test_what_nobody_would_expect_to_be_left_out_is_named(tmp_path: Path, monkey
     (tmp_path / "in" / "film").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(20) + b"matroska")
     os.mkfifo(tmp_path / "in" / "pipe")
     monkeypatch.setattr(formats, "readable_suffixes", lambda: readable_suffixes() - {".heic", ".heif", ".hif", ".heics", ".heifs"})
-    monkeypatch.setattr(sys.modules["gleansr.folders.walk"], "readable_suffixes", formats.readable_suffixes)
+    monkeypatch.setattr(sys.modules["gleansr.jobs.walk"], "readable_suffixes", formats.readable_suffixes)
     counted = count(place(tmp_path, "in"))
     assert counted.pictures == 2
     told = {Path(one.first).name: (one.files, why) for why, one in counted.left_out.items()}

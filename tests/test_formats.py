@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gleansr import formats
 from gleansr.errors import PictureError
-from gleansr.pictures import decode, readable_suffixes
+from gleansr.images import formats
+from gleansr.images.codec import decode, readable_suffixes
 
 
 def saved(kind: str, size: tuple[int, int] = (16, 12), **options) -> bytes:

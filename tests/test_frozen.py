@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gleansr.feedforward import FeedForward
-from gleansr.models import frozen, fused
-from gleansr.models.frozen import FrozenGLEAN, freezable
-from gleansr.models.fused import NarrowConv, merged
+from gleansr.inference.cpu import frozen, fused
+from gleansr.inference.cpu.frozen import FrozenGLEAN, freezable
+from gleansr.inference.cpu.fused import NarrowConv, merged
+from gleansr.inference.cpu.shuffled import shuffled
+from gleansr.inference.feedforward import FeedForward
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import Blur, placed
-from gleansr.models.shuffled import shuffled
 from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from gleansr.pictures import decode
+from gleansr.images.codec import decode
 from tests.fuzz import findings, images, trials
 
 

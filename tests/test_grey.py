@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import gleansr
-from gleansr.pictures import Picture, decode, neutral
-from gleansr.retouch import retouch
-from gleansr.tasks import Enlarge
-from gleansr.upscaler import Upscaler
+from gleansr.images.codec import Picture, decode, neutral
+from gleansr.inference.tasks import Enlarge
+from gleansr.inference.upscaler import Upscaler
+from gleansr.retouching.refine import retouch
 from tests.photo_parts import upscaler
 
 

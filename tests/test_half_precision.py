@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.checkpoints.native import About
-from gleansr.feedforward import FeedForward
+from gleansr.inference.cuda_graphs import Recorded, Recording
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.layers import held
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.recorded import Recorded, Recording
-from gleansr.upscaler import Upscaler
 
 
 class Large(ResidualNet):

@@ -18,7 +18,7 @@ from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
 from gleansr.evaluation.identity import SAME_PERSON, ArcFace, DlibIdentity, load_arcface
 from gleansr.evaluation.judges import Judge, JudgeFiles
-from gleansr.resize import degrade, resize
+from gleansr.images.resize import degrade, resize
 
 needs_dlib = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("dlib", "face_recognition_models")),

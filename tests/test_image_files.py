@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from gleansr import png as png_files
 from gleansr.errors import PictureError
-from gleansr.pictures import Metadata, decode, encode, to_image
+from gleansr.images import png as png_files
+from gleansr.images.codec import Metadata, decode, encode, to_image
 
 
 def noise(*shape, seed=0):

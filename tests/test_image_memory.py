@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-import gleansr.upscaler
+import gleansr.inference.upscaler
 from gleansr.errors import PictureError, TooLargeError
-from gleansr.pictures import MAX_SIDE, Picture, decode
-from gleansr.planes import planes_of
+from gleansr.images.codec import MAX_SIDE, Picture, decode
+from gleansr.images.planes import planes_of
 from tests.photo_parts import upscaler
 
 
@@ -31,7 +31,7 @@ def blank(width, height, colour_type=2):
 CHILD = """
 import resource, sys
 import gleansr, torch
-from gleansr.pictures import decode
+from gleansr.images.codec import decode
 from tests.photo_parts import upscaler
 torch.set_num_threads(1)
 model = upscaler(32, 2)
@@ -74,8 +74,8 @@ def test_strips_make_what_the_whole_makes(size, fit, alpha, monkeypatch):
     mask = torch.randint(0, 256, (1, *size), dtype=torch.uint8, generator=rng) if alpha else None
     model, picture = upscaler(16, 2), Picture(pixels, mask)
     whole = model.fit(picture, fit)
-    monkeypatch.setattr(gleansr.upscaler, "_LARGE", 500)
-    monkeypatch.setattr(gleansr.upscaler, "_STRIP", 500)
+    monkeypatch.setattr(gleansr.inference.upscaler, "_LARGE", 500)
+    monkeypatch.setattr(gleansr.inference.upscaler, "_STRIP", 500)
     strips = model.fit(picture, fit)
     assert (strips.keep, strips.note) == (whole.keep, whole.note)
     torch.testing.assert_close(strips.low, whole.low, atol=2e-6, rtol=0)
@@ -88,7 +88,7 @@ def test_conversion_in_strips_makes_what_the_whole_makes(monkeypatch):
     images = [Image.fromarray(values), Image.fromarray(values).convert("P"), Image.fromarray(values).convert("CMYK")]
     images.append(Image.fromarray(values).convert("L"))
     whole = [planes_of(image, "a", [], None) for image in images]
-    monkeypatch.setattr("gleansr.planes._STRIP", 100)
+    monkeypatch.setattr("gleansr.images.planes._STRIP", 100)
     for image, (colours, alpha) in zip(images, whole, strict=True):
         again, alpha_again = planes_of(image, "a", [], None)
         assert torch.equal(again, colours)

@@ -15,8 +15,8 @@ from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
 from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics, read_mobilenet
 from gleansr.evaluation.metrics import Rounding, consistency, frechet_distance, ms_ssim, psnr, rounded, ssim
+from gleansr.images.resize import degrade, resize
 from gleansr.models.features import AlexNet, MobileNetV2, SqueezeNet, VGG16Stages
-from gleansr.resize import degrade, resize
 
 BUNDLED = ["psnr", "ssim", "squeezenet_distance", "squeezenet_frechet", "consistency"]
 

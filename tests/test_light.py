@@ -10,12 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import gleansr
-from gleansr import rivals
+from gleansr import baselines as rivals
 from gleansr.checkpoints import native
 from gleansr.checkpoints.native import About
 from gleansr.errors import GleansrError, RequestError
-from gleansr.export import export
-from gleansr.models.frozen import FrozenGLEAN
+from gleansr.inference.cpu.frozen import FrozenGLEAN
+from gleansr.inference.export import export
 from gleansr.models.glean import GLEAN, GLEANConfig, LightConfig, NoBankConfig, glean_full, glean_light, lightened
 from gleansr.models.layers import placed
 from gleansr.models.stylegan import StyleGANConfig

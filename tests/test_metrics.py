@@ -13,7 +13,7 @@ from torchmetrics.functional import image as others
 from gleansr.errors import RequestError
 from gleansr.evaluation import metrics
 from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, psnr, rounded, ssim
-from gleansr.resize import degrade, resize
+from gleansr.images.resize import degrade, resize
 
 
 def noisy_pair(n: int = 2, scale: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

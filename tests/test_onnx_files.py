@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from gleansr.errors import CheckpointError
-from gleansr.onnx_runtime import KEY, OnnxModel
+from gleansr.inference.onnx_runtime import KEY, OnnxModel
 
 FACTS = {"name": "GLEAN", "scale": 2, "in_size": 4, "fold": 1, "batch": 1, "about": {"name": "tiny"}}
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import pytest
 from page_driver import ARGUMENTS, CHROMIUM
 from PIL import Image
 
-import gleansr.pictures
+import gleansr.images.codec
 import gleansr.serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'gleansr[test]'")
@@ -274,7 +274,7 @@ def test_files_for_the_server_hold_the_pixels_exactly(modules: Any, opaque: bool
     described = ElementTree.fromstring(png.info["XML:com.adobe.xmp"].partition("?>")[2].rpartition("<?")[0])[0][0].attrib  # noqa: S314
     assert described["{http://ns.adobe.com/xap/1.0/}CreatorTool"] == 'gleansr, <"test">'
     kind = described["{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"]
-    assert kind == gleansr.pictures.EDITED
+    assert kind == gleansr.images.codec.EDITED
 
 
 def test_shrinking_takes_means_of_what_can_be_seen(modules: Any) -> None:

@@ -12,20 +12,20 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.checkpoints.native import About
-from gleansr.devices import bfloat16_instructions, find_precision
 from gleansr.errors import PictureError, RequestError
-from gleansr.feedforward import FeedForward
-from gleansr.folders.forward import Forward
-from gleansr.method import Enlarged
+from gleansr.images.codec import decode, to_bytes, to_image
+from gleansr.inference.cuda_graphs import Recorded, Recording
+from gleansr.inference.devices import bfloat16_instructions, find_precision
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.method import Enlarged
+from gleansr.inference.runner import Passes
+from gleansr.inference.tasks import Enlarge
+from gleansr.inference.upscaler import Upscaler
+from gleansr.jobs.forward import Forward
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.passes import Passes
-from gleansr.pictures import decode, to_bytes, to_image
-from gleansr.recorded import Recorded, Recording
-from gleansr.tasks import Enlarge
-from gleansr.upscaler import Upscaler
 
 CPU = torch.device("cpu")
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gleansr.errors import NoObjectError, PictureError, RequestError
+from gleansr.images.codec import Picture
+from gleansr.images.resize import resize
 from gleansr.photos import Photo, PhotoConfig, extras, run, upscale_photo
 from gleansr.photos import detect as detect_module
 from gleansr.photos.align import Frame, framed
@@ -20,8 +22,6 @@ from gleansr.photos.background import bicubic_bands
 from gleansr.photos.config import MOST_MEGAPIXELS
 from gleansr.photos.detect import Found
 from gleansr.photos.paste import Piece, paste
-from gleansr.pictures import Picture
-from gleansr.resize import resize
 from tests.photo_parts import photo, pixels, smooth, stripes, upscaler
 
 

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from gleansr.checkpoints.native import About
 from gleansr.errors import PictureError
-from gleansr.feedforward import FeedForward
-from gleansr.fidelity import consistency
-from gleansr.method import Enlarged, Report
+from gleansr.images.back_projection import consistency
+from gleansr.images.codec import Picture
+from gleansr.images.resize import resize
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.upscaler import Upscaler
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.photos import Photo, PhotoConfig, run
 from gleansr.photos.background import Network, bicubic_bands
 from gleansr.photos.sampling import decibels, enlarged, mirrored, shrunk
-from gleansr.pictures import Picture
-from gleansr.resize import resize
-from gleansr.upscaler import Upscaler
 from tests.photo_parts import photo, pixels, smooth, upscaler
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gleansr.images.codec import Picture, decode
+from gleansr.images.resize import resize
 from gleansr.photos import Photo, PhotoConfig, run
 from gleansr.photos.align import around, cut, framed
 from gleansr.photos.detect import Found, Turn, distinct, search_size
 from gleansr.photos.faces import frame_of
-from gleansr.pictures import Picture, decode
-from gleansr.resize import resize
 from tests.photo_parts import smooth, stripes, upscaler
 
 needs_dlib = pytest.mark.skipif(

@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 from PIL.ExifTags import GPS, IFD, Base
 
-from gleansr import pictures
 from gleansr.errors import PictureError, RequestError
-from gleansr.folders.steps import encoded
-from gleansr.pictures import EDITED, GENERATED, Metadata, check_output, decode, encode, to_image, unpremultiply
+from gleansr.images import codec as pictures
+from gleansr.images.codec import EDITED, GENERATED, Metadata, check_output, decode, encode, to_image, unpremultiply
+from gleansr.jobs.steps import encoded
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 SUFFIXES = (".png", ".jpg", ".webp", ".tif")
@@ -777,7 +777,7 @@ def test_a_mistake_in_the_writer_is_no_fault_of_the_image(kind: type[Exception],
     def fail(*_: object) -> None:
         raise kind("a bug")
 
-    monkeypatch.setattr("gleansr.pictures.writer_options", fail)
+    monkeypatch.setattr("gleansr.images.codec.writer_options", fail)
     with pytest.raises(kind, match="a bug"):
         encode(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     work = SimpleNamespace(task=SimpleNamespace(upscaler=SimpleNamespace(about=SimpleNamespace(name="x"))), quality=95)

@@ -29,7 +29,7 @@ from gleansr.data.datasets import KINDS, Box, open_dataset, read_list
 from gleansr.data.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
 from gleansr.data.sources import open_source, pairs_of, prepared_low
 from gleansr.errors import PictureError, RequestError
-from gleansr.resize import degrade, resize
+from gleansr.images.resize import degrade, resize
 
 
 @pytest.fixture

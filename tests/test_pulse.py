@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from gleansr.baselines import gaussian, pulse
+from gleansr.baselines.pulse import PULSE, PULSEConfig
 from gleansr.checkpoints import load_model, read
 from gleansr.errors import CheckpointError, RequestError
+from gleansr.images.resize import resize
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config
-from gleansr.resize import resize
-from gleansr.rivals import gaussian, pulse
-from gleansr.rivals.pulse import PULSE, PULSEConfig
 
 BANKS = {"stylegan": (StyleGAN, StyleGANConfig), "stylegan2": (StyleGAN2, StyleGAN2Config)}
 DIM, ROWS = 8, 6

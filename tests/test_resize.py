@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gleansr.errors import RequestError
-from gleansr.resize import degrade, resize
+from gleansr.images.resize import degrade, resize
 
 
 def cubic(x):

@@ -11,15 +11,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import gleansr
-from gleansr import rivals
+from gleansr import baselines as rivals
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import PictureError, RequestError
-from gleansr.method import Enlarged
-from gleansr.resize import resize
-from gleansr.retouch import RetouchConfig, prepare, retouch
-from gleansr.touched import _connected, bounds, faded, grown, touched
-from gleansr.upscaler import Upscaler
+from gleansr.images.resize import resize
+from gleansr.inference.method import Enlarged
+from gleansr.inference.upscaler import Upscaler
+from gleansr.retouching.mask import _connected, bounds, faded, grown, touched
+from gleansr.retouching.refine import RetouchConfig, prepare, retouch
 
 
 class Painter:

@@ -10,16 +10,16 @@ from PIL import Image
 from torch import nn
 
 import gleansr
-from gleansr import rivals
+from gleansr import baselines as rivals
+from gleansr.baselines.dgp import DGP
+from gleansr.baselines.dgp_config import mse_biased
 from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForward
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
-from gleansr.rivals.dgp import DGP
-from gleansr.rivals.dgp_config import mse_biased
 
 
 def saved(folder: Path, model: nn.Module, **others: nn.Module) -> Path:

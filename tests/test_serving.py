@@ -18,12 +18,12 @@ from serving_parts import Client, blotchy, decoded, encoded, form, gated, painte
 
 import gleansr
 from gleansr.errors import RequestError
-from gleansr.method import Enlarged
-from gleansr.retouch import RetouchConfig, prepare
+from gleansr.inference.method import Enlarged
+from gleansr.inference.upscaler import Upscaler
+from gleansr.retouching.refine import RetouchConfig, prepare
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.problems import KINDS
-from gleansr.upscaler import Upscaler
 
 PICTURE = encoded(blotchy(0))
 MULTIPART = {"content-type": "multipart/form-data; boundary=edge"}

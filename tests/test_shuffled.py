@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from gleansr.models.shuffled import shuffled
+from gleansr.inference.cpu.shuffled import shuffled
 
 
 def test_it_is_pixel_shuffle_of_channels_in_another_order():

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from gleansr.errors import PictureError
-from gleansr.pictures import decode
+from gleansr.images.codec import decode
 
 TOPS = {"u1": 255, "u2": 65535, "u4": 2**32 - 1, "i1": 127, "i2": 32767, "i4": 2**31 - 1, "f2": 1, "f4": 1, "f8": 1}
 

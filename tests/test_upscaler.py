@@ -10,11 +10,11 @@ from PIL import Image
 import gleansr
 from gleansr.checkpoints.native import About
 from gleansr.errors import PictureError, RequestError
-from gleansr.feedforward import FeedForward
+from gleansr.images.codec import decode
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.pictures import decode
-from gleansr.upscaler import Upscaler
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import gleansr
-from gleansr.metadata import software
+from gleansr.images.metadata import software
 from gleansr.version import version
 
 
@@ -44,3 +46,26 @@ def test_only_two_modules_ask_for_what_is_installed():
     root = Path(gleansr.__file__).parent
     asking = {str(path.relative_to(root)) for path in root.rglob("*.py") if "importlib.metadata" in path.read_text(encoding="utf-8")}
     assert asking == {"version.py", "doctor.py"}  # doctor.py asks for other packages, too, and does without
+
+
+def test_neither_the_package_nor_help_loads_pytorch():
+    script = """
+import sys, gleansr
+from gleansr.cli import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert not end.code
+assert "torch" not in sys.modules, "it was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "upscale" in done.stdout
+
+
+def test_the_public_surface_is_there_and_nothing_else():
+    assert set(gleansr.__all__) < set(dir(gleansr))
+    for name in gleansr.__all__:
+        assert callable(getattr(gleansr, name))
+    with pytest.raises(AttributeError, match="has no attribute 'upsacle'"):
+        gleansr.upsacle  # noqa: B018

@@ -15,9 +15,9 @@ from PIL import Image
 import gleansr
 from gleansr.cli.video import videos_among
 from gleansr.errors import PictureError
-from gleansr.folders import Work
-from gleansr.pictures import Picture, decode
-from gleansr.tasks import Enlarge
+from gleansr.images.codec import Picture, decode
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import Work
 from gleansr.video import Clip, upscale
 from gleansr.video.colour import Tags, from_rgb, to_rgb
 from gleansr.video.flow import flow

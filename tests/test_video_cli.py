@@ -11,9 +11,9 @@ from PIL import Image
 
 from gleansr.cli.video import upscale_videos, videos_among
 from gleansr.errors import PictureError, RequestError
-from gleansr.folders import Work
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import Work
 from gleansr.photos import Photo, PhotoConfig
-from gleansr.tasks import Enlarge
 from gleansr.video import Clip, Numbered
 from gleansr.video.numbered import natural
 from tests.photo_parts import stripes, upscaler

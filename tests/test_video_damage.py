@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from gleansr.errors import PictureError, RequestError
-from gleansr.folders import OutputError, Work
-from gleansr.folders.pipeline import StoppedError
-from gleansr.tasks import Enlarge
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import OutputError, Work
+from gleansr.jobs.pipeline import StoppedError
 from gleansr.video import Clip, Numbered, upscale
 from gleansr.video import pyav as libav
 from gleansr.video.encoding import _File

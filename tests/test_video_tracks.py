@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from gleansr.errors import NoObjectError, RequestError
-from gleansr.folders import Work
+from gleansr.images.codec import Picture
+from gleansr.inference.tasks import Result
+from gleansr.jobs import Work
 from gleansr.photos import Photo, PhotoConfig
 from gleansr.photos.align import Frame, cut, framed
 from gleansr.photos.detect import Found
-from gleansr.pictures import Picture
-from gleansr.tasks import Result
 from gleansr.video import Clip, TrackConfig, follows, run, upscale
 from gleansr.video.finding import follow
 from gleansr.video.flow import flow

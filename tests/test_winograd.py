@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gleansr.models import fused, winograd
-from gleansr.models.fused import Conv, convolution, side_by_side
-from gleansr.models.winograd import WinogradConv, pays, ready, transformed
+from gleansr.inference.cpu import fused, winograd
+from gleansr.inference.cpu.fused import Conv, convolution, side_by_side
+from gleansr.inference.cpu.winograd import WinogradConv, pays, ready, transformed
 
 
 @pytest.fixture(params=[0, 50, 5000], ids=["two rows", "few rows", "whole"])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from gleansr.folders import Work
-from gleansr.tasks import Enlarge
+from gleansr.inference.tasks import Enlarge
+from gleansr.jobs import Work
 from gleansr.video import Clip
 from tests.photo_parts import upscaler
 

@@ -22,12 +22,12 @@ from torch import Tensor
 from gleansr import checkpoints
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints import zoo
-from gleansr.devices import bfloat16_instructions, cores, find_device, find_precision, out_of_memory
 from gleansr.errors import GleansrError, RequestError, one_line
-from gleansr.feedforward import FeedForward, enlarge
-from gleansr.onnx_runtime import is_onnx
-from gleansr.precision import Precision, full_name
-from gleansr.upscaler import Upscaler, load
+from gleansr.inference.devices import bfloat16_instructions, cores, find_device, find_precision, out_of_memory
+from gleansr.inference.feedforward import FeedForward, enlarge
+from gleansr.inference.onnx_runtime import is_onnx
+from gleansr.inference.precision import Precision, full_name
+from gleansr.inference.upscaler import Upscaler, load
 
 LEAST_PSNR = {"float32": 80.0, "float32 on a GPU": 60.0, "bfloat16": 45.0, "float16": 45.0}
 """In dB, of results against those of the plain network in float32 on the CPU. GPUs multiply float32 in TF32, of 10 bits, where they may."""

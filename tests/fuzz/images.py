@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from gleansr import png, tiff
 from gleansr.errors import PictureError
-from gleansr.pictures import decode, to_image
+from gleansr.images import png, tiff
+from gleansr.images.codec import decode, to_image
 from tests.fuzz import finding
 
 KINDS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "TGA", "PPM", "ICO", "PCX", "JPEG2000", "AVIF")

@@ -19,7 +19,7 @@ from gleansr.data.prepare import Preparation, prepare
 from gleansr.data.sources import open_source
 from gleansr.errors import GleansrError
 from gleansr.evaluation.records import Records
-from gleansr.folders import Manifest
+from gleansr.jobs import Manifest
 from tests.fuzz import finding
 from tests.fuzz.recipes import damaged
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gleansr.errors import CheckpointError
-from gleansr.onnx_runtime import OnnxModel
+from gleansr.inference.onnx_runtime import OnnxModel
 from tests.fuzz import finding
 from tests.test_onnx_files import network
 

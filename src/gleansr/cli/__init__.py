@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
+from gleansr.allocator import keep_freed_memory
 from gleansr.cli.compare import compare
 from gleansr.cli.data import data
 from gleansr.cli.doctor import doctor
@@ -19,7 +20,6 @@ from gleansr.cli.retouch import retouch
 from gleansr.cli.serve import serve
 from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
-from gleansr.devices import keep_freed_memory
 from gleansr.errors import GleansrError, InternalError, one_line
 from gleansr.files import shown
 

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from gleansr.cli.evaluate import JUDGING, Flat, Judging, Output
 from gleansr.cli.progress import COUNTED, Printing
-from gleansr.precision import Precision
+from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
     from gleansr.evaluation.compare import Watcher

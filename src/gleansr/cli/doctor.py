@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gleansr.precision import Precision
+from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
     from gleansr.doctor import Report

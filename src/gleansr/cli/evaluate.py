@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 from gleansr.errors import RequestError
-from gleansr.precision import Precision
+from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
     from gleansr.evaluation.judges import JudgeFiles
@@ -104,7 +104,7 @@ def evaluate(
     from gleansr.evaluation.evaluate import evaluate as run
     from gleansr.evaluation.plan import plan
     from gleansr.evaluation.runner import Place
-    from gleansr.upscaler import load
+    from gleansr.inference.upscaler import load
 
     if json is not None and not json.absolute().parent.is_dir():
         raise RequestError(f"--json {json}: the folder {json.parent} does not exist")
@@ -170,10 +170,10 @@ def _evaluate_bank(
     from gleansr import checkpoints
     from gleansr.cli.compare import watching
     from gleansr.cli.progress import fetching
-    from gleansr.devices import find_device
     from gleansr.evaluation.banks import evaluate_bank
     from gleansr.evaluation.judges import Judge, sha256_of
     from gleansr.evaluation.truths import Task, Truths
+    from gleansr.inference.devices import find_device
     from gleansr.models.generator import Generator
 
     bank = cast("Generator", checkpoints.load_model(file, part="generator"))

@@ -31,9 +31,9 @@ def export(
         overwrite: Replace the file.
         offline: Never download a model.
     """
-    from gleansr import upscaler
-    from gleansr.export import export as write
     from gleansr.files import spare
+    from gleansr.inference import upscaler
+    from gleansr.inference.export import export as write
 
     if output.suffix.lower() != ".onnx":
         raise RequestError(f"{output}: the name of an ONNX file ends in .onnx")

@@ -14,14 +14,14 @@ from rich.progress import Progress
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
 from gleansr.files import spare
-from gleansr.precision import Precision
+from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from gleansr.evaluation.entries import Entry
-    from gleansr.upscaler import Upscaler
+    from gleansr.inference.upscaler import Upscaler
 
 
 def figure(
@@ -79,9 +79,9 @@ def figure(
         overwrite: Replace files that exist already.
         offline: Never download a model.
     """
-    from gleansr.devices import find_device, find_precision
     from gleansr.evaluation.figure_makers import KINDS, Wanted, make
     from gleansr.evaluation.figures import check_drawing, draw, save
+    from gleansr.inference.devices import find_device, find_precision
 
     if number not in KINDS:
         raise RequestError(f"there is no figure {number}; there are {'; '.join(f'{n}: {kind.shows}' for n, kind in KINDS.items())}")

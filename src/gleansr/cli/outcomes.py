@@ -17,8 +17,8 @@ from rich.text import Text
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.cluster import Addressed, ClusterConfig, Manifest, count, upscale_on_cluster, walk
 from gleansr.files import shown
-from gleansr.folders import Counted, Outcome, OutputError, Place, Unlisted, Work, run
-from gleansr.folders import Manifest as LocalManifest
+from gleansr.jobs import Counted, Outcome, OutputError, Place, Unlisted, Work, run
+from gleansr.jobs import Manifest as LocalManifest
 from gleansr.signals import stoppable
 
 FEW = 10

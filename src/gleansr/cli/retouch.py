@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
-from gleansr.precision import Precision
+from gleansr.inference.precision import Precision
 
 
 def retouch(
@@ -55,11 +55,11 @@ def retouch(
         max_megapixels: The largest image that is read.
         offline: Never download a model.
     """
-    from gleansr.devices import find_device, find_precision
     from gleansr.files import spare
-    from gleansr.pictures import check_output, decode, encode
-    from gleansr.retouch import RetouchConfig, default_model, prepare, refine
-    from gleansr.upscaler import load
+    from gleansr.images.codec import check_output, decode, encode
+    from gleansr.inference.devices import find_device, find_precision
+    from gleansr.inference.upscaler import load
+    from gleansr.retouching.refine import RetouchConfig, default_model, prepare, refine
 
     target = check_output(output or edited.with_name(f"{edited.stem}_retouched.png"), overwrite=overwrite)
     spare(target, (edited, original, mask))

@@ -107,7 +107,7 @@ def train_bank(
         print(json.dumps(bank_plan(resolved), indent=2))
         return
     from gleansr.cli.progress import training
-    from gleansr.devices import find_device
+    from gleansr.inference.devices import find_device
     from gleansr.training import bank
 
     folder, place = _wanted(output), find_device(device)

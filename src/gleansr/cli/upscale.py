@@ -7,11 +7,11 @@ import tyro
 
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
-from gleansr.precision import Precision
+from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
-    from gleansr.tasks import Task
-    from gleansr.upscaler import Upscaler
+    from gleansr.inference.tasks import Task
+    from gleansr.inference.upscaler import Upscaler
 
 
 def upscale(
@@ -101,10 +101,10 @@ def upscale(
     from gleansr.cli.outcomes import upscale_all  # imports torch, which `gleansr --help` need not wait for
     from gleansr.cli.video import upscale_videos, videos_among
     from gleansr.cluster import is_url, normal, places
-    from gleansr.devices import find_device, find_precision
-    from gleansr.folders import Work, sha256_of
-    from gleansr.pictures import FORMATS
-    from gleansr.tasks import Enlarge
+    from gleansr.images.codec import FORMATS
+    from gleansr.inference.devices import find_device, find_precision
+    from gleansr.inference.tasks import Enlarge
+    from gleansr.jobs import Work, sha256_of
 
     cluster = None
     if ray is not None:
@@ -187,13 +187,13 @@ def _upscaler(
 ) -> "tuple[Upscaler, Path | None]":
     """With the file of its model, if it has one."""
     if method == "auto":
-        from gleansr.upscaler import load
+        from gleansr.inference.upscaler import load
 
         if scale is not None or changes:
             raise RequestError("--scale and --set are for a method that is named: give --method pulse, dgp or bicubic too")
         file = fetched(model or "cats-8x", offline)
         return load(file, device=device, precision=precision), file
-    from gleansr import rivals
+    from gleansr import baselines as rivals
     from gleansr.configs import override
 
     settings = {key: value for change in changes for key, value in override(change).items()}

@@ -18,8 +18,8 @@ from gleansr.files import shown, spare
 from gleansr.signals import Stop, stoppable
 
 if TYPE_CHECKING:
-    from gleansr.folders import Work
-    from gleansr.tasks import Task
+    from gleansr.inference.tasks import Task
+    from gleansr.jobs import Work
     from gleansr.video import Footage, Numbered, TrackConfig
 
 
@@ -45,7 +45,7 @@ def videos_among(
     Raises:
         RequestError: the request cannot be met.
     """
-    from gleansr.pictures import FORMATS
+    from gleansr.images.codec import FORMATS
     from gleansr.video import READ, WRITTEN, TrackConfig
 
     kind = output.suffix.lower() if output is not None and not output.is_dir() else ""
@@ -81,8 +81,8 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
         OutputError: nothing more can be written.
     """
     from gleansr.cli.outcomes import upscale_all
-    from gleansr.folders import OutputError, places
-    from gleansr.folders.pipeline import StoppedError
+    from gleansr.jobs import OutputError, places
+    from gleansr.jobs.pipeline import StoppedError
     from gleansr.video import RATE, WRITTEN, Clip, Numbered
 
     console = Console(stderr=True, soft_wrap=True)
@@ -223,7 +223,7 @@ def _targets(videos: Videos, factor: int) -> dict[Path, Path]:
 
 
 def _is_video(path: Path, to_picture: bool) -> bool:
-    from gleansr.formats import readable_suffixes, recognised
+    from gleansr.images.formats import readable_suffixes, recognised
     from gleansr.video import READ
 
     suffix = path.suffix.lower()

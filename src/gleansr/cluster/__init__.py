@@ -7,7 +7,7 @@
         for outcome in upscale_on_cluster(walk(place), work, [manifest], cluster=ClusterConfig("head:6379")):
             print(outcome)
 
-`places`, `count`, `walk` and `Manifest` are those of `gleansr.folders`, for addresses too, and `upscale_on_cluster` stands in the place of
+`places`, `count`, `walk` and `Manifest` are those of `gleansr.jobs`, for addresses too, and `upscale_on_cluster` stands in the place of
 `run`. Ray is imported when it is needed.
 """
 

@@ -1,16 +1,16 @@
-"""`places`, `count`, `walk` and `Manifest` of `gleansr.folders`, for what has an address, too."""
+"""`places`, `count`, `walk` and `Manifest` of `gleansr.jobs`, for what has an address, too."""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gleansr import folders
+from gleansr import jobs as folders
 from gleansr.cluster.listing import Addressed, listed
 from gleansr.cluster.manifest import opened as Manifest
 from gleansr.cluster.urls import is_url, normal
 from gleansr.errors import RequestError
-from gleansr.folders import Counted, Job, Place, Unlisted
-from gleansr.folders.walk import Ours
+from gleansr.jobs import Counted, Job, Place, Unlisted
+from gleansr.jobs.walk import Ours
 
 __all__ = ["Addressed", "Manifest", "count", "places", "walk"]
 

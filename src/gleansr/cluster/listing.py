@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from gleansr.cluster.urls import file_system, is_url, normal
 from gleansr.errors import RequestError
-from gleansr.folders import MANIFEST, Counted, Job, Unlisted
-from gleansr.folders.walk import _targets  # names are given in the same way
-from gleansr.formats import by_suffix, readable_suffixes
+from gleansr.images.formats import by_suffix, readable_suffixes
+from gleansr.jobs import MANIFEST, Counted, Job, Unlisted
+from gleansr.jobs.walk import _targets  # names are given in the same way
 
 _AHEAD = 16
 """Folders that are listed at once."""

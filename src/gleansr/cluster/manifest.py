@@ -11,8 +11,8 @@ from typing import Any
 
 from gleansr.cluster.urls import Addresses, file_system, is_url
 from gleansr.errors import RequestError
-from gleansr.folders import MANIFEST, Job, OutputError
-from gleansr.folders import Manifest as LocalManifest
+from gleansr.jobs import MANIFEST, Job, OutputError
+from gleansr.jobs import Manifest as LocalManifest
 
 _SECONDS = 30.0
 """Between two parts: what is done in this time is done again if the driver is killed."""

@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass
 from itertools import islice
 
 from gleansr.errors import PictureError
-from gleansr.folders import Job, Manifest, Outcome, Recorded, Unlisted, Work, failed, skips
-from gleansr.folders.steps import check_targets
+from gleansr.jobs import Job, Manifest, Outcome, Recorded, Unlisted, Work, failed, skips
+from gleansr.jobs.steps import check_targets
 
 _AT_ONCE = 1024
 _THREADS = 16

@@ -15,7 +15,7 @@ from gleansr.cluster.config import ClusterConfig
 from gleansr.cluster.portions import Portion
 from gleansr.cluster.worker import Setting, Worker, sealed, unpack
 from gleansr.errors import GleansrError, PictureError
-from gleansr.folders import Outcome, failed
+from gleansr.jobs import Outcome, failed
 
 log = logging.getLogger("gleansr.cluster")
 

@@ -15,9 +15,9 @@ from gleansr.cluster.rounds import Fleet, Rounds, tolerant
 from gleansr.cluster.urls import Listed
 from gleansr.cluster.worker import Setting
 from gleansr.errors import RequestError
-from gleansr.feedforward import FeedForward
-from gleansr.folders import Job, Manifest, Outcome, Unlisted, Work
-from gleansr.method import Report
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.method import Report
+from gleansr.jobs import Job, Manifest, Outcome, Unlisted, Work
 
 _WAVES = (20_000, 200_000, 1_000_000)
 """Jobs of the first waves, and of all others: workers begin with few while the next ones are listed."""
@@ -139,6 +139,6 @@ def _pickled(work: Work) -> bytes:
 
 
 def _is_slow(work: Work) -> bool:
-    from gleansr.rivals import SEARCHES  # which enlarging by a network need not wait for
+    from gleansr.baselines import SEARCHES  # which enlarging by a network need not wait for
 
     return work.task.upscaler.method.name.lower() in SEARCHES

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gleansr.errors import PictureError, RequestError, one_line
-from gleansr.folders import LocalStorage, OutputError, State
-from gleansr.folders.storage import LARGEST
+from gleansr.jobs import LocalStorage, OutputError, State
+from gleansr.jobs.storage import LARGEST
 from gleansr.stores import check_address
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

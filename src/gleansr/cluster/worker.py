@@ -18,13 +18,13 @@ import torch
 from gleansr.cluster.portions import Known, Portion, Recall
 from gleansr.cluster.urls import Addresses, is_url
 from gleansr.errors import GleansrError, InternalError, PictureError, RequestError
-from gleansr.feedforward import FeedForward
 from gleansr.files import beginning, half_written
-from gleansr.folders import Job, Manifest, Outcome, OutputError, Work, run
-from gleansr.pictures import software
-from gleansr.precision import Precision
-from gleansr.tasks import Enlarge, Task
-from gleansr.upscaler import Upscaler
+from gleansr.images.codec import software
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.precision import Precision
+from gleansr.inference.tasks import Enlarge, Task
+from gleansr.inference.upscaler import Upscaler
+from gleansr.jobs import Job, Manifest, Outcome, OutputError, Work, run
 
 if TYPE_CHECKING:
     import pyarrow

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.configs import Range, check
-from gleansr.pictures import to_bytes
-from gleansr.resize import degrade
+from gleansr.images.codec import to_bytes
+from gleansr.images.resize import degrade
 
 Share = Annotated[float, Range(0, 1)]
 Interval = Annotated[tuple[float, float], Range(0)]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gleansr.errors import PictureError
-from gleansr.resize import resize
+from gleansr.images.resize import resize
 
 Aspect = Literal["squash", "crop", "pad", "bars"]
 """What to do with pictures that are not square, see `fit`."""

@@ -26,12 +26,12 @@ from torch import Tensor
 from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_list
 from gleansr.data.fit import Aspect, Small, SmallError, content_of, fit
 from gleansr.data.sources import MANIFEST, PREPARED, is_inside, open_source, read_manifest, stem
-from gleansr.devices import cores
 from gleansr.documents import parse_line
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import held, replacing
-from gleansr.pictures import decode
-from gleansr.resize import degrade
+from gleansr.images.codec import decode
+from gleansr.images.resize import degrade
+from gleansr.inference.devices import cores
 from gleansr.version import version
 
 RECORDS = "manifest.jsonl"

@@ -18,7 +18,7 @@ from gleansr.data.lmdbs import values
 from gleansr.data.shards import expand, fetch, shown
 from gleansr.documents import DocumentError, read_json
 from gleansr.errors import PictureError, RequestError
-from gleansr.pictures import readable_suffixes
+from gleansr.images.codec import readable_suffixes
 
 PREPARED = "gleansr-pictures/1"
 """What the manifest of a prepared set says of its format."""

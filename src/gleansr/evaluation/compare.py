@@ -24,8 +24,8 @@ from gleansr.evaluation.runner import MethodError, Run, Runner
 from gleansr.evaluation.summary import Outcome, joined, summary
 from gleansr.evaluation.truths import Example, Truths, on_grid
 from gleansr.files import held, replacing
-from gleansr.method import Report
-from gleansr.pictures import encode, to_image
+from gleansr.images.codec import encode, to_image
+from gleansr.inference.method import Report
 
 _BATCH = 16
 """Stored pictures of which the features are computed together."""

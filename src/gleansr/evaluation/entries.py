@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from gleansr import rivals
+from gleansr import baselines as rivals
 from gleansr.configs import merge, override
 from gleansr.errors import RequestError
-from gleansr.precision import Precision
-from gleansr.upscaler import Upscaler
+from gleansr.inference.precision import Precision
+from gleansr.inference.upscaler import Upscaler
 
 RESERVED = ("truth", "low", "inputs")
 """Labels that no method can have, because the folder of a comparison uses them."""
@@ -26,11 +26,11 @@ class Entry:
     label: str
     """What the reports and the files call it."""
     method: str
-    """One of `gleansr.rivals.NAMES`."""
+    """One of `gleansr.baselines.NAMES`."""
     model: str | None = None
     """Name or file of its model, None for a method without."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """See `gleansr.rivals.load`."""
+    """See `gleansr.baselines.load`."""
 
     def __post_init__(self):
         if not _LABEL.fullmatch(self.label) or self.label.lower() in RESERVED:
@@ -44,7 +44,7 @@ class Entry:
         return self.method in rivals.SEARCHES
 
     def load(self, scale: int, device: str = "auto", precision: Precision = "auto") -> Upscaler:
-        """The Upscaler of the method, see `gleansr.rivals.load`."""
+        """The Upscaler of the method, see `gleansr.baselines.load`."""
         return rivals.load(self.method, self.model, scale=scale, device=device, precision=precision, settings=self.settings)
 
 

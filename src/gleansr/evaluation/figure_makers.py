@@ -14,7 +14,7 @@ from gleansr.evaluation import figure_sheets as sheets
 from gleansr.evaluation.figure_rows import ComparisonFolder, choose, exhibits, open_pictures, retouches, task_of, with_results
 from gleansr.evaluation.figures import Box, Sheet, place
 from gleansr.evaluation.truths import Small
-from gleansr.upscaler import Upscaler
+from gleansr.inference.upscaler import Upscaler
 
 
 @dataclass(frozen=True)

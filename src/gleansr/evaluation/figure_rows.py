@@ -18,9 +18,9 @@ from gleansr.documents import read_json
 from gleansr.errors import PictureError, RequestError
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
 from gleansr.evaluation.truths import Small, Task, on_grid, usual_aspect, usual_border
-from gleansr.method import Report
-from gleansr.pictures import decode, readable_suffixes, to_image
-from gleansr.upscaler import Upscaler
+from gleansr.images.codec import decode, readable_suffixes, to_image
+from gleansr.inference.method import Report
+from gleansr.inference.upscaler import Upscaler
 
 # -------------------------------------------------------------------------------------------------------------- choosing
 

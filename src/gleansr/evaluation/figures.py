@@ -15,7 +15,7 @@ import numpy as np
 
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import replacing
-from gleansr.metadata import software
+from gleansr.images.metadata import software
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
-from gleansr.fidelity import Rounding, consistency, psnr, rounded, steps
+from gleansr.images.back_projection import Rounding, consistency, psnr, rounded, steps
 
 __all__ = ["Rounding", "consistency", "frechet_distance", "ms_ssim", "psnr", "rounded", "ssim"]
 

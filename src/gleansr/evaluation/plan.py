@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from gleansr import rivals
+from gleansr import baselines as rivals
 from gleansr.checkpoints import model_path
 from gleansr.checkpoints.download import Progress
 from gleansr.data.fit import Aspect
 from gleansr.data.shards import shown
-from gleansr.devices import find_device, find_precision
 from gleansr.errors import RequestError
 from gleansr.evaluation.entries import Entry, check_labels
 from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics, sha256_of
@@ -22,7 +21,8 @@ from gleansr.evaluation.records import Record
 from gleansr.evaluation.runner import Place, machine
 from gleansr.evaluation.summary import Outcome
 from gleansr.evaluation.truths import Degradation, Small, Task, Truths, usual_aspect, usual_border
-from gleansr.upscaler import Upscaler
+from gleansr.inference.devices import find_device, find_precision
+from gleansr.inference.upscaler import Upscaler
 from gleansr.version import version
 
 _LOWS = {

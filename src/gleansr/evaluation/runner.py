@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gleansr.errors import GleansrError, InternalError
 from gleansr.evaluation.entries import Entry
-from gleansr.method import Report
-from gleansr.precision import Precision, full_name
+from gleansr.inference.method import Report
+from gleansr.inference.precision import Precision, full_name
 
 _STEP_SECONDS = 0.2  # between two reports of the progress within a picture
 

@@ -12,9 +12,9 @@ from gleansr.data.fit import Aspect, Border, Content, SmallError, content_of, fi
 from gleansr.data.prepare import file_names
 from gleansr.data.sources import Source, open_source, stem
 from gleansr.errors import PictureError, RequestError
-from gleansr.pictures import decode, to_bytes
-from gleansr.resize import degrade
-from gleansr.upscaler import Upscaler
+from gleansr.images.codec import decode, to_bytes
+from gleansr.images.resize import degrade
+from gleansr.inference.upscaler import Upscaler
 
 Small = Literal["refuse", "enlarge"]
 """What to do with test pictures that would have to be enlarged, see `Task`."""

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.configs import Range, check
+from gleansr.images.resize import resize
 from gleansr.models.rrdb import conv3x3
-from gleansr.resize import resize
 
 
 @dataclass(frozen=True)

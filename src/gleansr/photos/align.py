@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gleansr.images.resize import resize
 from gleansr.photos.config import Box
 from gleansr.photos.sampling import mirrored
-from gleansr.resize import resize
 
 _STRAIGHT = 0.5
 """Degrees below which an object is taken for upright, since no landmark is as exact."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gleansr.errors import PictureError, RequestError
+from gleansr.images.resize import resize
+from gleansr.inference.upscaler import Upscaler
 from gleansr.photos.sampling import enlarged
-from gleansr.resize import resize
-from gleansr.upscaler import Upscaler
 
 
 class Band(NamedTuple):

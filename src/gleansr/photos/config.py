@@ -27,7 +27,7 @@ class PhotoConfig:
     feather: float | None = None
     """Width of the fade at the border of an object, as a share of its side, 0 to 0.5; by default 0.12."""
     consistent: float = 0.0
-    """0 to 1: how far each object is changed so that it shrinks to what the model got, see `gleansr.fidelity.back_project`."""
+    """0 to 1: how far each object is changed so that it shrinks to what the model got, see `gleansr.images.back_projection`."""
     keep: float | None = None
     """0 to 1: how much of the detail that the photo has within an object, and that the model does not see, is kept. With 0 the model's
     replaces it, with 1 the model only adds what is finer than the photo's pixels. By default, what the photo resolves is kept: much of a

@@ -26,10 +26,10 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.errors import PictureError
+from gleansr.images.codec import unpremultiply
 from gleansr.photos.align import Frame
 from gleansr.photos.background import Band
 from gleansr.photos.sampling import enlarged, to_size
-from gleansr.pictures import unpremultiply
 
 FEATHER = 0.12
 """Of the side: in frames like FFHQ's and AFHQ's that is outside of eyes, nose and mouth, and wide enough for no border to show."""

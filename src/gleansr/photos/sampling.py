@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gleansr.fidelity import psnr
-from gleansr.resize import resize
+from gleansr.images.back_projection import psnr
+from gleansr.images.resize import resize
 
 _WINDOW = 8
 _REACH = 2

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import NoObjectError, PictureError, RequestError
-from gleansr.fidelity import back_project
+from gleansr.images.back_projection import back_project
+from gleansr.images.codec import Picture, Source, decode, neutral
+from gleansr.inference.tasks import Prepared, Result
+from gleansr.inference.upscaler import Upscaler, load
 from gleansr.photos.align import Frame, around, cut
 from gleansr.photos.background import Network, bicubic_bands
 from gleansr.photos.config import MOST_MEGAPIXELS, PhotoConfig
@@ -21,9 +24,6 @@ from gleansr.photos.detect import Finder, Found, finder, nouns
 from gleansr.photos.paste import Piece, paste
 from gleansr.photos.sampling import decibels
 from gleansr.photos.sharpness import octaves, resolved
-from gleansr.pictures import Picture, Source, decode, neutral
-from gleansr.tasks import Prepared, Result
-from gleansr.upscaler import Upscaler, load
 
 _MOST_PIXELS = 500_000_000
 """Of a result, which needs 3 or 4 bytes each, and as much again while it is encoded."""

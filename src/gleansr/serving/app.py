@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gleansr.inference.upscaler import Upscaler
 from gleansr.serving import jobs
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.limits import BrowserHeaders, Guard, Unread
@@ -23,7 +24,6 @@ from gleansr.serving.metrics import Observed
 from gleansr.serving.openapi import DESCRIPTION, picture_route, problems
 from gleansr.serving.problems import Problem
 from gleansr.serving.service import Service
-from gleansr.upscaler import Upscaler
 
 PAGE = Path(__file__).parent / "static"
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from gleansr.configs import Range, check
 from gleansr.errors import RequestError
-from gleansr.precision import Precision, full_name
+from gleansr.inference.precision import Precision, full_name
 
 LEAST_TOKEN = 16
 """Characters that a token must have at least."""

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.errors import PictureError, RequestError, TooLargeError
-from gleansr.opening import ALLOW_TRUNCATED
-from gleansr.pictures import MAX_PIXELS, Metadata, Picture, decode, save
-from gleansr.retouch import RetouchConfig, prepare
+from gleansr.images.codec import MAX_PIXELS, Metadata, Picture, decode, save
+from gleansr.images.opening import ALLOW_TRUNCATED
+from gleansr.inference.upscaler import Upscaler
+from gleansr.retouching.refine import RetouchConfig, prepare
 from gleansr.serving import forms
 from gleansr.serving.forms import Field, Form
 from gleansr.serving.problems import Problem, worded
-from gleansr.upscaler import Upscaler
 
 KINDS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Kinds of files that are read, by Pillow's names; fewer than the command line reads, since anybody may send them."""

@@ -13,10 +13,10 @@ from types import FrameType
 import uvicorn
 
 from gleansr.errors import RequestError
+from gleansr.inference.upscaler import Upscaler, load
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.connections import Connection, Connections, Http
-from gleansr.upscaler import Upscaler, load
 
 
 def load_models(config: ServingConfig, fetch: Callable[[str], Path]) -> dict[str, Upscaler]:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gleansr.errors import GleansrError
+from gleansr.inference.upscaler import Upscaler
 from gleansr.serving import forms, jobs
 from gleansr.serving.admission import PIECE, Admission, Ticket
 from gleansr.serving.config import ServingConfig
@@ -22,7 +23,6 @@ from gleansr.serving.limits import bounded
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
 from gleansr.serving.worker import Refined, Worker
-from gleansr.upscaler import Upscaler
 
 log = logging.getLogger("gleansr.serving")
 

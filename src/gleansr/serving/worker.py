@@ -13,10 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from gleansr.method import Method
+from gleansr.inference.method import Method
+from gleansr.inference.upscaler import Upscaler
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
-from gleansr.upscaler import Upscaler
 
 log = logging.getLogger("gleansr.serving")
 

@@ -12,9 +12,9 @@ from gleansr.data.degradation import RealConfig
 from gleansr.data.fit import Aspect, Border
 from gleansr.documents import read_toml
 from gleansr.errors import RequestError
+from gleansr.inference.precision import full_name
 from gleansr.models.esrgan_plus import ESRGANDiscriminatorConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
-from gleansr.precision import full_name
 from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
 
 R = TypeVar("R")

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from gleansr.data.degradation import degrade_real, fixed_seed
 from gleansr.data.fit import Border, Content, SmallError, content_of, fit
 from gleansr.data.sources import Source, open_source, pairs_of
-from gleansr.devices import cores
 from gleansr.errors import PictureError, RequestError
-from gleansr.pictures import decode, to_bytes
-from gleansr.resize import degrade
+from gleansr.images.codec import decode, to_bytes
+from gleansr.images.resize import degrade
+from gleansr.inference.devices import cores
 from gleansr.training.blind import degrade_blind
 from gleansr.training.config import SMALLEST_SEEN, DataConfig
 from gleansr.training.streams import stream_seed

@@ -19,10 +19,10 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
-from gleansr.feedforward import enlarge
+from gleansr.images.resize import resize
+from gleansr.inference.feedforward import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.layers import placed
-from gleansr.resize import resize
 from gleansr.signals import stoppable
 from gleansr.training import losses as L
 from gleansr.training.config import NetworkRecipe

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from gleansr.errors import GleansrError, PictureError
-from gleansr.folders import OutputError
-from gleansr.pictures import EDITED, software
+from gleansr.images.codec import EDITED, software
+from gleansr.jobs import OutputError
 from gleansr.video.colour import from_rgb, say
 from gleansr.video.copying import Copied
 from gleansr.video.pyav import WRITTEN, pyav, reason

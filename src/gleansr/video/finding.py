@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from gleansr.folders.pipeline import StoppedError
+from gleansr.jobs.pipeline import StoppedError
 from gleansr.photos import PhotoConfig
 from gleansr.photos.detect import Finder, Found
 from gleansr.video.reading import Shot

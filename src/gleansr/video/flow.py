@@ -10,14 +10,14 @@ from functools import partial
 import torch
 
 from gleansr.errors import PictureError
-from gleansr.feedforward import FeedForward
-from gleansr.folders import Forward
-from gleansr.folders.batches import Batches, Low
-from gleansr.folders.forward import Made
-from gleansr.folders.pipeline import MEMORY, StoppedError, bytes_of, threads_beside
-from gleansr.method import Report
-from gleansr.pictures import Picture
-from gleansr.tasks import Prepared, Result, Task
+from gleansr.images.codec import Picture
+from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.method import Report
+from gleansr.inference.tasks import Prepared, Result, Task
+from gleansr.jobs import Forward
+from gleansr.jobs.batches import Batches, Low
+from gleansr.jobs.forward import Made
+from gleansr.jobs.pipeline import MEMORY, StoppedError, bytes_of, threads_beside
 from gleansr.video.reading import Shot
 
 Write = Callable[[Shot, Result], None]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gleansr.errors import PictureError, RequestError
 from gleansr.files import shown
-from gleansr.folders import LocalStorage
-from gleansr.pictures import decode, readable_suffixes
+from gleansr.images.codec import decode, readable_suffixes
+from gleansr.jobs import LocalStorage
 from gleansr.video.colour import Tags
 from gleansr.video.reading import Shot
 

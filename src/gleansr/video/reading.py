@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gleansr import pictures
 from gleansr.errors import PictureError
-from gleansr.pictures import Picture
-from gleansr.resize import resize
+from gleansr.images import codec as pictures
+from gleansr.images.codec import Picture
+from gleansr.images.resize import resize
 from gleansr.video.colour import Tags, oddities, tags_of, to_rgb
 from gleansr.video.pyav import opened, start
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gleansr.errors import NoObjectError
-from gleansr.folders import Work, sha256_of
-from gleansr.folders.steps import sidecar
-from gleansr.method import Report
+from gleansr.inference.method import Report
+from gleansr.inference.tasks import Result, Task
+from gleansr.jobs import Work, sha256_of
+from gleansr.jobs.steps import sidecar
 from gleansr.photos import Photo
 from gleansr.photos.detect import finder, nouns
-from gleansr.tasks import Result, Task
 from gleansr.video.finding import Followed, follow
 from gleansr.video.flow import flow
 from gleansr.video.reading import Footage, Shot

@@ -12,9 +12,9 @@ from PIL import Image
 
 from gleansr.errors import PictureError
 from gleansr.files import replacing
-from gleansr.folders.steps import sidecar as sidecar_of
-from gleansr.folders.storage import refusal
-from gleansr.pictures import Metadata, save
+from gleansr.images.codec import Metadata, save
+from gleansr.jobs.steps import sidecar as sidecar_of
+from gleansr.jobs.storage import refusal
 from gleansr.video.encoding import VideoFile
 from gleansr.video.pyav import WRITTEN
 from gleansr.video.reading import Footage

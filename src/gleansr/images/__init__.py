@@ -1,0 +1,1 @@
+"""Images in and out: decoding and encoding, file formats, metadata, resizing, back-projection."""

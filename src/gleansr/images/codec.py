@@ -1,0 +1,420 @@
+"""Picture files in and out: orientation, colour, transparency, 16 bits, metadata, the mark of synthetic detail."""
+
+import contextlib
+import functools
+import io
+import os
+import struct
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gleansr.errors import PictureError, RequestError, TooLargeError, one_line
+from gleansr.files import replacing
+from gleansr.images import formats, opening, png, tiff
+from gleansr.images.formats import readable_suffixes
+from gleansr.images.metadata import EDITED, GENERATED, TOOL_TEXT, Metadata, read_metadata, software, writer_options
+from gleansr.images.opening import DAMAGE, reading
+from gleansr.images.planes import converted, planes_of
+
+__all__ = [
+    "EDITED",
+    "FORMATS",
+    "GENERATED",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "Metadata",
+    "Picture",
+    "Source",
+    "check_output",
+    "decode",
+    "encode",
+    "neutral",
+    "readable_suffixes",
+    "save",
+    "software",
+    "to_bytes",
+    "to_image",
+    "unpremultiply",
+]
+
+Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+"""The suffixes that `encode` writes, and Pillow's names of their formats."""
+
+MAX_PIXELS = 200_000_000
+"""The most pixels that `decode` takes from a file. Pillow's `Image.MAX_IMAGE_PIXELS`, by default 89 million, counts where it is lower, and
+strictly: Pillow itself only warns up to twice its limit."""
+
+MAX_SIDE = 1_000_000
+"""The most pixels along a side of a file's picture."""
+
+
+class Picture:
+    """A decoded picture: upright, sRGB. What came with 8 bits is kept so, and becomes float where it is needed."""
+
+    def __init__(
+        self,
+        pixels: torch.Tensor,
+        alpha: torch.Tensor | None = None,
+        metadata: Metadata | None = None,
+        name: str = "picture",
+        notes: tuple[str, ...] = (),
+    ):
+        """
+        Args:
+            pixels: (1 or 3, H, W), grey or RGB in sRGB, not multiplied with the alpha: uint8, or float32 in [0, 1].
+            alpha: (1, H, W), uint8 or float32 in [0, 1]; None where all is opaque.
+            metadata: what is carried to results.
+            name: what messages call it, such as its path.
+            notes: what could not be honoured, one line each, such as a broken colour profile.
+        """
+        self.stored, self.stored_alpha = pixels, alpha
+        self.metadata = metadata or Metadata()
+        self.name = name
+        self.notes = notes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.stored.shape[-2], self.stored.shape[-1]
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """(3, H, W) float32 in [0, 1], sRGB, RGB, not multiplied with the alpha. Made anew of 8 bits or grey with each call."""
+        return _rgb(self.stored)
+
+    @property
+    def alpha(self) -> torch.Tensor | None:
+        """(1, H, W) float32 in [0, 1]; None where all is opaque."""
+        return None if self.stored_alpha is None else _floats(self.stored_alpha)
+
+    @functools.cached_property
+    def grey(self) -> bool:
+        """Whether red, green and blue are equal wherever anything is to be seen: then they are to be so in results."""
+        if len(self.stored) == 1:
+            return True
+        red, green, blue = self.stored
+        for step in (31, 1):  # most colour shows in a few pixels
+            part = (slice(None, None, step), slice(None, None, step))
+            coloured = (red[part] != green[part]) | (green[part] != blue[part])
+            if self.stored_alpha is not None:
+                coloured &= self.stored_alpha[0][part] > 0
+            if bool(coloured.any()):
+                return False
+        return True
+
+    def premultiplied(self, rows: slice = slice(None), columns: slice = slice(None)) -> torch.Tensor:
+        """(3, H, W), or that part of it: colour times alpha, the form to resize in, for hidden colours not to bleed into visible ones."""
+        pixels = _rgb(self.stored[:, rows, columns])
+        return pixels if self.stored_alpha is None else pixels * self.part_of_alpha(rows, columns)
+
+    def part_of_alpha(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(1, rows, columns) float32 in [0, 1]."""
+        if self.stored_alpha is None:
+            return torch.ones(1, *self.stored[0, rows, columns].shape)
+        return _floats(self.stored_alpha[:, rows, columns])
+
+
+def _floats(values: torch.Tensor) -> torch.Tensor:
+    return values.float().div_(255) if values.dtype == torch.uint8 else values
+
+
+def _rgb(values: torch.Tensor) -> torch.Tensor:
+    return _floats(values) if len(values) == 3 else _floats(values).expand(3, -1, -1).contiguous()
+
+
+def neutral(image: Image.Image) -> Image.Image:
+    """RGB or RGBA with red, green and blue equal to its brightness. The tint that a model of colour gives a grey picture is gone."""
+    *_, alpha = image.split()
+    grey = image.convert("L")
+    result = Image.merge(image.mode, [grey, grey, grey, alpha][: len(image.mode)])
+    result.info = image.info
+    return result
+
+
+def unpremultiply(pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Colour (3, H, W) in [0, 1] of premultiplied `pixels` and `alpha` (1, H, W); black where alpha is 0 in 8 bits."""
+    visible = alpha > 0.5 / 255
+    return torch.where(visible, pixels / torch.where(visible, alpha, 1), 0).clamp(0, 1)
+
+
+def decode(
+    source: Source,
+    *,
+    name: str | None = None,
+    opened: Callable[[int, int], object] | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    kinds: Collection[str] | None = None,
+) -> Picture:
+    """Read a picture.
+
+    Args:
+        source: a path, or a file or its bytes, of any kind that Pillow reads except EPS (the first frame or page; colour of 16 bits in PNG
+            files is reduced to 8 bits by Pillow, in TIFF files it stays, as 16-bit grey does); a PIL image; a uint8 or uint16 array HW or
+            HWC; a float tensor CHW in [0, 1]. The channels of arrays and tensors are grey, grey and alpha, sRGB, or sRGB and alpha.
+        name: what messages call it; by default its path.
+        opened: is called with the width and height of a file's picture before its pixels are read, from which on it takes memory.
+        max_pixels: the most that a file may have; by default `MAX_PIXELS`, or Pillow's limit where that is lower. One that is given
+            raises Pillow's own limit for this process where that is lower.
+        allow_truncated: whether a file that ends too early is read as far as it goes, with a note of how many rows are missing. They are
+            black.
+        kinds: Pillow's names of the kinds of files that are read; by default all.
+
+    Returns:
+        The picture, turned upright and converted to sRGB by its embedded profile or by what a PNG states of its colour; a profile that does
+        not work is ignored with a note. Metadata that cannot be read is left out with a note.
+        Float grey is read as [0, 1], [0, 255] or [0, 65535] and 32-bit grey as [0, 65535] or the whole range, the first that holds it.
+
+    Raises PictureError if it is missing, unreadable, empty, truncated, corrupt, too large or no picture.
+    """
+    name = name or str(source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or type(source).__name__)
+    if isinstance(source, torch.Tensor):
+        if not source.is_floating_point():
+            raise PictureError(f"{name}: takes float tensors CHW in [0, 1], not {source.dtype}")
+        return _picture(source, Metadata(), name)
+    if isinstance(source, np.ndarray):
+        if source.dtype not in (np.uint8, np.uint16):
+            raise PictureError(f"{name}: arrays are uint8 or uint16, not {source.dtype}; floats go into a CHW tensor")
+        planes = np.atleast_3d(source if source.dtype == np.uint8 else source / np.float32(65535))
+        return _picture(torch.from_numpy(np.array(np.moveaxis(planes, -1, 0))), Metadata(), name)
+    if isinstance(source, Image.Image):
+        with reading(name):
+            return _decode_image(source, name)
+    with contextlib.ExitStack() as ending:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            file = io.BytesIO(source)
+        elif isinstance(source, (str, os.PathLike)):
+            with reading(name):
+                file = ending.enter_context(Path(source).open("rb"))
+        elif hasattr(source, "read") and hasattr(source, "seek"):
+            file = cast("BinaryIO", source)
+        else:
+            raise PictureError(f"a picture is a path, bytes, PIL image, array or tensor, not {type(source).__name__}")
+        return _decode_file(file, name, _limit(max_pixels), opened, allow_truncated, kinds)
+
+
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """The 8 bits of float values in [-1, 1]: clamped, rounded half to even, as by `to_image` in [0, 1]. NaN gives anything."""
+    return pixels.float().clamp(-1, 1).add_(1).div_(2).mul_(255).round_().to(torch.uint8)
+
+
+def to_image(pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> Image.Image:
+    """RGB of `pixels` (3, H, W), or RGBA with `alpha` (1, H, W): float in [0, 1], clamped, rounded half to even; or RGB of uint8.
+
+    The colour is not premultiplied (see `unpremultiply`). Raises PictureError for another shape, for NaN and infinity.
+    """
+    if pixels.dtype == torch.uint8 and alpha is None and pixels.ndim == 3 and len(pixels) == 3:
+        return Image.fromarray(pixels.to("cpu").permute(1, 2, 0).contiguous().numpy())
+    if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():
+        raise PictureError(f"a picture is a float tensor (3, H, W), not {pixels.dtype} of {tuple(pixels.shape)}")
+    planes = (pixels if alpha is None else torch.cat((pixels, alpha.to(pixels)))).detach().float()
+    if not planes.isfinite().all():
+        raise PictureError("the picture has NaN or infinite values; try --precision float32")
+    return Image.fromarray(planes.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy())
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+    """`path`, if `encode` can write to it, to be called before any work. Raises PictureError that says why not."""
+    target = Path(path)
+    if target.suffix.lower() not in FORMATS:
+        raise PictureError(f"{target}: unknown suffix {target.suffix!r}; use one of {', '.join(FORMATS)}")
+    if not (target.parent.is_dir() and os.access(target.parent, os.W_OK | os.X_OK)):
+        raise PictureError(f"{target}: the folder {target.parent} does not exist or cannot be written to")
+    if target.is_dir():
+        raise PictureError(f"{target}: is a folder")
+    if os.path.lexists(target) and not overwrite:
+        raise PictureError(f"{target}: exists already and may not be overwritten")
+    return target
+
+
+def encode(
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Metadata | None = None,
+    model: str | None = None,
+    quality: int = 95,
+    overwrite: bool = True,
+) -> Path:
+    """Write a PNG, JPEG, WebP or TIFF, by the suffix of `path`, marked as a picture with synthetic detail.
+
+    The mark is the Software tag, with `model`, and IPTC's Digital Source Type in XMP. Written whole or not at all.
+
+    Args:
+        image: in sRGB. A JPEG has no transparency: the picture is laid on white.
+        metadata: of the picture that `image` was made of.
+        model: the name of the model that made the detail.
+        quality: of JPEG (4:4:4) and WebP, 1 to 100. WebP is lossless at 100; PNG and TIFF always are.
+        overwrite: whether a file that exists is replaced.
+
+    Metadata that the format cannot hold is left out with a warning.
+
+    Raises PictureError if the file cannot be written, RequestError for a `quality` out of range.
+    """
+    if quality not in range(1, 101):
+        raise RequestError(f"quality is a whole number from 1 to 100, not {quality!r}")
+    target = check_output(path, overwrite=overwrite)
+    kind = FORMATS[target.suffix.lower()]
+    try:
+        with replacing(target) as temporary:
+            notes = save(image, temporary, kind, metadata or Metadata(), model, quality)
+    except (*DAMAGE, MemoryError) as error:  # not those of a mistake in a program
+        raise PictureError(f"{target}: cannot be written: {one_line(error)}") from error
+    for note in notes:
+        warnings.warn(f"{target}: {note}", stacklevel=2)
+    return target
+
+
+def save(
+    image: Image.Image, file: Path | BinaryIO, kind: str, metadata: Metadata, model: str | None, quality: int = 95, **more: Any
+) -> tuple[str, ...]:
+    """What `encode` writes, into a file or memory. `kind` is Pillow's name of the format; Pillow's writer is given `more`, too.
+
+    Returns what to say of metadata that could not be written, which does not stop an image.
+    """
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if kind == "JPEG" and image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image.info = {}  # of which Pillow's writers would take what suits them
+    text, exif = {"text": {}}, {"exif": b""}
+    less: list[tuple[str, dict[str, Any]]] = [("", {}), ("text", text), ("Exif", exif), ("text and Exif", text | exif)]
+    first: Exception | None = None
+    for dropped, changes in [*less, ("metadata", text | exif | {"dpi": None})]:
+        try:
+            image.save(file, kind, **writer_options(kind, replace(metadata, **changes), model, image.size, quality), **more)
+        except (ValueError, TypeError, AttributeError, KeyError, SyntaxError, struct.error) as error:
+            first = first or error
+            if not isinstance(file, Path):
+                file.seek(0)
+                file.truncate()
+            continue
+        notes = [f"its {dropped} could not be written: {one_line(first)}"] if first else []
+        if kind != "PNG" and (lost := sorted(TOOL_TEXT & metadata.text.keys())):
+            notes.append(f"its text {', '.join(lost)} is not kept: only a PNG has a place for it")
+        return tuple(notes)
+    raise first or AssertionError
+
+
+def _limit(max_pixels: int | None) -> int:
+    if max_pixels is None:
+        return min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    return max_pixels
+
+
+def _decode_file(
+    file: BinaryIO,
+    name: str,
+    limit: int,
+    opened: Callable[[int, int], object] | None,
+    allow_truncated: bool,
+    kinds: Collection[str] | None,
+) -> Picture:
+    image, notes, contents = None, list[str](), file
+    with reading(name):
+        formats.check(file, name, limit, kinds)
+        layout = tiff.layout(file) if kinds is None or "TIFF" in kinds else None
+        if not layout:
+            image, contents = opening.opened(file, name, kinds, notes)
+    width, height = (layout.width, layout.height) if layout else image.size if image else (0, 0)
+    if width * height > limit:
+        raise opening.too_large(name, f"{width}x{height} pixels are more than {limit}")
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(f"{name}: is too large: {width}x{height} is more than {MAX_SIDE} pixels along a side; cut it into parts")
+    if opened:
+        opened(width, height)
+    with reading(name):
+        if layout:
+            return _decode_tiff(layout, file, name, notes)
+        codes = png.coded_colour(contents)
+        image = opening.loaded(image, contents, file, name, kinds, notes, allow_truncated=allow_truncated)
+        return _decode_image(image, name, notes, codes, owned=True)
+
+
+def _decode_tiff(layout: tiff.Layout, file: BinaryIO, name: str, notes: list[str]) -> Picture:
+    values = layout.read(file)
+    colours, alpha = torch.from_numpy(values[: layout.colours]), None
+    if layout.alpha is not None:
+        alpha = torch.from_numpy(values[layout.colours :].clip(max=1))
+        if layout.premultiplied:
+            colours = unpremultiply(colours, alpha)
+    if layout.pages:
+        notes.append(f"{name}: has several pages, the first was taken")
+    colours = torch.from_numpy(converted(colours.numpy(), layout.info, None, name, notes, "TIFF"))
+    return _with_metadata(colours, alpha, lambda: layout.exif(file), layout.info, {}, name, notes)
+
+
+def _decode_image(
+    image: Image.Image,
+    name: str,
+    notes: list[str] | None = None,
+    codes: tuple[int, int, int, int] | None = None,
+    *,
+    owned: bool = False,
+) -> Picture:
+    """`owned`: whether nobody else needs the image, whose memory is then freed."""
+    notes = [] if notes is None else notes
+    file = None if owned or not getattr(image, "tile", None) else getattr(image, "fp", None)
+    if file and image.format == "TIFF" and not image.tell() and (layout := tiff.layout(file)):
+        return _decode_tiff(layout, file, name, notes)
+    if file and image.format == "PNG":
+        codes = png.coded_colour(file)
+    image.load()  # first, and where its errors count: what is asked for metadata loads too, and Pillow does not load a second time
+    colours, alpha = planes_of(image, name, notes, codes)
+    text = {}
+    with contextlib.suppress(Exception):  # of a PNG that was cut off
+        text = getattr(image, "text", {})
+    if owned:
+        image.im = Image.new(image.mode, (1, 1)).im
+    return _with_metadata(colours, alpha, image.getexif, image.info, text, name, notes)
+
+
+def _with_metadata(
+    colours: torch.Tensor,
+    alpha: torch.Tensor | None,
+    getexif: Callable[[], Image.Exif],
+    info: Mapping[Any, Any],
+    text: Mapping[str, str],
+    name: str,
+    notes: list[str],
+) -> Picture:
+    """The picture, turned upright."""
+    metadata, orientation = read_metadata(getexif, info, text, name, notes)
+    turned = orientation in (5, 6, 7, 8)
+    mirrored = [axis for axis, orientations in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in orientations]
+
+    def upright(planes: torch.Tensor) -> torch.Tensor:
+        return (planes.mT if turned else planes).flip(mirrored) if turned or mirrored else planes
+
+    return _picture(upright(colours), metadata, name, tuple(notes), None if alpha is None else upright(alpha))
+
+
+def _picture(
+    planes: torch.Tensor, metadata: Metadata, name: str, notes: tuple[str, ...] = (), alpha: torch.Tensor | None = None
+) -> Picture:
+    """Of (C, H, W), uint8 or float in [0, 1]: grey, grey and alpha, RGB or RGBA; or without alpha and with that beside it."""
+    floats = planes.is_floating_point()
+    if not (floats or planes.dtype == torch.uint8) or planes.ndim != 3 or len(planes) not in (1, 2, 3, 4) or 0 in planes.shape:
+        found = f"{planes.dtype} CHW {tuple(planes.shape)}"
+        raise PictureError(f"{name}: takes arrays HW and HWC, float tensors CHW, with up to 4 channels, not {found}")
+    if floats:
+        planes = planes.detach().to("cpu", torch.float32)
+        low, high = (bound.item() for bound in torch.aminmax(planes))
+        if not (low >= -0.01 and high <= 1.01):  # the overshoot of an interpolation is clamped; NaN is refused here too
+            raise PictureError(f"{name}: values are in [0, 1], not from {low:g} to {high:g}")
+        planes = planes.clamp(0, 1)
+    if len(planes) in (2, 4):
+        planes, alpha = planes.split((len(planes) - 1, 1))
+    if alpha is not None and bool((alpha == (1 if alpha.is_floating_point() else 255)).all()):
+        alpha = None
+    return Picture(planes.contiguous(), None if alpha is None else alpha.contiguous(), metadata, name, notes)

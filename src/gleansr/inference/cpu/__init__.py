@@ -1,0 +1,1 @@
+"""The fast formulation of GLEAN for CPUs."""

@@ -1,0 +1,171 @@
+"""Networks to ONNX files, each run back and compared before it counts as written. Wants `pip install 'gleansr[export]'`."""
+
+import importlib.util
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gleansr.ambient import plain_torch
+from gleansr.errors import GleansrError, RequestError
+from gleansr.files import replacing
+from gleansr.inference.exportable import exportable
+from gleansr.inference.feedforward import FeedForward, enlarge
+from gleansr.inference.onnx_runtime import KEY, OnnxModel
+from gleansr.inference.upscaler import Upscaler
+from gleansr.models.residual import ResidualNet
+
+OPSET = 20
+"""Of ONNX; onnxruntime knows it from 1.17 on."""
+LARGEST = 2_000_000_000
+"""Bytes of weights that one ONNX file holds: protobuf ends at 2 GiB."""
+
+# What computes demodulation: sums of squares, which go beyond the range of float16.
+_FULL = ("MatMul", "Pow", "ReduceSum", "ReduceSumSquare", "Sqrt", "Reciprocal")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how close it is to the network."""
+
+    path: Path
+    bytes: int
+    batch: int | None
+    """Pictures that go in together; None: any number."""
+    difference: float
+    """The largest difference from the network's own result, of 255, both clamped."""
+    psnr: float
+    """Between the two, in dB."""
+
+
+class _Enlarging(nn.Module):
+    """What every exported network takes and makes: RGB in [-1, 1]."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, low: Tensor) -> Tensor:
+        return enlarge(self.model, low)
+
+
+@plain_torch()
+def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half: bool = False) -> Exported:
+    """Writes the network of an Upscaler as an ONNX file, runs that file with ONNX Runtime on the CPU and compares.
+
+    The file's input is "low" (N, 3, h, w), its output "high" (N, 3, scale * h, scale * w), both float32 RGB in [-1, 1]; h and w are the
+    model's input size, or any for networks without one. `gleansr.load` reads the file, and so does whatever reads ONNX.
+
+    Args:
+        upscaler: of a network in float32 on the CPU, such as `gleansr.load(name, device="cpu")`.
+        path: of the file, which is replaced.
+        batch: N; None: any number, which some other programs cannot optimise as well.
+        half: compute in float16, but for demodulation. Half the size; meant for GPUs.
+
+    Raises:
+        RequestError: the method is no network, a package is missing, or the network is too large for one file.
+        GleansrError: what ONNX Runtime made differed: by more than 1e-3 (of values in [-1, 1]), in half precision by less than 45 dB.
+    """
+    method, path = upscaler.method, Path(path)
+    if not isinstance(method, FeedForward) or isinstance(method.model, OnnxModel):
+        raise RequestError(f"{method.name} cannot be exported: it is no network of ours that enlarges by one forward pass")
+    if isinstance(method.model, ResidualNet):
+        raise RequestError("a plain network cannot be exported: it adds to MATLAB's bicubic interpolation, which ONNX does not have")
+    if method.device.type != "cpu" or method.precision != torch.float32:
+        raise RequestError("export a network that is on the CPU in float32: gleansr.load(name, device='cpu', precision='float32')")
+    if batch is not None and batch < 1:
+        raise RequestError(f"batch must be at least 1, not {batch}")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise RequestError(f"export wants {package}: pip install 'gleansr[export]'")
+    written = _Enlarging(method.model if half else exportable(method.model))
+    weights = sum(p.numel() * p.element_size() for p in written.parameters())
+    if weights > LARGEST:
+        raise RequestError(f"its weights take {weights:,} bytes, and one ONNX file holds {LARGEST:,}")
+    proto = _proto(written, method, batch)
+    if half:
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that float16 rounds to 0
+            proto = convert_float_to_float16(proto, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FULL])
+    _describe(proto, method, upscaler, batch)
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+        difference, psnr = _compare(OnnxModel(temporary, torch.device("cpu")), method)
+        if not (psnr >= 45 if half else difference <= 1e-3):
+            raise GleansrError(f"{path}: was not written, since ONNX Runtime's result differs by {difference:g} of [-1, 1], {psnr:.1f} dB")
+    return Exported(path, path.stat().st_size, batch, difference * 127.5, psnr)
+
+
+def _proto(model: nn.Module, method: FeedForward, batch: int | None) -> Any:
+    any_size = method.in_size is None
+    shapes: dict[int, Any] = {} if batch else {0: torch.export.Dim("n", min=1, max=2**12)}
+    if any_size:
+        fold = getattr(method.model, "fold", 1)
+        for axis, name in ((2, "h"), (3, "w")):
+            length = torch.export.Dim(name, min=2, max=2**14 // fold)
+            shapes[axis] = fold * length if fold > 1 else length
+    low = _samples(method)[: batch or 2]
+    low = low.repeat(-(-(batch or 2) // len(low)), 1, 1, 1)[: batch or 2]
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is not there
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model, (low,), dynamo=True, input_names=["low"], output_names=["high"], opset_version=OPSET,
+                dynamic_shapes={"low": shapes or None}, verbose=False,
+            )  # fmt: skip
+    finally:
+        logger.setLevel(level)
+    if program is None:
+        raise GleansrError("PyTorch's exporter made nothing of this network")
+    return program.model_proto
+
+
+def _describe(proto: Any, method: FeedForward, upscaler: Upscaler, batch: int | None) -> None:
+    fold = getattr(method.model, "fold", 1)
+    facts = {
+        "name": method.name,
+        "scale": method.scale,
+        "in_size": method.in_size,
+        "fold": fold,
+        "batch": batch,
+        "about": upscaler.about.published(),
+    }
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(facts)
+    proto.doc_string = (
+        f"{upscaler.about.name}: low (N, 3, h, w) to high, RGB in [-1, 1], {method.scale} times larger; {upscaler.about.licence}"
+    )
+    proto.producer_name = "gleansr"
+    for node in proto.graph.node:  # notes of where in the source each came from, with this machine's paths
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    proto.graph.ClearField("metadata_props")
+    for values in (proto.graph.value_info, proto.graph.input, proto.graph.output, proto.graph.initializer):
+        for value in values:
+            value.ClearField("metadata_props")
+
+
+def _samples(method: FeedForward) -> Tensor:
+    """Three pictures, smooth, noisy and black."""
+    size = method.in_size or 24
+    generator = torch.Generator().manual_seed(0)
+    smooth = nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=generator), size=(size, size), mode="bilinear") * 2 - 1
+    return torch.cat([smooth, torch.rand(1, 3, size, size, generator=generator) * 2 - 1, -torch.ones(1, 3, size, size)])
+
+
+@torch.inference_mode()
+def _compare(exported: OnnxModel, method: FeedForward) -> tuple[float, float]:
+    low = _samples(method)
+    ours, theirs = enlarge(method.model, low).clamp(-1, 1), exported(low).clamp(-1, 1)
+    error = (ours - theirs).double()
+    return float(error.abs().max()), float(10 * torch.log10(4 / error.square().mean()))

@@ -1,0 +1,107 @@
+"""Networks that enlarge pictures in one forward pass."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gleansr.errors import RequestError
+from gleansr.inference.cpu.frozen import FrozenGLEAN, freezable
+from gleansr.inference.cuda_graphs import Recorded
+from gleansr.inference.devices import find_device, find_precision
+from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.onnx_runtime import OnnxModel
+from gleansr.inference.precision import Precision, full_name
+from gleansr.models.esrgan_plus import ESRGANPlus
+from gleansr.models.glean import GLEAN
+from gleansr.models.layers import held, placed
+from gleansr.models.residual import ResidualNet
+from gleansr.models.rrdb import RRDBNet
+
+
+class FeedForward:
+    """One forward pass of a network that enlarges pictures."""
+
+    _frozen: FrozenGLEAN | None = None
+    recorded: Recorded | None = None
+    """Passes of a GLEAN on a GPU."""
+
+    def __init__(self, model: nn.Module | OnnxModel, *, device: str | torch.device = "auto", precision: Precision = "auto"):
+        """`device` and `precision` as in `load`; of an `OnnxModel` both are its own. The model must not change any more.
+
+        Raises:
+            RequestError: the network is of another kind.
+        """
+        if isinstance(model, OnnxModel):
+            if full_name(precision) not in ("auto", "float32"):
+                raise RequestError(f"an ONNX file computes in the precision that it was exported in, not in {precision}")
+            self.name, self.in_size, self.scale = model.name, model.in_size, model.scale
+            self.model, self.device, self.precision = model, torch.device("cpu"), torch.float32
+            return
+        self.device = find_device(device)
+        self.precision = find_precision(precision, self.device)
+        self.in_size = None
+        if isinstance(model, GLEAN):
+            self.name, self.in_size, self.scale = "GLEAN", model.config.in_size, model.config.out_size // model.config.in_size
+        elif isinstance(model, ResidualNet):
+            self.name, self.scale = "plain", model.config.scale
+        elif isinstance(model, ESRGANPlus | RRDBNet):
+            self.name, self.scale = "ESRGAN+" if isinstance(model, ESRGANPlus) else "ESRGAN", model.config.scale
+        else:
+            raise RequestError(
+                f"a {type(model).__name__} does not enlarge pictures by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
+            )
+        self.model = placed(model.eval(), self.device)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        if isinstance(self.model, GLEAN) and self.device.type == "cpu" and freezable(self.model):
+            self._frozen = FrozenGLEAN(self.model, self.precision)
+        if isinstance(self.model, GLEAN) and self.device.type == "cuda":
+            model = self.model if self.precision == torch.float32 else held(self.model, self.precision)
+            self.recorded = Recorded(partial(self._enlarged, self.precision, model))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_frozen", "recorded")}  # made of the model again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    @torch.inference_mode()
+    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, it takes no time worth reporting
+        if self._frozen:
+            return Enlarged(self._frozen(low).float())
+        return Enlarged(self.recorded(low) if self.recorded else self._enlarged(self.precision, self.model, low))
+
+    @torch.inference_mode()
+    def in_float32(self, low: Tensor) -> Tensor:
+        """What the model makes of low (N, 3, h, w) in the precision of its weights: for what is not finite in half of it."""
+        return self._enlarged(torch.float32, self.model, low)
+
+    def forget(self) -> None:
+        """Lets go of memory that only makes passes faster."""
+        if self.recorded:
+            self.recorded.forget()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _enlarged(self, precision: torch.dtype, model: nn.Module | OnnxModel, low: Tensor) -> Tensor:
+        height, width = low.shape[-2:]
+        fold = getattr(self.model, "fold", 1)  # ESRGANs of small scales fold so many pixels of each side into channels
+        if height % fold or width % fold:
+            low = nn.functional.pad(low, (0, -width % fold, 0, -height % fold), mode="replicate")
+        low = low.to(memory_format=torch.channels_last)
+        # The casts of weights belong into a recorded pass, which a cache of them would leave out.
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32, cache_enabled=self.recorded is None):
+            high = enlarge(model, low)
+        return high[..., : height * self.scale, : width * self.scale]
+
+
+def enlarge(model: nn.Module | OnnxModel, low: Tensor) -> Tensor:
+    """What a network makes of low (N, 3, h, w), RGB in [-1, 1]: (N, 3, scale * h, scale * w), float32, not clamped.
+
+    ESRGAN's networks take and make pictures in [0, 1]; this is where that is converted.
+    """
+    return model((low + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus | RRDBNet) else model(low).float()

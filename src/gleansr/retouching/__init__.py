@@ -1,0 +1,1 @@
+"""Retouching made realistic, section 2.2 of the supplement."""
