@@ -31,8 +31,9 @@ from benchmarks.pipeline import make, resident
 from gleansr import checkpoints
 from gleansr.cluster import ClusterConfig, upscale_on_cluster
 from gleansr.cluster.connection import connected
+from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Manifest, Place, Unlisted, Work, places, run, sha256_of, walk
+from gleansr.jobs import Manifest, Place, Unlisted, Work, places, run, walk
 
 
 def timed(pictures: Path, count: int, work: Work, way: Callable[..., Iterator[Any]]) -> tuple[float, float]:

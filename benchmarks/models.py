@@ -17,10 +17,10 @@ from typing import Any
 from gleansr.checkpoints import zoo
 from gleansr.evaluation.entries import Entry
 from gleansr.evaluation.evaluate import evaluate
-from gleansr.evaluation.judges import JudgeFiles, sha256_of
+from gleansr.evaluation.judges import JudgeFiles
 from gleansr.evaluation.plan import plan
 from gleansr.evaluation.runner import Place
-from gleansr.files import replacing
+from gleansr.files import replacing, sha256_of
 from gleansr.inference.upscaler import load
 
 CATEGORIES = ("faces", "cats", "cars", "bedrooms", "towers")

@@ -37,10 +37,11 @@ from benchmarks.networks import PLAIN, Forward, Network, costs_of
 from benchmarks.report import Report, add_options, deliver, entry, medians
 from gleansr import checkpoints
 from gleansr.errors import GleansrError, RequestError
+from gleansr.files import sha256_of
 from gleansr.images.codec import decode
 from gleansr.inference.precision import Precision
 from gleansr.inference.tasks import Enlarge, Task
-from gleansr.jobs import Manifest, Unlisted, Work, places, run, sha256_of, walk
+from gleansr.jobs import Manifest, Unlisted, Work, places, run, walk
 
 SIZES = (32, 256)
 KINDS = (".png", ".jpg", ".webp", ".tif", ".bmp")

@@ -23,8 +23,9 @@ from gleansr import jobs as folders
 from gleansr.cli import main
 from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
 from gleansr.errors import GleansrError, PictureError
+from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Outcome, OutputError, Unlisted, Work, sha256_of
+from gleansr.jobs import Outcome, OutputError, Unlisted, Work
 
 pytest.importorskip("ray")
 pytestmark = [

@@ -34,8 +34,9 @@ from gleansr.cluster.urls import Addresses, Listed, file_system, is_url, normal,
 from gleansr.cluster.worker import Setting, Worker, sealed, unpack
 from gleansr.data.sources import open_source
 from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Job, Outcome, OutputError, State, Unlisted, Work, sha256_of
+from gleansr.jobs import Job, Outcome, OutputError, State, Unlisted, Work
 from gleansr.stores import SCHEMES, check_address
 
 

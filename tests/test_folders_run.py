@@ -22,6 +22,7 @@ from torch import Tensor
 import gleansr
 from gleansr import baselines as rivals
 from gleansr.errors import PictureError
+from gleansr.files import sha256_of
 from gleansr.images.codec import Picture, check_output
 from gleansr.inference.feedforward import FeedForward
 from gleansr.inference.method import Enlarged
@@ -38,7 +39,6 @@ from gleansr.jobs import (
     Work,
     places,
     run,
-    sha256_of,
     skips,
     treat,
     walk,

@@ -1,7 +1,6 @@
 """What this machine and this installation can do, whether they do it right, and how fast: what `gleansr doctor` tells."""
 
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import math
@@ -23,6 +22,7 @@ from gleansr import checkpoints
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints import zoo
 from gleansr.errors import GleansrError, RequestError, one_line
+from gleansr.files import sha256_of
 from gleansr.inference.devices import bfloat16_instructions, cores, find_device, find_precision, out_of_memory
 from gleansr.inference.feedforward import FeedForward, enlarge
 from gleansr.inference.onnx_runtime import is_onnx
@@ -302,7 +302,7 @@ def _files() -> Iterator[Finding]:
             continue
         path = zoo.file_of(model)
         try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            found = sha256_of(path)
             checkpoints.read(path)
         except (OSError, GleansrError) as error:
             yield Finding(model.name, f"{one_line(error)}; install gleansr again", ok=False)

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and folders by one process at a time."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -10,6 +11,12 @@ from pathlib import Path
 from gleansr.errors import RequestError
 
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

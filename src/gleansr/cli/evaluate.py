@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 from gleansr.errors import RequestError
+from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _evaluate_bank(
     from gleansr.cli.compare import watching
     from gleansr.cli.progress import fetching
     from gleansr.evaluation.banks import evaluate_bank
-    from gleansr.evaluation.judges import Judge, sha256_of
+    from gleansr.evaluation.judges import Judge
     from gleansr.evaluation.truths import Task, Truths
     from gleansr.inference.devices import find_device
     from gleansr.models.generator import Generator

@@ -7,6 +7,7 @@ import tyro
 
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
+from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def upscale(
     from gleansr.images.codec import FORMATS
     from gleansr.inference.devices import find_device, find_precision
     from gleansr.inference.tasks import Enlarge
-    from gleansr.jobs import Work, sha256_of
+    from gleansr.jobs import Work
 
     cluster = None
     if ray is not None:

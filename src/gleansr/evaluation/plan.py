@@ -15,12 +15,13 @@ from gleansr.data.fit import Aspect
 from gleansr.data.shards import shown
 from gleansr.errors import RequestError
 from gleansr.evaluation.entries import Entry, check_labels
-from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics, sha256_of
+from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics
 from gleansr.evaluation.metrics import Rounding
 from gleansr.evaluation.records import Record
 from gleansr.evaluation.runner import Place, machine
 from gleansr.evaluation.summary import Outcome
 from gleansr.evaluation.truths import Degradation, Small, Task, Truths, usual_aspect, usual_border
+from gleansr.files import sha256_of
 from gleansr.inference.devices import find_device, find_precision
 from gleansr.inference.upscaler import Upscaler
 from gleansr.version import version

@@ -15,7 +15,7 @@ from gleansr.jobs.index import Index, Recorded, fingerprint
 from gleansr.jobs.jobs import MANIFEST, Job, Place, Unlisted, places
 from gleansr.jobs.manifest import FORMAT, Manifest
 from gleansr.jobs.pipeline import run
-from gleansr.jobs.steps import Outcome, Work, failed, load, sha256_of, skips, store, treat
+from gleansr.jobs.steps import Outcome, Work, failed, load, skips, store, treat
 from gleansr.jobs.storage import LocalStorage, OutputError, State, Storage
 from gleansr.jobs.walk import Counted, count, walk
 
@@ -42,7 +42,6 @@ __all__ = [
     "load",
     "places",
     "run",
-    "sha256_of",
     "skips",
     "store",
     "treat",

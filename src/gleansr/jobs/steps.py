@@ -38,7 +38,7 @@ class Work:
     batch_size: int
     """Most pictures, or objects in them, in a forward pass."""
     model_sha256: str | None = None
-    """Of the model's file, see `sha256_of`; None for a method without one."""
+    """Of the model's file, see `gleansr.files.sha256_of`; None for a method without one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All that decides what a result looks like, but the model and what the task's own options and `quality` tell, as plain JSON values."""
     quality: int = 95
@@ -255,12 +255,6 @@ def encoded(image: Image.Image, target: str, metadata: Metadata, work: Work) -> 
 def sidecar(target: str) -> str:
     """The JSON file beside a result."""
     return os.path.splitext(target)[0] + ".json"  # noqa: PTH122, which would take // out of an address
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Of a file, such as a model's."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Failing:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gleansr.errors import CheckpointError, PictureError
+from gleansr.files import sha256_of
 from gleansr.training.data import Pictures
 
 SAMPLED = 16
@@ -50,7 +51,7 @@ def compare_recipes(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
 def inputs_of(images: Pictures, **files: str | Path | None) -> dict[str, Any]:
     """By what a later start tells that it has the same inputs wherever they lie: the number of training images, a SHA-256 of some of them,
     and those of `files`, by their keys of the recipe."""
-    listed = {key: _sha256(Path(path)) for key, path in files.items() if path}
+    listed = {key: sha256_of(path) for key, path in files.items() if path}
     sources = [*images.sources, *images.low_sources]
     whole = hashlib.sha256()
     for source in sources:
@@ -93,8 +94,3 @@ def _short(value: Any) -> str:
 
 def _more(keys: list[str]) -> str:
     return f" and {len(keys) - 10} more" if len(keys) > 10 else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gleansr.errors import NoObjectError
+from gleansr.files import sha256_of
 from gleansr.inference.method import Report
 from gleansr.inference.tasks import Result, Task
-from gleansr.jobs import Work, sha256_of
+from gleansr.jobs import Work
 from gleansr.jobs.steps import sidecar
 from gleansr.photos import Photo
 from gleansr.photos.detect import finder, nouns
