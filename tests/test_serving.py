@@ -288,7 +288,7 @@ def test_a_model_that_fails_does_not_end_the_worker(vivid: Path, what: str):
     "where",
     [
         "serving.jobs.decode",
-        "pictures._decode_image",
+        "images.codec._decode_image",
         "serving.jobs._unfit",
         "serving.jobs.write",
         "serving.forms.Form",

@@ -373,7 +373,11 @@ def test_a_request_that_was_read_keeps_the_connection(service: Running):
     with connected(service) as connection:
         for _ in range(2):
             connection.sendall(head(Content_Length=3) + b"abc")
-            contents = connection.recv(2**16)
+            contents = b""
+            while not contents.endswith(b"}"):  # of the problem in JSON
+                part = connection.recv(2**16)
+                assert part
+                contents += part
             assert contents.startswith(b"HTTP/1.1 400 ")
             assert b"connection: close" not in contents.lower()
 
