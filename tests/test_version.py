@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import gleansr
+from gleansr.cli import main
 from gleansr.images.metadata import software
 from gleansr.version import version
 
@@ -69,3 +70,19 @@ def test_the_public_surface_is_there_and_nothing_else():
         assert callable(getattr(gleansr, name))
     with pytest.raises(AttributeError, match="has no attribute 'upsacle'"):
         gleansr.upsacle  # noqa: B018
+
+
+def test_the_command_says_its_version(capsys: pytest.CaptureFixture[str]):
+    main(["--version"])
+    assert capsys.readouterr().out == f"gleansr {version()}\n"
+
+
+@pytest.mark.parametrize(("asked", "same"), [(["help"], ["--help"]), (["help", "models"], ["models", "--help"])])
+def test_help_is_a_command_too(asked: list[str], same: list[str], capsys: pytest.CaptureFixture[str]):
+    said = []
+    for arguments in (asked, same):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""

@@ -22,12 +22,13 @@ from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
 from gleansr.errors import GleansrError, InternalError, one_line
 from gleansr.files import shown
+from gleansr.version import version
 
 DESCRIPTION = (
     "Large-factor image super-resolution with a generative latent bank. Exit status: 0 done, 1 some work failed, "
     "2 wrong request, 3 nothing found in a photograph that --require-object wants something in, 70 a fault of gleansr itself, which please "
-    "report, 130 and 143 stopped by a signal. --debug, "
-    "anywhere, shows the traceback of an error."
+    "report, 130 and 143 stopped by a signal. --debug, anywhere, shows the traceback of an error. --version prints the version; "
+    "`gleansr help COMMAND` is `gleansr COMMAND --help`."
 )
 
 
@@ -36,6 +37,12 @@ def main(args: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    if arguments == ["--version"]:
+        print(f"gleansr {version()}")
+        return
+    if arguments[0] == "help":
+        arguments = [*arguments[1:2], "--help"]
     commands = {
         "upscale": upscale,
         "retouch": retouch,
@@ -55,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
             commands,
             prog="gleansr",
             description=DESCRIPTION,
-            args=[argument for argument in arguments if argument != "--debug"] or ["--help"],
+            args=arguments,
         )
     except GleansrError as error:
         if debug:
