@@ -83,7 +83,7 @@ def shown(text: object) -> str:
 @contextmanager
 def held(folder: Path, busy: str) -> Iterator[None]:
     """The folder, held against other processes by a file .lock in it. Raises RequestError where another one holds it, which is `busy`."""
-    from filelock import FileLock, Timeout  # comes with torch
+    from filelock import FileLock, Timeout
 
     try:
         with FileLock(folder / ".lock", timeout=0):

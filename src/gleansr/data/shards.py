@@ -91,7 +91,7 @@ def _fetch(url: str) -> Path:
     if offline_by_environment():
         raise RequestError(f"{shown(url)} is not on this machine and downloads are switched off: fetch it by hand and give its path")
     remote, inner = _filesystem(url)
-    from filelock import FileLock  # comes with torch
+    from filelock import FileLock
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for `url`, and what the file is called in it."""
     scheme = check_address(url)
     try:
-        import fsspec  # comes with torch
+        import fsspec
 
         options = {}
         if scheme in ("http", "https"):
