@@ -1,0 +1,67 @@
+"""`python -m benchmarks.models`: the tables of docs/results.md."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import models
+
+
+def entry(name: str, category: str, degradation: str, psnr: float) -> dict:
+    base = {"psnr": 20.0, "ssim": 0.5, "squeezenet_distance": 4.0, "mobilenet_distance": 5.0, "mobilenet_frechet": 200.0}
+    own = {"psnr": psnr, "ssim": 0.6, "squeezenet_distance": 2.0, "mobilenet_distance": 4.0, "mobilenet_frechet": 50.0}
+    return {
+        "model": name,
+        "category": category,
+        "degradation": degradation,
+        "scale": 8,
+        "pictures": 3,
+        "bicubic": base,
+        "means": own,
+        "above_bicubic": 2 / 3,
+        "sha256": models.sha256_of(models.zoo.model_path(name)),
+    }
+
+
+def test_a_table_has_what_is_gained_over_bicubic():
+    figures = [
+        entry("cats-8x", "cats", "clean", 21.25),
+        entry("cats-8x", "cats", "real", 20.5),
+        entry("plain-cats-8x", "cars", "clean", 19.0),
+    ]
+    lines = list(models.rows(figures, "clean"))
+    assert lines[2:] == [
+        "| cats-8x | 3 | +1.25 dB (21.25) | 0.600 (0.500) | 0.50 | 0.80 | 0.25 | 67 % |",
+        "| plain-cats-8x on cars | 3 | -1.00 dB (19.00) | 0.600 (0.500) | 0.50 | 0.80 | 0.25 | 67 % |",
+    ]
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+
+
+def test_what_was_measured_of_the_same_file_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked = []
+
+    def measured(name: str, category: str, path: Path, degradation: str, _: object) -> dict:
+        asked.append((name, category, path.name, degradation))
+        return entry(name, category, degradation, 21.0)
+
+    monkeypatch.setattr(models, "measured", measured)
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "val.zip").touch()
+    file = tmp_path / "figures.json"
+    arguments = [str(tmp_path), "--mobilenet", "none.pth", "--models", "cats-8x", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["models", *arguments])
+    models.main()
+    assert asked == [("cats-8x", "cats", "val.zip", "clean"), ("cats-8x", "cats", "val.zip", "real")]
+    assert capsys.readouterr().out.count("| cats-8x | 3 | +1.00 dB") == 2
+    models.main()
+    assert len(asked) == 2
+    kept = json.loads(file.read_text())
+    kept[0]["sha256"] = "another file"
+    file.write_text(json.dumps(kept))
+    models.main()
+    assert asked[2:] == [("cats-8x", "cats", "val.zip", "clean")]
+    assert len(json.loads(file.read_text())) == 2
