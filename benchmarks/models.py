@@ -4,8 +4,10 @@
 
 DATA is a folder with a validation set CATEGORY.zip, or CATEGORY/val.zip, for each category. Each model is judged on those of its category;
 a model of any category on all of them. Clean images are made by MATLAB's bicubic with 8 bits, real ones by `--degradation real` of `gleansr
-evaluate`, both with fixed seeds. PSNR is a difference from bicubic's, distances are shares of bicubic's. Figures of models that --json has
-already, of the same file, are not measured again.
+evaluate`, both with fixed seeds. PSNR is a difference from bicubic's, distances are shares of bicubic's. The spectrum is that of 32-pixel
+patches of 64 results: by how many dB it is, at the frequency where it is strongest, above that of the true images, in brightness and in two
+differences of colour. A grid, a weave or hatching shows as 6 dB and more. Figures of models that --json has already, of the same file, are
+not measured again.
 """
 
 import argparse
@@ -13,6 +15,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from gleansr.checkpoints import zoo
 from gleansr.evaluation.entries import Entry
@@ -27,6 +32,10 @@ CATEGORIES = ("faces", "cats", "cars", "bedrooms", "towers")
 METRICS = ["psnr", "ssim", "squeezenet_distance", "mobilenet_distance", "squeezenet_frechet", "mobilenet_frechet"]
 METHODS = {"glean": "glean", "residual": "plain"}
 SIZE = 256
+SPECTRA = 64
+"""Images whose spectrum is looked at."""
+FLOOR = 1e-2
+"""Power that is about the noise of 8 bits."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +74,9 @@ def measured(name: str, category: str, path: Path, degradation: str, options: ar
         size=None if method == "glean" else SIZE,
     )
     base, own = evaluate(comparison)["methods"]
+    upscaler, truths = load(name, device="cpu"), comparison.truths
+    examples = [truths[i] for i in range(min(SPECTRA, len(truths)))]
+    results = torch.cat([example.inside(upscaler.method(example.low).pictures.float().clamp(-1, 1)) for example in examples])
     return {
         "model": name,
         "category": category,
@@ -74,14 +86,30 @@ def measured(name: str, category: str, path: Path, degradation: str, options: ar
         "bicubic": base["means"],
         "means": own["means"],
         "above_bicubic": own["above_bicubic"],
+        "spectrum": spectrum(results, torch.cat([example.inside(example.truth) for example in examples])),
         "sha256": sha256_of(zoo.model_path(name)),
     }
 
 
+def spectrum(results: Tensor, truths: Tensor, patch: int = 32) -> dict[str, float]:
+    """By how many dB results (N, 3, H, W) have more power than truths, at the frequency where that is most; without the mean."""
+    window = torch.hann_window(patch, periodic=False)
+
+    def power(images: Tensor) -> Tensor:
+        red, green, blue = images.unbind(1)
+        planes = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1)  # (N, 3, H, W)
+        patches = planes.unfold(2, patch, patch // 2).unfold(3, patch, patch // 2)
+        patches = (patches - patches.mean((-2, -1), keepdim=True)) * window * window[:, None]
+        return torch.fft.rfft2(patches).abs().square().mean((0, 2, 3))  # (3, patch, patch / 2 + 1)
+
+    excess = 10 * ((power(results) + FLOOR) / (power(truths) + FLOOR)).log10()
+    return {"brightness": float(excess[0].max()), "colour": float(excess[1:].max())}
+
+
 def rows(figures: list[dict[str, Any]], degradation: str) -> Iterator[str]:
     """The lines of a table in Markdown."""
-    yield "| | images | PSNR over bicubic | SSIM | SqueezeNet | MobileNetV2 | Fréchet, MobileNetV2 | PSNR above bicubic's |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| | images | PSNR over bicubic | SSIM | SqueezeNet | MobileNetV2 | Fréchet, MobileNetV2 | PSNR above bicubic's | spectrum |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for entry in figures:
         if entry["degradation"] != degradation:
             continue
@@ -91,6 +119,7 @@ def rows(figures: list[dict[str, Any]], degradation: str) -> Iterator[str]:
         psnr = f"{own['psnr'] - base['psnr']:+.2f} dB ({own['psnr']:.2f})"
         cells = [label, str(entry["pictures"]), psnr, f"{own['ssim']:.3f} ({base['ssim']:.3f})", *(f"{share:.2f}" for share in shares)]
         cells.append(f"{100 * entry['above_bicubic']:.0f} %")
+        cells.append(f"{entry['spectrum']['brightness']:+.1f}, {entry['spectrum']['colour']:+.1f} dB")
         yield f"| {' | '.join(cells)} |"
 
 

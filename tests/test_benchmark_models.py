@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import models
 
@@ -21,6 +22,7 @@ def entry(name: str, category: str, degradation: str, psnr: float) -> dict:
         "bicubic": base,
         "means": own,
         "above_bicubic": 2 / 3,
+        "spectrum": {"brightness": -0.5, "colour": 1.0},
         "sha256": models.sha256_of(models.zoo.model_path(name)),
     }
 
@@ -33,10 +35,24 @@ def test_a_table_has_what_is_gained_over_bicubic():
     ]
     lines = list(models.rows(figures, "clean"))
     assert lines[2:] == [
-        "| cats-8x | 3 | +1.25 dB (21.25) | 0.600 (0.500) | 0.50 | 0.80 | 0.25 | 67 % |",
-        "| plain-cats-8x on cars | 3 | -1.00 dB (19.00) | 0.600 (0.500) | 0.50 | 0.80 | 0.25 | 67 % |",
+        "| cats-8x | 3 | +1.25 dB (21.25) | 0.600 (0.500) | 0.50 | 0.80 | 0.25 | 67 % | -0.5, +1.0 dB |",
+        "| plain-cats-8x on cars | 3 | -1.00 dB (19.00) | 0.600 (0.500) | 0.50 | 0.80 | 0.25 | 67 % | -0.5, +1.0 dB |",
     ]
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+
+
+def test_a_grid_and_hatching_stand_out_of_the_spectrum():
+    torch.manual_seed(0)
+    truth = torch.rand(4, 3, 64, 64) - 0.5
+    assert models.spectrum(truth, truth) == {"brightness": 0.0, "colour": 0.0}
+    assert models.spectrum(0.5 * truth, truth)["brightness"] == pytest.approx(-6, abs=0.5)
+    stripes = 0.5 * torch.cos(torch.arange(64) * 2 * torch.pi / 4).expand(64, 64)
+    grey = models.spectrum(0.5 * truth + stripes, truth)
+    assert grey["brightness"] > 6
+    assert grey["colour"] < 0
+    coloured = models.spectrum(0.5 * truth + stripes * torch.tensor([1.0, -1, 0])[:, None, None], truth)
+    assert coloured["colour"] > 6
+    assert coloured["brightness"] < 0
 
 
 def test_what_was_measured_of_the_same_file_is_not_measured_again(
