@@ -166,6 +166,7 @@ _OTHERS = {
     "towers": "ImageNet's churches (Imagenette): Deng, Dong, Socher, Li, Li, Fei-Fei, ImageNet, CVPR 2009",
 }
 CREDITS = {"cats": _AFHQ} | {category: f"{of}; trained on from weights of {_AFHQ}" for category, of in _OTHERS.items()}
+CREDITS["general"] = "; ".join([_AFHQ, *_OTHERS.values()])
 """Whom the weights of each category name."""
 
 
@@ -176,13 +177,14 @@ def _bundled(
     kind: Literal["glean", "stylegan2", "residual", "esrgan+"] = "glean",
     parts: tuple[str, ...] = ("generator",),
     category: str = "cats",
+    out_size: int = 256,
 ) -> NamedModel:
     return NamedModel(
         name=name,
         kind=kind,
         category=category,
         in_size=in_size,
-        out_size=256,
+        out_size=out_size,
         licence="CC-BY-NC-4.0",
         credit=CREDITS[category],
         asset=f"{name}.safetensors",
@@ -228,6 +230,7 @@ _MODELS = (
     _bundled("plain-cats-8x", 32, "9d7a99ee0a98c45f", "residual"),
     _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
     _bundled("cats-bank", None, "593c74b648e554bb", "stylegan2", ("generator", "discriminator", "encoder")),
+    _bundled("faces-8x", 32, "e2dec27aed8a5f2f", category="faces"),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
