@@ -1,4 +1,4 @@
-"""Figures of the models on held-back images, clean and as people have them: the tables of docs/results.md.
+"""Figures of the models on held-out images, clean and as people have them: the tables of docs/results.md.
 
     python -m benchmarks.models DATA --mobilenet FILE [--models faces-8x cats-16x] [--limit 64] [--json figures.json]
 
@@ -27,6 +27,7 @@ from gleansr.evaluation.plan import plan
 from gleansr.evaluation.runner import Place
 from gleansr.files import replacing, sha256_of
 from gleansr.inference.upscaler import load
+from gleansr.training.losses import FLOOR, power_spectrum
 
 CATEGORIES = ("faces", "cats", "cars", "bedrooms", "towers")
 METRICS = ["psnr", "ssim", "squeezenet_distance", "mobilenet_distance", "squeezenet_frechet", "mobilenet_frechet"]
@@ -34,8 +35,6 @@ METHODS = {"glean": "glean", "residual": "plain"}
 SIZE = 256
 SPECTRA = 64
 """Images whose spectrum is looked at."""
-FLOOR = 1e-2
-"""Power that is about the noise of 8 bits."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,21 +47,20 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def held_back(data: Path, category: str) -> Path | None:
+def held_out(data: Path, category: str) -> Path | None:
     """The validation set of a category, if it is there."""
     return next((path for path in (data / f"{category}.zip", data / category / "val.zip") if path.is_file()), None)
 
 
 def measured(name: str, category: str, path: Path, degradation: str, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of a model and of bicubic interpolation on one set."""
-    model, scale = zoo.find(name), load(name, device="cpu").scale
-    method = METHODS[model.kind]
+    upscaler, method = load(name, device="cpu"), METHODS[zoo.find(name).kind]
     # As images of cars are taken by their model, so are they by others.
     aspect = "bars" if category == "cars" else "crop"
     comparison = plan(
         str(path),
         [Entry("bicubic", "bicubic"), Entry("model", method, name)],
-        scale=scale,
+        scale=upscaler.scale,
         metrics=METRICS,
         files=JudgeFiles(options.mobilenet, None, None, None),
         limit=options.limit,
@@ -74,14 +72,14 @@ def measured(name: str, category: str, path: Path, degradation: str, options: ar
         size=None if method == "glean" else SIZE,
     )
     base, own = evaluate(comparison)["methods"]
-    upscaler, truths = load(name, device="cpu"), comparison.truths
+    truths = comparison.truths
     examples = [truths[i] for i in range(min(SPECTRA, len(truths)))]
     results = torch.cat([example.inside(upscaler.method(example.low).pictures.float().clamp(-1, 1)) for example in examples])
     return {
         "model": name,
         "category": category,
         "degradation": degradation,
-        "scale": scale,
+        "scale": upscaler.scale,
         "pictures": own["pictures"],
         "bicubic": base["means"],
         "means": own["means"],
@@ -91,18 +89,10 @@ def measured(name: str, category: str, path: Path, degradation: str, options: ar
     }
 
 
-def spectrum(results: Tensor, truths: Tensor, patch: int = 32) -> dict[str, float]:
-    """By how many dB results (N, 3, H, W) have more power than truths, at the frequency where that is most; without the mean."""
-    window = torch.hann_window(patch, periodic=False)
-
-    def power(images: Tensor) -> Tensor:
-        red, green, blue = images.unbind(1)
-        planes = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1)  # (N, 3, H, W)
-        patches = planes.unfold(2, patch, patch // 2).unfold(3, patch, patch // 2)
-        patches = (patches - patches.mean((-2, -1), keepdim=True)) * window * window[:, None]
-        return torch.fft.rfft2(patches).abs().square().mean((0, 2, 3))  # (3, patch, patch / 2 + 1)
-
-    excess = 10 * ((power(results) + FLOOR) / (power(truths) + FLOOR)).log10()
+def spectrum(results: Tensor, truths: Tensor) -> dict[str, float]:
+    """By how many dB results (N, 3, H, W) have more power than truths, at the frequency where that is most."""
+    own, wanted = (power_spectrum(images).mean(0) + FLOOR for images in (results, truths))
+    excess = 10 * (own / wanted).log10()
     return {"brightness": float(excess[0].max()), "colour": float(excess[1:].max())}
 
 
@@ -133,7 +123,7 @@ def main() -> None:
         category = zoo.find(name).category
         sha256 = sha256_of(zoo.model_path(name))
         for of in [category] if category in CATEGORIES else CATEGORIES:
-            path = held_back(options.data, of)
+            path = held_out(options.data, of)
             if path is None:
                 continue
             for degradation in ("clean", "real"):

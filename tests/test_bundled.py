@@ -119,8 +119,9 @@ def test_a_bank_draws_many_pictures(name: str):
         drawn = bank(torch.randn(6, bank.config.code_dim, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
         pairs = [network(drawn[list(pair)]) for pair in itertools.combinations(range(6), 2)]
         apart = [float(feature_distance(*([level[i : i + 1] for level in pair] for i in range(2)))) for pair in pairs]
-    assert sum(apart) / len(apart) > (4 if name == "cats-bank" else 3.3)
-    assert min(apart) > 1
+    mean, least = (4, 3) if name == "cats-bank" else (3.3, 1.5)
+    assert sum(apart) / len(apart) > mean
+    assert min(apart) > least
     entry = zoo.find(name)
     assert (entry.kind, entry.in_size, entry.out_size) == ("stylegan2", None, 256)
     checkpoint = native.read(zoo.model_path(name))

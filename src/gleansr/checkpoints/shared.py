@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gleansr.checkpoints import native, zoo
 from gleansr.checkpoints.native import Checkpoint, Network, SharedBank
+from gleansr.checkpoints.zoo import NamedModel
 from gleansr.errors import CheckpointError, RequestError
 
 _PREFIX = "bank."
@@ -26,10 +27,7 @@ def with_bank(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
     generator = checkpoint.networks.get("generator")
     if generator is None or generator.kind != "glean" or any(name.startswith(_PREFIX) for name in generator.tensors):
         raise CheckpointError(f"{source}: refers to a shared bank, but holds no GLEAN that lacks one")
-    theirs = _shared(checkpoint.bank, source)
-    if generator.config.bank != theirs.config:
-        raise CheckpointError(f"{source}: its bank is {generator.config.bank}, but {checkpoint.bank.name} is {theirs.config}")
-    tensors = generator.tensors | _read_by(generator, theirs)
+    tensors = generator.tensors | _tensors(checkpoint.bank, generator, source)
     networks = {**checkpoint.networks, "generator": dataclasses.replace(generator, tensors=tensors)}
     return dataclasses.replace(checkpoint, networks=networks, bank=None)
 
@@ -42,35 +40,31 @@ def sharing(checkpoint: Checkpoint, name: str, source: str | Path) -> Checkpoint
         CheckpointError: the checkpoint holds no GLEAN, or one around another bank.
     """
     model = zoo.find(name)
-    if not model.asset or model.kind != "stylegan2":
+    if not _is_bundled_bank(model):
         raise RequestError(f"{name} is no bank that comes with gleansr")
     generator = checkpoint.networks.get("generator")
     if generator is None or generator.kind != "glean":
         raise CheckpointError(f"{source}: holds no GLEAN")
     shared = SharedBank(name, (model.sha256_prefix or "")[:16])
-    theirs = _shared(shared, source)
-    if generator.config.bank != theirs.config:
-        raise CheckpointError(f"{source}: its bank is {generator.config.bank}, but {name} is {theirs.config}")
-    for key, tensor in _read_by(generator, theirs).items():
+    for key, tensor in _tensors(shared, generator, source).items():
         if not tensor.equal(generator.tensors[key].to(tensor.dtype)):
             raise CheckpointError(f"{source}: its bank is not {name}: {key} differs")
     return dataclasses.replace(checkpoint, bank=shared)
 
 
-def _shared(bank: SharedBank, source: str | Path) -> Network:
-    try:
-        model = zoo.find(bank.name)
-    except RequestError:
-        model = None
-    if model is None or not model.asset or model.kind != "stylegan2":
+def _is_bundled_bank(model: NamedModel) -> bool:
+    return model.asset is not None and model.kind == "stylegan2"
+
+
+def _tensors(bank: SharedBank, generator: Network, source: str | Path) -> dict[str, Tensor]:
+    """The bank's tensors that a GLEAN has, under its names for them. Raises CheckpointError, see `with_bank`."""
+    model = next((model for model in zoo.named_models() if model.name == bank.name and _is_bundled_bank(model)), None)
+    if model is None:
         raise CheckpointError(f"{source}: needs the bank {bank.name[:50]!r}, which does not come with this version of gleansr")
     if not bank.sha256 or not (model.sha256_prefix or "").startswith(bank.sha256):
         raise CheckpointError(f"{source}: needs another version of {bank.name} than comes with this version of gleansr")
-    path = zoo.model_path(bank.name)
-    return native.read(path).networks["generator"]
-
-
-def _read_by(generator: Network, bank: Network) -> dict[str, Tensor]:
-    """The bank's tensors that a GLEAN has, under its names for them."""
+    theirs = native.read(zoo.model_path(bank.name)).networks["generator"]
+    if generator.config.bank != theirs.config:
+        raise CheckpointError(f"{source}: its bank is {generator.config.bank}, but {bank.name} is {theirs.config}")
     names = native.skeleton(generator.kind, generator.config).state_dict()
-    return {name: bank.tensors[name.removeprefix(_PREFIX)] for name in names if name.startswith(_PREFIX)}
+    return {name: theirs.tensors[name.removeprefix(_PREFIX)] for name in names if name.startswith(_PREFIX)}

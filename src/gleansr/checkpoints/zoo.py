@@ -158,15 +158,8 @@ _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 
 _AFHQ = "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)"
-# Their training began with weights of cats.
-_OTHERS = {
-    "faces": "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories",
-    "cars": "Stanford Cars: Krause, Stark, Deng, Fei-Fei, 3D Object Representations for Fine-Grained Categorization, 2013",
-    "bedrooms": "Places365: Zhou, Lapedriza, Khosla, Oliva, Torralba, Places, TPAMI 2017",
-    "towers": "ImageNet's churches (Imagenette): Deng, Dong, Socher, Li, Li, Fei-Fei, ImageNet, CVPR 2009",
-}
-CREDITS = {"cats": _AFHQ} | {category: f"{of}; trained on from weights of {_AFHQ}" for category, of in _OTHERS.items()}
-CREDITS["general"] = "; ".join([_AFHQ, *_OTHERS.values()])
+_PORTRAITS = "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories"
+_CREDITS = {"cats": _AFHQ, "faces": f"{_PORTRAITS}; trained on from weights of {_AFHQ}"}
 """Whom the weights of each category name."""
 
 
@@ -177,16 +170,15 @@ def _bundled(
     kind: Literal["glean", "stylegan2", "residual", "esrgan+"] = "glean",
     parts: tuple[str, ...] = ("generator",),
     category: str = "cats",
-    out_size: int = 256,
 ) -> NamedModel:
     return NamedModel(
         name=name,
         kind=kind,
         category=category,
         in_size=in_size,
-        out_size=out_size,
+        out_size=256,
         licence="CC-BY-NC-4.0",
-        credit=CREDITS[category],
+        credit=_CREDITS[category],
         asset=f"{name}.safetensors",
         sha256_prefix=sha256,
         parts=parts,

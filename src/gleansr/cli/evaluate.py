@@ -15,6 +15,7 @@ from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
     from gleansr.evaluation.judges import JudgeFiles
+    from gleansr.models.generator import Generator
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ def evaluate(
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the networks that judge too
     place = Place(device, precision)
     file = fetched(model, offline)
-    if _is_bank(file):
+    if bank := _bank(file):
         if size or low or output or groups or degradation != "bicubic":
             raise RequestError(f"{model}: is a bank, which enlarges no pictures: leave out what is about enlarging")
-        _evaluate_bank(file, data, judging, device, json, limit=limit, aspect=aspect or "crop", small=small, samples=samples)
+        _evaluate_bank(bank, file, data, judging, device, json, limit=limit, aspect=aspect or "crop", small=small, samples=samples)
         return
     if samples is not None:
         raise RequestError(f"--samples is for banks, but {model} enlarges pictures")
@@ -147,16 +148,20 @@ def evaluate(
     finish(report, output)
 
 
-def _is_bank(file: Path) -> bool:
+def _bank(file: Path) -> "Generator | None":
+    """The bank in a file, if that is what it holds."""
     from gleansr import checkpoints
 
     if file.suffix.lower() == ".onnx":
-        return False
-    generator = checkpoints.read(file).networks.get("generator")
-    return generator is not None and generator.kind in ("stylegan2", "stylegan")
+        return None
+    checkpoint = checkpoints.read(file)
+    generator = checkpoint.networks.get("generator")
+    is_bank = generator is not None and generator.kind in ("stylegan2", "stylegan")
+    return cast("Generator", checkpoint.build("generator", file)) if is_bank else None
 
 
 def _evaluate_bank(
+    bank: "Generator",
     file: Path,
     data: str,
     judging: Judging,
@@ -168,16 +173,13 @@ def _evaluate_bank(
     small: Literal["refuse", "enlarge"],
     samples: int | None,
 ) -> None:
-    from gleansr import checkpoints
     from gleansr.cli.compare import watching
     from gleansr.cli.progress import fetching
     from gleansr.evaluation.banks import evaluate_bank
     from gleansr.evaluation.judges import Judge
     from gleansr.evaluation.truths import Task, Truths
     from gleansr.inference.devices import find_device
-    from gleansr.models.generator import Generator
 
-    bank = cast("Generator", checkpoints.load_model(file, part="generator"))
     options = judging.options()
     names = options.pop("metrics") or ["squeezenet_frechet", *(["mobilenet_frechet"] if judging.mobilenet else [])]
     with fetching("a network that judges") as progress:

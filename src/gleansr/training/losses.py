@@ -9,6 +9,9 @@ from torch import Tensor
 from gleansr.models.features import VGG16, VGG19, SqueezeNet, feature_distance
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 
+FLOOR = 1e-2
+"""Of a power spectrum: about the noise of 8 bits."""
+
 
 def between(loss: Callable[[Tensor], Tensor], truth: Tensor, taught: Tensor | None, share: float) -> Tensor:
     """A loss against the true pictures, of which a `share` is against those of a teacher instead, where there is one."""
@@ -113,17 +116,20 @@ def spectrum_loss(prediction: Tensor, truth: Tensor, patch: int = 32, margin: fl
     windowed patches, averaged over each picture. A result may be softer than the truth, and the margin, 3 dB, forgives what chance does to
     honest texture. Hatching, another shortcut to a low perceptual loss, is 10 dB too strong at a few frequencies.
     """
-    window = torch.hann_window(patch, periodic=False, device=truth.device)
+    result, wanted = ((power_spectrum(pictures, patch) + FLOOR).log() for pictures in (prediction, truth))
+    return (result - wanted - margin).relu().mean()
 
-    def log_power(picture: Tensor) -> Tensor:
-        red, green, blue = picture.float().unbind(1)
-        planes = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1).flatten(0, 1)[:, None]
-        patches = F.unfold(planes, patch, stride=patch // 2).transpose(1, 2)
-        patches = (patches - patches.mean(2, keepdim=True)).unflatten(2, (patch, patch)) * window * window[:, None]
-        spectrum = torch.view_as_real(torch.fft.rfft2(patches)).square().sum(-1)
-        return (spectrum.mean(1) + 1e-2).log()  # (3N, patch, patch / 2 + 1); the constant is about the noise of 8 bits
 
-    return (log_power(prediction) - log_power(truth) - margin).relu().mean()
+def power_spectrum(pictures: Tensor, patch: int = 32) -> Tensor:
+    """pictures (N, 3, H, W) in [-1, 1] -> the power of brightness and of two differences of colour, (N, 3, patch, patch / 2 + 1), in
+    overlapping windowed patches without their means, averaged over each picture."""
+    window = torch.hann_window(patch, periodic=False, device=pictures.device)
+    red, green, blue = pictures.float().unbind(1)
+    planes = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1).flatten(0, 1)[:, None]
+    patches = F.unfold(planes, patch, stride=patch // 2).transpose(1, 2)
+    patches = (patches - patches.mean(2, keepdim=True)).unflatten(2, (patch, patch)) * window * window[:, None]
+    spectrum = torch.view_as_real(torch.fft.rfft2(patches)).square().sum(-1)
+    return spectrum.mean(1).unflatten(0, (-1, 3))
 
 
 def r1_penalty(discriminator: StyleGAN2Discriminator, real: Tensor) -> Tensor:
