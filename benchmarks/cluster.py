@@ -1,11 +1,11 @@
-"""A folder of pictures on a Ray cluster of this machine against folder mode, in turn, with the same number of threads in all.
+"""A folder of images on a Ray cluster of this machine against folder mode, in turn, with the same number of threads in all.
 
-    python -m benchmarks.cluster [--pictures 600] [--few 100] [--rounds 3] [--workers 2] [--cores 1] [--model cats-8x] [--batch-size 8]
+    python -m benchmarks.cluster [--images 600] [--few 100] [--rounds 3] [--workers 2] [--cores 1] [--model cats-8x] [--batch-size 8]
 
-The pictures are those of `benchmarks.pipeline`. A round runs few and all of them in both ways, each into an empty folder; the cluster
+The images are those of `benchmarks.pipeline`. A round runs few and all of them in both ways, each into an empty folder; the cluster
 runs from the beginning to the end, the workers start and load the model anew in each run. What starting costs is the same for few and for
-all, so that the pictures per second of a long run are (all - few) / (seconds of all - seconds of few). Prints one JSON object: those of
-both ways and their ratio, the seconds of starting, bytes read and written per picture, the driver's seconds of the processor per picture,
+all, so that the images per second of a long run are (all - few) / (seconds of all - seconds of few). Prints one JSON object: those of
+both ways and their ratio, the seconds of starting, bytes read and written per image, the driver's seconds of the processor per image,
 the largest memory of the driver and of a worker, and what the cluster's store of objects held at most.
 """
 
@@ -33,17 +33,17 @@ from gleansr.cluster import ClusterConfig, upscale_on_cluster
 from gleansr.cluster.connection import connected
 from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Manifest, Place, Unlisted, Work, places, run, walk
+from gleansr.jobs import Destination, Manifest, UnreadableFolder, Work, places, run, walk
 
 
-def timed(pictures: Path, count: int, work: Work, way: Callable[..., Iterator[Any]]) -> tuple[float, float]:
-    """Seconds, and bytes written per picture."""
+def timed(images: Path, count: int, work: Work, way: Callable[..., Iterator[Any]]) -> tuple[float, float]:
+    """Seconds, and bytes written per image."""
     with tempfile.TemporaryDirectory() as results:
-        [place] = cast("list[Place]", places([pictures], Path(results), ""))
+        [place] = cast("list[Destination]", places([images], Path(results), ""))
         started = time.perf_counter()
         with closing(Manifest(cast("Path", place.manifest))) as manifest:
             for outcome in way(islice(walk(place), count), work, [manifest]):
-                if isinstance(outcome, Unlisted) or outcome.status != "done":
+                if isinstance(outcome, UnreadableFolder) or outcome.status != "done":
                     raise SystemExit(f"{outcome}")
         seconds = time.perf_counter() - started
         return seconds, sum(path.stat().st_size for path in Path(results).rglob("*.png")) / count
@@ -91,7 +91,7 @@ def workers() -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--few", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -110,9 +110,9 @@ def main() -> None:
     written = 0.0
 
     with tempfile.TemporaryDirectory() as folder, connected("local", num_cpus=options.workers * options.cores) as ray:
-        pictures = Path(folder)
-        make(pictures, options.pictures)
-        read = sum(path.stat().st_size for path in pictures.rglob("*.*") if path.is_file()) / options.pictures
+        images = Path(folder)
+        make(images, options.images)
+        read = sum(path.stat().st_size for path in images.rglob("*.*") if path.is_file()) / options.images
         watched = Watched(ray)
 
         def on_cluster(*arguments: Any) -> Iterator[Any]:
@@ -120,18 +120,18 @@ def main() -> None:
 
         ways = {"cluster": on_cluster} if options.only_cluster else {"folder": run, "cluster": on_cluster}
         for _ in range(options.rounds):
-            for count in (options.few, options.pictures):
+            for count in (options.few, options.images):
                 for name, way in ways.items():
                     busy = time.process_time()
                     with watched.watching() if name == "cluster" else nullcontext():
-                        took, written = timed(pictures, count, work, way)
+                        took, written = timed(images, count, work, way)
                     seconds.setdefault(f"{name}_{count}", []).append(took)
                     if name == "cluster":
                         processor.setdefault(count, []).append(time.process_time() - busy)
 
     def speeds(name: str) -> list[float]:
-        pairs = zip(seconds[f"{name}_{options.few}"], seconds[f"{name}_{options.pictures}"], strict=True)
-        return [(options.pictures - options.few) / (whole - few) for few, whole in pairs]
+        pairs = zip(seconds[f"{name}_{options.few}"], seconds[f"{name}_{options.images}"], strict=True)
+        return [(options.images - options.few) / (whole - few) for few, whole in pairs]
 
     rates = {name: speeds(name) for name in ways}
     starting = [few - options.few / rate for few, rate in zip(seconds[f"cluster_{options.few}"], rates["cluster"], strict=True)]
@@ -147,8 +147,8 @@ def main() -> None:
         "bytes_read_per_picture": read,
         "bytes_written_per_picture": written,
         "driver_processor_seconds_per_picture": statistics.median(
-            (whole - few) / (options.pictures - options.few)
-            for few, whole in zip(processor[options.few], processor[options.pictures], strict=True)
+            (whole - few) / (options.images - options.few)
+            for few, whole in zip(processor[options.few], processor[options.images], strict=True)
         ),
         "driver_processor_seconds_of_starting": statistics.median(processor[options.few]),
         "largest": watched.largest,

@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     networks.add_options(made, sizes=SIZES)
     made.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["float32"], help="one or more in one run")
-    made.add_argument("--batch", type=positive, nargs="+", default=[1], help="pictures that go in together")
+    made.add_argument("--batch", type=positive, nargs="+", default=[1], help="images that go in together")
     made.add_argument("--onnx", action="store_true", help="ONNX Runtime takes part, on the CPU")
     made.add_argument("--sweep", action="store_true", help="ours alone over many sizes and batches")
     add_options(made)
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def low_of(network: Network, batch: int, device: torch.device) -> Tensor:
+def lr_of(network: Network, batch: int, device: torch.device) -> Tensor:
     """(batch, 3, in, in) in [-1, 1], the same each time."""
     return (torch.rand(batch, 3, network.in_size, network.in_size, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
 
@@ -74,9 +74,9 @@ def alone(options: argparse.Namespace, network: Network, device: torch.device) -
         contestant = networks.plain(network.build(), precision, device)
     else:
         contestant = networks.ours(network.build(), precision, device)
-    low = low_of(network, options.batch[0], device)
+    lr = lr_of(network, options.batch[0], device)
     with torch.inference_mode():
-        seconds = [clock(functools.partial(contestant.forward, low), device) for _ in range(1 + options.rounds)]
+        seconds = [clock(functools.partial(contestant.forward, lr), device) for _ in range(1 + options.rounds)]
     return {"peak_mib": peak_mib(device), "seconds": seconds[1:]}
 
 
@@ -114,12 +114,12 @@ def contestants(options: argparse.Namespace, network: Network, batch: int, devic
 
 def case(options: argparse.Namespace, network: Network, batch: int, device: torch.device) -> Report:
     """All contestants with one size of batch."""
-    low = low_of(network, batch, device)
+    lr = lr_of(network, batch, device)
     results: dict[str, Tensor] = {}
 
     def timed(one: Contestant) -> float:
         with torch.inference_mode():
-            return clock(lambda: results.__setitem__(one.key, one.forward(low)), device)
+            return clock(lambda: results.__setitem__(one.key, one.forward(lr)), device)
 
     with tempfile.TemporaryDirectory() as folder:
         found = contestants(options, network, batch, device, Path(folder))

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints import zoo
-from gleansr.evaluation.entries import Entry
+from gleansr.evaluation.entries import ComparedMethod
 from gleansr.evaluation.evaluate import evaluate
-from gleansr.evaluation.judges import JudgeFiles
+from gleansr.evaluation.judges import MetricFiles
 from gleansr.evaluation.plan import plan
-from gleansr.evaluation.runner import Place
+from gleansr.evaluation.runner import ComputeConfig
 from gleansr.files import replacing, sha256_of
 from gleansr.inference.upscaler import load
 from gleansr.training.losses import FLOOR, power_spectrum
@@ -59,22 +59,22 @@ def measured(name: str, category: str, path: Path, degradation: str, options: ar
     aspect = "bars" if category == "cars" else "crop"
     comparison = plan(
         str(path),
-        [Entry("bicubic", "bicubic"), Entry("model", method, name)],
+        [ComparedMethod("bicubic", "bicubic"), ComparedMethod("model", method, name)],
         scale=upscaler.scale,
         metrics=METRICS,
-        files=JudgeFiles(options.mobilenet, None, None, None),
+        files=MetricFiles(options.mobilenet, None, None, None),
         limit=options.limit,
         aspect=aspect,
         small="enlarge" if category == "towers" else "refuse",
         degradation="real" if degradation == "real" else "bicubic",
-        place=Place("cpu"),
+        place=ComputeConfig("cpu"),
         batch_size=8,
         size=None if method == "glean" else SIZE,
     )
     base, own = evaluate(comparison)["methods"]
-    truths = comparison.truths
-    examples = [truths[i] for i in range(min(SPECTRA, len(truths)))]
-    results = torch.cat([example.inside(upscaler.method(example.low).pictures.float().clamp(-1, 1)) for example in examples])
+    gts = comparison.gts
+    examples = [gts[i] for i in range(min(SPECTRA, len(gts)))]
+    results = torch.cat([example.inside(upscaler.method(example.lr).images.float().clamp(-1, 1)) for example in examples])
     return {
         "model": name,
         "category": category,
@@ -84,14 +84,14 @@ def measured(name: str, category: str, path: Path, degradation: str, options: ar
         "bicubic": base["means"],
         "means": own["means"],
         "above_bicubic": own["above_bicubic"],
-        "spectrum": spectrum(results, torch.cat([example.inside(example.truth) for example in examples])),
+        "spectrum": spectrum(results, torch.cat([example.inside(example.gt) for example in examples])),
         "sha256": sha256_of(zoo.model_path(name)),
     }
 
 
-def spectrum(results: Tensor, truths: Tensor) -> dict[str, float]:
-    """By how many dB results (N, 3, H, W) have more power than truths, at the frequency where that is most."""
-    own, wanted = (power_spectrum(images).mean(0) + FLOOR for images in (results, truths))
+def spectrum(results: Tensor, gts: Tensor) -> dict[str, float]:
+    """By how many dB results (N, 3, H, W) have more power than ground truths, at the frequency where that is most."""
+    own, wanted = (power_spectrum(images).mean(0) + FLOOR for images in (results, gts))
     excess = 10 * (own / wanted).log10()
     return {"brightness": float(excess[0].max()), "colour": float(excess[1:].max())}
 

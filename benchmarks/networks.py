@@ -16,7 +16,7 @@ from benchmarks.measure import mmagic, positive
 from gleansr.checkpoints import foreign
 from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
-from gleansr.inference.feedforward import FeedForward, enlarge
+from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.precision import Precision
 from gleansr.inference.upscaler import Upscaler
@@ -111,8 +111,8 @@ def chosen(name: str, in_size: int | None, out_size: int | None, sizes: tuple[in
         read = Network(name, config.in_size, config.out_size, config, trained=True)
         wanted = (in_size or config.in_size, out_size or config.out_size)
         return read if wanted == (config.in_size, config.out_size) else read.of_size(*wanted)
-    scale, low = FeedForward(model, device="cpu").scale, in_size or sizes[0]
-    return Network(name, low, low * scale, None, trained=True)
+    scale, lr = FeedForwardModel(model, device="cpu").scale, in_size or sizes[0]
+    return Network(name, lr, lr * scale, None, trained=True)
 
 
 def full_of(network: Network) -> Network:
@@ -121,10 +121,10 @@ def full_of(network: Network) -> Network:
 
 
 def costs_of(network: Network, batch: int) -> dict[str, Cost]:
-    """Of a pass over so many pictures in the plain formulation, by stage."""
-    model, low = network.on_meta(), torch.empty(batch, 3, network.in_size, network.in_size, device="meta")
+    """Of a pass over so many images in the plain formulation, by stage."""
+    model, lr = network.on_meta(), torch.empty(batch, 3, network.in_size, network.in_size, device="meta")
     with torch.no_grad():
-        return counted(functools.partial(model, low), model)
+        return counted(functools.partial(model, lr), model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,18 +144,18 @@ class Contestant:
 
 def ours(model: nn.Module, precision: str, device: torch.device) -> Contestant:
     """As `gleansr.load` has it run. The weights of `model` are laid out anew, for others too."""
-    method = FeedForward(model, device=device, precision=cast("Precision", precision))
+    method = FeedForwardModel(model, device=device, precision=cast("Precision", precision))
     hidden = method._frozen or method.recorded
-    return Contestant(OURS, precision, lambda low: method(low).pictures, None if hidden else model)
+    return Contestant(OURS, precision, lambda lr: method(lr).images, None if hidden else model)
 
 
 def plain(model: nn.Module, precision: str, device: torch.device, name: str = PLAIN) -> Contestant:
     """The module itself: contiguous maps, nothing computed beforehand, half precision by autocast alone."""
     model, dtype = model.to(device), getattr(torch, precision)
 
-    def forward(low: Tensor) -> Tensor:
+    def forward(lr: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return enlarge(model, low)
+            return enlarge(model, lr)
 
     return Contestant(name, precision, forward, model)
 
@@ -183,6 +183,6 @@ def onnx(model: nn.Module, batch: int, path: Path) -> Contestant:
     """The network as an ONNX file, which is written, in ONNX Runtime on the CPU, with as many threads as torch has."""
     from gleansr.inference.export import export
 
-    export(Upscaler(FeedForward(model, device="cpu", precision="float32"), About("benchmark")), path, batch=batch)
+    export(Upscaler(FeedForwardModel(model, device="cpu", precision="float32"), About("benchmark")), path, batch=batch)
     exported = OnnxModel(path, torch.device("cpu"))
     return Contestant(ONNX, "float32", exported)

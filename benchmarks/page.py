@@ -1,8 +1,8 @@
-"""From the end of a stroke to the refined picture, measured in the browser, against the model's bare forward pass.
+"""From the end of a stroke to the refined image, measured in the browser, against the model's bare forward pass.
 
-    python -m benchmarks.page [--strokes 30] [--picture FILE] [--model cats-8x] [--json FILE]
+    python -m benchmarks.page [--strokes 30] [--image FILE] [--model cats-8x] [--json FILE]
 
-Starts `gleansr serve` on a free port of the loopback and draws strokes in headless Chromium. The bare forward pass of one picture is timed
+Starts `gleansr serve` on a free port of the loopback and draws strokes in headless Chromium. The bare forward pass of one image is timed
 in this process before and after the strokes, since both cannot have the cores at once. Wants `pip install 'gleansr[serve]' playwright` and
 a Chromium; CHROMIUM is its path if it is not called chromium.
 """
@@ -28,20 +28,20 @@ BOUND = "1.2 x forward + 100 ms"
 
 
 def forward_seconds(model: str, rounds: int) -> list[float]:
-    """Forward passes of one picture."""
+    """Forward passes of one image."""
     upscaler = gleansr.load(model, device="cpu")
-    low = torch.rand(1, 3, upscaler.method.in_size or 1, upscaler.method.in_size or 1) * 2 - 1
-    upscaler.method(low)
+    lr = torch.rand(1, 3, upscaler.method.in_size or 1, upscaler.method.in_size or 1) * 2 - 1
+    upscaler.method(lr)
     seconds = []
     for _ in range(rounds):
         begun = time.perf_counter()
-        upscaler.method(low)
+        upscaler.method(lr)
         seconds.append(time.perf_counter() - begun)
     return seconds
 
 
 def strokes(page: Page, count: int) -> list[dict[str, float]]:
-    """Draws one stroke after the other: seconds of each until the refined picture was drawn, and of the forward pass in the service."""
+    """Draws one stroke after the other: seconds of each until the refined image was drawn, and of the forward pass in the service."""
     box: dict[str, float] = page.evaluate("document.querySelector('#canvas').getBoundingClientRect().toJSON()")
     for i in range(count + 2):
         x, y = box["x"] + box["width"] * (0.3 + 0.4 * (i * 0.618 % 1)), box["y"] + box["height"] * (0.3 + 0.4 * (i * 0.383 % 1))
@@ -56,22 +56,22 @@ def strokes(page: Page, count: int) -> list[dict[str, float]]:
     return [{"seconds": seconds, "forward": forward} for seconds, forward in entries[2:]]  # the first ones make ready
 
 
-def measure(picture: Path, model: str, count: int) -> dict[str, Any]:
+def measure(image: Path, model: str, count: int) -> dict[str, Any]:
     before = forward_seconds(model, count // 2)
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with running("--models", model) as service, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(service.url)
-        page.set_input_files("#file", str(picture))
-        while not page.inner_text("#status").startswith(picture.name):
+        page.set_input_files("#file", str(image))
+        while not page.inner_text("#status").startswith(image.name):
             page.wait_for_timeout(20)
         drawn = strokes(page, count)
         browser.close()
     forward = statistics.median(before + forward_seconds(model, count // 2))
     seconds = [stroke["seconds"] for stroke in drawn]
     return {
-        "picture": picture.name,
+        "picture": image.name,
         "model": model,
         "strokes": len(drawn),
         "machine": machine(torch.device("cpu")),
@@ -86,11 +86,11 @@ def measure(picture: Path, model: str, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--strokes", type=int, default=30)
-    parser.add_argument("--picture", type=Path, default=CAT)
+    parser.add_argument("--image", type=Path, default=CAT)
     parser.add_argument("--model", default="cats-8x")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    report = measure(arguments.picture, arguments.model, arguments.strokes)
+    report = measure(arguments.image, arguments.model, arguments.strokes)
     print("| stroke to refined, ms | bare forward pass, ms | in the service, ms | " + BOUND + " |\n| ---: | ---: | ---: | ---: |")
     keys = ("stroke_seconds_median", "forward_seconds_median", "forward_in_service_median", "bound_seconds")
     print(f"| {' | '.join(f'{1000 * report[key]:.0f}' for key in keys)} |")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.measure import in_turn, times
 from gleansr.checkpoints.native import About
-from gleansr.images.codec import Picture
+from gleansr.images.codec import DecodedImage
 from gleansr.images.resize import resize
-from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.inference.upscaler import Upscaler
 from gleansr.photos import Photo, PhotoConfig
 from gleansr.photos.align import cut, framed
@@ -40,8 +40,8 @@ class Made:
         self.in_size, self.scale = in_size, scale
         self._out = in_size * scale
 
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, as in gleansr.inference.upscaler.Method
-        return Enlarged(resize(low, scale=self.scale) + 0.1 * torch.randn(len(low), 3, self._out, self._out))
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, as in gleansr.inference.upscaler.Method
+        return ModelOutput(resize(lr, scale=self.scale) + 0.1 * torch.randn(len(lr), 3, self._out, self._out))
 
 
 def objects(count: int) -> list[Found]:
@@ -81,33 +81,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return measured
 
     torch.manual_seed(0)
-    picture = Picture(resize(torch.rand(3, HEIGHT // 20, WIDTH // 20), size=(HEIGHT, WIDTH)).clamp(0, 1))
+    image = DecodedImage(resize(torch.rand(3, HEIGHT // 20, WIDTH // 20), size=(HEIGHT, WIDTH)).clamp(0, 1))
     upscaler = Upscaler(Made(given.in_size, given.scale), About("made"))
     found = objects(given.objects)
-    lows = [cut(picture.pixels, one.frame, given.in_size, given.in_size) * 2 - 1 for one in found]
-    highs = [upscaler.method(low[None]).pictures[0] for low in lows]
+    lrs = [cut(image.pixels, one.frame, given.in_size, given.in_size) * 2 - 1 for one in found]
+    srs = [upscaler.method(lr[None]).images[0] for lr in lrs]
     runs: dict[str, Callable[[], float]] = {
-        "cutting out": timed(lambda: [cut(picture.pixels, one.frame, given.in_size, given.in_size) for one in found])
+        "cutting out": timed(lambda: [cut(image.pixels, one.frame, given.in_size, given.in_size) for one in found])
     }
     for factor in given.factors:
-        pieces = [Piece(one.frame, low, high) for one, low, high in zip(found, lows, highs, strict=True)]
+        pieces = [Piece(one.frame, lr, sr) for one, lr, sr in zip(found, lrs, srs, strict=True)]
         task = Photo(upscaler, PhotoConfig(tuple(one.box for one in found), factor=factor))
-        prepared = task.prepare(picture)
+        prepared = task.prepare(image)
         runs[f"factor {factor}: enlarging and pasting"] = timed(
-            lambda factor=factor, pieces=pieces: paste(bicubic_bands(picture.pixels, factor), (HEIGHT, WIDTH), factor, pieces)
+            lambda factor=factor, pieces=pieces: paste(bicubic_bands(image.pixels, factor), (HEIGHT, WIDTH), factor, pieces)
         )
         runs[f"factor {factor}: enlarging alone"] = timed(
-            lambda factor=factor: paste(bicubic_bands(picture.pixels, factor), (HEIGHT, WIDTH), factor, [])
+            lambda factor=factor: paste(bicubic_bands(image.pixels, factor), (HEIGHT, WIDTH), factor, [])
         )
         runs[f"factor {factor}: all of finish, upright, with the consistency measured"] = timed(
-            lambda prepared=prepared: prepared.finish(highs, [""] * len(highs))
+            lambda prepared=prepared: prepared.finish(srs, [""] * len(srs))
         )
     if given.search:
         faces, cats = Faces(), Cats()
-        runs["searching faces"] = timed(lambda: faces.search(picture.pixels))
-        runs["searching faces, upright"] = timed(lambda: faces.search(picture.pixels, turned=False))
-        runs["searching cats all around"] = timed(lambda: cats.search(picture.pixels))
-        runs["searching cats, upright"] = timed(lambda: cats.search(picture.pixels, turned=False))
+        runs["searching faces"] = timed(lambda: faces.search(image.pixels))
+        runs["searching faces, upright"] = timed(lambda: faces.search(image.pixels, turned=False))
+        runs["searching cats all around"] = timed(lambda: cats.search(image.pixels))
+        runs["searching cats, upright"] = timed(lambda: cats.search(image.pixels, turned=False))
     report = {"objects": given.objects, "model": [given.in_size, given.scale], "threads": torch.get_num_threads(), "clock": clock.__name__}
     print(json.dumps(report | times(in_turn(runs, given.rounds)), indent=2))
 

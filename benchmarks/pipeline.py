@@ -1,14 +1,14 @@
-"""A folder of pictures through `gleansr.jobs` against the bare forward passes at the same batch size, in turn in one process.
+"""A folder of images through `gleansr.jobs` against the bare forward passes at the same batch size, in turn in one process.
 
-    python -m benchmarks.pipeline [--pictures 500] [--rounds 3] [--batch-size 8] [--model cats-8x] [--plain] [--json report.json]
+    python -m benchmarks.pipeline [--images 500] [--rounds 3] [--batch-size 8] [--model cats-8x] [--plain] [--json report.json]
                                   [--plot roofline.png]
 
-The pictures are made of examples/ on the spot: PNG, JPEG, WebP, TIFF and BMP of 32x32 and 256x256, each turned, mirrored and tinted in its
+The images are made of examples/ on the spot: PNG, JPEG, WebP, TIFF and BMP of 32x32 and 256x256, each turned, mirrored and tinted in its
 own way. A round runs all through `run`, with their manifest, and then as many through the network alone, from tensors that are ready; with
 --plain through the plain formulation of the network too. The machine's ceilings are measured in each round.
 
-Prints a table, with --json the report: pictures per second and by how much folder mode is faster, in the median over the rounds, from the
-least to the most; the processor's time per picture; the share of the ceilings reached; and the resident memory after each tenth of the
+Prints a table, with --json the report: images per second and by how much folder mode is faster, in the median over the rounds, from the
+least to the most; the processor's time per image; the share of the ceilings reached; and the resident memory after each tenth of the
 last round.
 """
 
@@ -40,8 +40,8 @@ from gleansr.errors import GleansrError, RequestError
 from gleansr.files import sha256_of
 from gleansr.images.codec import decode
 from gleansr.inference.precision import Precision
-from gleansr.inference.tasks import Enlarge, Task
-from gleansr.jobs import Manifest, Unlisted, Work, places, run, walk
+from gleansr.inference.tasks import Enlarge, ImageTask
+from gleansr.jobs import Manifest, UnreadableFolder, Work, places, run, walk
 
 SIZES = (32, 256)
 KINDS = (".png", ".jpg", ".webp", ".tif", ".bmp")
@@ -49,7 +49,7 @@ FOLDER, BARE = "folder mode", "bare forward passes"
 
 
 def make(folder: Path, count: int) -> None:
-    """Writes so many pictures, none like another."""
+    """Writes so many images, none like another."""
     examples = [Image.open(path).convert("RGB") for path in sorted((Path(__file__).parents[1] / "examples").glob("*.png"))]
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -66,27 +66,27 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def through_folders(pictures: Path, results: Path, work: Work, count: int) -> list[float]:
+def through_folders(images: Path, results: Path, work: Work, count: int) -> list[float]:
     """All of them into a folder that does not exist yet. Returns the resident memory after each tenth."""
     memory = []
-    [place] = places([pictures], results, "")
+    [place] = places([images], results, "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
         for number, outcome in enumerate(run(walk(place), work, [manifest]), 1):
-            if isinstance(outcome, Unlisted) or outcome.status != "done":
+            if isinstance(outcome, UnreadableFolder) or outcome.status != "done":
                 raise GleansrError(f"folder mode failed: {outcome}")
             if number % max(1, count // 10) == 0:
                 memory.append(round(resident()))
     return memory
 
 
-def bare(forward: Forward, lows: torch.Tensor, count: int, device: torch.device) -> None:
-    """Forward passes over so many pictures, on the device and back, in batches like `lows`."""
-    for start in range(0, count, len(lows)):
-        forward(lows[: count - start].to(device)).cpu()
+def bare(forward: Forward, lrs: torch.Tensor, count: int, device: torch.device) -> None:
+    """Forward passes over so many images, on the device and back, in batches like `lrs`."""
+    for start in range(0, count, len(lrs)):
+        forward(lrs[: count - start].to(device)).cpu()
 
 
 def cost_of(network: Network, count: int, batch_size: int) -> Cost:
-    """Of bare passes over so many pictures."""
+    """Of bare passes over so many images."""
     whole, rest = divmod(count, batch_size)
     last = total(costs_of(network, rest)) if rest else Cost()
     return total(costs_of(network, batch_size)) * whole + last
@@ -100,27 +100,27 @@ def cpu_seconds() -> float:
 def measure(options: argparse.Namespace) -> Report:
     upscaler = gleansr.load(options.model, device=options.device, precision=options.precision)
     if upscaler.input_size is None:
-        raise RequestError(f"{options.model} takes pictures of any size, whose passes cost differently; give a GLEAN")
+        raise RequestError(f"{options.model} takes images of any size, whose passes cost differently; give a GLEAN")
     network = networks.chosen(options.model, None, None, SIZES)
-    device, size, count = upscaler.device, options.batch_size or upscaler.default_batch_size(), options.pictures
+    device, size, count = upscaler.device, options.batch_size or upscaler.default_batch_size(), options.images
     precision = str(getattr(upscaler.method, "precision", torch.float32)).removeprefix("torch.")
     facts = machine(device)
-    work = Work(cast("Task", Enlarge(upscaler)), size, sha256_of(checkpoints.model_path(options.model)))
+    work = Work(cast("ImageTask", Enlarge(upscaler)), size, sha256_of(checkpoints.model_path(options.model)))
     memory: list[float] = []
     busy: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        pictures, rounds = Path(folder, "pictures"), itertools.count()
-        make(pictures, count)
-        examples = [upscaler.fit(decode(path)).low for path in sorted(pictures.rglob("*.*"))[:size]]
-        lows = torch.stack(examples).repeat(-(-size // len(examples)), 1, 1, 1)[:size]
-        forwards: dict[str, Forward] = {BARE: lambda low: upscaler.method(low).pictures}
+        images, rounds = Path(folder, "pictures"), itertools.count()
+        make(images, count)
+        examples = [upscaler.fit(decode(path)).lr for path in sorted(images.rglob("*.*"))[:size]]
+        lrs = torch.stack(examples).repeat(-(-size // len(examples)), 1, 1, 1)[:size]
+        forwards: dict[str, Forward] = {BARE: lambda lr: upscaler.method(lr).images}
         if options.plain:
             forwards[PLAIN] = torch.inference_mode()(networks.plain(network.build(), precision, device).forward)
         for forward in forwards.values():
-            bare(forward, lows, 2 * size, device)  # warm-up
+            bare(forward, lrs, 2 * size, device)  # warm-up
 
         def through_all() -> None:
-            memory[:] = through_folders(pictures, Path(folder, f"results{next(rounds)}"), work, count)
+            memory[:] = through_folders(images, Path(folder, f"results{next(rounds)}"), work, count)
 
         def timed(name: str, call: Callable[[], None]) -> float:
             before = cpu_seconds()
@@ -128,7 +128,7 @@ def measure(options: argparse.Namespace) -> Report:
             busy.setdefault(name, []).append(1000 * (cpu_seconds() - before) / count)
             return seconds
 
-        calls = {FOLDER: through_all} | {name: partial(bare, forward, lows, count, device) for name, forward in forwards.items()}
+        calls = {FOLDER: through_all} | {name: partial(bare, forward, lrs, count, device) for name, forward in forwards.items()}
         runs: dict[str, Callable[[], float]] = {name: partial(timed, name, call) for name, call in calls.items()}
         ceilings = Ceilings(precision, device, small=options.small_ceilings)
         measured = in_turn(runs | ceilings.runs(f"{precision} "), options.rounds, warm_ups=0)
@@ -145,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "python -m benchmarks.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--pictures", type=positive, default=500)
+    made.add_argument("--images", type=positive, default=500)
     made.add_argument("--rounds", type=positive, default=3)
     made.add_argument("--batch-size", type=positive, help="as folder mode chooses unless told")
     made.add_argument("--model", default="cats-8x", help="name or file of a GLEAN")

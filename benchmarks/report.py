@@ -54,8 +54,8 @@ def _drawable(text: str) -> Path:
     return path
 
 
-def entry(name: str, precision: str, seconds: Sequence[float], cost: Cost, ceilings: Mapping[str, float], pictures: int) -> Report:
-    """What there is to say of one contestant: `seconds` of passes over so many pictures that cost so much each time."""
+def entry(name: str, precision: str, seconds: Sequence[float], cost: Cost, ceilings: Mapping[str, float], images: int) -> Report:
+    """What there is to say of one contestant: `seconds` of passes over so many images that cost so much each time."""
     median = statistics.median(seconds)
     counts = cost.as_dict(precision)
     speed = counts["gflop"] / median
@@ -65,7 +65,7 @@ def entry(name: str, precision: str, seconds: Sequence[float], cost: Cost, ceili
         "seconds": list(seconds),
         "seconds_median": median,
         "seconds_min_max": [min(seconds), max(seconds)],
-        "pictures_per_second": pictures / median,
+        "pictures_per_second": images / median,
         **counts,
         "gflops": speed,
         "share_of_convolution": speed / ceilings["convolution_gflops"],
@@ -78,7 +78,7 @@ def medians(measured: Mapping[str, Sequence[float]], precisions: Iterable[str]) 
     return {precision: {name: statistics.median(measured[f"{precision} {name}"]) for name in NAMES} for precision in precisions}
 
 
-def rivals(case: Mapping[str, Any]) -> Iterator[tuple[Report, Report | None]]:
+def baselines(case: Mapping[str, Any]) -> Iterator[tuple[Report, Report | None]]:
     """Each way in which we are measured beside the others in the same precision, and half precision beside mmagic's in any."""
     subject = case["contestants"][0]["name"]
     others = [one for one in case["contestants"] if one["name"] != subject]
@@ -111,15 +111,15 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def speed_table(report: Report) -> str:
-    """A row for each way of ours and each rival."""
+    """A row for each way of ours and each baseline."""
     pass_, subject = report["unit"], report["cases"][0]["contestants"][0]["name"]
     columns = [
-        report["network"]["label"], "batch", f"{subject}, s per {pass_}", "against", "its s", "faster", "pictures/s", "GFLOP/s",
+        report["network"]["label"], "batch", f"{subject}, s per {pass_}", "against", "its s", "faster", "images/s", "GFLOP/s",
         "of the convolution's speed", "of the matrix product's", "peak memory, MiB", "largest difference",
     ]  # fmt: skip
     rows = []
     for case in report["cases"]:
-        for one, other in rivals(case):
+        for one, other in baselines(case):
             row = [f"{one['precision']} ({digits(one['gflop'])} GFLOP)", str(case["batch"]), spread(one["seconds"])]
             if other is None:
                 row += ["-"] * 3
@@ -172,7 +172,7 @@ def stage_table(report: Report) -> str:
 def sweep_table(report: Report) -> str:
     """A row for each size and batch."""
     columns = [
-        report["network"]["label"], "scale", "batch", "precision", "s per picture", "GFLOP per picture", "GFLOP/s",
+        report["network"]["label"], "scale", "batch", "precision", "s per image", "GFLOP per image", "GFLOP/s",
         "of the convolution's speed", "peak memory, MiB",
     ]  # fmt: skip
     rows = []
@@ -191,12 +191,12 @@ def sweep_table(report: Report) -> str:
 
 
 def pipeline_table(report: Report) -> str:
-    """A row for each way that the pictures went, and what folder mode held."""
+    """A row for each way that the images went, and what folder mode held."""
     [case] = report["cases"]
     folder = case["contestants"][0]
     columns = [
-        f"{report['network']['label']}, {case['pictures']} files, batches of {case['batch']}", "precision", "pictures/s",
-        f"{folder['name']} is faster", "the processor's ms per picture", "GFLOP/s", "of the convolution's speed",
+        f"{report['network']['label']}, {case['pictures']} files, batches of {case['batch']}", "precision", "images/s",
+        f"{folder['name']} is faster", "the processor's ms per image", "GFLOP/s", "of the convolution's speed",
     ]  # fmt: skip
     rows = []
     for one in case["contestants"]:

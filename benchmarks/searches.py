@@ -34,19 +34,19 @@ METHODS = ("PULSE", "DGP")
 
 
 def pulse_alone(bank: Bank, config: PULSEConfig) -> None:
-    """The passes of a search of PULSE for one picture: to codes and noise pictures, without the last backward one."""
-    codes = torch.randn(1, bank.config.n_codes, bank.config.code_dim).to(device_of(bank)).requires_grad_()
+    """The passes of a search of PULSE for one image: to codes and noise images, without the last backward one."""
+    latents = torch.randn(1, bank.config.n_latents, bank.config.code_dim).to(device_of(bank)).requires_grad_()
     noises = [torch.randn_like(noise) for noise in bank.synthesis.noises("fixed", 1) if noise is not None]
-    searched = [codes, *(noise.requires_grad_() for noise in noises[: config.trainable_noise_layers])]
+    searched = [latents, *(noise.requires_grad_() for noise in noises[: config.trainable_noise_layers])]
     with frozen(bank):
         for step in range(config.steps):
-            picture = bank.synthesis(codes, noises)
+            image = bank.synthesis(latents, noises)
             if step + 1 < config.steps:
-                torch.autograd.grad(picture.sum(), searched)
+                torch.autograd.grad(image.sum(), searched)
 
 
 def dgp_alone(bank: Bank, discriminator: Discriminator, config: DGPConfig) -> None:
-    """The passes of a search of DGP for one picture: those of the samples to start from, then to all that is tuned and back."""
+    """The passes of a search of DGP for one image: those of the samples to start from, then to all that is tuned and back."""
     z = torch.randn(8, bank.config.code_dim).to(device_of(bank))
     with torch.no_grad():
         for first in range(0, config.select_samples, len(z)):
@@ -76,11 +76,11 @@ def measure(options: argparse.Namespace) -> Report:
     pulse, dgp = PULSE(bank, options.scale, pulse_config, device=device), DGP(bank, discriminator, options.scale, dgp_config, device=device)
     # Both searches run on copies or leave weights as they are, so that the networks themselves serve for the passes alone.
     alone, judge = placed(bank, device), placed(discriminator, device).requires_grad_(False)
-    low: Tensor = torch.rand(1, 3, *[bank.config.size // options.scale] * 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pulse(low)  # fits its Gaussian, once
+    lr: Tensor = torch.rand(1, 3, *[bank.config.size // options.scale] * 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pulse(lr)  # fits its Gaussian, once
     searches = {
-        "PULSE": (pulse_config.steps, functools.partial(pulse, low), functools.partial(pulse_alone, alone, pulse_config)),
-        "DGP": (sum(dgp_config.iterations), functools.partial(dgp, low), functools.partial(dgp_alone, alone, judge, dgp_config)),
+        "PULSE": (pulse_config.steps, functools.partial(pulse, lr), functools.partial(pulse_alone, alone, pulse_config)),
+        "DGP": (sum(dgp_config.iterations), functools.partial(dgp, lr), functools.partial(dgp_alone, alone, judge, dgp_config)),
     }
     searches = {name: searches[name] for name in METHODS if name in options.methods}
     calls: dict[str, Callable[[], float]] = {}
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 def text(report: Report) -> str:
     """The table, and the machine."""
-    columns = [f"{report['model']}, {report['scale']}x", "steps", "s per picture", "s in the networks alone", "share"]
+    columns = [f"{report['model']}, {report['scale']}x", "steps", "s per image", "s in the networks alone", "share"]
     rows = [
         [name, str(one["steps"]), spread(one["seconds"]), digits(statistics.median(one["networks_seconds"])), spread(one["share"])]
         for name, one in report["methods"].items()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving --clients 50 --seconds 60 [--model cats-8x] [--queue 32] [--batch-size N] [--json FILE]
 
-Starts `gleansr serve` on a free port of the loopback. Each client sends pictures that no other has, to upscale and to retouch in turn, and
-compares each answer with what the library makes of that picture; answers to others would be farther away than the tolerance, which is
+Starts `gleansr serve` on a free port of the loopback. Each client sends images that no other has, to upscale and to retouch in turn, and
+compares each answer with what the library makes of that image; answers to others would be farther away than the tolerance, which is
 checked too. A 429 is tried again after its Retry-After. Then SIGTERM under load: whatever the service has begun must be answered whole.
 Prints a table and JSON, and exits with 1 if a check fails. Wants `pip install 'gleansr[serve]' httpx`; memory is read on Linux.
 """
@@ -29,7 +29,7 @@ import gleansr
 from benchmarks.service import Running, running
 
 TOLERANCE = 2
-"""Of 255: how far an answer may be from what the library makes of the picture alone; the batch changes the last bits."""
+"""Of 255: how far an answer may be from what the library makes of the image alone; the batch changes the last bits."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Tally:
 
 
 def make_work(upscaler: gleansr.Upscaler, client: int) -> list[Work]:
-    """Pictures of one client: random smooth colours."""
+    """Images of one client: random smooth colours."""
     rng = np.random.default_rng(client)
-    side, low = upscaler.output_size or 0, upscaler.input_size or 0
+    side, lr = upscaler.output_size or 0, upscaler.input_size or 0
     seeds = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
-    small, original = seeds.resize((low, low), Image.Resampling.BICUBIC), seeds.resize((side, side), Image.Resampling.BICUBIC)
+    small, original = seeds.resize((lr, lr), Image.Resampling.BICUBIC), seeds.resize((side, side), Image.Resampling.BICUBIC)
     edited = original.copy()
     x, y, radius = (int(value) for value in rng.integers(side // 4, side // 2, 3))
     ImageDraw.Draw(edited).ellipse((x, y, x + radius, y + radius), fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
@@ -98,7 +98,7 @@ async def run_client(number: int, url: str, work: list[Work], tally: Tally) -> N
             again = False
             while True:
                 begun, started = False, time.monotonic()
-                files = {name: ("picture.png", contents, "image/png") for name, contents in job.files.items()}
+                files = {name: ("image.png", contents, "image/png") for name, contents in job.files.items()}
                 try:
                     async with client.stream("POST", f"/v1/{job.route}", files=files) as response:
                         begun = True
@@ -212,7 +212,7 @@ def failures(report: dict[str, Any], least: int) -> list[str]:
     """The checks that do not hold."""
     answered = report["answers_received"]
     checks = {
-        "pictures of clients are too similar to notice swapped answers": least > 2 * TOLERANCE,
+        "images of clients are too similar to notice swapped answers": least > 2 * TOLERANCE,
         "some answers are wrong": not report["wrong"],
         "some answers were lost": not report["lost"],
         "there are errors of the service": not any(status.startswith("5") for status in report["statuses"]),
@@ -227,7 +227,7 @@ def failures(report: dict[str, Any], least: int) -> list[str]:
 
 def table(report: dict[str, Any]) -> str:
     rows = [
-        ("pictures per second", report["pictures_per_second"]),
+        ("images per second", report["pictures_per_second"]),
         ("mean batch", report["mean_batch"]),
         *((f"{route}: p50, p95, p99, s", ", ".join(map(str, values.values()))) for route, values in report["latency_seconds"].items()),
         ("statuses", ", ".join(f"{status}: {count}" for status, count in sorted(report["statuses"].items()))),

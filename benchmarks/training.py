@@ -77,16 +77,16 @@ def step(which: str, network: Network, options: argparse.Namespace, device: torc
     layout = torch.channels_last if which == OURS else torch.contiguous_format
     scale = network.out_size // network.in_size
 
-    def run(truth: torch.Tensor) -> None:
-        truth = truth.to(memory_format=layout)
-        low = degrade(truth, scale)
+    def run(gt: torch.Tensor) -> None:
+        gt = gt.to(memory_format=layout)
+        lr = degrade(gt, scale)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
         discriminator.requires_grad_(False)
         with autocast:
-            result = model(low)
+            result = model(lr)
             loss = L.equation4_objective(
-                L.equation1_mse(result, truth),
-                L.equation2_perceptual(features, result, truth),
+                L.equation1_mse(result, gt),
+                L.equation2_perceptual(features, result, gt),
                 L.equation3_adversarial(discriminator(result)),
                 1e-2,
                 1e-2,
@@ -99,11 +99,11 @@ def step(which: str, network: Network, options: argparse.Namespace, device: torc
         result = result.detach()
         if which == OURS:
             with autocast:
-                d_loss = L.equation5_discriminator(discriminator(result), discriminator(truth))
+                d_loss = L.equation5_discriminator(discriminator(result), discriminator(gt))
             d_loss.backward()
         else:
             with autocast:
-                real_loss = nn.functional.softplus(-discriminator(truth)).mean()
+                real_loss = nn.functional.softplus(-discriminator(gt)).mean()
             real_loss.backward()
             with autocast:
                 fake_loss = nn.functional.softplus(discriminator(result)).mean()
@@ -113,7 +113,7 @@ def step(which: str, network: Network, options: argparse.Namespace, device: torc
     return run
 
 
-def truths(network: Network, options: argparse.Namespace, device: torch.device) -> torch.Tensor:
+def gts(network: Network, options: argparse.Namespace, device: torch.device) -> torch.Tensor:
     """(N, 3, out, out) in [-1, 1]."""
     size = (options.batch, 3, network.out_size, network.out_size)
     return (torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
@@ -133,16 +133,16 @@ def measure(options: argparse.Namespace) -> Report:
     network.architecture  # noqa: B018
     if options.peer:
         mmagic(options.peer)
-    truth = truths(network, options, device)
+    gt = gts(network, options, device)
     if options.alone:
         run = step(options.alone, network, options, device)
         for _ in range(2):
-            run(truth)
+            run(gt)
         return {"peak_mib": peak_mib(device)}
     facts, names = machine(device), [OURS, PEER if options.peer else PLAIN]
     precisions = {name: precision_of(name, options) for name in names}
     memory = {name: in_child(name, network, options) for name in names}
-    steps = {name: functools.partial(step(name, network, options, device), truth) for name in names}
+    steps = {name: functools.partial(step(name, network, options, device), gt) for name in names}
     costs = {name: total(counted(run)) for name, run in steps.items()}
     runs: dict[str, Callable[[], float]] = {name: functools.partial(clock, run, device) for name, run in steps.items()}
     for precision in dict.fromkeys(precisions.values()):

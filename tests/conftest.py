@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, so that tiny tensors are not spread over cores, and small pictures."""
+"""Shared by all tests: one thread, so that tiny tensors are not spread over cores, and small images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
 
 @pytest.fixture
 def cat() -> Image.Image:
-    """A smooth coloured picture 64x64."""
+    """A smooth coloured image 64x64."""
     y, x = np.mgrid[0:64, 0:64] / 63
     pixels = np.stack([x, y, 0.5 + 0.4 * np.sin(9 * x) * np.cos(7 * y)], -1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
@@ -57,7 +57,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A native file with an untrained GLEAN 8 -> 32, whose results are close to mid-grey but depend on the picture."""
+    """A native file with an untrained GLEAN 8 -> 32, whose results are close to mid-grey but depend on the image."""
     from gleansr.checkpoints import native
     from gleansr.models.glean import GLEAN, GLEANConfig
     from gleansr.models.stylegan2 import StyleGAN2Config

@@ -237,7 +237,7 @@ def linear(x, weight, bias, lr_mul=1.0):
 
 
 def modulated(x, code, t, names, demodulate, up=False):
-    """Each picture convolved with its own weight."""
+    """Each image convolved with its own weight."""
     weight = t[names[0]]
     weight = weight if weight.ndim == 5 else weight[None]
     weight = weight / math.sqrt(weight[0, 0].numel()) * linear(code, t[names[1]], t[names[2]])[:, None, :, None, None]
@@ -271,18 +271,18 @@ def styled(layout, t, i, x, code, clamp=math.inf):
     return lrelu(y + t[names[4]][:, None, None]).clamp(-clamp, clamp)
 
 
-def synthesis(layout, t, codes, clamp=math.inf):
-    x = t[CONSTANT[layout]].reshape(1, -1, 4, 4).repeat(len(codes), 1, 1, 1)
-    picture, i = None, 0
+def synthesis(layout, t, latents, clamp=math.inf):
+    x = t[CONSTANT[layout]].reshape(1, -1, 4, 4).repeat(len(latents), 1, 1, 1)
+    image, i = None, 0
     while f"{layer(layout, i)}.{LAYER[layout][0]}" in t:
-        x = styled(layout, t, i, x, codes[:, i], clamp)
+        x = styled(layout, t, i, x, latents[:, i], clamp)
         if i % 2 == 0:
             p = to_rgb(layout, i // 2)
-            y = modulated(x, codes[:, i + 1], t, [f"{p}.{leaf}" for leaf in LAYER[layout]], demodulate=False)
+            y = modulated(x, latents[:, i + 1], t, [f"{p}.{leaf}" for leaf in LAYER[layout]], demodulate=False)
             y = (y + t[f"{p}.bias"].reshape(1, 3, 1, 1)).clamp(-clamp, clamp)
-            picture = y if picture is None else y + resample(picture, KERNEL * 4, up=2, pad=(2, 1))
+            image = y if image is None else y + resample(image, KERNEL * 4, up=2, pad=(2, 1))
         i += 1
-    return picture
+    return image
 
 
 def discriminator(layout, t, image, group=4, clamp=math.inf):
@@ -342,26 +342,26 @@ def rrdbnet(t, x, scale):
     return conv3(t, "conv_last", plain_lrelu(conv3(t, "conv_hr", y)))
 
 
-def glean(t, low, out_size, code=16):
-    n, size = len(low), low.shape[-1]
-    features = [plain_lrelu(conv3(t, "encoder.0.1", trunk(t, "encoder.0.0.", low)))]
+def glean(t, lr, out_size, code=16):
+    n, size = len(lr), lr.shape[-1]
+    features = [plain_lrelu(conv3(t, "encoder.0.1", trunk(t, "encoder.0.0.", lr)))]
     k = 1
     while features[-1].shape[-1] > 4:
         y = plain_lrelu(conv3(t, f"encoder.{k}.0", features[-1], 2))
         features.append(plain_lrelu(conv3(t, f"encoder.{k}.2", y)))
         k += 1
     y = plain_lrelu(conv3(t, f"encoder.{k}.0", features[-1])).reshape(n, -1)
-    codes = (y @ t[f"encoder.{k}.3.weight"].t() + t[f"encoder.{k}.3.bias"]).reshape(n, -1, code)
+    latents = (y @ t[f"encoder.{k}.3.weight"].t() + t[f"encoder.{k}.3.bias"]).reshape(n, -1, code)
 
     bank = {name.removeprefix("generator."): v for name, v in t.items() if name.startswith("generator.")}
-    x = styled("mmagic", bank, 0, bank["constant_input.input"].repeat(n, 1, 1, 1), codes[:, 0])
+    x = styled("mmagic", bank, 0, bank["constant_input.input"].repeat(n, 1, 1, 1), latents[:, 0])
     stored = {}
-    for i in range(1, codes.shape[1] - 1, 2):
+    for i in range(1, latents.shape[1] - 1, 2):
         if x.shape[-1] <= size:
             fused = int(math.log2(x.shape[-1])) - 2
             x = conv3(t, f"fusion_out.{fused}", torch.cat([x, features[-1 - fused]], 1))
-        x = styled("mmagic", bank, i, x, codes[:, i])
-        x = styled("mmagic", bank, i + 1, x, codes[:, i + 1])
+        x = styled("mmagic", bank, i, x, latents[:, i])
+        x = styled("mmagic", bank, i + 1, x, latents[:, i + 1])
         stored[x.shape[-1]] = x
 
     y, d = features[0], 0

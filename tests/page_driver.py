@@ -51,7 +51,7 @@ class Driver:
         self.until("document.querySelector('#model').options.length > 0")
 
     def load(self, path: Path) -> None:
-        """Opens a picture and waits until it can be edited."""
+        """Opens an image and waits until it can be edited."""
         self.page.set_input_files("#file", str(path))
         self.says(path.name)
 
@@ -76,7 +76,7 @@ class Driver:
         return self.page.inner_text("#status")
 
     def shot(self, name: str) -> None:
-        """Keeps a picture of the page, to be looked at."""
+        """Keeps an image of the page, to be looked at."""
         self.page.screenshot(path=self.shots / f"{name}.png")
 
     def refined(self) -> int:
@@ -94,7 +94,7 @@ class Driver:
         self.page.mouse.up()
 
     def stroke(self, *points: tuple[float, float]) -> None:
-        """Draws and waits until the refined picture is shown."""
+        """Draws and waits until the refined image is shown."""
         before = self.refined()
         self.drag(*points)
         self.until(f"performance.getEntriesByName('stroke-to-refined').length > {before}")

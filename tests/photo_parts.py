@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints.native import About
-from gleansr.images.codec import Picture
+from gleansr.images.codec import DecodedImage
 from gleansr.images.resize import resize
-from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.inference.upscaler import Upscaler
 
 
@@ -20,19 +20,19 @@ class Made:
 
     in_size: int | None
     scale: int
-    change: Callable[[Tensor], Tensor] = lambda high: high
+    change: Callable[[Tensor], Tensor] = lambda sr: sr
     note: str = ""
     name: str = "made"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002
-        return Enlarged(self.change(resize(low, scale=self.scale)), [self.note] * len(low) if self.note else [])
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002
+        return ModelOutput(self.change(resize(lr, scale=self.scale)), [self.note] * len(lr) if self.note else [])
 
 
 def upscaler(
     in_size: int | None = 16,
     scale: int = 8,
-    change: Callable[[Tensor], Tensor] = lambda high: high,
+    change: Callable[[Tensor], Tensor] = lambda sr: sr,
     *,
     category: str | None = "cars",
     note: str = "",
@@ -47,9 +47,9 @@ def smooth(height: int, width: int, *, channels: int = 3, seed: int = 0, cell: i
     return resize(seeds, size=(height, width)).clamp(0, 1)
 
 
-def photo(height: int, width: int, *, seed: int = 0, cell: int = 2) -> Picture:
+def photo(height: int, width: int, *, seed: int = 0, cell: int = 2) -> DecodedImage:
     """A photo with 8 bits."""
-    return Picture(smooth(height, width, seed=seed, cell=cell).mul(255).round() / 255, name="photo")
+    return DecodedImage(smooth(height, width, seed=seed, cell=cell).mul(255).round() / 255, name="photo")
 
 
 def pixels(image: object) -> Tensor:
@@ -57,7 +57,7 @@ def pixels(image: object) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
 
-def stripes(high: Tensor) -> Tensor:
+def stripes(sr: Tensor) -> Tensor:
     """What a model adds that invents detail: columns of 2 pixels, lighter and darker by 0.2 in [-1, 1]."""
-    columns = torch.arange(high.shape[-1]) // 2 % 2
-    return high + 0.4 * columns - 0.2
+    columns = torch.arange(sr.shape[-1]) // 2 % 2
+    return sr + 0.4 * columns - 0.2

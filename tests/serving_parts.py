@@ -1,4 +1,4 @@
-"""What the tests of the service share: a model, pictures, requests without a server."""
+"""What the tests of the service share: a model, images, requests without a server."""
 
 import asyncio
 import io
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 import gleansr
 from gleansr.checkpoints import native
-from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
@@ -26,7 +26,7 @@ from gleansr.serving.config import ServingConfig
 
 
 def save_vivid(path: Path) -> Path:
-    """A GLEAN 8 -> 32 as a native file. It is untrained, but its results differ visibly between pictures."""
+    """A GLEAN 8 -> 32 as a native file. It is untrained, but its results differ visibly between images."""
     torch.manual_seed(0)
     model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
     model.decoder.out.weight.data.mul_(10)
@@ -46,13 +46,13 @@ def decoded(contents: bytes) -> np.ndarray:
 
 
 def blotchy(seed: int, size: int = 64) -> Image.Image:
-    """A picture of random smooth colours."""
+    """An image of random smooth colours."""
     seeds = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(seeds).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def painted(image: Image.Image) -> Image.Image:
-    """The picture with a spot painted on it."""
+    """The image with a spot painted on it."""
     edited = image.copy()
     ImageDraw.Draw(edited).ellipse((20, 24, 34, 36), fill=(250, 20, 40))
     return edited
@@ -70,13 +70,13 @@ class Gated:
         self.batches: list[int] = []
         self.error: Exception | None = None
 
-    def __call__(self, low: torch.Tensor, report: Report | None = None) -> Enlarged:
+    def __call__(self, lr: torch.Tensor, report: StepReport | None = None) -> ModelOutput:
         self.begun.set()
         assert self.open.wait(10)
-        self.batches.append(len(low))
+        self.batches.append(len(lr))
         if self.error:
             raise self.error
-        return self._method(low, report)
+        return self._method(lr, report)
 
 
 def gated(model: Path) -> tuple[Upscaler, Gated]:
@@ -97,13 +97,13 @@ class Asked:
         return await self.client.post("/v1/upscale", files={"picture": encoded(image)}, headers=headers)
 
     async def until(self, waiting: int) -> None:
-        """Returns as soon as so many pictures wait for the device."""
+        """Returns as soon as so many images wait for the device."""
         async with asyncio.timeout(10):
             while len(self.app.service.worker) != waiting:
                 await asyncio.sleep(0.002)
 
     async def busy(self, **headers: str) -> "asyncio.Task[httpx.Response]":
-        """Sends a picture whose forward pass has begun, and goes on when the gate is opened."""
+        """Sends an image whose forward pass has begun, and goes on when the gate is opened."""
         self.method.open.clear()
         self.method.begun.clear()
         first = asyncio.create_task(self.upscale(blotchy(99), **headers))

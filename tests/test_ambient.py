@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 
 import gleansr
-from gleansr import baselines as rivals
+from gleansr import baselines as baselines
 from gleansr.ambient import plain_torch
 from gleansr.baselines.dgp_config import DGPConfig
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
-from gleansr.evaluation.judges import Judge
+from gleansr.evaluation.judges import MetricSuite
 from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, psnr, ssim
 from gleansr.images.back_projection import back_project
 from gleansr.images.resize import degrade
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Manifest, Outcome, Work, places, run, walk
+from gleansr.jobs import JobResult, Manifest, Work, places, run, walk
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.photos import upscale_photo
 from gleansr.retouching.refine import prepare
@@ -175,7 +175,7 @@ def measured() -> list[Any]:
 
 def judged() -> list[Any]:
     a, b = (noise(1, 3, 64, 64, seed=seed) * 2 - 1 for seed in (1, 2))
-    return Judge(["psnr", "ssim", "squeezenet_distance", "consistency"])(degrade(a, 8), b, a)
+    return MetricSuite(["psnr", "ssim", "squeezenet_distance", "consistency"])(degrade(a, 8), b, a)
 
 
 def searched(bank: Path, method: str) -> list[Any]:
@@ -187,7 +187,7 @@ def searched(bank: Path, method: str) -> list[Any]:
     }
     settings = {"pulse": {"steps": 3, "fit_samples": 100}, "dgp": stages}.get(method, {})
     model = None if method == "bicubic" else bank
-    upscaler = rivals.load(method, model, scale=4, device="cpu", settings=settings)
+    upscaler = baselines.load(method, model, scale=4, device="cpu", settings=settings)
     return [values(upscaler(noise(3, *[4 if upscaler.input_size else 5] * 2)))]
 
 
@@ -204,7 +204,7 @@ def in_a_folder(model: Path, cat: Image.Image, folder: Path) -> list[Any]:
     [place] = places([folder / "in"], folder / "out", "")
     work = Work(Enlarge(gleansr.load(model, device="cpu"), consistent=0.5), 2)
     with contextlib.closing(Manifest(cast("Path", place.manifest))) as manifest:
-        assert [outcome.status for outcome in run(walk(place), work, [manifest]) if isinstance(outcome, Outcome)] == ["done"] * 4
+        assert [outcome.status for outcome in run(walk(place), work, [manifest]) if isinstance(outcome, JobResult)] == ["done"] * 4
     return [values(Image.open(path)) for path in sorted((folder / "out").glob("*.png"))]
 
 

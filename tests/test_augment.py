@@ -90,7 +90,7 @@ def test_identity_is_exact():
 def test_xflip():
     image = smooth(64)
     out = only("xflip")(image.expand(16, 3, 64, 64), 1.0, seeded())
-    flipped = torch.tensor([not torch.equal(picture, image[0]) for picture in out])
+    flipped = torch.tensor([not torch.equal(img, image[0]) for img in out])
     assert 0 < flipped.sum() < 16
     # Within 0.1 pixel: the filter is not symmetric.
     torch.testing.assert_close(out[flipped], image.flip(3).expand(16, 3, 64, 64)[flipped], atol=0.02, rtol=0)
@@ -116,10 +116,10 @@ def test_translate_moves_whole_pixels_with_mirrored_borders():
     assert {abs(x) for x, _ in shifts} <= set(range(6))
     assert {abs(y) for _, y in shifts} <= set(range(4))
     assert len({tuple(s) for s in shifts}) > 4
-    for picture, image, (x, y) in zip(out, images, shifts, strict=True):
+    for img, image, (x, y) in zip(out, images, shifts, strict=True):
         padded = np.pad(image.numpy(), ((0, 0), (3, 3), (5, 5)), mode="reflect")
         expected = padded[:, 3 - y : 3 - y + height, 5 - x : 5 - x + width]
-        np.testing.assert_allclose(picture.numpy(), expected, atol=1e-8)
+        np.testing.assert_allclose(img.numpy(), expected, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_each_change_happens_with_probability_p(name):
         assert share == pytest.approx(p * visible, abs=0.015)
 
 
-def test_unchanged_pictures_keep_every_bit():
+def test_unchanged_images_keep_every_bit():
     images = noise(40, 3, 8, 8).float()
     augment = Augment()
     out = augment(images, 0.1, seeded())
@@ -217,8 +217,8 @@ def test_hue_rotates_about_grey():
     matrix = augment.draw_colour(images.shape, 1.0, seeded_for_colour(images.shape)).numpy()
     angles = np.arctan2((matrix[:, 0, 2] - matrix[:, 0, 1]) * np.sqrt(3) / 2, (3 * matrix[:, 0, 0] - 1) / 2)
     out = augment(images, 1.0, seeded())
-    for picture, image, angle in zip(out.numpy(), images.numpy(), angles, strict=True):
-        np.testing.assert_allclose(picture, np.einsum("ij,jhw->ihw", rgb_rotation(angle), image), atol=1e-12)
+    for img, image, angle in zip(out.numpy(), images.numpy(), angles, strict=True):
+        np.testing.assert_allclose(img, np.einsum("ij,jhw->ihw", rgb_rotation(angle), image), atol=1e-12)
     assert np.ptp(angles) > np.pi  # both ways
 
 
@@ -248,7 +248,7 @@ def test_geometry_is_changed_in_the_papers_order():
     torch.testing.assert_close(square(only(*names)), product)
 
 
-def test_stretching_has_any_direction_in_the_picture_and_in_the_result():
+def test_stretching_has_any_direction_in_the_image_and_in_the_result():
     linear = only("rotate", "anisotropic").draw_geometry(torch.Size([100, 3, 8, 8]), 1.0, seeded())[:, :, :2]
     for squared in (linear @ linear.mT, linear.mT @ linear):  # each depends on one of the two rotations
         assert squared[:, 0, 1].abs().median() > 0.05
@@ -285,7 +285,7 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda x: augment(x, 0.7, seeded(3)), images, fast_mode=True)
 
 
-def test_r1_at_the_augmented_pictures():
+def test_r1_at_the_augmented_images():
     """Second derivatives pass the discriminator only."""
     weight = noise(8, 3, 3, 3).requires_grad_()
     fake = Augment()(noise(4, 3, 16, 16), 0.8, seeded()).requires_grad_()

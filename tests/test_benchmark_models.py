@@ -43,14 +43,14 @@ def test_a_table_has_what_is_gained_over_bicubic():
 
 def test_a_grid_and_hatching_stand_out_of_the_spectrum():
     torch.manual_seed(0)
-    truth = torch.rand(4, 3, 64, 64) - 0.5
-    assert models.spectrum(truth, truth) == {"brightness": 0.0, "colour": 0.0}
-    assert models.spectrum(0.5 * truth, truth)["brightness"] == pytest.approx(-6, abs=0.5)
+    gt = torch.rand(4, 3, 64, 64) - 0.5
+    assert models.spectrum(gt, gt) == {"brightness": 0.0, "colour": 0.0}
+    assert models.spectrum(0.5 * gt, gt)["brightness"] == pytest.approx(-6, abs=0.5)
     stripes = 0.5 * torch.cos(torch.arange(64) * 2 * torch.pi / 4).expand(64, 64)
-    grey = models.spectrum(0.5 * truth + stripes, truth)
+    grey = models.spectrum(0.5 * gt + stripes, gt)
     assert grey["brightness"] > 6
     assert grey["colour"] < 0
-    coloured = models.spectrum(0.5 * truth + stripes * torch.tensor([1.0, -1, 0])[:, None, None], truth)
+    coloured = models.spectrum(0.5 * gt + stripes * torch.tensor([1.0, -1, 0])[:, None, None], gt)
     assert coloured["colour"] > 6
     assert coloured["brightness"] < 0
 

@@ -92,10 +92,10 @@ def test_arithmetic_of_a_glean_is_that_of_pytorchs_counter_and_all_in_its_stages
 
 
 def test_backward_passes_count():
-    layer, low = nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 6, 6)
-    forwards = total(counted(lambda: layer(low))).flop
-    both = total(counted(lambda: layer(low).sum().backward())).flop
-    assert both == 2 * forwards  # the weights' gradient costs as much; the picture needs none
+    layer, lr = nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 6, 6)
+    forwards = total(counted(lambda: layer(lr))).flop
+    both = total(counted(lambda: layer(lr).sum().backward())).flop
+    assert both == 2 * forwards  # the weights' gradient costs as much; the image needs none
 
 
 def test_costs_add_up_and_their_intensity_follows_the_precision():
@@ -106,12 +106,12 @@ def test_costs_add_up_and_their_intensity_follows_the_precision():
 
 
 def test_stages_take_time_together_and_nothing_shows_where_there_are_none():
-    model, low = GLEAN(tiny()).eval(), torch.zeros(1, 3, 8, 8)
+    model, lr = GLEAN(tiny()).eval(), torch.zeros(1, 3, 8, 8)
     with torch.no_grad():
-        spent = stage_seconds(functools.partial(model, low), model, CPU, 1)
+        spent = stage_seconds(functools.partial(model, lr), model, CPU, 1)
         assert set(spent) == set(STAGES)
         assert all(seconds > 0 for seconds in spent.values())
-        assert stage_seconds(functools.partial(nn.Conv2d(3, 3, 3), low), nn.Identity(), CPU, 1) == {}
+        assert stage_seconds(functools.partial(nn.Conv2d(3, 3, 3), lr), nn.Identity(), CPU, 1) == {}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -170,7 +170,7 @@ def test_the_table_has_medians_ratios_and_shares_of_made_up_seconds():
         "against": "mmagic, float32",
         "its s": "2.50",
         "faster": "2.50x",
-        "pictures/s": "2.00",
+        "images/s": "2.00",
         "GFLOP/s": "100",
         "of the convolution's speed": "0.25",
         "of the matrix product's": "0.50",
@@ -184,7 +184,7 @@ def test_the_table_has_medians_ratios_and_shares_of_made_up_seconds():
 def test_half_precision_is_beside_mmagics_in_both():
     [case] = made_report()["cases"]
     case["contestants"].append(case["contestants"][2] | {"precision": "float16"})
-    assert [(one["precision"], other["name"], other["precision"]) for one, other in report.rivals(case) if other] == [
+    assert [(one["precision"], other["name"], other["precision"]) for one, other in report.baselines(case) if other] == [
         ("float32", PEER, "float32"), ("float32", "ONNX Runtime", "float32"), ("bfloat16", PEER, "float32"), ("bfloat16", PEER, "float16"),
     ]  # fmt: skip
 
@@ -339,7 +339,7 @@ def test_a_step_trains_the_generator_and_the_discriminator(monkeypatch: pytest.M
     run = training.step(OURS, network, options, CPU)
     model, discriminator, parameters = made[0]
     before = copy.deepcopy([model.state_dict(), discriminator.state_dict()])
-    run(training.truths(network, options, CPU))
+    run(training.gts(network, options, CPU))
     changed = [any(not torch.equal(a, b) for a, b in zip(one.values(), two.state_dict().values(), strict=True))
                for one, two in zip(before, (model, discriminator), strict=True)]  # fmt: skip
     assert changed == [True, True]
@@ -350,7 +350,7 @@ def test_a_step_trains_the_generator_and_the_discriminator(monkeypatch: pytest.M
 def test_the_pipeline_end_to_end(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     written, plot = tmp_path / "report.json", tmp_path / "roofline.png"
     pipeline.main(
-        [f"--model={tiny_model}", "--pictures=5", "--batch-size=2", "--rounds=2", "--plain", "--small-ceilings", "--device=cpu",
+        [f"--model={tiny_model}", "--images=5", "--batch-size=2", "--rounds=2", "--plain", "--small-ceilings", "--device=cpu",
          f"--json={written}", f"--plot={plot}"]
     )  # fmt: skip
     printed, made = capsys.readouterr().out, json.loads(written.read_text(encoding="utf-8"))
@@ -518,10 +518,10 @@ def test_networks_without_a_glean_are_enlarged_but_not_trained_nor_compared_with
     native.save(path, {"generator": RRDBNet(RRDBNetConfig(features=4, n_blocks=1, growth=2))}, native.About("esrgan"))
     network = networks.chosen(str(path), 8, None, (64, 1024))
     assert (network.in_size, network.out_size) == (8, 32)
-    low = forward.low_of(network, 1, CPU)
+    lr = forward.lr_of(network, 1, CPU)
     with torch.inference_mode():
         ours, plain = networks.ours(network.build(), "float32", CPU), networks.plain(network.build(), "float32", CPU)
-        assert torch.allclose(ours.forward(low), plain.forward(low), atol=1e-4)
+        assert torch.allclose(ours.forward(lr), plain.forward(lr), atol=1e-4)
     assert "no GLEAN" in refused(training.main, [f"--network={path}", "--device=cpu"], capsys)[1]
 
 

@@ -128,7 +128,7 @@ class Plain:
 
 
 class Instance:
-    """Instance normalisation whose constants are set at its first call, of one picture, so as to give what the conditional one would."""
+    """Instance normalisation whose constants are set at its first call, of one image, so as to give what the conditional one would."""
 
     def __init__(self):
         self.constants = {}
@@ -160,7 +160,7 @@ def generate(t, z, embedding, norm=None):
 
 
 def judge(t, x):
-    """Features and logits. The last picture of features is rectified, as the official code does in place."""
+    """Features and logits. The last image of features is rectified, as the official code does in place."""
     n = sum(name.endswith(".0.conv1.weight") for name in t)
     found = []
     for i in range(n):
@@ -194,9 +194,9 @@ def assert_equal(ours, theirs):
     assert (ours - theirs).abs().max() < 1e-10 * theirs.abs().max()
 
 
-def assert_no_flat_picture(picture):
+def assert_no_flat_image(image):
     """Neither saturated nor grey: otherwise a comparison would say little."""
-    assert 0.05 < picture.abs().mean() < 0.9
+    assert 0.05 < image.abs().mean() < 0.9
 
 
 # ----------------------------------------------------------------------------------------------------- what networks compute
@@ -222,7 +222,7 @@ def test_generator(config, saved):
         theirs = generate(tensors, z, tensors["shared.weight"][classes])
         ours = model(z, classes)
     assert ours.shape == (2, 3, config.resolution, config.resolution)
-    assert_no_flat_picture(theirs)
+    assert_no_flat_image(theirs)
     assert_equal(ours, theirs)
 
 
@@ -286,7 +286,7 @@ def test_sigma_is_one_step_from_u():
     assert_equal(layer.normalised(x)[1].detach(), layer.weight.detach() / s[0])
 
 
-def test_pictures_of_a_batch_do_not_mix(saved):
+def test_images_of_a_batch_do_not_mix(saved):
     model, critic = both(saved)
     z, classes = torch.randn(3, CONFIG.code_dim), torch.tensor([4, 1, 1])
     with torch.inference_mode():
@@ -343,13 +343,13 @@ def test_instance_norms_against_slow_arithmetic(saved):
             weights[name][0] *= 2
         other = z * 0.7 + 0.2
         theirs = generate(tensors, other, embedding, slow)
-        assert_no_flat_picture(theirs)
+        assert_no_flat_image(theirs)
         assert_equal(model.synthesis(other, embedding, norms), theirs)
         model.load_state_dict(before)
         assert torch.equal(model.synthesis(z, embedding), plain)
 
 
-def test_instance_norms_keep_the_picture(saved):
+def test_instance_norms_keep_the_image(saved):
     """Where no gain is negative; the official code divides the variance by n and the constants by n - 1, which shows at 4x4."""
     tensors = generator_tensors(CONFIG)
     tensors |= {name: t * 1e-3 for name, t in tensors.items() if name.endswith(("bn1.gain.weight", "bn2.gain.weight"))}
@@ -414,11 +414,11 @@ def test_what_is_known_in_excess(saved):
     tensors = generator_tensors(CONFIG)
     z, classes = torch.randn(1, CONFIG.code_dim), torch.tensor([1])
     with torch.inference_mode():
-        picture = load_model(saved(tensors))(z, classes)
+        image = load_model(saved(tensors))(z, classes)
         without = {name: t for name, t in tensors.items() if not name.endswith(".sv0")}
-        assert torch.equal(load_model(saved(without))(z, classes), picture)
+        assert torch.equal(load_model(saved(without))(z, classes), image)
         norms = {f"blocks.{i}.0.in{k}.{leaf}": torch.randn(3) for i in range(4) for k in (1, 2) for leaf in ("weight", "bias")}
-        assert torch.equal(load_model(saved(tensors | norms))(z, classes), picture)
+        assert torch.equal(load_model(saved(tensors | norms))(z, classes), image)
 
 
 CHANGES = [
@@ -479,10 +479,10 @@ def test_native_files(saved, tmp_path, capsys):
     assert (again.config, judge_again.config) == (CONFIG, CRITIC)
     z, classes = torch.randn(2, CONFIG.code_dim), torch.tensor([0, 4])
     with torch.inference_mode():
-        picture = model(z, classes)
+        image = model(z, classes)
         # Equal weights may still be rounded otherwise where they lie otherwise in memory.
-        torch.testing.assert_close(again(z, classes), picture, rtol=0, atol=1e-5)
-        torch.testing.assert_close(judge_again(picture), critic(picture), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(again(z, classes), image, rtol=0, atol=1e-5)
+        torch.testing.assert_close(judge_again(image), critic(image), rtol=1e-5, atol=1e-5)
     for one, other in ((model, again), (critic, judge_again)):
         assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
     main(["models", "info", str(path)])

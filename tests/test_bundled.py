@@ -36,8 +36,8 @@ def scale(name: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def truth(name: str) -> torch.Tensor:
-    """A picture (1, 3, 256, 256) of the model's category: a photo, or what its bank draws."""
+def gt(name: str) -> torch.Tensor:
+    """An image (1, 3, 256, 256) of the model's category: a photo, or what its bank draws."""
     category = zoo.find(name).category
     if category in PHOTOS:
         return _tensor(EXAMPLES / PHOTOS[category])
@@ -70,25 +70,25 @@ def test_it_is_small_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscale
     assert (entry.in_size, entry.out_size, entry.licence) == (256 // scale, 256, about.licence)
 
 
-def test_it_beats_bicubic(upscaler: gleansr.Upscaler, scale: int, truth: torch.Tensor):
-    low = degrade(truth, scale)
-    bicubic = resize(low, size=256).clamp(-1, 1)
-    result = _tensor(upscaler((low[0] + 1) / 2))
+def test_it_beats_bicubic(upscaler: gleansr.Upscaler, scale: int, gt: torch.Tensor):
+    lr = degrade(gt, scale)
+    bicubic = resize(lr, size=256).clamp(-1, 1)
+    result = _tensor(upscaler((lr[0] + 1) / 2))
     network = squeezenet()
     with torch.inference_mode():
-        wanted = network(truth)
-        distances = [float(feature_distance(network(picture), wanted)) for picture in (bicubic, result)]
+        wanted = network(gt)
+        distances = [float(feature_distance(network(img), wanted)) for img in (bicubic, result)]
     assert distances[1] < 0.8 * distances[0]
-    errors = [float((picture - truth).square().mean()) for picture in (bicubic, result)]
+    errors = [float((img - gt).square().mean()) for img in (bicubic, result)]
     assert errors[1] < 1.05 * errors[0]
-    # Detail is added, the picture is not changed: it still looks like the input from afar.
-    assert float((degrade(result, scale) - low).square().mean()) < 0.1 * errors[0]
+    # Detail is added, the image is not changed: it still looks like the input from afar.
+    assert float((degrade(result, scale) - lr).square().mean()) < 0.1 * errors[0]
 
 
-def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int, truth: torch.Tensor):
-    """On a picture without edges, gradients must not depend on the position within the block that an input pixel becomes."""
-    low = degrade(truth, scale)
-    result = _tensor(upscaler((low[0] + 1) / 2)).mean(1)
+def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int, gt: torch.Tensor):
+    """On an image without edges, gradients must not depend on the position within the block that an input pixel becomes."""
+    lr = degrade(gt, scale)
+    result = _tensor(upscaler((lr[0] + 1) / 2)).mean(1)
     for axis in (1, 2):
         steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[: 256 - scale]
         by_phase = steps.view(-1, scale).mean(0)
@@ -99,11 +99,11 @@ def test_the_light_one_is_within_its_budget_and_near_the_full_one():
     full, light = (gleansr.load_model(name, part="generator") for name in ("cats-8x", "cats-8x-light"))
     count = [sum(p.numel() for p in model.parameters()) for model in (full, light)]
     assert count[1] <= 0.21 * count[0]
-    truth = _tensor(EXAMPLES / "chelsea-256.png")
-    low = degrade(truth, 8)
+    gt = _tensor(EXAMPLES / "chelsea-256.png")
+    lr = degrade(gt, 8)
     with torch.inference_mode():
-        results = [model(low).clamp(-1, 1) for model in (full, light)]
-    errors = [float((result - truth).square().mean()) for result in results]
+        results = [model(lr).clamp(-1, 1) for model in (full, light)]
+    errors = [float((result - gt).square().mean()) for result in results]
     assert errors[1] < 10**0.05 * errors[0]  # half a decibel, for a single cat
     assert float((results[1] - results[0]).square().mean()) < 0.5 * errors[0]
 
@@ -112,7 +112,7 @@ BANKS = [model.name for model in zoo.named_models() if model.asset and model.kin
 
 
 @pytest.mark.parametrize("name", BANKS)
-def test_a_bank_draws_many_pictures(name: str):
+def test_a_bank_draws_many_images(name: str):
     """Two true cats are 6.1 apart, two true faces 4.8; a bank that draws the same cat in other colours comes to 3."""
     bank, network = cast("StyleGAN2", gleansr.load_model(name, part="generator")), squeezenet()
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def test_the_bank_of_cats_has_the_discriminator_that_dgp_compares_with():
     assert logits.shape == (4, 1)
 
 
-def _tensor(picture: Path | Image.Image) -> torch.Tensor:
-    image = Image.open(picture) if isinstance(picture, Path) else picture
+def _tensor(img: Path | Image.Image) -> torch.Tensor:
+    image = Image.open(img) if isinstance(img, Path) else img
     with image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1

@@ -29,7 +29,7 @@ def folder(cat: Image.Image, tmp_path: Path) -> Path:
     cat.save(root / "a.png")
     cat.save(root / "a.jpg")
     cat.save(root / "sub" / "b.webp")
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     return root
 
 
@@ -43,7 +43,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
 
 
-def test_one_picture(run, tiny_model: Path, folder: Path):
+def test_one_image(run, tiny_model: Path, folder: Path):
     status, said = run("upscale", folder / "a.png", "-o", folder / "out.png", "--model", tiny_model)
     assert status == 0, said
     assert size_of(folder / "out.png") == (32, 32)
@@ -66,12 +66,12 @@ def test_a_folder_is_mirrored_and_names_do_not_collide(run, tiny_model: Path, fo
     status, said = run("upscale", folder, "-o", tmp_path / "out", "-m", tiny_model, "--batch-size", 2)
     assert status == 0, said
     assert files(tmp_path / "out") == ["a.jpg.png", "a.png", "gleansr.jsonl", "sub/b.png"]
-    assert "3 of 3 pictures upscaled 4x" in said
+    assert "3 of 3 images upscaled 4x" in said
     assert run("upscale", folder, "-m", tiny_model)[0] == 0
     assert files(tmp_path / "pictures_4x") == files(tmp_path / "out")
 
 
-def test_pictures_of_one_name_do_not_replace_each_other(run, tiny_model: Path, folder: Path, cat: Image.Image, tmp_path: Path):
+def test_images_of_one_name_do_not_replace_each_other(run, tiny_model: Path, folder: Path, cat: Image.Image, tmp_path: Path):
     for name in "xyz":
         (tmp_path / name).mkdir()
         cat.save(tmp_path / name / "a.png")
@@ -86,7 +86,7 @@ def test_one_bad_file_does_not_stop_the_others(run, tiny_model: Path, folder: Pa
     status, said = run("upscale", folder, folder / "missing.png", "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 1
     assert files(tmp_path / "out") == ["a.jpg.png", "a.png", "gleansr.jsonl", "sub/b.png"]
-    assert "3 of 6 pictures upscaled 4x" in said
+    assert "3 of 6 images upscaled 4x" in said
     assert "3 failed" in said
     for name in ("bad.png", "cut.jpg", "missing.png"):
         assert sum(f"gleansr: {folder / name}: " in line for line in said.splitlines()) == 1, said

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from gleansr.errors import PictureError
-from gleansr.images.codec import Picture
-from gleansr.inference.tasks import Prepared, Result
+from gleansr.errors import ImageError
+from gleansr.images.codec import DecodedImage
+from gleansr.inference.tasks import PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler
 
 
@@ -33,7 +33,7 @@ def run(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """in/ with twelve pictures."""
+    """in/ with twelve images."""
     rng = np.random.default_rng(0)
     for i in range(12):
         path = tmp_path / "in" / str(i % 2) / f"{i:02d}.png"
@@ -49,15 +49,15 @@ def results(folder: Path) -> dict[str, bytes]:
 def test_many_results_get_one_line_and_few_one_each(run, folder: Path, tiny_model: Path, tmp_path: Path):
     status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 0
-    assert said.splitlines()[-1].startswith("12 of 12 pictures upscaled 4x in ")
-    assert "pictures/s" in said
+    assert said.splitlines()[-1].startswith("12 of 12 images upscaled 4x in ")
+    assert "images/s" in said
     assert " -> " not in said
     status, said = run(folder, "-o", tmp_path / "out2", "-m", tiny_model, "--verbose")
     assert said.count(" -> ") == 12
     (tmp_path / "out" / "0" / "00.png").unlink()
     status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 0
-    assert "1 of 1 pictures upscaled" in said
+    assert "1 of 1 images upscaled" in said
     assert "11 were done already" in said
 
 
@@ -68,7 +68,7 @@ def test_failures_are_said_as_they_happen_and_in_a_table(run, folder: Path, tiny
     assert status == 1
     lines = said.splitlines()
     assert sum(line.startswith("gleansr: ") for line in lines) == 25
-    assert "12 of 37 pictures upscaled" in said
+    assert "12 of 37 images upscaled" in said
     assert "25 failed" in said
     table = said[said.index("Failures") :].replace("\n", "")
     assert sum(f"bad{i:02d}" in table for i in range(25)) == 20
@@ -164,7 +164,7 @@ def test_other_folders_are_told_of(run, folder: Path, tiny_model: Path, tmp_path
     assert f"{folder / 'clip.mp4'} is left out (video (MP4): give it to `gleansr upscale` in a command of its own)" in said
 
 
-def test_results_in_the_folder_of_their_pictures(run, folder: Path, tiny_model: Path):
+def test_results_in_the_folder_of_their_images(run, folder: Path, tiny_model: Path):
     for path in folder.rglob("*.png"):
         path.rename(path.with_suffix(".bmp"))  # by its contents still a PNG
     for _ in range(2):
@@ -174,20 +174,20 @@ def test_results_in_the_folder_of_their_pictures(run, folder: Path, tiny_model: 
     assert "12 were done already" in said
 
 
-def test_a_lone_picture_has_no_manifest_unless_told(run, folder: Path, tiny_model: Path, tmp_path: Path):
-    picture = folder / "0" / "00.png"
-    assert run(picture, "-m", tiny_model)[0] == 0
-    assert sorted(path.name for path in picture.parent.iterdir() if "00" in path.name or path.suffix != ".png") == ["00.png", "00_4x.png"]
-    status, said = run(picture, "-m", tiny_model)
+def test_a_lone_image_has_no_manifest_unless_told(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    image = folder / "0" / "00.png"
+    assert run(image, "-m", tiny_model)[0] == 0
+    assert sorted(path.name for path in image.parent.iterdir() if "00" in path.name or path.suffix != ".png") == ["00.png", "00_4x.png"]
+    status, said = run(image, "-m", tiny_model)
     assert status == 1
     assert "exists already" in said
     (tmp_path / "kept").mkdir()
     told = ("--manifest", tmp_path / "kept" / "m.jsonl", "-o", tmp_path / "result.png", "-m", tiny_model)
-    assert run(picture, *told)[0] == 0
+    assert run(image, *told)[0] == 0
     entry = json.loads((tmp_path / "kept" / "m.jsonl").read_text().splitlines()[-1])
     assert (entry["source"], entry["target"]) == ("../in/0/00.png", "../result.png")
     before = (tmp_path / "result.png").stat().st_mtime_ns
-    assert run(picture, *told)[0] == 0
+    assert run(image, *told)[0] == 0
     assert (tmp_path / "result.png").stat().st_mtime_ns == before
 
 
@@ -214,7 +214,7 @@ def test_any_bytes_in_names(run, tiny_model: Path, folder: Path, tmp_path: Path)
     status, said = run(tmp_path / "odd", "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 1
     assert sorted(results(tmp_path / "out")) == sorted(names)
-    assert "bad[bold]\\n\\udcff.png: is not a picture" in said
+    assert "bad[bold]\\n\\udcff.png: is not an image" in said
     assert said.replace("\n", "").count("bad[bold]") == 2  # in the table, too
     assert "[red]x.png ->" in said
     status, said = run(tmp_path / "odd", "-o", tmp_path / "out", "-m", tiny_model)
@@ -242,7 +242,7 @@ def test_wrong_requests(run, folder: Path, tiny_model: Path, options: Sequence[o
     assert len(said.strip().splitlines()) == 1
 
 
-class NothingError(PictureError):
+class NothingError(ImageError):
     """As photographs without an object raise."""
 
     exit_code = 3
@@ -250,7 +250,7 @@ class NothingError(PictureError):
 
 @dataclass(frozen=True)
 class Finding:
-    """A task that finds nothing in some pictures, as photographs do."""
+    """A task that finds nothing in some images, as photographs do."""
 
     upscaler: Upscaler
     config: Any
@@ -258,27 +258,27 @@ class Finding:
     options: Mapping[str, Any] = field(default_factory=dict)
     factor = 4
 
-    def prepare(self, picture: Picture) -> Prepared:
-        if self.config.require_object and "0/00" in picture.name:
-            raise NothingError(f"{picture.name}: 0 found")
-        low = self.upscaler.fit(picture).low
+    def prepare(self, image: DecodedImage) -> PreparedImage:
+        if self.config.require_object and "0/00" in image.name:
+            raise NothingError(f"{image.name}: 0 found")
+        lr = self.upscaler.fit(image).lr
 
-        def finish(highs: Sequence[Tensor], notes: Sequence[str]) -> Result:
-            return Result(Image.new("RGB", (4, 4)), ("1 found",), {"objects": [list(box) for box in self.config.boxes]})
+        def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
+            return TaskResult(Image.new("RGB", (4, 4)), ("1 found",), {"objects": [list(box) for box in self.config.boxes]})
 
-        return Prepared((low,), finish)
+        return PreparedImage((lr,), finish)
 
 
 def test_photographs(run, folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     photos = pytest.importorskip("gleansr.photos")
     monkeypatch.setattr(photos, "Photo", Finding)
-    picture = folder / "0" / "00.png"
+    image = folder / "0" / "00.png"
     out = tmp_path / "a.png"
-    status, said = run(picture, "-m", tiny_model, "-o", out, "--box", "1,2,3,4", "--box=-1,2,3,4", "--report")
+    status, said = run(image, "-m", tiny_model, "-o", out, "--box", "1,2,3,4", "--box=-1,2,3,4", "--report")
     assert status == 0, said
     assert "1 found" in said
     assert json.loads((tmp_path / "a.json").read_text())["details"] == {"objects": [[1, 2, 3, 4], [-1, 2, 3, 4]]}
-    assert run(picture, "-m", tiny_model, "-o", tmp_path / "b.png", "--photo", "--require-object")[0] == 3
+    assert run(image, "-m", tiny_model, "-o", tmp_path / "b.png", "--photo", "--require-object")[0] == 3
     status, said = run(folder, "-m", tiny_model, "-o", tmp_path / "out", "--photo", "--require-object")
     assert status == 3
     assert "11 of 12" in said

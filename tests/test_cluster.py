@@ -22,10 +22,10 @@ from gleansr import cluster
 from gleansr import jobs as folders
 from gleansr.cli import main
 from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
-from gleansr.errors import GleansrError, PictureError
+from gleansr.errors import GleansrError, ImageError
 from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Outcome, OutputError, Unlisted, Work
+from gleansr.jobs import JobResult, OutputError, UnreadableFolder, Work
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -62,15 +62,15 @@ def processes_with(token: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of several kinds in two folders, of which none looks like another, and a damaged one."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of several kinds in two folders, of which none looks like another, and a damaged one."""
     root = tmp_path_factory.mktemp("cluster") / "pictures"
     rng = np.random.default_rng(0)
     for i in range(COUNT):
         path = root / f"sub{i % 2}" / f"{i:02d}{['.png', '.jpg', '.webp'][i % 3]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((40, 40)).save(path)
-    (root / "broken.png").write_bytes(b"no picture")
+    (root / "broken.png").write_bytes(b"no image")
     return root
 
 
@@ -85,10 +85,10 @@ def work(tiny_model: Path) -> Callable[..., Work]:
 
 
 @pytest.fixture(scope="module")
-def expected(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def expected(images: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of folder mode."""
     results = tmp_path_factory.mktemp("expected")
-    [place] = folders.places([pictures], results, "")
+    [place] = folders.places([images], results, "")
     work = Work(Enlarge(gleansr.load(tiny_model)), 1, sha256_of(tiny_model))
     assert place.manifest
     with closing(folders.Manifest(place.manifest)) as manifest:
@@ -101,16 +101,16 @@ def upscaled(
     output: str | Path,
     work: Work,
     config: ClusterConfig | None = None,
-    told: Callable[[Outcome], object] = lambda _: None,
+    told: Callable[[JobResult], object] = lambda _: None,
     **options: Any,
-) -> list[Outcome]:
+) -> list[JobResult]:
     """All outcomes; `told` hears of each as it comes."""
     [place] = cluster.places(inputs, output, "")
     assert place.manifest
-    outcomes: list[Outcome] = []
+    outcomes: list[JobResult] = []
     with closing(cluster.Manifest(place.manifest)) as manifest:
         for outcome in upscale_on_cluster(cluster.walk(place), work, [manifest], cluster=config, **options):
-            assert not isinstance(outcome, Unlisted)
+            assert not isinstance(outcome, UnreadableFolder)
             outcomes.append(outcome)
             told(outcome)
     return outcomes
@@ -136,52 +136,52 @@ def in_expected_way(output: Path, expected: Path) -> bool:
 
 
 def test_files_and_manifest_are_those_of_folder_mode(
-    work: Callable[..., Work], pictures: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Callable[..., Work], images: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     output = tmp_path / "results"
-    outcomes = upscaled([f"file://{pictures}"], output, work(batch_size=4))
+    outcomes = upscaled([f"file://{images}"], output, work(batch_size=4))
     assert len(lines(expected, "done")) == COUNT
     assert in_expected_way(output, expected)
-    assert sorted(outcome.job.source for outcome in outcomes) == sorted(str(path) for path in pictures.rglob("*.*"))
+    assert sorted(outcome.job.source for outcome in outcomes) == sorted(str(path) for path in images.rglob("*.*"))
     [failure] = [outcome for outcome in outcomes if outcome.status != "done"]
-    assert isinstance(failure.error, PictureError)
+    assert isinstance(failure.error, ImageError)
     assert lines(output, "failed") == lines(expected, "failed")
     # What is done is skipped, without a cluster; what failed is tried again.
     monkeypatch.setattr("gleansr.cluster.upscale.connected", lambda _: pytest.fail("a cluster was sought"))
     again = []
     with pytest.raises(pytest.fail.Exception):
-        upscaled([pictures], output, work(), told=again.append)
+        upscaled([images], output, work(), told=again.append)
     assert [outcome.status for outcome in again] == ["skipped"] * COUNT
 
 
-def test_the_command(pictures: Path, expected: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command(images: Path, expected: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     given = ["upscale", "--model", str(tiny_model), "-o", str(tmp_path), "--batch-size", "1"]
-    for ray in (["--ray", str(pictures)], ["--ray", "--ray-workers", "1", str(pictures)]):
+    for ray in (["--ray", str(images)], ["--ray", "--ray-workers", "1", str(images)]):
         with pytest.raises(SystemExit) as ended:
             main([*given, *ray])
         assert ended.value.code == 1
         assert tree(tmp_path) == tree(expected)
     told = capsys.readouterr().err
-    assert f"{COUNT} of {COUNT + 1} pictures upscaled 4x" in told
+    assert f"{COUNT} of {COUNT + 1} images upscaled 4x" in told
     assert f"{COUNT} were done already" in told
     assert "broken.png" in told
     assert "INFO" not in told
     assert "WARNING" not in told
 
 
-def test_a_killed_worker(work: Callable[..., Work], pictures: Path, expected: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_killed_worker(work: Callable[..., Work], images: Path, expected: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     pids = tmp_path / "pids"
     pids.mkdir()
 
     class Slow(Enlarge):
-        def prepare(self, picture: Any) -> Any:
+        def prepare(self, image: Any) -> Any:
             (pids / str(os.getpid())).touch()
             time.sleep(0.15)
-            return super().prepare(picture)
+            return super().prepare(image)
 
     killed: list[int] = []
 
-    def kill(outcome: Outcome) -> None:
+    def kill(outcome: JobResult) -> None:
         running = [int(path.name) for path in pids.iterdir()]
         if not killed and len(running) == 2:
             half = tmp_path / "results" / "sub0" / ".00.png.0123abcd.part"  # as a process leaves it that is killed while it writes
@@ -190,25 +190,25 @@ def test_a_killed_worker(work: Callable[..., Work], pictures: Path, expected: Pa
             killed.append(running[0])
             os.kill(running[0], signal.SIGKILL)
 
-    outcomes = upscaled([pictures], tmp_path / "results", work(Slow), told=kill)
+    outcomes = upscaled([images], tmp_path / "results", work(Slow), told=kill)
     assert killed
     assert len(list(pids.iterdir())) == 3  # the third took the place of the first
     assert len(outcomes) == len({outcome.job for outcome in outcomes}) == COUNT + 1
-    (tmp_path / "results" / "sub0" / ".00.png.0123abcd.part").unlink(missing_ok=True)  # of a picture that another worker may have had
+    (tmp_path / "results" / "sub0" / ".00.png.0123abcd.part").unlink(missing_ok=True)  # of an image that another worker may have had
     assert in_expected_way(tmp_path / "results", expected)
     assert "died and was started again" in caplog.text
 
 
-def test_a_picture_that_kills_its_worker_fails_and_the_others_are_done(
-    work: Callable[..., Work], pictures: Path, expected: Path, tmp_path: Path
+def test_a_image_that_kills_its_worker_fails_and_the_others_are_done(
+    work: Callable[..., Work], images: Path, expected: Path, tmp_path: Path
 ):
     class Poisoned(Enlarge):
-        def prepare(self, picture: Any) -> Any:
-            if picture.name.endswith("07.jpg"):
+        def prepare(self, image: Any) -> Any:
+            if image.name.endswith("07.jpg"):
                 os.kill(os.getpid(), 9)
-            return super().prepare(picture)
+            return super().prepare(image)
 
-    outcomes = upscaled([pictures], tmp_path, work(Poisoned), ClusterConfig(tries=1))
+    outcomes = upscaled([images], tmp_path, work(Poisoned), ClusterConfig(tries=1))
     assert len(outcomes) == COUNT + 1
     [poison] = [outcome for outcome in outcomes if outcome.error and outcome.job.source.endswith("07.jpg")]
     assert "its worker died each time" in str(poison.error)
@@ -216,16 +216,16 @@ def test_a_picture_that_kills_its_worker_fails_and_the_others_are_done(
     assert {Path(line["source"]).name for line in lines(tmp_path, "failed")} == {"07.jpg", "broken.png"}
 
 
-def test_pictures_of_a_web_server(work: Callable[..., Work], pictures: Path, expected: Path, tmp_path: Path):
+def test_images_of_a_web_server(work: Callable[..., Work], images: Path, expected: Path, tmp_path: Path):
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=pictures))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=images))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}"
-        assert cluster.count(cluster.places([url], tmp_path, "")[0]).pictures == COUNT + 1
+        assert cluster.count(cluster.places([url], tmp_path, "")[0]).images == COUNT + 1
         outcomes = upscaled([url], tmp_path, work(batch_size=4))
     finally:
         server.shutdown()
@@ -235,24 +235,24 @@ def test_pictures_of_a_web_server(work: Callable[..., Work], pictures: Path, exp
     assert lines(tmp_path, "done")[0]["source"] == f"{url}/sub0/00.png"
 
 
-def test_a_full_disk_and_workers_that_cannot_work_stop_the_run(work: Callable[..., Work], pictures: Path, tmp_path: Path):
+def test_a_full_disk_and_workers_that_cannot_work_stop_the_run(work: Callable[..., Work], images: Path, tmp_path: Path):
     class Full(Enlarge):
-        def prepare(self, picture: Any) -> Any:
-            raise OutputError(f"{picture.name}: cannot be written: No space left on device")
+        def prepare(self, image: Any) -> Any:
+            raise OutputError(f"{image.name}: cannot be written: No space left on device")
 
     class Unknown(Enlarge):
         def __setstate__(self, _: Any) -> None:
             raise ModuleNotFoundError("No module named 'nowhere'")
 
     with pytest.raises(OutputError, match="No space left"):
-        upscaled([pictures], tmp_path / "full", work(Full))
+        upscaled([images], tmp_path / "full", work(Full))
     with pytest.raises(GleansrError, match=r"a worker on .* cannot work: ModuleNotFoundError: No module named 'nowhere'"):
-        upscaled([pictures], tmp_path / "unknown", work(Unknown))
+        upscaled([images], tmp_path / "unknown", work(Unknown))
 
 
-def test_stopping_goes_on_later(work: Callable[..., Work], pictures: Path, expected: Path, tmp_path: Path):
-    first: list[Outcome] = []
-    upscaled([pictures], tmp_path, work(), told=first.append, stopped=lambda: any(outcome.error for outcome in first))  # --fail-fast
+def test_stopping_goes_on_later(work: Callable[..., Work], images: Path, expected: Path, tmp_path: Path):
+    first: list[JobResult] = []
+    upscaled([images], tmp_path, work(), told=first.append, stopped=lambda: any(outcome.error for outcome in first))  # --fail-fast
     assert 0 < len(first) < COUNT + 1
-    upscaled([pictures], tmp_path, work())
+    upscaled([images], tmp_path, work())
     assert in_expected_way(tmp_path, expected)

@@ -31,12 +31,12 @@ from gleansr.cluster.manifest import StoredManifest
 from gleansr.cluster.portions import Known, Portion, portions
 from gleansr.cluster.rounds import Fleet, Rounds
 from gleansr.cluster.urls import Addresses, Listed, file_system, is_url, normal, state_of
-from gleansr.cluster.worker import Setting, Worker, sealed, unpack
+from gleansr.cluster.worker import RayWorker, Setting, sealed, unpack
 from gleansr.data.sources import open_source
-from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.errors import GleansrError, ImageError, RequestError
 from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Job, Outcome, OutputError, State, Unlisted, Work
+from gleansr.jobs import Job, JobResult, OutputError, State, UnreadableFolder, Work
 from gleansr.stores import SCHEMES, check_address
 
 
@@ -57,7 +57,7 @@ def work(tiny_model: Path) -> Work:
 
 @pytest.fixture
 def fill(store: str, tmp_path: Path) -> Callable[[list[str]], Path]:
-    """Writes the same pictures to a folder, which is returned, and to the store's folder `in`."""
+    """Writes the same images to a folder, which is returned, and to the store's folder `in`."""
 
     def write(names: list[str]) -> Path:
         rng = np.random.default_rng(0)
@@ -125,9 +125,9 @@ def test_storage_reads_what_it_wrote(store: str, tmp_path: Path):
         assert (state := storage.state(path))
         assert state.bytes == 3
         assert storage.read(path) == b"123"
-        with pytest.raises(PictureError, match=r"c\.png: cannot be read"):
+        with pytest.raises(ImageError, match=r"c\.png: cannot be read"):
             storage.read(path.replace("b.png", "c.png"))
-    with pytest.raises(PictureError, match=r"addresses of this kind are not used"):
+    with pytest.raises(ImageError, match=r"addresses of this kind are not used"):
         storage.read("nonsense://a/b.png")
 
 
@@ -182,7 +182,7 @@ def test_a_store_is_walked_as_a_folder(fill: Callable[[list[str]], Path], store:
         fsspec.filesystem("memory").pipe_file(f"/store/in/{name}", b"")
     [local] = folders.places([root], tmp_path / "out", "")
     [place] = cluster.places([f"{store}/in"], Path(f"{store}/out"), "")
-    assert isinstance(place, cluster.Addressed)
+    assert isinstance(place, cluster.RemoteDestination)
     assert place.manifest == f"{store}/out/gleansr.jsonl"
     expected = [job for job in folders.walk(local) if isinstance(job, Job)]
     found = [job for job in cluster.walk(place) if isinstance(job, Job)]
@@ -190,7 +190,7 @@ def test_a_store_is_walked_as_a_folder(fill: Callable[[list[str]], Path], store:
     assert [job.target_key for job in found] == [job.target_key for job in expected]
     assert [job.target for job in found] == [f"{store}/out/{job.target_key}" for job in found]
     assert [job.source_key for job in found] == [job.source for job in found]
-    assert cluster.count(place).pictures == len(found) == 7
+    assert cluster.count(place).images == len(found) == 7
 
 
 def test_several_inputs_share_a_tree(fill: Callable[[list[str]], Path], store: str, tmp_path: Path):
@@ -207,7 +207,7 @@ def test_several_inputs_share_a_tree(fill: Callable[[list[str]], Path], store: s
 def test_no_result_in_a_store_replaces_an_input(store: str, work: Work, tmp_path: Path):
     for name in ("results/sub/a.png", "x/sub/a.png", "x/sub/b.png"):
         Addresses().write(f"{store}/{name}", b"precious")
-    place = cluster.Addressed.of([f"{store}/x", f"{store}/results/sub"], f"{store}/results")
+    place = cluster.RemoteDestination.of([f"{store}/x", f"{store}/results/sub"], f"{store}/results")
     jobs = [job for job in cluster.walk(place) if isinstance(job, Job)]
     assert {job.target.removeprefix(f"{store}/results/"): job.replaces for job in jobs} == {
         "a.png": "anything",
@@ -215,7 +215,7 @@ def test_no_result_in_a_store_replaces_an_input(store: str, work: Work, tmp_path
         "sub/b.png": "nothing",
     }
     planned = list(portions(jobs, replace(work, overwrite=True, storage=Addresses()), [None], 8))
-    [refused] = [one for one in planned if isinstance(one, Outcome)]
+    [refused] = [one for one in planned if isinstance(one, JobResult)]
     assert "results/sub/a.png: is an input, which is never replaced" in str(refused.error)
 
 
@@ -229,11 +229,11 @@ def test_what_cannot_be_listed(store: str, tmp_path: Path):
     with pytest.raises(RequestError, match="no such file or folder"):
         cluster.places([tmp_path / "missing"], f"{store}/out", "")
     fsspec.filesystem("memory").pipe_file("/store/empty/a.txt", b"")
-    with pytest.raises(RequestError, match="no pictures there"):
+    with pytest.raises(RequestError, match="no images there"):
         cluster.count(cluster.places([f"{store}/empty"], f"{store}/out", "")[0])
-    place = cluster.Addressed(str(tmp_path), ("nonsense://in",), frozenset({"nonsense://in"}), tmp_path / "gleansr.jsonl")
+    place = cluster.RemoteDestination(str(tmp_path), ("nonsense://in",), frozenset({"nonsense://in"}), tmp_path / "gleansr.jsonl")
     [unlisted] = cluster.walk(place)
-    assert isinstance(unlisted, Unlisted)
+    assert isinstance(unlisted, UnreadableFolder)
     assert "addresses of this kind are not used" in unlisted.reason
 
 
@@ -261,7 +261,7 @@ def test_a_plan_skips_what_is_done_and_refuses_what_is_not_ours(fill: Callable[[
     (root / "1.png").write_bytes((root / "1.png").read_bytes())  # the same again, at another time
     with closing(folders.Manifest(place.manifest)) as manifest:
         planned = list(portions(folders.walk(place), work, [manifest], 2))
-    told = [one for one in planned if isinstance(one, Outcome)]
+    told = [one for one in planned if isinstance(one, JobResult)]
     assert [(one.job.target_key, one.status) for one in told] == [("0.png", "skipped"), ("2.png", "skipped"), ("4.png", "failed")]
     assert "--overwrite" in str(told[2].error)
     jobs = [job for one in planned if isinstance(one, Portion) for job in one.jobs()]
@@ -299,7 +299,7 @@ def test_items_are_taken_ahead_but_not_further():
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RayWorker]:
     """A worker in this process, as Ray would make it."""
     context = SimpleNamespace(was_current_actor_reconstructed=False)
     fake = SimpleNamespace(get=lambda reference: reference, get_runtime_context=lambda: context)
@@ -314,23 +314,23 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
             self.started = SimpleNamespace(remote=lambda *_: None)
             self.stopped = SimpleNamespace(remote=lambda *_: False)
 
-    def make(work: Work | bytes, begun: int = 0, starting: int = 1, **setting: Any) -> Worker:
+    def make(work: Work | bytes, begun: int = 0, starting: int = 1, **setting: Any) -> RayWorker:
         data = work if isinstance(work, bytes) else pickle.dumps(work)
-        return Worker([data], Tally(begun, starting), Setting(**setting))
+        return RayWorker([data], Tally(begun, starting), Setting(**setting))
 
     return make
 
 
-def done(worker: Worker, jobs: list[Job]) -> tuple[list[tuple[int, Outcome]], GleansrError | None, str]:
+def done(worker: RayWorker, jobs: list[Job]) -> tuple[list[tuple[int, JobResult]], GleansrError | None, str]:
     rows = pyarrow.table({"number": [5], "jobs": pyarrow.array([sealed([Portion.of([(job, Known()) for job in jobs])])], pyarrow.binary())})
     made = worker(rows)
     assert made["number"].to_pylist() == [5]
     return unpack(made["outcomes"].to_pylist()[0], jobs)
 
 
-def test_a_worker_reads_and_writes_in_a_store(fill: Callable[[list[str]], Path], worker: Callable[..., Worker], work: Work, store: str):
+def test_a_worker_reads_and_writes_in_a_store(fill: Callable[[list[str]], Path], worker: Callable[..., RayWorker], work: Work, store: str):
     root = fill(["a.png", "s/b.png"])
-    place = cluster.Addressed(f"{store}/out", (f"{store}/in",), frozenset({f"{store}/in"}), f"{store}/out/gleansr.jsonl")
+    place = cluster.RemoteDestination(f"{store}/out", (f"{store}/in",), frozenset({f"{store}/in"}), f"{store}/out/gleansr.jsonl")
     jobs = [job for job in cluster.walk(place) if isinstance(job, Job)]
     outcomes, stop, note = done(worker(work), jobs)
     assert (stop, note) == (None, "")
@@ -344,7 +344,7 @@ def test_a_worker_reads_and_writes_in_a_store(fill: Callable[[list[str]], Path],
         expected.unlink()
 
 
-def test_a_worker_that_cannot_work_says_so(worker: Callable[..., Worker], work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_that_cannot_work_says_so(worker: Callable[..., RayWorker], work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gleansr.cluster.worker._SHARED_SECONDS", 0.1)
     for one, reason in (
         (worker(work, version="gleansr 0.0.0"), "install the same version"),
@@ -358,14 +358,16 @@ def test_a_worker_that_cannot_work_says_so(worker: Callable[..., Worker], work: 
         assert reason in str(stop)
 
 
-def test_a_portion_that_was_begun_too_often_is_given_up(worker: Callable[..., Worker], work: Work, tmp_path: Path):
+def test_a_portion_that_was_begun_too_often_is_given_up(worker: Callable[..., RayWorker], work: Work, tmp_path: Path):
     jobs = [Job(str(tmp_path / "a.png"), str(tmp_path / "b.png"), "a", "b")]
     assert done(worker(work, begun=2, tries=2), jobs) == ([], None, "")
     [(_, outcome)], _, _ = done(worker(work, begun=1, tries=2), jobs)
     assert outcome.status == "failed"
 
 
-def test_what_a_killed_worker_left_is_removed(fill: Callable[[list[str]], Path], worker: Callable[..., Worker], work: Work, tmp_path: Path):
+def test_what_a_killed_worker_left_is_removed(
+    fill: Callable[[list[str]], Path], worker: Callable[..., RayWorker], work: Work, tmp_path: Path
+):
     root, out = fill(["a.png"]), tmp_path / "out"
     out.mkdir()
     left, others = out / ".a.png.0123abcd.part", [out / ".b.png.0123abcd.part", out / ".a.png.0123.part"]
@@ -379,7 +381,7 @@ def test_what_a_killed_worker_left_is_removed(fill: Callable[[list[str]], Path],
     assert all(path.exists() for path in others)
 
 
-def test_rounds_end_where_all_pictures_kill(monkeypatch: pytest.MonkeyPatch):
+def test_rounds_end_where_all_images_kill(monkeypatch: pytest.MonkeyPatch):
     ray = SimpleNamespace()
     monkeypatch.setattr("gleansr.cluster.rounds.tally", lambda _: None)
     monkeypatch.setattr(Rounds, "_dataset", lambda *_: None)
@@ -537,12 +539,12 @@ def test_without_ray(work: Work, monkeypatch: pytest.MonkeyPatch):
     ("arguments", "reason"),
     [
         (["{}", "--ray-cores", "2"], "give --ray too"),
-        (["s3://bucket/folder", "-o", "x"], "s3://bucket/folder: pictures and results with addresses are for clusters: give --ray too"),
-        (["{}", "-o", "s3://bucket/folder"], "s3://bucket/folder: pictures and results with addresses are for clusters"),
+        (["s3://bucket/folder", "-o", "x"], "s3://bucket/folder: images and results with addresses are for clusters: give --ray too"),
+        (["{}", "-o", "s3://bucket/folder"], "s3://bucket/folder: images and results with addresses are for clusters"),
         (["{}", "--ray", "headnode"], "--ray headnode: neither the address of a cluster"),
         (["--ray", "{}", "--device", "cuda:1"], "with --ray it is auto"),
         (["--ray", "{}", "--ray-workers", "0"], "workers of a cluster must be 1 or more"),
-        (["--ray", "localhost:1"], "give at least one picture or folder"),
+        (["--ray", "localhost:1"], "give at least one image or folder"),
         (["--ray", "memory://store", "-o", "memory://store"], "results need a folder of their own"),
         (["memory://store/in", "--ray"], "give the folder of the results"),
     ],

@@ -24,16 +24,16 @@ import torch
 from PIL import Image
 
 from gleansr.cli import main
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.evaluation.compare import Watcher, compare, read_png
-from gleansr.evaluation.entries import Entry, parse_entries
+from gleansr.evaluation.entries import ComparedMethod, parse_entries
 from gleansr.evaluation.evaluate import evaluate
+from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
 from gleansr.evaluation.metrics import frechet_distance, psnr, rounded
 from gleansr.evaluation.plan import Comparison, plan
 from gleansr.evaluation.records import Records
-from gleansr.evaluation.runner import MethodError, Place, Runner
-from gleansr.evaluation.summary import Outcome, summary, tables
-from gleansr.evaluation.truths import Task, Truths
+from gleansr.evaluation.runner import ComputeConfig, MethodError, MethodProcess
+from gleansr.evaluation.summary import MethodSummary, summary, tables
 from gleansr.images.resize import degrade, resize
 
 NAMES = ["a&b.png", "c d.png", "sub/é'<i>.png"]
@@ -49,8 +49,8 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three smooth pictures 32x32 with names that want quoting."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three smooth images 32x32 with names that want quoting."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for name in NAMES:
@@ -59,17 +59,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def entries(model: Path, **search: Any) -> list[Entry]:
-    return [Entry("glean", "glean", str(model)), Entry("bicubic", "bicubic"), Entry("pulse", "pulse", str(model), SEARCH | search)]
+def entries(model: Path, **search: Any) -> list[ComparedMethod]:
+    return [
+        ComparedMethod("glean", "glean", str(model)),
+        ComparedMethod("bicubic", "bicubic"),
+        ComparedMethod("pulse", "pulse", str(model), SEARCH | search),
+    ]
 
 
-def planned(pictures: Path, methods: Sequence[Entry], **options: Any) -> Comparison:
-    return plan(str(pictures), methods, scale=4, place=Place("cpu", threads=1), limit_slow=2, **options)
+def planned(images: Path, methods: Sequence[ComparedMethod], **options: Any) -> Comparison:
+    return plan(str(images), methods, scale=4, place=ComputeConfig("cpu", threads=1), limit_slow=2, **options)
 
 
 @dataclasses.dataclass
 class Done:
-    """A comparison that has run: GLEAN and bicubic on three pictures, PULSE on two."""
+    """A comparison that has run: GLEAN and bicubic on three images, PULSE on two."""
 
     output: Path
     report: dict[str, Any]
@@ -82,9 +86,9 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(images: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     output = tmp_path_factory.mktemp("comparison") / "out"
-    return Done(output, compare(planned(pictures, entries(tiny_model)), output))
+    return Done(output, compare(planned(images, entries(tiny_model)), output))
 
 
 def without_costs(value: Any) -> Any:
@@ -102,14 +106,14 @@ def listening() -> tuple[Watcher, list[str]]:
 # ---------------------------------------------------------------------------------------------------------------- figures
 
 
-def test_figures_are_those_of_the_stored_pictures(done: Done, pictures: Path):
+def test_figures_are_those_of_the_stored_images(done: Done, images: Path):
     assert [method["label"] for method in done.report["methods"]] == ["glean", "bicubic", "pulse"]
     assert [method["pictures"] for method in done.report["methods"]] == [3, 3, 2]
     assert done.report["common"]["pictures"] == 2
     for label, n in (("glean", 3), ("bicubic", 3), ("pulse", 2)):
         results = torch.cat([read_png((done.output / "pictures" / label / name).with_suffix(".png")) for name in NAMES[:n]])
-        truths = torch.cat([read_png(pictures / name) for name in NAMES[:n]])
-        values = psnr(results, truths).tolist()
+        gts = torch.cat([read_png(images / name) for name in NAMES[:n]])
+        values = psnr(results, gts).tolist()
         method = done.method(label)
         assert math.isclose(method["means"]["psnr"], sum(values) / n, rel_tol=1e-12)
         assert math.isclose(method["standard_errors"]["psnr"], float(np.std(values, ddof=1)) / math.sqrt(n), rel_tol=1e-9)
@@ -119,10 +123,10 @@ def test_figures_are_those_of_the_stored_pictures(done: Done, pictures: Path):
         assert "squeezenet_frechet" not in method["standard_errors"]
         assert method["memory"]["peak"] > method["memory"]["own"] >= 0
         assert method["seconds"]["median"] > 0
-    low = read_png(done.output / "pictures" / "low" / NAMES[0])
-    truth = read_png(pictures / NAMES[0])
-    assert torch.equal(low, degrade(truth, 4))
-    assert torch.equal(read_png(done.output / "pictures" / "bicubic" / NAMES[0]), rounded(resize(low, size=32)))
+    lr = read_png(done.output / "pictures" / "low" / NAMES[0])
+    gt = read_png(images / NAMES[0])
+    assert torch.equal(lr, degrade(gt, 4))
+    assert torch.equal(read_png(done.output / "pictures" / "bicubic" / NAMES[0]), rounded(resize(lr, size=32)))
     assert "compositeWithTrainedAlgorithmicMedia" in (done.output / "pictures" / "glean" / NAMES[0]).read_bytes().decode("latin-1")
 
 
@@ -149,7 +153,7 @@ def test_json_says_how_it_was_made(done: Done, tiny_model: Path):
     assert done.method("glean")["licence"] == "CC0-1.0"
 
 
-def test_csv_has_a_row_a_picture_and_method(done: Done):
+def test_csv_has_a_row_a_image_and_method(done: Done):
     with (done.output / "comparison.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["picture"]) for row in rows] == [
@@ -167,9 +171,9 @@ def test_csv_has_a_row_a_picture_and_method(done: Done):
 def test_markdown_compares_like_with_like(done: Done):
     text = (done.output / "comparison.md").read_text(encoding="utf-8")
     everything, shared, relative = re.split(r"\n## ", text)[1:4]
-    assert "**" not in everything  # methods had different numbers of pictures
-    assert "| pictures |" in everything
-    assert shared.startswith("The 2 pictures that all methods had")
+    assert "**" not in everything  # methods had different numbers of images
+    assert "| images |" in everything
+    assert shared.startswith("The 2 images that all methods had")
     best = max(done.report["common"]["methods"], key=lambda method: method["means"]["psnr"])
     assert re.search(rf"^\| {best['label']} \| \*\*{best['means']['psnr']:.2f} ± ", shared, re.MULTILINE)
     assert shared.count("\n| bicubic |") == 1
@@ -182,7 +186,7 @@ def test_markdown_compares_like_with_like(done: Done):
     assert "steps=60" in text
 
 
-def test_page_shows_every_picture_and_loads_nothing_else(done: Done):
+def test_page_shows_every_image_and_loads_nothing_else(done: Done):
     page = (done.output / "index.html").read_text(encoding="utf-8")
     sources = [unquote(html.unescape(source)) for source in re.findall(r'<img src="([^"]+)"', page)]
     wanted = {f"pictures/{label}/{name}" for label in ("low", "truth", "glean", "bicubic") for name in NAMES}
@@ -195,36 +199,36 @@ def test_page_shows_every_picture_and_loads_nothing_else(done: Done):
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert text
     data = json.loads(text[1])
-    assert [picture["name"] for picture in data["pictures"]] == NAMES
+    assert [image["name"] for image in data["pictures"]] == NAMES
     assert data["pictures"][0]["figures"]["glean"] == done.records("glean")[NAMES[0]]["metrics"]
 
 
-def test_evaluating_gives_the_same_figures(done: Done, pictures: Path, tiny_model: Path):
-    report = evaluate(planned(pictures, entries(tiny_model)[:2]))
+def test_evaluating_gives_the_same_figures(done: Done, images: Path, tiny_model: Path):
+    report = evaluate(planned(images, entries(tiny_model)[:2]))
     for method in report["methods"]:
         means, wanted = dict(method["means"]), dict(done.method(method["label"])["means"])
         assert means.pop("squeezenet_frechet") == pytest.approx(wanted.pop("squeezenet_frechet"), rel=1e-4)  # in batches of another size
         assert means == wanted
         assert method["memory"] == {"peak": None, "own": None}
-    batched = evaluate(planned(pictures, entries(tiny_model)[:2], batch_size=2))
+    batched = evaluate(planned(images, entries(tiny_model)[:2], batch_size=2))
     for method in batched["methods"]:
         assert method["means"] == pytest.approx(done.method(method["label"])["means"], rel=1e-4)
 
 
-def test_sets_are_compared_over_the_same_pictures():
+def test_sets_are_compared_over_the_same_images():
     generator = torch.Generator().manual_seed(0)
-    a, b, truth = (torch.randn(5, 8, generator=generator) for _ in range(3))
+    a, b, gt = (torch.randn(5, 8, generator=generator) for _ in range(3))
 
-    def outcome(label: str, features: torch.Tensor, n: int) -> Outcome:
+    def outcome(label: str, features: torch.Tensor, n: int) -> MethodSummary:
         record = {"seconds": 1.0, "peak": 2, "own": 1, "note": "", "metrics": {"psnr": math.inf}}
         records = {str(i): record for i in range(n)}
-        return Outcome(
-            label, "glean", None, None, {}, None, None, records, {"squeezenet_frechet": features[:n]}, {"squeezenet_frechet": truth[:n]}
+        return MethodSummary(
+            label, "glean", None, None, {}, None, None, records, {"squeezenet_frechet": features[:n]}, {"squeezenet_frechet": gt[:n]}
         )
 
     report = summary([outcome("a", a, 5), outcome("b", b, 3)])
-    assert report["methods"][0]["means"]["squeezenet_frechet"] == frechet_distance(a, truth)
-    assert [m["means"]["squeezenet_frechet"] for m in report["common"]["methods"]] == [frechet_distance(x[:3], truth[:3]) for x in (a, b)]
+    assert report["methods"][0]["means"]["squeezenet_frechet"] == frechet_distance(a, gt)
+    assert [m["means"]["squeezenet_frechet"] for m in report["common"]["methods"]] == [frechet_distance(x[:3], gt[:3]) for x in (a, b)]
     assert report["methods"][0]["means"]["psnr"] == "inf"
     assert report["methods"][0]["standard_errors"] == {}
     assert list(tables(report))[1].rows["a"][0].text == "inf"
@@ -239,15 +243,15 @@ from gleansr.evaluation.compare import compare
 from gleansr.evaluation.entries import Entry
 from gleansr.evaluation.plan import plan
 from gleansr.evaluation.runner import Place
-pictures, model, output = sys.argv[1:]
+images, model, output = sys.argv[1:]
 torch.set_num_threads(1)
 entry = Entry("pulse", "pulse", model, {search})
-compare(plan(pictures, [entry], scale=4, place=Place("cpu", threads=1), limit_slow=2), Path(output))
+compare(plan(images, [entry], scale=4, place=Place("cpu", threads=1), limit_slow=2), Path(output))
 """
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_the_same(done: Done, pictures: Path, tiny_model: Path, tmp_path: Path):
-    command = [sys.executable, "-c", _SCRIPT.format(search=SEARCH), str(pictures), str(tiny_model), str(tmp_path / "out")]
+def test_a_run_that_was_killed_goes_on_and_ends_the_same(done: Done, images: Path, tiny_model: Path, tmp_path: Path):
+    command = [sys.executable, "-c", _SCRIPT.format(search=SEARCH), str(images), str(tiny_model), str(tmp_path / "out")]
     process = subprocess.Popen(command)
     file = tmp_path / "out" / "records" / "pulse.jsonl"
     wait_for(lambda: file.exists() and file.read_text().count("\n") == 2)
@@ -258,8 +262,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(done: Done, pictures: P
     with file.open("a") as torn:
         torn.write('{"name": "c d.p')
     watcher, said = listening()
-    report = compare(planned(pictures, entries(tiny_model)[2:]), tmp_path / "out", watcher)
-    assert said == ["pulse: 2 of 2 pictures, 1 of them before"]
+    report = compare(planned(images, entries(tiny_model)[2:]), tmp_path / "out", watcher)
+    assert said == ["pulse: 2 of 2 images, 1 of them before"]
     alone = {"above_bicubic": None}  # here without bicubic
     assert without_costs(report["methods"][0]) == without_costs(done.method("pulse")) | alone
     resumed = Done(tmp_path / "out", report)
@@ -280,60 +284,62 @@ def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if sys.platform == "linux" else []
 
 
-def test_searches_side_by_side_make_the_same_of_each_picture(done: Done, pictures: Path, tiny_model: Path, tmp_path: Path):
-    comparison = plan(str(pictures), entries(tiny_model), scale=4, place=Place("cpu", threads=2), limit_slow=2, jobs=2)
+def test_searches_side_by_side_make_the_same_of_each_image(done: Done, images: Path, tiny_model: Path, tmp_path: Path):
+    comparison = plan(str(images), entries(tiny_model), scale=4, place=ComputeConfig("cpu", threads=2), limit_slow=2, jobs=2)
     glean, _, pulse = comparison.participants
     assert [(made["jobs"], made["place"]["threads"]) for made in map(comparison.made, (glean, pulse))] == [(1, 2), (2, 1)]
     together = Done(tmp_path / "out", compare(comparison, tmp_path / "out"))
     assert without_costs(together.records("pulse")) == without_costs(done.records("pulse"))
     for name in NAMES[:2]:
         assert (together.output / "pictures" / "pulse" / name).read_bytes() == (done.output / "pictures" / "pulse" / name).read_bytes()
-    assert "searches 2 pictures at once, each with 1 thread" in (together.output / "comparison.md").read_text(encoding="utf-8")
+    assert "searches 2 images at once, each with 1 thread" in (together.output / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_a_search_that_fails_beside_others_ends_them(pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    comparison = plan(str(pictures), entries(tiny_model, steps=10**6)[2:], scale=4, place=Place("cpu", threads=2), jobs=2)
+def test_a_search_that_fails_beside_others_ends_them(images: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    comparison = plan(str(images), entries(tiny_model, steps=10**6)[2:], scale=4, place=ComputeConfig("cpu", threads=2), jobs=2)
 
-    def killed(self: Runner, low: torch.Tensor, report: Any = None) -> Any:
+    def killed(self: MethodProcess, lr: torch.Tensor, report: Any = None) -> Any:
         self._process.kill()
-        return call(self, low, report)
+        return call(self, lr, report)
 
-    call = Runner.__call__
+    call = MethodProcess.__call__
     kept = [killed, call]  # the first of the two
-    monkeypatch.setattr(Runner, "__call__", lambda self, *arguments: kept.pop(0)(self, *arguments) if kept else call(self, *arguments))
+    monkeypatch.setattr(
+        MethodProcess, "__call__", lambda self, *arguments: kept.pop(0)(self, *arguments) if kept else call(self, *arguments)
+    )
     [pulse] = compare(comparison, tmp_path / "out")["methods"]
     assert "was ended by SIGKILL" in pulse["failed"]
     assert not multiprocessing.active_children()
 
 
-def test_nothing_runs_again_without_need_and_new_metrics_are_computed_from_the_pictures(
-    done: Done, pictures: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_runs_again_without_need_and_new_metrics_are_computed_from_the_images(
+    done: Done, images: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("gleansr.evaluation.compare.Runner", None)
     watcher, said = listening()
-    assert compare(planned(pictures, entries(tiny_model)), done.output, watcher) == done.report
+    assert compare(planned(images, entries(tiny_model)), done.output, watcher) == done.report
     assert said == [
-        "glean: 3 of 3 pictures, 3 of them before",
-        "bicubic: 3 of 3 pictures, 3 of them before",
-        "pulse: 2 of 2 pictures, 2 of them before",
+        "glean: 3 of 3 images, 3 of them before",
+        "bicubic: 3 of 3 images, 3 of them before",
+        "pulse: 2 of 2 images, 2 of them before",
     ]
-    fewer = compare(planned(pictures, entries(tiny_model), limit=2), done.output, watcher)
+    fewer = compare(planned(images, entries(tiny_model), limit=2), done.output, watcher)
     assert [method["pictures"] for method in fewer["methods"]] == [2, 2, 2]
     assert fewer["common"] is None
-    assert compare(planned(pictures, entries(tiny_model)), done.output, watcher) == done.report
-    other = compare(planned(pictures, entries(tiny_model), metrics=["psnr"], crop=4), done.output, watcher)
+    assert compare(planned(images, entries(tiny_model)), done.output, watcher) == done.report
+    other = compare(planned(images, entries(tiny_model), metrics=["psnr"], crop=4), done.output, watcher)
     assert list(other["methods"][0]["means"]) == ["psnr"]
     assert other["methods"][0]["means"]["psnr"] != done.method("glean")["means"]["psnr"]
-    assert "glean: is judged anew from its pictures: other judge.crop_border, judge.metrics, judge.sha256.squeezenet" in said
+    assert "glean: is judged anew from its images: other judge.crop_border, judge.metrics, judge.sha256.squeezenet" in said
     # Judged from the files, the figures are bit for bit what they were when judged from the network's output.
-    assert compare(planned(pictures, entries(tiny_model)), done.output, watcher) == done.report
+    assert compare(planned(images, entries(tiny_model)), done.output, watcher) == done.report
 
 
-def test_what_changed_starts_anew_and_what_fails_stops_nobody(done: Done, pictures: Path, tiny_model: Path, tmp_path: Path):
+def test_what_changed_starts_anew_and_what_fails_stops_nobody(done: Done, images: Path, tiny_model: Path, tmp_path: Path):
     changed = tmp_path / "pictures"
     (changed / "sub").mkdir(parents=True)
     for name in NAMES:
-        (changed / name).write_bytes((pictures / name).read_bytes())
+        (changed / name).write_bytes((images / name).read_bytes())
     with Image.open(changed / NAMES[1]) as image:
         image.rotate(90).save(changed / NAMES[1])
     output = tmp_path / "out"
@@ -346,8 +352,8 @@ def test_what_changed_starts_anew_and_what_fails_stops_nobody(done: Done, pictur
     after = Done(output, compare(comparison, output, watcher))
     assert f"glean: failed: {model}: no such file" in said[0]
     assert said[1:4] == [
-        "glean: 2 of 3 pictures, 2 of them before",
-        "bicubic: 3 of 3 pictures, 2 of them before",
+        "glean: 2 of 3 images, 2 of them before",
+        "bicubic: 3 of 3 images, 2 of them before",
         "pulse: starts anew: other settings.steps",
     ]
     assert after.method("glean")["failed"].startswith(f"{model}: no such file")
@@ -355,8 +361,8 @@ def test_what_changed_starts_anew_and_what_fails_stops_nobody(done: Done, pictur
     before, now = done.records("bicubic"), after.records("bicubic")
     assert [name for name in NAMES if now[name] != before[name]] == [NAMES[1]]
     assert now[NAMES[1]]["sha256"] != before[NAMES[1]]["sha256"]
-    truth = read_png(output / "pictures" / "truth" / NAMES[1])
-    assert now[NAMES[1]]["metrics"]["psnr"] == float(psnr(read_png(output / "pictures" / "bicubic" / NAMES[1]), truth))
+    gt = read_png(output / "pictures" / "truth" / NAMES[1])
+    assert now[NAMES[1]]["metrics"]["psnr"] == float(psnr(read_png(output / "pictures" / "bicubic" / NAMES[1]), gt))
     text = (output / "comparison.md").read_text(encoding="utf-8")
     assert "FAILED" in text
     assert "| glean |" not in text
@@ -370,12 +376,12 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def test_a_process_that_ends_is_a_failed_method():
-    with Runner(Entry("bicubic", "bicubic"), 4, Place("cpu", threads=1)) as runner:
-        low = torch.zeros(2, 3, 4, 4)
-        runner.warm_up(low)
+    with MethodProcess(ComparedMethod("bicubic", "bicubic"), 4, ComputeConfig("cpu", threads=1)) as runner:
+        lr = torch.zeros(2, 3, 4, 4)
+        runner.warm_up(lr)
         os.kill(runner._process.pid or 0, signal.SIGINT)  # Ctrl-C reaches it too, and is not for it
-        run = runner(low)
-        assert torch.equal(run.pictures, torch.zeros(2, 3, 16, 16))
+        run = runner(lr)
+        assert torch.equal(run.images, torch.zeros(2, 3, 16, 16))
         assert run.notes == ["", ""]
         os.kill(runner._process.pid or 0, signal.SIGKILL)
         with pytest.raises(MethodError, match=r"its process was ended by SIGKILL, perhaps for lack of memory"):
@@ -412,46 +418,46 @@ def test_records_survive_a_torn_line_and_know_what_changed(tmp_path: Path):
         Records(records.path)
 
 
-# ----------------------------------------------------------------------------------------------------------- test pictures
+# ----------------------------------------------------------------------------------------------------------- test images
 
 
-def test_truths_are_fitted_and_prepared_pictures_matched(tmp_path: Path, cat: Image.Image):
-    high, low = tmp_path / "high", tmp_path / "low"
-    for folder in (high / "sub", low / "sub"):
+def test_ground_truths_are_fitted_and_prepared_images_matched(tmp_path: Path, cat: Image.Image):
+    sr, lr = tmp_path / "high", tmp_path / "low"
+    for folder in (sr / "sub", lr / "sub"):
         folder.mkdir(parents=True)
-    cat.save(high / "b.png")
-    cat.resize((64, 96)).save(high / "sub" / "a.webp", lossless=True)
-    plain = Truths(str(high), Task(32, 4))
+    cat.save(sr / "b.png")
+    cat.resize((64, 96)).save(sr / "sub" / "a.webp", lossless=True)
+    plain = GroundTruth(str(sr), EvaluationTask(32, 4))
     assert (plain.names, plain.files) == (["b.png", "sub/a.webp"], ["b", "sub/a"])
-    assert [example.truth.shape for example in plain] == [(1, 3, 32, 32)] * 2
-    assert torch.equal(plain[1].low, degrade(plain[1].truth, 4))
+    assert [example.gt.shape for example in plain] == [(1, 3, 32, 32)] * 2
+    assert torch.equal(plain[1].lr, degrade(plain[1].gt, 4))
     assert plain[0].low_sha256 is None
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-    Image.fromarray(pixels).save(low / "b.bmp")
-    assert len(Truths(str(high), Task(32, 4), low=str(low), limit=1)) == 1
-    with pytest.raises(RequestError, match=r"has no picture for sub/a.webp of .*such as sub/a.png, or leave --low out"):
-        Truths(str(high), Task(32, 4), low=str(low))
-    Image.fromarray(pixels).save(low / "sub" / "a.png")
-    prepared = Truths(str(high), Task(32, 4), low=str(low))[0]
-    assert torch.equal(prepared.low, ((torch.from_numpy(pixels).permute(2, 0, 1)[None].double() - 127.5) / 127.5).float())
+    Image.fromarray(pixels).save(lr / "b.bmp")
+    assert len(GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr), limit=1)) == 1
+    with pytest.raises(RequestError, match=r"has no image for sub/a.webp of .*such as sub/a.png, or leave --low out"):
+        GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr))
+    Image.fromarray(pixels).save(lr / "sub" / "a.png")
+    prepared = GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr))[0]
+    assert torch.equal(prepared.lr, ((torch.from_numpy(pixels).permute(2, 0, 1)[None].double() - 127.5) / 127.5).float())
     assert prepared.low_sha256 != prepared.sha256
-    with pytest.raises(PictureError, match=r"b.bmp: is 8x8, but the pictures of --low must be 4x4"):
-        Truths(str(high), Task(32, 8), low=str(low))[0]
-    Image.fromarray(pixels).save(low / "b.png")
+    with pytest.raises(ImageError, match=r"b.bmp: is 8x8, but the images of --low must be 4x4"):
+        GroundTruth(str(sr), EvaluationTask(32, 8), lr=str(lr))[0]
+    Image.fromarray(pixels).save(lr / "b.png")
     with pytest.raises(RequestError, match=r"b.bmp and b.png differ in their suffix only"):
-        Truths(str(high), Task(32, 4), low=str(low))
+        GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr))
 
-    with pytest.raises(PictureError, match=r"b.png: 64x64 is too small for 128x128; --small enlarge"):
-        Truths(str(high), Task(128, 4))[0]
-    assert Truths(str(high), Task(128, 4, small="enlarge"))[0].truth.shape == (1, 3, 128, 128)
-    (high / "z.png").write_text("no picture")
-    with pytest.raises(PictureError, match=r"z.png: is not a picture of a known kind; .*; take it out"):
-        Truths(str(high), Task(32, 4))[2]
+    with pytest.raises(ImageError, match=r"b.png: 64x64 is too small for 128x128; --small enlarge"):
+        GroundTruth(str(sr), EvaluationTask(128, 4))[0]
+    assert GroundTruth(str(sr), EvaluationTask(128, 4, small="enlarge"))[0].gt.shape == (1, 3, 128, 128)
+    (sr / "z.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"z.png: is not an image of a known kind; .*; take it out"):
+        GroundTruth(str(sr), EvaluationTask(32, 4))[2]
     for wrong, words in {"size 32 ": (32, 3), "size 30 ": (30, 4), "--scale": (32, 1)}.items():
         with pytest.raises(RequestError, match=wrong):
-            Task(*words)
+            EvaluationTask(*words)
 
 
 # ---------------------------------------------------------------------------------------------------------------- requests
@@ -461,14 +467,17 @@ def test_entries_of_a_command_line():
     models = ["plain=p.pth", "glean:mine=m.pth", "glean:yours=cats-8x", "esrgan+=e.pth"]
     changes = ["pulse.steps=50", "pulse.schedule=fixed", "mine.x=1"]
     assert parse_entries("glean, plain,esrgan+,PULSE,bicubic", models, changes, 8) == [
-        Entry("mine", "glean", "m.pth", {"x": 1}),
-        Entry("yours", "glean", "cats-8x"),
-        Entry("plain", "plain", "p.pth"),
-        Entry("esrgan+", "esrgan+", "e.pth"),
-        Entry("pulse", "pulse", "m.pth", {"steps": 50, "schedule": "fixed"}),
-        Entry("bicubic", "bicubic"),
+        ComparedMethod("mine", "glean", "m.pth", {"x": 1}),
+        ComparedMethod("yours", "glean", "cats-8x"),
+        ComparedMethod("plain", "plain", "p.pth"),
+        ComparedMethod("esrgan+", "esrgan+", "e.pth"),
+        ComparedMethod("pulse", "pulse", "m.pth", {"steps": 50, "schedule": "fixed"}),
+        ComparedMethod("bicubic", "bicubic"),
     ]
-    assert parse_entries("glean,pulse", [], [], 16) == [Entry("glean", "glean", "cats-16x"), Entry("pulse", "pulse", "cats-bank")]
+    assert parse_entries("glean,pulse", [], [], 16) == [
+        ComparedMethod("glean", "glean", "cats-16x"),
+        ComparedMethod("pulse", "pulse", "cats-bank"),
+    ]
 
 
 def test_a_method_without_a_model_says_how_to_train_one(monkeypatch: pytest.MonkeyPatch):
@@ -511,48 +520,48 @@ def test_entries_that_cannot_be(methods: str, models: list[str], changes: list[s
     assert words in str(error.value)
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_runs(pictures: Path, tiny_model: Path, tmp_path: Path):
+def test_what_cannot_be_compared_is_refused_before_anything_runs(images: Path, tiny_model: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    bicubic, glean = Entry("bicubic", "bicubic"), Entry("glean", "glean", str(tiny_model))
+    bicubic, glean = ComparedMethod("bicubic", "bicubic"), ComparedMethod("glean", "glean", str(tiny_model))
     for words, (data, methods, options) in {
-        "none of these methods makes pictures of a size of its own": (pictures, [bicubic], {}),
-        "these differ: glean 32, --size 16": (pictures, [glean], {"size": 16}),
-        "enlarges 4 times, not 3 times": (pictures, [glean], {"scale": 3}),
-        "--scale must be a divisor of the size 32": (pictures, [bicubic], {"scale": 3, "size": 32}),
-        "no pictures in it": (tmp_path / "empty", [glean], {}),
+        "none of these methods makes images of a size of its own": (images, [bicubic], {}),
+        "these differ: glean 32, --size 16": (images, [glean], {"size": 16}),
+        "enlarges 4 times, not 3 times": (images, [glean], {"scale": 3}),
+        "--scale must be a divisor of the size 32": (images, [bicubic], {"scale": 3, "size": 32}),
+        "no images in it": (tmp_path / "empty", [glean], {}),
         "no such file or folder": (tmp_path / "missing.zip", [glean], {}),
-        "no metric is named 'psrn': did you mean psnr?": (pictures, [glean], {"metrics": ["psrn"]}),
-        "squeezenet_frechet want sets of at least 2 pictures, not of 1": (
-            pictures,
+        "no metric is named 'psrn': did you mean psnr?": (images, [glean], {"metrics": ["psrn"]}),
+        "squeezenet_frechet want sets of at least 2 images, not of 1": (
+            images,
             [glean],
             {"limit": 1, "metrics": ["squeezenet_frechet"]},
         ),
-        "ms_ssim needs pictures of at least 176x176": (pictures, [glean], {"metrics": ["ms_ssim"]}),
-        "--batch-size must be at least 1": (pictures, [glean], {"batch_size": 0}),
-        "--limit must be at least 1": (pictures, [glean], {"limit": 0}),
-        "--limit-slow must be at least 1": (pictures, [glean], {"limit_slow": 0}),
-        "--jobs must be at least 1": (pictures, [glean], {"jobs": 0}),
-        "two methods are labelled": (pictures, [glean, glean], {}),
-        "no method to compare": (pictures, [], {}),
-        "glean has no settings": (pictures, [dataclasses.replace(glean, settings={"steps": 5})], {}),
-        "unknown key stepz, did you mean steps?": (pictures, [Entry("p", "pulse", str(tiny_model), {"stepz": 5})], {}),
-        "the device 'nowhere' is not there": (pictures, [glean], {"place": Place("nowhere")}),
+        "ms_ssim needs images of at least 176x176": (images, [glean], {"metrics": ["ms_ssim"]}),
+        "--batch-size must be at least 1": (images, [glean], {"batch_size": 0}),
+        "--limit must be at least 1": (images, [glean], {"limit": 0}),
+        "--limit-slow must be at least 1": (images, [glean], {"limit_slow": 0}),
+        "--jobs must be at least 1": (images, [glean], {"jobs": 0}),
+        "two methods are labelled": (images, [glean, glean], {}),
+        "no method to compare": (images, [], {}),
+        "glean has no settings": (images, [dataclasses.replace(glean, settings={"steps": 5})], {}),
+        "unknown key stepz, did you mean steps?": (images, [ComparedMethod("p", "pulse", str(tiny_model), {"stepz": 5})], {}),
+        "the device 'nowhere' is not there": (images, [glean], {"place": ComputeConfig("nowhere")}),
     }.items():
         with pytest.raises(RequestError) as error:
-            plan(str(data), methods, **({"scale": 4, "place": Place("cpu")} | options))
+            plan(str(data), methods, **({"scale": 4, "place": ComputeConfig("cpu")} | options))
         assert words in str(error.value)
         assert "\n" not in str(error.value)
-    assert [m.name for m in planned(pictures, [glean], limit=1).judge.metrics] == ["psnr", "ssim", "squeezenet_distance", "consistency"]
+    assert [m.name for m in planned(images, [glean], limit=1).judge.metrics] == ["psnr", "ssim", "squeezenet_distance", "consistency"]
 
 
-def test_a_folder_that_is_not_for_comparisons_is_left_alone(pictures: Path, tmp_path: Path):
-    comparison = planned(pictures, [Entry("bicubic", "bicubic")], size=32)
+def test_a_folder_that_is_not_for_comparisons_is_left_alone(images: Path, tmp_path: Path):
+    comparison = planned(images, [ComparedMethod("bicubic", "bicubic")], size=32)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "index.html").write_text("mine")
     with pytest.raises(RequestError, match="is not empty, and not of an earlier comparison"):
         compare(comparison, tmp_path / "notes")
-    with pytest.raises(RequestError, match="results must not lie among the pictures"):
-        compare(comparison, pictures / "out")
+    with pytest.raises(RequestError, match="results must not lie among the images"):
+        compare(comparison, images / "out")
     with pytest.raises(RequestError, match="the folder cannot be made or read"):
         compare(comparison, tmp_path / "notes" / "index.html" / "out")
     (tmp_path / "music" / "records").mkdir(parents=True)
@@ -565,10 +574,10 @@ def test_a_folder_that_is_not_for_comparisons_is_left_alone(pictures: Path, tmp_
     with FileLock(tmp_path / "busy" / ".lock"), pytest.raises(RequestError, match="another process is writing"):
         compare(comparison, tmp_path / "busy")
     assert (tmp_path / "notes" / "index.html").read_text() == "mine"
-    assert not (pictures / "out").exists()
+    assert not (images / "out").exists()
 
 
-def test_the_command_lines(pictures: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_lines(images: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def run(*arguments: object) -> tuple[int, str, str]:
         status: Any = 0
         try:
@@ -579,7 +588,7 @@ def test_the_command_lines(pictures: Path, tiny_model: Path, tmp_path: Path, cap
         return int(status or 0), captured.out, captured.err
 
     status, out, err = run(
-        "evaluate", tiny_model, pictures, "--device", "cpu", "--metrics", "psnr,consistency", "--json", tmp_path / "e.json"
+        "evaluate", tiny_model, images, "--device", "cpu", "--metrics", "psnr,consistency", "--json", tmp_path / "e.json"
     )
     assert status == 0, err
     from gleansr.cli.evaluate import _is_report
@@ -591,22 +600,22 @@ def test_the_command_lines(pictures: Path, tiny_model: Path, tmp_path: Path, cap
     assert list(means["tiny"]) == ["psnr", "consistency"]
     assert f"{means['tiny']['psnr'] - means['bicubic']['psnr']:+.2f}" in out
 
-    (pictures / "notes.json").write_text('{"data": "mine"}')
-    compare_tiny = ("compare", pictures, "--methods", "glean", "--models", f"glean={tiny_model}", "--device", "cpu")
+    (images / "notes.json").write_text('{"data": "mine"}')
+    compare_tiny = ("compare", images, "--methods", "glean", "--models", f"glean={tiny_model}", "--device", "cpu")
     for words, arguments in {
         "enlarges 4 times, not 8 times": compare_tiny,
-        "plain needs a file: --models plain=FILE": ("compare", pictures, "--methods", "plain", "--scale", "32"),
-        "no model is named": ("evaluate", "dogs-8x", pictures),
+        "plain needs a file: --models plain=FILE": ("compare", images, "--methods", "plain", "--scale", "32"),
+        "no model is named": ("evaluate", "dogs-8x", images),
         "no such file or folder": ("evaluate", tiny_model, tmp_path / "none"),
-        "is no report": ("evaluate", tiny_model, pictures, "--json", pictures / "notes.json"),
-        "the folder": ("evaluate", tiny_model, pictures, "--json", tmp_path / "no" / "e.json"),
+        "is no report": ("evaluate", tiny_model, images, "--json", images / "notes.json"),
+        "the folder": ("evaluate", tiny_model, images, "--json", tmp_path / "no" / "e.json"),
     }.items():
         status, out, err = run(*arguments)
         assert status == 2, err
         assert words in err
         assert len(err.strip().splitlines()) == 1
         assert "Traceback" not in err
-    assert (pictures / "notes.json").read_text() == '{"data": "mine"}'
+    assert (images / "notes.json").read_text() == '{"data": "mine"}'
 
     output = tmp_path / "out"
     status, out, err = run(*compare_tiny, "--scale", "4", "--limit", "1", "-o", output)

@@ -112,7 +112,7 @@ def test_the_numbers_of_esrgan_plus_are_in_its_recipes(scale: int):
     assert (recipe.lr, recipe.betas, recipe.warm_up, recipe.ema_half_life) == (1e-4, (0.9, 0.999), 0, 0)
     assert (recipe.schedule, recipe.halve_at) == ("halving", (50_000, 100_000, 200_000, 300_000))
     assert (recipe.pixel, recipe.perceptual, recipe.adversarial) == ("l1", "vgg19", "relativistic")
-    # An error of pictures in [-1, 1] is twice that of pictures in [0, 1].
+    # An error of images in [-1, 1] is twice that of images in [0, 1].
     assert (2 * recipe.pixel_weight, recipe.perceptual_weight, recipe.adversarial_weight) == (0.01, 1, 5e-3)
     compact = load_recipe(NetworkRecipe, f"esrgan+-cats-{scale}x-compact")
     assert compact.network == ESRGANPlusNetworkConfig(256 // scale, 256, features=32, growth=16, n_blocks=4)
@@ -222,9 +222,9 @@ def test_the_table_of_the_network_is_told_by_its_kind():
         ("esrgan+-cats-8x-compact", "discriminator.size=64", r"discriminator.size is 64 px, but network.out_size is 256"),
         ("esrgan+-cats-8x", "data.patch=132", "data.patch must be at most network.out_size, 256, and a multiple of the scale, 8, not 132"),
         ("esrgan+-cats-8x", "data.patch=0", "patch must be 1 or more, not 0"),
-        ("plain-cats-8x-compact", "data={patch=32}", r"windows of 8x8 low-resolution pixels, but the pictures have fewer"),
-        ("plain-cats-8x-compact", "data={patch=16}", r"patches of 32x32 px, but the pictures have 16"),
-        ("cats-8x", "data.patch=128", "GLEAN is trained on whole pictures, so leave out data.patch"),
+        ("plain-cats-8x-compact", "data={patch=32}", r"windows of 8x8 low-resolution pixels, but the images have fewer"),
+        ("plain-cats-8x-compact", "data={patch=16}", r"patches of 32x32 px, but the images have 16"),
+        ("cats-8x", "data.patch=128", "GLEAN is trained on whole images, so leave out data.patch"),
         ("esrgan+-cats-8x", "halve_at=[]", r"takes ascending iterations in halve_at.*'halving' and halve_at \[\]"),
         ("esrgan+-cats-8x", "halve_at=[2, 1]", r"halve_at \[2, 1\]"),
         ("esrgan+-cats-8x", "schedule=cosine", "schedule is 'cosine' and halve_at"),
@@ -235,7 +235,7 @@ def test_what_does_not_go_with_the_kind_of_network(name: str, change: str, compl
         load_recipe(NetworkRecipe, name, [change])
 
 
-def test_something_must_tie_the_results_to_the_pictures():
+def test_something_must_tie_the_results_to_the_images():
     assert load_recipe(NetworkRecipe, "cats-8x", ["pixel_weight=0"]).pixel_weight == 0
     with pytest.raises(RequestError, match="pixel_weight and perceptual_weight are both 0"):
         load_recipe(NetworkRecipe, "cats-8x", ["pixel_weight=0", "perceptual_weight=0"])

@@ -17,15 +17,15 @@ from gleansr.configs import from_dict
 from gleansr.data.degradation import KERNELS, RealConfig, degrade_real, fixed_seed
 from gleansr.data.fit import Border
 from gleansr.errors import RequestError
-from gleansr.evaluation.truths import Task, Truths
+from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
 from gleansr.images.codec import decode
 from gleansr.images.resize import degrade
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.upscaler import Fit, Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.training.config import DataConfig
-from gleansr.training.data import Batches, Share, open_pictures
+from gleansr.training.data import Share, TrainingBatches, open_images
 
 NONE = RealConfig(clean=0, blur=0, shift=0, kernels=("box",), two_steps=0, noise=0, compression=0)
 """Boxes alone."""
@@ -115,13 +115,13 @@ def test_compression_costs_more_at_low_quality(webp: int):
 def test_everything_follows_from_the_seed_and_little_from_anything_else():
     image = smooth(64, 64)
     drawn = [degrade_real(image, 8, seed) for seed in range(40)]
-    assert all(torch.equal(low, degrade_real(image, 8, seed)) for seed, low in enumerate(drawn))
-    assert len({low.numpy().tobytes() for low in drawn}) > 25  # a fifth are the paper's
+    assert all(torch.equal(lr, degrade_real(image, 8, seed)) for seed, lr in enumerate(drawn))
+    assert len({lr.numpy().tobytes() for lr in drawn}) > 25  # a fifth are the paper's
     torch.manual_seed(0)
     state = torch.get_rng_state()
     degrade_real(image, 8, 3)
     assert torch.equal(state, torch.get_rng_state())
-    assert all(apart(low, means(image, 8)) < 25 for low in drawn)
+    assert all(apart(lr, means(image, 8)) < 25 for lr in drawn)
 
 
 @pytest.mark.parametrize(("scale", "size"), [(64, 256), (32, 256), (16, 64), (4, 16), (8, 8)])
@@ -153,16 +153,16 @@ def test_impossible_ranges_are_one_line_with_the_key(change: dict[str, object], 
 
 
 def batch(folder: Path, config: DataConfig, size: int, in_size: int, start: int = 0, content_height: int | None = None):
-    pictures = open_pictures(config, size, in_size, content_height)
-    end = start + len(pictures)
-    made = Batches(pictures, in_size=in_size, start=start, end=end, batch_size=len(pictures), seed=0, device=torch.device("cpu"))
+    images = open_images(config, size, in_size, content_height)
+    end = start + len(images)
+    made = TrainingBatches(images, in_size=in_size, start=start, end=end, batch_size=len(images), seed=0, device=torch.device("cpu"))
     return next(iter(made))
 
 
 def upscaler(content_height: int | None = None, border: Border = "repeat") -> Upscaler:
     torch.manual_seed(0)
     model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
-    return Upscaler(FeedForward(model, device="cpu"), About("x", content_height=content_height, border=border))
+    return Upscaler(FeedForwardModel(model, device="cpu"), About("x", content_height=content_height, border=border))
 
 
 def lr_of(image: Tensor) -> Tensor:
@@ -190,12 +190,12 @@ def test_what_a_network_sees_in_training_it_sees_in_use(
     image = smooth(*size, seed=3)
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
     config = from_dict(DataConfig, {"train": [str(tmp_path)], "flip": False, "aspect": aspect, "border": border}, "x")
-    truth, low = batch(tmp_path, config, 32, 8, content_height=content_height)
+    gt, lr = batch(tmp_path, config, 32, 8, content_height=content_height)
     wanted = image[:, :, 8:40] if size == (32, 48) else image
     used = upscaler(content_height, border).fit(decode(lr_of(wanted)), fit)
-    assert torch.allclose(low[0], used.low, atol=1e-6)
+    assert torch.allclose(lr[0], used.lr, atol=1e-6)
     top, left, height, width = used.keep
-    assert torch.allclose((truth[0, :, top : top + height, left : left + width] + 1) * 127.5, wanted.float(), atol=1e-3)
+    assert torch.allclose((gt[0, :, top : top + height, left : left + width] + 1) * 127.5, wanted.float(), atol=1e-3)
     assert (height, width) == tuple(wanted.shape[-2:])
 
 
@@ -207,14 +207,14 @@ def test_bars_that_come_with_the_images_do_not_bleed_into_them(tmp_path: Path):
     content = lr_of(image) * 2 - 1
     for border, bars in (("repeat", content[:, :1]), ("black", torch.full((3, 1, 8), -1.0))):
         config = from_dict(DataConfig, {"train": [str(tmp_path)], "flip": False, "border": border}, "x")
-        truth, low = batch(tmp_path, config, 32, 8, content_height=24)
-        assert torch.allclose(low[0, :, 1:7], content, atol=1e-6)
-        assert torch.allclose(low[0, :, :1], bars, atol=1e-6)
-        assert torch.allclose((truth[0, :, 4:28] + 1) * 127.5, image.float(), atol=1e-3)
+        gt, lr = batch(tmp_path, config, 32, 8, content_height=24)
+        assert torch.allclose(lr[0, :, 1:7], content, atol=1e-6)
+        assert torch.allclose(lr[0, :, :1], bars, atol=1e-6)
+        assert torch.allclose((gt[0, :, 4:28] + 1) * 127.5, image.float(), atol=1e-3)
     own_bars = torch.nn.functional.pad(lr_of(image), (0, 0, 1, 1))
     enlarge = upscaler(24)
     fitted = enlarge.fit(decode(own_bars), "exact")
-    assert torch.allclose(fitted.low, torch.cat([content[:, :1], content, content[:, -1:]], 1), atol=1e-6)
+    assert torch.allclose(fitted.lr, torch.cat([content[:, :1], content, content[:, -1:]], 1), atol=1e-6)
     result = np.asarray(enlarge(own_bars))
     assert result.shape == (32, 32, 3)
     assert not result[:4].any()
@@ -226,11 +226,11 @@ def test_real_batches_resume_anywhere_and_do_not_depend_on_workers(tmp_path: Pat
     for i in range(6):
         Image.fromarray(smooth(24, 32, i).permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
     config = DataConfig(train=(str(tmp_path),), degradation="real", aspect="bars", workers=0)
-    pictures = open_pictures(config, 32, 8, 24)
+    images = open_images(config, 32, 8, 24)
 
     def batches(start: int, config: DataConfig = config, batch_size: int = 2) -> list[tuple[Tensor, Tensor]]:
-        pictures.config = config
-        return list(Batches(pictures, in_size=8, start=start, end=24, batch_size=batch_size, seed=5, device=torch.device("cpu")))
+        images.config = config
+        return list(TrainingBatches(images, in_size=8, start=start, end=24, batch_size=batch_size, seed=5, device=torch.device("cpu")))
 
     whole = batches(0)
     for start in (2, 10, 22):
@@ -247,8 +247,8 @@ def test_crops_turns_and_patches_of_real_images_resume(tmp_path: Path):
     config = DataConfig(train=(str(tmp_path),), degradation="real", random_crop=0.3, rotate=True, patch=16, workers=0)
 
     def batches(start: int, share: Share) -> list[tuple[Tensor, Tensor]]:
-        pictures = open_pictures(config, 32, 8)
-        return list(Batches(pictures, in_size=8, start=start, end=24, batch_size=4, seed=5, device=torch.device("cpu"), share=share))
+        images = open_images(config, 32, 8)
+        return list(TrainingBatches(images, in_size=8, start=start, end=24, batch_size=4, seed=5, device=torch.device("cpu"), share=share))
 
     whole, even = batches(0, Share()), batches(0, Share(0, 2))
     assert all(torch.equal(a, b) for x, y in zip(whole[4:], batches(16, Share()), strict=True) for a, b in zip(x, y, strict=True))
@@ -261,14 +261,14 @@ def test_random_crops_are_sharp_where_the_images_allow_and_resume(tmp_path: Path
         Image.fromarray(noise).save(tmp_path / f"{i}.png")
     source = torch.from_numpy(np.array(Image.open(tmp_path / "0.png"))).permute(2, 0, 1)
     config = DataConfig(train=(str(tmp_path),), random_crop=0.1, flip=False)
-    held, read = open_pictures(config, 40, 10), open_pictures(dataclasses.replace(config, memory=0.0), 40, 10)
+    held, read = open_images(config, 40, 10), open_images(dataclasses.replace(config, memory=0.0), 40, 10)
     assert held.in_memory
     assert not read.in_memory
     for seed in range(5):  # no side is below 40 px, so all are 40 px: cut out, not resized
-        cut = held.cut_out(0, seed).truth
+        cut = held.cut_out(0, seed).gt
         assert any(torch.equal(cut, source[:, :, left : left + 40]) for left in range(17))
-        assert torch.equal(cut, read.cut_out(0, seed).truth)
-    assert len({held.cut_out(0, seed).truth.numpy().tobytes() for seed in range(20)}) > 3
+        assert torch.equal(cut, read.cut_out(0, seed).gt)
+    assert len({held.cut_out(0, seed).gt.numpy().tobytes() for seed in range(20)}) > 3
     with pytest.raises(RequestError, match="random_crop cuts out squares"):
         from_dict(DataConfig, {"random_crop": 0.5, "aspect": "pad"}, "x")
 
@@ -286,18 +286,18 @@ def test_test_images_have_borders_as_in_use_and_are_degraded_with_fixed_seeds(tm
     Image.fromarray(smooth(24, 32, 2).permute(1, 2, 0).numpy()).save(tmp_path / "b.png")
     edges: list[tuple[Border, float | None]] = [("repeat", None), ("black", -1.0)]
     for border, edge in edges:
-        example = Truths(str(tmp_path), Task(32, 4, "bars", border=border))[1]
+        example = GroundTruth(str(tmp_path), EvaluationTask(32, 4, "bars", border=border))[1]
         content = lr_of(smooth(24, 32, 2)) * 2 - 1
-        assert torch.allclose(example.low[0, :, 1:7], content, atol=1e-6)
-        assert torch.allclose(example.low[0, :, 0], content[:, 0] if edge is None else torch.tensor(edge), atol=1e-6)
-        assert torch.equal(example.inside(example.low)[0], example.low[0, :, 1:7])
-        assert torch.equal(example.inside(example.truth)[0], example.truth[0, :, 4:28])
-    real = Truths(str(tmp_path), Task(32, 4, "bars", degradation="real"))
+        assert torch.allclose(example.lr[0, :, 1:7], content, atol=1e-6)
+        assert torch.allclose(example.lr[0, :, 0], content[:, 0] if edge is None else torch.tensor(edge), atol=1e-6)
+        assert torch.equal(example.inside(example.lr)[0], example.lr[0, :, 1:7])
+        assert torch.equal(example.inside(example.gt)[0], example.gt[0, :, 4:28])
+    real = GroundTruth(str(tmp_path), EvaluationTask(32, 4, "bars", degradation="real"))
     for i, example in enumerate(real):
-        low = degrade_real(smooth(24, 32, i + 1), 4, fixed_seed(i)).float() / 127.5 - 1
-        assert torch.allclose(example.inside(example.low)[0], low, atol=1e-6)
+        lr = degrade_real(smooth(24, 32, i + 1), 4, fixed_seed(i)).float() / 127.5 - 1
+        assert torch.allclose(example.inside(example.lr)[0], lr, atol=1e-6)
     with pytest.raises(RequestError, match="leave out --degradation real"):
-        Truths(str(tmp_path), Task(32, 4, degradation="real"), low=str(tmp_path))
+        GroundTruth(str(tmp_path), EvaluationTask(32, 4, degradation="real"), lr=str(tmp_path))
 
 
 def test_borders_are_not_judged(tmp_path: Path, tiny_model: Path, command: Callable[..., tuple[int, str]]):
@@ -332,10 +332,10 @@ def test_preview_shows_what_training_starts_with(tmp_path: Path, command: Callab
     shown = np.asarray(Image.open(sheet))
     assert shown.shape == (64, 8 * 64, 3)
     config = DataConfig(train=(str(tmp_path),), degradation="real", workers=0)
-    made = Batches(open_pictures(config, 64, 8), in_size=8, start=0, end=4, batch_size=4, seed=0, device=torch.device("cpu"))
-    truth, low = next(iter(made))
-    assert np.array_equal(shown[:, 64:128], ((truth[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
-    assert np.array_equal(shown[4::8, 4:64:8], ((low[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    made = TrainingBatches(open_images(config, 64, 8), in_size=8, start=0, end=4, batch_size=4, seed=0, device=torch.device("cpu"))
+    gt, lr = next(iter(made))
+    assert np.array_equal(shown[:, 64:128], ((gt[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    assert np.array_equal(shown[4::8, 4:64:8], ((lr[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     status, said = command("data", "preview", recipe, tmp_path, "--set", "adversarial_weight=0", "data.real.quality=[90, 40]")
     assert status == 2
     assert "quality must be [lowest, highest]" in said

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gleansr
-from gleansr import baselines as rivals
+from gleansr import baselines as baselines
 from gleansr.errors import RequestError
-from gleansr.evaluation.runner import Place
+from gleansr.evaluation.runner import ComputeConfig
 from gleansr.inference.devices import find_device, find_precision
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.precision import Precision
 from gleansr.serving.config import ServingConfig
 from gleansr.training.config import NetworkRecipe, load_recipe
@@ -65,7 +65,7 @@ def test_what_the_environment_says_about_memory_holds():
 
 @pytest.mark.parametrize("name", ["meta", "xla", "gpu", "cuda:99", "", "cpu:x", "privateuseone", None])
 def test_a_device_on_which_nothing_can_be_computed_is_refused_by_its_name(name: Any, tiny_model: Path):
-    for find in (find_device, lambda name: gleansr.load(tiny_model, device=name), lambda name: rivals.load("bicubic", device=name)):
+    for find in (find_device, lambda name: gleansr.load(tiny_model, device=name), lambda name: baselines.load("bicubic", device=name)):
         with pytest.raises(RequestError) as caught:
             find(name)
         assert repr(name) in str(caught.value)
@@ -91,7 +91,7 @@ def test_nothing_of_a_model_stays_in_memory(precision: Any, tiny_model: Path, ca
     before = tensors()
     upscaler = gleansr.load(tiny_model, device="cpu", precision=precision)
     upscaler(cat)
-    model = weakref.ref(cast("FeedForward", upscaler.method).model)
+    model = weakref.ref(cast("FeedForwardModel", upscaler.method).model)
     assert tensors() > before + 50
     del upscaler
     assert tensors() == before
@@ -104,7 +104,7 @@ SHORT = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 @pytest.mark.parametrize("short", SHORT)
 def test_short_names_of_precisions_are_the_long_ones(short: Any):
     assert find_precision(short, torch.device("cuda" if short == "fp16" else "cpu")) == getattr(torch, SHORT[short])
-    assert Place(precision=short) == Place(precision=cast("Precision", SHORT[short]))
+    assert ComputeConfig(precision=short) == ComputeConfig(precision=cast("Precision", SHORT[short]))
     assert ServingConfig(precision=short).precision == SHORT[short]
 
 

@@ -65,7 +65,7 @@ def settings(**changes):
     return DGPConfig(**(values | changes))
 
 
-def lows(n, size=8):
+def lrs(n, size=8):
     generator = torch.Generator().manual_seed(7)
     return degrade(resize(torch.rand(n, 3, 4, 4, generator=generator) * 2 - 1, size=4 * size).clamp(-1, 1), 4)
 
@@ -114,8 +114,8 @@ def test_degradation_shrinks_by_either_kernel_and_enlarges_bilinearly():
     torch.testing.assert_close(bicubic.shrink(image), resize(image, scale=1 / 8), atol=1e-5, rtol=0)
     assert (bicubic.shrink(image) - lanczos.shrink(image)).abs().max() > 0.01
     for degradation in (bicubic, lanczos):
-        low = degradation.shrink(image)
-        torch.testing.assert_close(degradation(image), F.interpolate(low, scale_factor=8.0, mode="bilinear"), atol=1e-5, rtol=0)
+        lr = degradation.shrink(image)
+        torch.testing.assert_close(degradation(image), F.interpolate(lr, scale_factor=8.0, mode="bilinear"), atol=1e-5, rtol=0)
         torch.testing.assert_close(degradation(torch.ones(1, 3, 32, 32)), torch.ones(1, 3, 32, 32))
 
 
@@ -124,7 +124,7 @@ def test_degradation_shrinks_by_either_kernel_and_enlarges_bilinearly():
 
 @pytest.mark.parametrize("kind", ["stylegan2", "stylegan"])
 def test_features_of_a_discriminator(kind):
-    """Each picture's features are those that it has alone, and the last of them gives the logit."""
+    """Each image's features are those that it has alone, and the last of them gives the logit."""
     _, discriminator = networks(kind)
     images = torch.randn(3, 3, 32, 32)
     features = discriminator.features(images)
@@ -200,9 +200,9 @@ def test_a_step_changes_what_acts_as_published(kind):
 # ----------------------------------------------------------------------------------------------------------- the search
 
 
-def slow_search(bank, discriminator, scale, config, low):
+def slow_search(bank, discriminator, scale, config, lr):
     """DGP as the official code does it, plainly: one sample after another, all gradients always, Adam by hand."""
-    bank, size = copy.deepcopy(bank), low.shape[-1] * scale
+    bank, size = copy.deepcopy(bank), lr.shape[-1] * scale
     conditional = isinstance(bank, BigGAN)
 
     def enlarge(x):
@@ -216,7 +216,7 @@ def slow_search(bank, discriminator, scale, config, low):
         pairs = list(zip(discriminator.features(image), discriminator.features(target), strict=True))
         return torch.stack([F.l1_loss(a, b) for a, b in pairs[::-1][:number]]).sum()
 
-    down, target = lanczos2_matrix(size, scale), enlarge(low)
+    down, target = lanczos2_matrix(size, scale), enlarge(lr)
     generator = torch.Generator().manual_seed(config.seed)
     samples = torch.randn(config.select_samples, bank.config.code_dim, generator=generator) * config.select_std
     labels = torch.full((len(samples),), config.class_index or 0)
@@ -231,16 +231,16 @@ def slow_search(bank, discriminator, scale, config, low):
     factors = storage_factors(bank)
     squares = {p: torch.zeros_like(p) for group in groups for p in group}
     steps = dict.fromkeys(squares, 0)
-    picture, first, norms = target, torch.empty(0), None
+    img, first, norms = target, torch.empty(0), None
     for stage, iterations in enumerate(config.iterations):
         number = config.tuned_groups[stage]
         tuned = len(groups) if number == "all" else number
         if conditional:
             norms = (norms or bank.instance_norms(z, embedding)) if config.instance_norm[stage] else None
         for _ in range(iterations):
-            picture = bank.synthesis(z, embedding, norms) if conditional else bank(z)
-            first = first if len(first) else picture
-            image = shown(picture)
+            img = bank.synthesis(z, embedding, norms) if conditional else bank(z)
+            first = first if len(first) else img
+            image = shown(img)
             loss = config.feature_weights[stage] * distance(image, config.features[stage])
             loss = loss + config.mse_weights[stage] * F.mse_loss(image, target) + config.prior_weight * (z**2 / 2).mean()
             parameters = list(squares)
@@ -255,8 +255,8 @@ def slow_search(bank, discriminator, scale, config, low):
                 squares[parameter] = 0.999 * squares[parameter] + 0.001 * gradient**2
                 denominator = (squares[parameter] / (1 - 0.999 ** steps[parameter])).sqrt() + 1e-8
                 parameter.data -= rate * gradient / denominator
-    assert (picture - first).abs().max() > 0.05 * picture.std()  # otherwise a comparison would not see the fine-tuning
-    return picture.detach(), int(labels[best])
+    assert (img - first).abs().max() > 0.05 * img.std()  # otherwise a comparison would not see the fine-tuning
+    return img.detach(), int(labels[best])
 
 
 @pytest.mark.parametrize(
@@ -273,22 +273,22 @@ def slow_search(bank, discriminator, scale, config, low):
 def test_the_search_step_by_step(kind, changes):
     bank, discriminator = networks(kind)
     scale = 8 if kind == "biggan" else 4
-    config, low = settings(**changes), lows(1)
-    expected, label = slow_search(bank, discriminator, scale, config, low)
-    found = DGP(bank, discriminator, scale, config, device="cpu")(low)
-    assert found.pictures.shape == expected.shape
-    assert (found.pictures - expected).abs().max() < 2e-3 * expected.std()
+    config, lr = settings(**changes), lrs(1)
+    expected, label = slow_search(bank, discriminator, scale, config, lr)
+    found = DGP(bank, discriminator, scale, config, device="cpu")(lr)
+    assert found.images.shape == expected.shape
+    assert (found.images - expected).abs().max() < 2e-3 * expected.std()
     assert (f"class {label}" in found.notes[0]) == (kind == "biggan" and config.class_index is None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_comes_nearer_to_the_given_picture(kind):
-    low = lows(1)
+def test_it_comes_nearer_to_the_given_image(kind):
+    lr = lrs(1)
     errors = []
     for iterations in (1, 12):
-        made = method(kind, iterations=(iterations, iterations), mse_weights=(10.0, 10.0), latent_lrs=(3e-2, 1e-2))(low)
-        errors.append(float((resize(made.pictures.clamp(-1, 1), size=8) - low).square().mean()))
-        assert made.notes[0].startswith(f"shrunk again, {-10 * math.log10(errors[-1] / 4):.1f} dB to the given picture")
+        made = method(kind, iterations=(iterations, iterations), mse_weights=(10.0, 10.0), latent_lrs=(3e-2, 1e-2))(lr)
+        errors.append(float((resize(made.images.clamp(-1, 1), size=8) - lr).square().mean()))
+        assert made.notes[0].startswith(f"shrunk again, {-10 * math.log10(errors[-1] / 4):.1f} dB to the given image")
     assert errors[1] < 0.8 * errors[0]
 
 
@@ -298,7 +298,7 @@ def test_a_stage_changes_its_groups_only(kind, tuned):
     bank, discriminator = networks(kind)
     config = settings(tuned_groups=(tuned, "all"), generator_lrs=(1e-3, 0.0))
     search = DGP(bank, discriminator, 4, config, device="cpu")
-    search(lows(1, 16 if kind == "biggan" else 8))
+    search(lrs(1, 16 if kind == "biggan" else 8))
     after = dict(search._bank.named_parameters())
     changed = {name for name, parameter in bank.named_parameters() if not torch.equal(parameter, after[name])}
     groups = parameter_groups(bank)
@@ -324,47 +324,47 @@ def test_the_given_networks_stay_and_a_broken_search_leaves_no_trace(kind, error
     next(bank.parameters()).requires_grad_(False)
     before = [fingerprint(network) for network in (bank, discriminator)]
     search = DGP(bank, discriminator, 8, settings(), device="cpu")
-    low = lows(1, 8 if kind == "biggan" else 4)
-    expected = search(low).pictures
+    lr = lrs(1, 8 if kind == "biggan" else 4)
+    expected = search(lr).images
 
     def broken(done, total):
         if done > 6:  # beyond the samples
             raise error
 
     with pytest.raises(error):
-        search(low, broken)
-    assert torch.equal(search(low).pictures, expected)
+        search(lr, broken)
+    assert torch.equal(search(lr).images, expected)
     for network, state in zip((bank, discriminator), before, strict=True):
         assert_same(state, fingerprint(network))
 
 
 @pytest.mark.parametrize("kind", ["stylegan2", "biggan"])
-def test_a_picture_depends_on_itself_seed_and_settings_only(kind):
-    low = lows(2)
-    low = low[[0, 1, 0]]
-    made, other = method(kind)(low), method(kind)
+def test_a_image_depends_on_itself_seed_and_settings_only(kind):
+    lr = lrs(2)
+    lr = lr[[0, 1, 0]]
+    made, other = method(kind)(lr), method(kind)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    alone = other(low[1:2])
+    alone = other(lr[1:2])
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(made.pictures[1:2], alone.pictures)
+    assert torch.equal(made.images[1:2], alone.images)
     assert made.notes[1] == alone.notes[0]
-    assert torch.equal(made.pictures[0], made.pictures[2])
-    assert not torch.equal(made.pictures[0], made.pictures[1])
-    assert not torch.equal(method(kind, seed=1)(low[1:2]).pictures, alone.pictures)
+    assert torch.equal(made.images[0], made.images[2])
+    assert not torch.equal(made.images[0], made.images[1])
+    assert not torch.equal(method(kind, seed=1)(lr[1:2]).images, alone.images)
 
 
 def test_it_works_where_gradients_are_off():
-    search, low = method("stylegan2"), lows(1)
-    expected = search(low).pictures
+    search, lr = method("stylegan2"), lrs(1)
+    expected = search(lr).images
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            assert torch.equal(search(low.clone()).pictures, expected)
+            assert torch.equal(search(lr.clone()).images, expected)
 
 
 def test_progress():
     told = []
-    method("stylegan2", iterations=(9, 4))(lows(2), lambda done, total: told.append((done, total)))
+    method("stylegan2", iterations=(9, 4))(lrs(2), lambda done, total: told.append((done, total)))
     assert {total for _, total in told} == {6 + 2 * 13}
     done = [d for d, _ in told]
     assert done == sorted(set(done))
@@ -378,24 +378,24 @@ def test_all_scales():
     for scale in (4, 8, 16, 32, 64):
         search = DGP(*pair, scale, settings(iterations=(1, 1), select_samples=1), device="cpu")
         assert (search.in_size, search.scale, search.name) == (128 // scale, scale, "DGP")
-        assert search(torch.zeros(1, 3, 128 // scale, 128 // scale)).pictures.shape == (1, 3, 128, 128)
+        assert search(torch.zeros(1, 3, 128 // scale, 128 // scale)).images.shape == (1, 3, 128, 128)
 
 
 def test_bfloat16_searches_too():
-    low = lows(1)
+    lr = lrs(1)
     bank, discriminator = networks("stylegan2")
     errors = []
     for iterations in (1, 12):
         changes = {"iterations": (iterations, iterations), "mse_weights": (10.0, 10.0), "latent_lrs": (3e-2, 1e-2)}
-        made = DGP(bank, discriminator, 4, settings(**changes), device="cpu", precision=torch.bfloat16)(low).pictures
+        made = DGP(bank, discriminator, 4, settings(**changes), device="cpu", precision=torch.bfloat16)(lr).images
         assert made.dtype == torch.float32
-        errors.append((resize(made, size=8) - low).square().mean())
+        errors.append((resize(made, size=8) - lr).square().mean())
     assert errors[1] < 0.8 * errors[0]
 
 
 def test_a_search_that_goes_astray_is_an_error():
     with pytest.raises(GleansrError, match=r"stage 1.*lower generator_lrs"):
-        method("stylegan2", generator_lrs=(1e30, 0.0))(lows(1))
+        method("stylegan2", generator_lrs=(1e30, 0.0))(lrs(1))
 
 
 # -------------------------------------------------------------------------------------------------------------- refusals
@@ -444,7 +444,7 @@ def test_what_does_not_fit_together():
 
     refused("needs the bank's own discriminator, which this file lacks; `gleansr train-bank` writes", bank, None, 4)
     refused("not of a Linear", bank, nn.Linear(1, 1), 4)
-    refused("for pictures of 64 px, but the bank makes 32 px", bank, judge, 4)
+    refused("for images of 64 px, but the bank makes 32 px", bank, judge, 4)
     refused("a StyleGAN2Discriminator is none", discriminator, discriminator, 4)
     for scale in (0, 1, 3, 32, 8.0):
         refused(f"a power of two from 2 to 16, not {scale}", bank, discriminator, scale)

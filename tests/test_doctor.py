@@ -14,8 +14,8 @@ from gleansr.checkpoints import zoo
 from gleansr.errors import RequestError
 from gleansr.inference.devices import find_device
 from gleansr.inference.export import export
-from gleansr.inference.feedforward import FeedForward
-from gleansr.inference.method import Enlarged
+from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.method import ModelOutput
 
 
 def test_all_is_well_here(tiny_model: Path):
@@ -50,14 +50,14 @@ def test_an_exported_network_is_tried_too(tiny_model: Path, tmp_path: Path):
 
 
 def test_wrong_results_are_found(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    call = FeedForward.__call__
+    call = FeedForwardModel.__call__
 
-    def wrong(self: FeedForward, low: torch.Tensor, report: object = None) -> Enlarged:
-        pictures = call(self, low).pictures.clone()
-        pictures[0, 0, 0, 0] = math.nan if self.precision == torch.bfloat16 else pictures[0, 0, 0, 0] + 0.5
-        return Enlarged(pictures)
+    def wrong(self: FeedForwardModel, lr: torch.Tensor, report: object = None) -> ModelOutput:
+        images = call(self, lr).images.clone()
+        images[0, 0, 0, 0] = math.nan if self.precision == torch.bfloat16 else images[0, 0, 0, 0] + 0.5
+        return ModelOutput(images)
 
-    monkeypatch.setattr(FeedForward, "__call__", wrong)
+    monkeypatch.setattr(FeedForwardModel, "__call__", wrong)
     report = doctor.examine(str(tiny_model), device="cpu", seconds=0)
     assert [trial.ok for trial in report.trials] == [False, False]
     assert not report.ok
@@ -65,10 +65,10 @@ def test_wrong_results_are_found(tiny_model: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_does_not_fit_is_told(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(self: FeedForward, low: torch.Tensor, report: object = None) -> Enlarged:
+    def full(self: FeedForwardModel, lr: torch.Tensor, report: object = None) -> ModelOutput:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
-    monkeypatch.setattr(FeedForward, "__call__", full)
+    monkeypatch.setattr(FeedForwardModel, "__call__", full)
     report = doctor.examine(str(tiny_model), device="cpu", seconds=0)
     assert not report.ok
     assert [one.ok for one in report.findings["choice"]] == [None, None, False, False]

@@ -241,7 +241,7 @@ def test_noise_is_multiplicative_and_only_in_training():
     factor = (y / x).detach()
     assert abs(factor.mean() - 1) < 0.002
     assert abs(factor.std() - 0.1) < 0.002
-    assert ((factor[0] - 1) * (factor[1] - 1)).mean().abs() < 0.001  # another one for every picture
+    assert ((factor[0] - 1) * (factor[1] - 1)).mean().abs() < 0.001  # another one for every image
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.allclose(gradient, factor, atol=1e-5)  # it goes through the scale of the noise
     assert not torch.equal(block(x), block(x))
@@ -376,7 +376,7 @@ def test_residual_network_has_the_size_of_the_yardstick():
 
 
 def test_bicubic_is_exact_under_autocast():
-    """Half precision rounds what is added, not the picture: with little added, the result is far closer than bfloat16's steps of 0.004."""
+    """Half precision rounds what is added, not the image: with little added, the result is far closer than bfloat16's steps of 0.004."""
     net = ResidualNet(ResidualNetConfig(2, 6, 1))
     torch.nn.init.constant_(net.get_parameter("last.bias"), 1e-5)
     x = torch.rand(1, 3, 8, 8) * 2 - 1
@@ -387,7 +387,7 @@ def test_bicubic_is_exact_under_autocast():
 
 
 def test_gradients_of_the_residual_network():
-    """All of the network learns, bicubic records nothing unless the pictures themselves are to learn, and then its gradient is right."""
+    """All of the network learns, bicubic records nothing unless the images themselves are to learn, and then its gradient is right."""
     net = randomised(ResidualNetConfig(2, 4, 1)).double()
     x = torch.rand(1, 3, 4, 4, dtype=torch.double)
     y = net(x)

@@ -12,8 +12,8 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
 from gleansr.evaluation.banks import evaluate_bank
-from gleansr.evaluation.judges import Judge
-from gleansr.evaluation.truths import Task, Truths
+from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
+from gleansr.evaluation.judges import MetricSuite
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
 CONFIG = StyleGAN2Config((8, 8, 8, 8), code_dim=8, mapping_layers=2)
@@ -53,7 +53,7 @@ def test_what_it_draws_is_nearest_to_itself(bank, drawn, noise, tmp_path, comman
     assert status == 0, said
     report = json.loads((tmp_path / "e.json").read_text())["methods"][0]
     assert (report["samples"], report["pictures"]) == (20, 20)
-    assert abs(report["frechet"]["squeezenet_frechet"]) < 1e-3  # the same codes, the same pictures
+    assert abs(report["frechet"]["squeezenet_frechet"]) < 1e-3  # the same codes, the same images
     assert report["apart"] == pytest.approx(report["truths_apart"], rel=1e-4)
     assert report["frechet_of_truths"]["squeezenet_frechet"] > 1
     assert f"| 20 samples | 0.0 | {report['apart']:.2f} |" in said.replace("-0.0", "0.0")
@@ -63,14 +63,14 @@ def test_what_it_draws_is_nearest_to_itself(bank, drawn, noise, tmp_path, comman
     assert far["frechet"]["squeezenet_frechet"] > 10
 
 
-def test_one_picture_for_all_codes_is_seen(bank, drawn):
+def test_one_image_for_all_latents_is_seen(bank, drawn):
     model = native.read(bank).build(None, bank)
     assert isinstance(model, StyleGAN2)
     for parameter in model.mapping.parameters():
         parameter.data.zero_()
-    truths = Truths(str(drawn), Task(32, 2))
-    report = evaluate_bank(model, truths, Judge(["squeezenet_frechet"]), samples=20)
-    assert report.apart < 1e-3 < report.truths_apart
+    gts = GroundTruth(str(drawn), EvaluationTask(32, 2))
+    report = evaluate_bank(model, gts, MetricSuite(["squeezenet_frechet"]), samples=20)
+    assert report.apart < 1e-3 < report.gts_apart
     assert report.frechet["squeezenet_frechet"] > 1
 
 
@@ -78,9 +78,9 @@ def test_one_picture_for_all_codes_is_seen(bank, drawn):
     ("options", "error"),
     [
         (("--samples", 1), "at least 2 samples"),
-        (("--limit", 3), "4 true pictures"),
-        (("--degradation", "real"), "is a bank, which enlarges no pictures"),
-        (("--size", 32), "is a bank, which enlarges no pictures"),
+        (("--limit", 3), "4 ground-truth images"),
+        (("--degradation", "real"), "is a bank, which enlarges no images"),
+        (("--size", 32), "is a bank, which enlarges no images"),
     ],
 )
 def test_what_makes_no_sense_is_refused(bank, drawn, command, options, error):
@@ -96,5 +96,5 @@ def test_other_models_draw_no_samples(drawn, tiny_model, command):
 def test_another_size_is_refused(bank, drawn):
     model = native.read(bank).build(None, bank)
     assert isinstance(model, StyleGAN2)
-    with pytest.raises(RequestError, match="draws 32 px, but the true pictures have 16"):
-        evaluate_bank(model, Truths(str(drawn), Task(16, 2)), Judge(["squeezenet_frechet"]), samples=4)
+    with pytest.raises(RequestError, match="draws 32 px, but the ground-truth images have 16"):
+        evaluate_bank(model, GroundTruth(str(drawn), EvaluationTask(16, 2)), MetricSuite(["squeezenet_frechet"]), samples=4)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 import gleansr
-from gleansr import baselines as rivals
+from gleansr import baselines as baselines
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.inference.export import export
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
@@ -31,15 +31,15 @@ def upscaler(model: torch.nn.Module, **about: object) -> Upscaler:
     torch.manual_seed(1)
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    return Upscaler(FeedForward(model, device="cpu"), About(**{"name": "tiny", "licence": "CC0-1.0", **about}))  # pyright: ignore[reportArgumentType]
+    return Upscaler(FeedForwardModel(model, device="cpu"), About(**{"name": "tiny", "licence": "CC0-1.0", **about}))  # pyright: ignore[reportArgumentType]
 
 
-def pictures(n: int, height: int, width: int) -> torch.Tensor:
+def images(n: int, height: int, width: int) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(n)) * 2 - 1
 
 
 @pytest.mark.parametrize("batch", [3, None])
-def test_any_number_of_pictures_gives_the_network_s_results(tmp_path: Path, batch: int | None):
+def test_any_number_of_images_gives_the_network_s_results(tmp_path: Path, batch: int | None):
     ours = upscaler(GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=3)), category="blobs", content_height=24)
     done = export(ours, tmp_path / "tiny.onnx", batch=batch)
     assert done.difference < 0.1
@@ -47,8 +47,8 @@ def test_any_number_of_pictures_gives_the_network_s_results(tmp_path: Path, batc
     theirs = gleansr.load(tmp_path / "tiny.onnx")
     assert (theirs.input_size, theirs.output_size, theirs.scale, theirs.about) == (8, 32, 4, ours.about)
     for n in (1, 2, 5):
-        low = pictures(n, 8, 8)
-        assert (theirs.method(low).pictures - ours.method(low).pictures).abs().max() < 1e-4
+        lr = images(n, 8, 8)
+        assert (theirs.method(lr).images - ours.method(lr).images).abs().max() < 1e-4
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 4), np.uint8), "RGBA")
     assert np.abs(np.asarray(theirs(image), int) - np.asarray(ours(image), int)).max() <= 1
 
@@ -66,8 +66,8 @@ def test_every_kind_of_network(tmp_path: Path, model: torch.nn.Module):
     export(ours, tmp_path / "a.onnx", batch=None)
     theirs = gleansr.load(tmp_path / "a.onnx")
     for size in [(8, 8)] if ours.input_size else [(8, 8), (13, 21)]:
-        low = pictures(2, *size)
-        assert (theirs.method(low).pictures - ours.method(low).pictures).abs().max() < 1e-4
+        lr = images(2, *size)
+        assert (theirs.method(lr).images - ours.method(lr).images).abs().max() < 1e-4
 
 
 def test_half_precision_is_near_and_smaller(tmp_path: Path):
@@ -75,10 +75,10 @@ def test_half_precision_is_near_and_smaller(tmp_path: Path):
     whole, half = export(ours, tmp_path / "whole.onnx"), export(ours, tmp_path / "half.onnx", half=True)
     assert half.bytes < 0.6 * whole.bytes
     assert 45 < half.psnr < whole.psnr
-    low = pictures(1, 8, 8)
-    result = gleansr.load(tmp_path / "half.onnx").method(low).pictures
+    lr = images(1, 8, 8)
+    result = gleansr.load(tmp_path / "half.onnx").method(lr).images
     assert result.dtype == torch.float32
-    assert (result.clamp(-1, 1) - ours.method(low).pictures.clamp(-1, 1)).std() < 0.01
+    assert (result.clamp(-1, 1) - ours.method(lr).images.clamp(-1, 1)).std() < 0.01
 
 
 def test_the_file_tells_nothing_of_the_machine_that_wrote_it(tmp_path: Path, tiny_model: Path):
@@ -90,7 +90,7 @@ def test_the_file_tells_nothing_of_the_machine_that_wrote_it(tmp_path: Path, tin
 
 def test_a_file_that_differs_is_not_kept(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     call = OnnxModel.__call__
-    monkeypatch.setattr(OnnxModel, "__call__", lambda self, low: call(self, low) + 0.01)
+    monkeypatch.setattr(OnnxModel, "__call__", lambda self, lr: call(self, lr) + 0.01)
     (tmp_path / "a.onnx").write_bytes(b"old")
     with pytest.raises(GleansrError, match=r"was not written, since ONNX Runtime's result differs by 0\.01"):
         export(gleansr.load(tiny_model, device="cpu"), tmp_path / "a.onnx")
@@ -100,7 +100,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, tiny_model: Path, monke
 def test_what_cannot_be_exported(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.onnx"
     with pytest.raises(RequestError, match="bicubic cannot be exported: it is no network"):
-        export(rivals.load("bicubic", scale=2, device="cpu"), path)
+        export(baselines.load("bicubic", scale=2, device="cpu"), path)
     with pytest.raises(RequestError, match="plain network cannot be exported"):
         export(upscaler(ResidualNet(ResidualNetConfig(scale=4, features=8, n_blocks=1))), path)
     tiny = gleansr.load(tiny_model, device="cpu")
@@ -143,7 +143,7 @@ def test_the_command_and_the_example_of_the_documentation(
 ):
     file = tmp_path / "tiny.onnx"
     main(["export", str(tiny_model), "-o", str(file), "--dynamic-batch"])
-    assert "any number of pictures at once" in capsys.readouterr().err
+    assert "any number of images at once" in capsys.readouterr().err
     Image.new("RGB", (8, 8), "teal").save(tmp_path / "small.png")
     main(["upscale", str(tmp_path / "small.png"), "-m", str(file), "-o", str(tmp_path / "ours.png")])
     capsys.readouterr()

@@ -34,11 +34,11 @@ def test_a_glean_is_the_same_function_and_stays_as_it_is(config: GLEANConfig, wi
     model = GLEAN(config).eval()
     for parameter in model.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
-    low = torch.rand(2, 3, 8, 8) * 2 - 1
-    expected = model(low)
+    lr = torch.rand(2, 3, 8, 8) * 2 - 1
+    expected = model(lr)
     twin = exportable(model, wide)
-    assert (twin(low) - expected).abs().max() < 1e-5 * expected.std()
-    assert torch.equal(model(low), expected)
+    assert (twin(lr) - expected).abs().max() < 1e-5 * expected.std()
+    assert torch.equal(model(lr), expected)
     ups = [module for module in twin.modules() if isinstance(module, TwoRows)]
     assert len(ups) == (0 if wide else 2)
     shared = {id(parameter) for parameter in model.parameters()} & {id(parameter) for parameter in twin.parameters()}
@@ -48,5 +48,5 @@ def test_a_glean_is_the_same_function_and_stays_as_it_is(config: GLEANConfig, wi
 @torch.inference_mode()
 def test_an_esrgan_is_the_same_function():
     torch.manual_seed(0)
-    model, low = RRDBNet(RRDBNetConfig(scale=2, features=4, growth=2, n_blocks=2)).eval(), torch.rand(2, 3, 6, 10)
-    torch.testing.assert_close(exportable(model)(low), model(low), rtol=0, atol=1e-5)
+    model, lr = RRDBNet(RRDBNetConfig(scale=2, features=4, growth=2, n_blocks=2)).eval(), torch.rand(2, 3, 6, 10)
+    torch.testing.assert_close(exportable(model)(lr), model(lr), rtol=0, atol=1e-5)

@@ -18,17 +18,17 @@ import gleansr
 from gleansr.baselines import load
 from gleansr.errors import RequestError
 from gleansr.evaluation import figure_sheets as sheets
-from gleansr.evaluation.figure_rows import ComparisonFolder, choose, enlarge, open_pictures, retouches, task_of
+from gleansr.evaluation.figure_rows import ComparisonFolder, choose, enlarge, open_images, retouches, task_of
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
-from gleansr.evaluation.figures import COLOUR, Box, Heading, Panel, Row, Sheet, draw, place, save
-from gleansr.evaluation.truths import Task
+from gleansr.evaluation.figures import COLOUR, Heading, Panel, PanelBox, Row, Sheet, draw, place, save
+from gleansr.evaluation.ground_truth import EvaluationTask
 from gleansr.inference.upscaler import Upscaler
 
 RED = np.array([int(COLOUR[i : i + 2], 16) for i in (1, 3, 5)])
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    """A picture that is like no other and has neither white nor the boxes' colour."""
+    """An image that is like no other and has neither white nor the boxes' colour."""
     return np.random.default_rng(seed).integers(10, 200, (*shape, 3), dtype=np.uint8)
 
 
@@ -49,14 +49,14 @@ def drawn(sheet: Sheet, path: Path, **options: float) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def packed(picture: np.ndarray) -> np.ndarray:
+def packed(img: np.ndarray) -> np.ndarray:
     """One number for each pixel."""
-    return picture.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return img.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
-def found(picture: np.ndarray, image: np.ndarray) -> tuple[int, int, int]:
-    """(x, y, dots of a pixel) at which an image shows exactly this picture, which it does once."""
-    whole, small = packed(image), packed(picture)
+def found(img: np.ndarray, image: np.ndarray) -> tuple[int, int, int]:
+    """(x, y, dots of a pixel) at which an image shows exactly this image, which it does once."""
+    whole, small = packed(image), packed(img)
     spots = []
     for k in range(1, min(whole.shape[0] // small.shape[0], whole.shape[1] // small.shape[1]) + 1):
         block = repeated(small, k)
@@ -67,8 +67,8 @@ def found(picture: np.ndarray, image: np.ndarray) -> tuple[int, int, int]:
     return spot
 
 
-def repeated(picture: np.ndarray, times: int) -> np.ndarray:
-    return picture.repeat(times, 0).repeat(times, 1)
+def repeated(img: np.ndarray, times: int) -> np.ndarray:
+    return img.repeat(times, 0).repeat(times, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------- drawing
@@ -101,7 +101,7 @@ def test_resolution_is_the_least_that_will_do():
     assert places.dpi >= 300 > places.dpi * (dots - 1) / dots
 
 
-def test_small_pictures_are_enlarged_by_repeating_their_pixels(tmp_path: Path):
+def test_small_images_are_enlarged_by_repeating_their_pixels(tmp_path: Path):
     large, small = noise(16, 16), noise(4, 4, seed=1)
     sheet = Sheet([Row([Panel(large), Panel(small)])], 2)
     image = drawn(sheet, tmp_path / "f.png", width_mm=30, dpi=100)
@@ -110,8 +110,8 @@ def test_small_pictures_are_enlarged_by_repeating_their_pixels(tmp_path: Path):
     assert found(small, image)[0] > x
 
 
-@pytest.mark.parametrize("box", [Box(5, 3, 6, 6), Box(0, 0, 4, 4), Box(10, 9, 6, 3)])
-def test_a_box_lies_within_its_pixels(tmp_path: Path, box: Box):
+@pytest.mark.parametrize("box", [PanelBox(5, 3, 6, 6), PanelBox(0, 0, 4, 4), PanelBox(10, 9, 6, 3)])
+def test_a_box_lies_within_its_pixels(tmp_path: Path, box: PanelBox):
     sheet = Sheet([Row([Panel(noise(12, 16)), Panel(noise(12, 16, seed=1), box)])], 2)
     image = drawn(sheet, tmp_path / "f.png", width_mm=60, dpi=150)
     places = place(sheet, 60, 150)
@@ -138,7 +138,7 @@ def test_a_frame_is_on_the_edges_of_its_panel(tmp_path: Path):
     assert (xs.min(), xs.max() + 1, ys.min(), ys.max() + 1) == (0, width, 0, height)
 
 
-def test_headings_fit_their_columns_and_do_not_touch_pictures():
+def test_headings_fit_their_columns_and_do_not_touch_images():
     texts = ["Ground truth", "a-label-of-forty-characters-is-too-long-x", "ESRGAN+"]
     sheet = grid(1, 3)
     lines = [[Heading("8x", 0, 3, rule=True)], [Heading(text, i) for i, text in enumerate(texts)]]
@@ -159,7 +159,7 @@ def test_headings_fit_their_columns_and_do_not_touch_pictures():
     assert above.get_window_extent().y1 <= places.height
 
 
-def test_a_pdf_has_its_fonts_text_and_pictures_in_it(tmp_path: Path):
+def test_a_pdf_has_its_fonts_text_and_images_in_it(tmp_path: Path):
     panels = [Panel(noise(8, 8, seed=i)) for i in range(5)]
     figure = draw(Sheet([Row([*panels, None], [[Heading("Input", 0)]])], 3), width_mm=60)
     assert len(figure.axes[0].images) == 5
@@ -182,8 +182,8 @@ import sys
 import numpy as np
 from pathlib import Path
 from gleansr.evaluation.figures import Box, Heading, Panel, Row, Sheet, draw, save
-picture = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-sheet = Sheet([Row([Panel(picture, Box(1, 1, 3, 3)), Panel(picture)], [[Heading("Ground truth", 0), Heading("GLEAN", 1)]])], 2)
+image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+sheet = Sheet([Row([Panel(image, Box(1, 1, 3, 3)), Panel(image)], [[Heading("Ground truth", 0), Heading("GLEAN", 1)]])], 2)
 for name in ("f.png", "f.pdf"):
     save(draw(sheet, width_mm=30), Path(sys.argv[1]) / name, title="t", facts="seed 0", keywords="k")
 """
@@ -207,7 +207,7 @@ def test_what_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch):
         draw(grid(1, 5), width_mm=20)
     with pytest.raises(RequestError, match="--width-mm"):
         draw(grid(1, 5), width_mm=float("nan"))
-    with pytest.raises(RequestError, match="fewer --pictures"):
+    with pytest.raises(RequestError, match="fewer --images"):
         draw(grid(1, 2), width_mm=500, dpi=50_000)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RequestError, match=r"pip install 'gleansr\[eval\]'"):
@@ -219,24 +219,25 @@ def test_what_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(("size", "step"), [(5, 1), (4, 4), (None, 2)])
 def test_a_patch_is_where_methods_differ_most(size: int | None, step: int):
-    pictures = [noise(16, 24, seed=i) for i in range(3)]
-    box = sheets.differing_patch(pictures, size, step)
+    image_boxes = [noise(16, 24, seed=i) for i in range(3)]
+    box = sheets.differing_patch(image_boxes, size, step)
     assert (box.width, box.height) == ((size or 6), {5: 3, 4: 3, None: 4}[size])
     assert box.x % step == box.y % step == 0
-    variance = np.var(np.stack(pictures).astype(float), 0).sum(-1)
+    variance = np.var(np.stack(image_boxes).astype(float), 0).sum(-1)
     best = max(
         variance[y : y + box.height, x : x + box.width].sum()
         for y in range(0, 17 - box.height, step)
         for x in range(0, 25 - box.width, step)
     )
     assert np.isclose(variance[box.y : box.y + box.height, box.x : box.x + box.width].sum(), best)
-    assert sheets.differing_patch([pictures[0]] * 2, 5) == Box(0, 0, 5, 3)  # the first of equals
+    assert sheets.differing_patch([image_boxes[0]] * 2, 5) == PanelBox(0, 0, 5, 3)  # the first of equals
 
 
 @pytest.mark.parametrize(
-    ("changed", "size"), [(Box(20, 9, 3, 3), 8), (Box(40, 40, 10, 4), 16), (Box(0, 58, 20, 6), 32), (Box(2, 2, 60, 8), 32)]
+    ("changed", "size"),
+    [(PanelBox(20, 9, 3, 3), 8), (PanelBox(40, 40, 10, 4), 16), (PanelBox(0, 58, 20, 6), 32), (PanelBox(2, 2, 60, 8), 32)],
 )
-def test_a_patch_is_around_the_retouch(changed: Box, size: int):
+def test_a_patch_is_around_the_retouch(changed: PanelBox, size: int):
     original = noise(64, 64)
     retouched = original + np.uint8(3)  # as a lossy file differs
     changed.of(retouched)[...] += 40
@@ -255,68 +256,68 @@ def test_a_patch_is_around_the_retouch(changed: Box, size: int):
     sheets.check_box(sheets.retouched_patch(original, original), original)  # where nothing was changed
 
 
-def test_a_comparison_has_rows_of_pictures_and_of_patches():
-    shown, boxes = [exhibit("a"), exhibit("b")], [Box(4, 8, 8, 8), Box(0, 0, 16, 16)]
+def test_a_comparison_has_rows_of_images_and_of_patches():
+    shown, boxes = [exhibit("a"), exhibit("b")], [PanelBox(4, 8, 8, 8), PanelBox(0, 0, 16, 16)]
     sheet = sheets.comparison(shown, ["glean", "bicubic"], boxes)
     assert [[h.text for h in line] for line in sheet.rows[0].headings] == [["Input", "GLEAN", "Bicubic", "Ground truth"]]
     assert not any(row.headings for row in sheet.rows[1:])
     assert [row.near for row in sheet.rows] == [False, True, False, True]
     for one, box, above, below in zip(shown, boxes, sheet.rows[::2], sheet.rows[1::2], strict=True):
-        pictures = [one.low.repeat(4, 0).repeat(4, 1), one.results["glean"], one.results["bicubic"], one.truth]
-        for picture, panel, patch in zip(pictures, above.panels, below.panels, strict=True):
+        image_boxes = [one.lr.repeat(4, 0).repeat(4, 1), one.results["glean"], one.results["bicubic"], one.gt]
+        for img, panel, patch in zip(image_boxes, above.panels, below.panels, strict=True):
             assert panel is not None
             assert patch is not None
             assert panel.box == box
             assert patch.framed
-            assert np.array_equal(panel.pixels, picture)
-            assert np.array_equal(patch.pixels, picture[box.y : box.y + box.height, box.x : box.x + box.width])
+            assert np.array_equal(panel.pixels, img)
+            assert np.array_equal(patch.pixels, img[box.y : box.y + box.height, box.x : box.x + box.width])
 
 
 def texts(sheet: Sheet) -> list[str]:
     return [heading.text for row in sheet.rows for line in row.headings for heading in line]
 
 
-def pictures(sheet: Sheet) -> list[list[int]]:
-    """For each row and column how often a picture's pixel is to be repeated, 0 where there is none."""
+def image_boxes(sheet: Sheet) -> list[list[int]]:
+    """For each row and column how often an image's pixel is to be repeated, 0 where there is none."""
     return [[sheet.size[1] // panel.pixels.shape[1] if panel else 0 for panel in row.panels] for row in sheet.rows]
 
 
 def test_the_other_arrangements():
     shown = [exhibit(name) for name in "abc"]
     sheet = sheets.random_examples(shown, ["glean"])
-    assert pictures(sheet) == [[4, 1, 1, 4, 1, 1], [4, 1, 1, 0, 0, 0]]
+    assert image_boxes(sheet) == [[4, 1, 1, 4, 1, 1], [4, 1, 1, 0, 0, 0]]
     assert texts(sheet) == ["Input", "GLEAN", "Ground truth"] * 2
     assert sheet.group == 3
     coarse = [exhibit(name, scale=8) for name in "abc"]
     sheet = sheets.scales({4: shown, 8: coarse})
-    assert pictures(sheet) == [[4, 1, 1, 8, 1, 1]] * 3
+    assert image_boxes(sheet) == [[4, 1, 1, 8, 1, 1]] * 3
     assert texts(sheet) == [f"4{sheets.TIMES}", f"8{sheets.TIMES}", *["Input", "GLEAN", "Ground truth"] * 2]
     assert texts(sheets.scales({8: coarse})) == [f"8{sheets.TIMES}", *["Input", "GLEAN", "Ground truth"] * 2]
-    sheet = sheets.category(shown[:1], [*shown, exhibit("d"), exhibit("e")], ["bicubic", "glean"], [Box(0, 0, 8, 8)])
-    assert pictures(sheet)[2:] == [[4, 4, 4, 4], [1, 1, 1, 1], [4, 0, 0, 0], [1, 0, 0, 0]]
+    sheet = sheets.category(shown[:1], [*shown, exhibit("d"), exhibit("e")], ["bicubic", "glean"], [PanelBox(0, 0, 8, 8)])
+    assert image_boxes(sheet)[2:] == [[4, 4, 4, 4], [1, 1, 1, 1], [4, 0, 0, 0], [1, 0, 0, 0]]
     assert texts(sheet)[-1] == f"4{sheets.TIMES} super-resolution: input (above) and GLEAN (below)"
     panel = sheet.rows[3].panels[1]
     assert panel is not None
     assert panel.pixels is shown[1].results["glean"]
     retouched = [Retouch(name, *(noise(16, 16, seed=i) for i in range(3))) for name in "ab"]
-    sheet = sheets.retouching(retouched, [Box(0, 0, 4, 4), Box(4, 4, 8, 8)])
+    sheet = sheets.retouching(retouched, [PanelBox(0, 0, 4, 4), PanelBox(4, 4, 8, 8)])
     assert texts(sheet) == ["Original", "Amateur retouch", "GLEAN"] * 2
-    assert pictures(sheet) == [[1] * 6, [4, 4, 4, 2, 2, 2]]
-    assert pictures(sheets.retouching(retouched[:1], [Box(0, 0, 4, 4)])) == [[1] * 3, [4] * 3]
+    assert image_boxes(sheet) == [[1] * 6, [4, 4, 4, 2, 2, 2]]
+    assert image_boxes(sheets.retouching(retouched[:1], [PanelBox(0, 0, 4, 4)])) == [[1] * 3, [4] * 3]
 
 
 def test_black_bars_are_left_out_where_all_have_them():
     barred = [exhibit(name, (64, 64), 8) for name in "ab"]
     for one in barred:
-        one.truth[:8] = one.truth[56:] = 0
+        one.gt[:8] = one.gt[56:] = 0
     cut = sheets.without_bars(barred)
-    assert [(one.low.shape, one.truth.shape, one.results["glean"].shape) for one in cut] == [((6, 8, 3), (48, 64, 3), (48, 64, 3))] * 2
-    assert np.array_equal(cut[0].truth, barred[0].truth[8:56])
-    barred[1].truth[3, 3] = 1
+    assert [(one.lr.shape, one.gt.shape, one.results["glean"].shape) for one in cut] == [((6, 8, 3), (48, 64, 3), (48, 64, 3))] * 2
+    assert np.array_equal(cut[0].gt, barred[0].gt[8:56])
+    barred[1].gt[3, 3] = 1
     assert sheets.without_bars(barred) == barred
 
 
-def test_pictures_that_do_not_fit_together():
+def test_images_that_do_not_fit_together():
     with pytest.raises(RequestError, match=r"one size: b \(truth\) has 16x16, a \(truth\) 32x32"):
         sheets.random_examples([exhibit("a"), exhibit("b", (16, 16))], ["glean"])
     with pytest.raises(RequestError, match="inputs of a figure must have one size, not 4x4 and 8x8"):
@@ -341,7 +342,7 @@ def test_the_draw_follows_from_the_seed():
     assert choose(names[:5], 10, 0) == names[:5]
 
 
-def test_named_pictures_are_found():
+def test_named_images_are_found():
     names = ["a.jpg", "b.png", "sub/b.png", "sub/c.png"]
     assert choose(names, 1, 0, ["sub/c.png", "a", "b.png", "c", "a.png"]) == ["sub/c.png", "a.jpg", "b.png", "sub/c.png", "a.jpg"]
     with pytest.raises(RequestError, match=r"--names d: stands for sub/d.png, x/d.png in here"):
@@ -352,21 +353,21 @@ def test_named_pictures_are_found():
 
 def test_methods_that_do_not_fit_together(tiny_model: Path):
     tiny, bicubic = gleansr.load(tiny_model, device="cpu"), load("bicubic", scale=4, device="cpu")
-    assert task_of({"a": tiny, "b": bicubic}, None, None, "refuse") == Task(32, 4)
-    assert task_of({"b": bicubic}, 64, "pad", "enlarge") == Task(64, 4, "pad", "enlarge")
+    assert task_of({"a": tiny, "b": bicubic}, None, None, "refuse") == EvaluationTask(32, 4)
+    assert task_of({"b": bicubic}, 64, "pad", "enlarge") == EvaluationTask(64, 4, "pad", "enlarge")
     with pytest.raises(RequestError, match="--size"):
         task_of({"b": bicubic}, None, None, "refuse")
     with pytest.raises(RequestError, match="a 32, --size 64"):
         task_of({"a": tiny}, 64, None, "refuse")
     with pytest.raises(RequestError, match="a 4x, b 8x"):
         task_of({"a": tiny, "b": load("bicubic", scale=8, device="cpu")}, None, None, "refuse")
-    with pytest.raises(RequestError, match="GLEAN takes pictures of 8x8, not 4x4"):
+    with pytest.raises(RequestError, match="GLEAN takes images of 8x8, not 4x4"):
         enlarge(tiny, [torch.zeros(1, 3, 4, 4)])
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of six pictures 32x32."""
+    """A folder of six images 32x32."""
     root = tmp_path / "photos"
     root.mkdir()
     for i in range(6):
@@ -375,27 +376,25 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_retouched_picture_is_shrunk_and_enlarged_again(photos: Path, tmp_path: Path, tiny_model: Path):
+def test_a_retouched_image_is_shrunk_and_enlarged_again(photos: Path, tmp_path: Path, tiny_model: Path):
     upscaler = gleansr.load(tiny_model, device="cpu")
     edited = tmp_path / "edited"
     edited.mkdir()
     with Image.open(photos / "2.png") as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(edited / "2.webp", lossless=True)
-    task = Task(32, 4)
-    (one,) = retouches(open_pictures(edited), open_pictures(photos), ["2.webp"], task, lambda lows: enlarge(upscaler, lows))
+    task = EvaluationTask(32, 4)
+    (one,) = retouches(open_images(edited), open_images(photos), ["2.webp"], task, lambda lrs: enlarge(upscaler, lrs))
     with Image.open(photos / "2.png") as image:
         assert np.array_equal(one.original, np.asarray(image))
         assert np.array_equal(one.retouched, np.asarray(image)[:, ::-1])
     small = gleansr.resize(one.retouched.astype("float64"), scale=1 / 4).clip(0, 255).round().astype(np.uint8)
     assert np.array_equal(one.result, np.asarray(upscaler(small)))
-    single = retouches(
-        open_pictures(edited / "2.webp"), open_pictures(photos / "3.png"), ["2.webp"], task, lambda lows: enlarge(upscaler, lows)
-    )
+    single = retouches(open_images(edited / "2.webp"), open_images(photos / "3.png"), ["2.webp"], task, lambda lrs: enlarge(upscaler, lrs))
     with Image.open(photos / "3.png") as image:  # one of one need not have its name
         assert np.array_equal(single[0].original, np.asarray(image))
     (edited / "7.png").write_bytes((photos / "1.png").read_bytes())
-    with pytest.raises(RequestError, match=r"--original has no picture for 7.png; "):
-        retouches(open_pictures(edited), open_pictures(photos), ["2.webp", "7.png"], task, lambda lows: enlarge(upscaler, lows))
+    with pytest.raises(RequestError, match=r"--original has no image for 7.png; "):
+        retouches(open_images(edited), open_images(photos), ["2.webp", "7.png"], task, lambda lrs: enlarge(upscaler, lrs))
 
 
 # ------------------------------------------------------------------------------------------------------- the command line
@@ -407,22 +406,22 @@ def run(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str
     return partial(command, "figure")
 
 
-def count_pictures(pdf: Path) -> int:
+def count_images(pdf: Path) -> int:
     return pdf.read_bytes().count(b"/Subtype /Image")
 
 
-def test_figures_from_pictures(run, photos: Path, tmp_path: Path, tiny_model: Path):
+def test_figures_from_images(run, photos: Path, tmp_path: Path, tiny_model: Path):
     common = ("--models", f"glean={tiny_model}", "--methods", "bicubic,glean", "--scale", 4, "--width-mm", 60, "--dpi", 60)
     for number, options, panels in (
-        (1, ("--pictures", 3), 3 * 4),
+        (1, ("--images", 3), 3 * 4),
         (2, ("--names", "1", "4", "--patch", "8,4,8", "auto"), 2 * 2 * 4),
-        (4, ("--pictures", 1, "--gallery", 3), 2 * 4 + 2 * 3),
-        (7, ("--pictures", 1), 2 * 4 + 2 * 4),
+        (4, ("--images", 1, "--gallery", 3), 2 * 4 + 2 * 3),
+        (7, ("--images", 1), 2 * 4 + 2 * 4),
     ):
         out = tmp_path / f"{number}.pdf"
         status, said = run(number, photos, "-o", out, *common, *options)
         assert status == 0, said
-        assert count_pictures(out) == panels
+        assert count_images(out) == panels
         assert "glean: tiny, CC0-1.0" in said
         assert f"-> {out} (60x" in said
         assert "seed 0" in said or number == 2
@@ -432,39 +431,39 @@ def test_figures_from_pictures(run, photos: Path, tmp_path: Path, tiny_model: Pa
 def test_a_png_shows_what_the_methods_made(run, photos: Path, tmp_path: Path, tiny_model: Path):
     out = (tmp_path / "a.png", tmp_path / "b.pdf")
     options = ("--models", f"glean={tiny_model}", "--methods", "bicubic,glean", "--scale", 4, "--width-mm", 40, "--dpi", 50)
-    status, said = run(1, photos, "-o", *out, *options, "--seed", 3, "--pictures", 1)
+    status, said = run(1, photos, "-o", *out, *options, "--seed", 3, "--images", 1)
     assert status == 0, said
-    name = re.search(r"of 6 pictures in photos, 1 drawn with seed 3: (\d\.png)", said)
+    name = re.search(r"of 6 images in photos, 1 drawn with seed 3: (\d\.png)", said)
     assert name
     with Image.open(out[0]) as png:
         image = np.asarray(png.convert("RGB"))
         assert "seed 3" in png.info["Description"]
         assert name[1] in png.info["Description"]
         assert png.info["Software"].startswith("gleansr")
-    assert count_pictures(out[1]) == 4
-    with Image.open(photos / name[1]) as truth:
-        pixels = np.asarray(truth)
-    low = gleansr.resize(pixels.astype("float64"), scale=1 / 4).clip(0, 255).round()
-    bicubic = gleansr.resize(low, scale=4.0).clip(0, 255).round()
-    glean = np.asarray(gleansr.load(tiny_model, device="cpu")(low.astype(np.uint8)))
-    spots = [found(picture, image) for picture in (low, bicubic, glean, pixels)]
+    assert count_images(out[1]) == 4
+    with Image.open(photos / name[1]) as gt:
+        pixels = np.asarray(gt)
+    lr = gleansr.resize(pixels.astype("float64"), scale=1 / 4).clip(0, 255).round()
+    bicubic = gleansr.resize(lr, scale=4.0).clip(0, 255).round()
+    glean = np.asarray(gleansr.load(tiny_model, device="cpu")(lr.astype(np.uint8)))
+    spots = [found(img, image) for img in (lr, bicubic, glean, pixels)]
     assert spots == sorted(spots)  # from left to right
     assert {y for _, y, _ in spots} == {spots[0][1]}
     assert [k / spots[3][2] for *_, k in spots] == [4, 1, 1, 1]
     first = out[0].read_bytes()
-    assert run(1, photos, "-o", out[0], *options, "--seed", 3, "--pictures", 1, "--overwrite")[0] == 0
+    assert run(1, photos, "-o", out[0], *options, "--seed", 3, "--images", 1, "--overwrite")[0] == 0
     assert out[0].read_bytes() == first
 
 
 def test_scales_and_retouching(run, photos: Path, tmp_path: Path, tiny_model: Path):
-    options = ("--width-mm", 60, "--dpi", 60, "--device", "cpu", "--pictures", 2)
+    options = ("--width-mm", 60, "--dpi", 60, "--device", "cpu", "--images", 2)
     status, said = run(3, photos, "-o", tmp_path / "3.pdf", "--models", f"glean:4={tiny_model}", *options)
     assert status == 0, said
-    assert count_pictures(tmp_path / "3.pdf") == 6
+    assert count_images(tmp_path / "3.pdf") == 6
     assert "glean at 4x: tiny" in said
     status, said = run(8, photos, "--original", photos, "-o", tmp_path / "8.pdf", "--models", f"glean={tiny_model}", "--scale", 4, *options)
     assert status == 0, said
-    assert count_pictures(tmp_path / "8.pdf") == 12
+    assert count_images(tmp_path / "8.pdf") == 12
     one = (photos / "1.png", "--original", photos / "2.png", "-o", tmp_path / "one.png")
     assert run(8, *one, "--models", f"glean={tiny_model}", "--scale", 4, *options)[0] == 0
 
@@ -472,7 +471,7 @@ def test_scales_and_retouching(run, photos: Path, tmp_path: Path, tiny_model: Pa
 def test_a_search_tells_its_seed_and_settings(run, photos: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "home"))
     models = ("--models", f"glean={tiny_model}", f"pulse={tiny_model}", "--set", "pulse.steps=1", "pulse.fit_samples=50", "pulse.seed=4")
-    options = ("--scale", 4, "--pictures", 1, "--width-mm", 60, "--dpi", 60)
+    options = ("--scale", 4, "--images", 1, "--width-mm", 60, "--dpi", 60)
     status, said = run(1, photos, "-o", tmp_path / "a.png", *models, *options)
     assert status == 0, said
     assert "pulse: tiny, CC0-1.0, steps 1, seed 4, fit_samples 50" in said
@@ -483,15 +482,15 @@ def test_a_search_tells_its_seed_and_settings(run, photos: Path, tmp_path: Path,
 
 
 def compared(photos: Path, root: Path, methods: dict[str, Upscaler], slow: str) -> Path:
-    """A folder as `gleansr compare` leaves it; the slow method has done three pictures only."""
+    """A folder as `gleansr compare` leaves it; the slow method has done three images only."""
     for path in sorted(photos.iterdir()):
-        with Image.open(path) as truth:
-            pixels = np.asarray(truth)
-        low = gleansr.resize(pixels.astype("float64"), scale=1 / 4).clip(0, 255).round().astype(np.uint8)
-        made = {label: np.asarray(method(low)) for label, method in methods.items() if label != slow or path.stem < "3"}
-        for label, picture in {"truth": pixels, "low": low, **made}.items():
+        with Image.open(path) as gt:
+            pixels = np.asarray(gt)
+        lr = gleansr.resize(pixels.astype("float64"), scale=1 / 4).clip(0, 255).round().astype(np.uint8)
+        made = {label: np.asarray(method(lr)) for label, method in methods.items() if label != slow or path.stem < "3"}
+        for label, img in {"truth": pixels, "low": lr, **made}.items():
             (root / "pictures" / label).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(root / "pictures" / label / path.name)
+            Image.fromarray(img).save(root / "pictures" / label / path.name)
     (root / "comparison.json").write_text(
         '{"methods": [{"label": "mine", "model": "m.safetensors", "licence": "CC0-1.0", "settings": {"seed": 5}}]}'
     )
@@ -505,7 +504,7 @@ def test_figures_from_a_comparison(run, photos: Path, tmp_path: Path, tiny_model
     options = ("--comparison", folder, "--width-mm", 40, "--dpi", 50, "--device", "cpu")
     status, said = run(1, "-o", tmp_path / "a.png", *options, "--methods", "bicubic,mine")
     assert status == 0, said
-    assert "of 3 pictures in compared, all: 0.png, 1.png, 2.png" in said
+    assert "of 3 images in compared, all: 0.png, 1.png, 2.png" in said
     assert "mine: m.safetensors, CC0-1.0, seed 5, in compared" in said
     # What the folder lacks is run, and comes out the same as what it has.
     status, said = run(
@@ -547,25 +546,25 @@ def test_wrong_requests_exit_2_in_one_line_and_write_nothing(run, photos: Path, 
         (2, photos, "--models", "dgp=cats-8x"): "needs the bank's own discriminator",  # a GLEAN's file is without
         (5, photos, "--methods", "bicubic,glean"): "--models glean=FILE",
         (6, photos): "no models of bedrooms come with the package: give --models dgp=FILE esrgan+=FILE glean=FILE",
-        (1, *both): "give a folder, an archive or a picture or a comparison",
+        (1, *both): "give a folder, an archive or an image or a comparison",
         (1, photos, *both, "-o", tmp_path / "x.svg"): "use .png or .pdf",
         (1, photos, *both, "-o", there): "--overwrite",
         (1, photos, *both, "-o", tmp_path / "none" / "x.png"): "does not exist",
         (1, photos, *both, "-o"): "--output",
         (1, photos, *both, "--names", "7"): "--names 7: is not in photos",
-        (1, photos, *both, "--pictures", 0): "--pictures",
+        (1, photos, *both, "--images", 0): "--images",
         (1, photos, *both, "--patch", "auto"): "--patch is for figures 2, 4, 5, 6, 7, 8, not for figure 1",
         (1, photos, *both, "--original", photos): "--original is for figure 8, not for figure 1",
         (1, photos, *both, "--width-mm", 10): "--width-mm",
-        (2, photos, *both, "--patch", "30,0,8"): "outside of a picture of 32x32",
+        (2, photos, *both, "--patch", "30,0,8"): "outside of an image of 32x32",
         (2, photos, *both, "--patch", "1,2"): "such as 80,96,64",
         (2, photos, *both, "--patch", "a"): "such as 80,96,64",
-        (2, photos, *both, "--patch", "auto", "auto"): "3 pictures have patches, but 2",
+        (2, photos, *both, "--patch", "auto", "auto"): "3 images have patches, but 2",
         (3, photos, *glean): "--scale is for figures",
         (3, photos, "--models", f"glean={tiny_model}"): "glean:16=",
         (3, photos, "--models", f"glean:8={tiny_model}"): "4 times, not 8",
         (8, photos, *glean): "--original",
-        (8, photos, "--original", other, *glean): "--original has no picture for",
+        (8, photos, "--original", other, *glean): "--original has no image for",
         (8, photos, "--original", photos, "--methods", "bicubic"): "not for figure 8",
         (1, tmp_path / "nothing", *both): "no such file or folder",
         (1, photos, *both, "--device", "cuda:99"): "--device cpu",

@@ -1,4 +1,4 @@
-"""Streams of jobs through a model: every picture once, whatever its size and its neighbours; what is done is skipped; memory is bounded."""
+"""Streams of jobs through a model: every image once, whatever its size and its neighbours; what is done is skipped; memory is bounded."""
 
 import errno
 import hashlib
@@ -20,22 +20,22 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 import gleansr
-from gleansr import baselines as rivals
-from gleansr.errors import PictureError
+from gleansr import baselines as baselines
+from gleansr.errors import ImageError
 from gleansr.files import sha256_of
-from gleansr.images.codec import Picture, check_output
-from gleansr.inference.feedforward import FeedForward
-from gleansr.inference.method import Enlarged
-from gleansr.inference.tasks import Enlarge, Prepared, Result, Task
+from gleansr.images.codec import DecodedImage, check_output
+from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.method import ModelOutput
+from gleansr.inference.tasks import Enlarge, ImageTask, PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import (
     Forward,
     Job,
+    JobResult,
     LocalStorage,
     Manifest,
-    Outcome,
     OutputError,
-    Unlisted,
+    UnreadableFolder,
     Work,
     places,
     run,
@@ -44,7 +44,7 @@ from gleansr.jobs import (
     walk,
 )
 from gleansr.jobs import pipeline as pipeline_module
-from gleansr.jobs.batches import Batches
+from gleansr.jobs.batches import BatchCollector
 from gleansr.jobs.window import ClosedError, Window
 
 
@@ -55,11 +55,11 @@ def upscaler(tiny_model: Path) -> Upscaler:
 
 @pytest.fixture
 def work(upscaler: Upscaler) -> Work:
-    return Work(cast("Task", Enlarge(upscaler)), 4, "ab" * 32, {"method": "GLEAN"})
+    return Work(cast("ImageTask", Enlarge(upscaler)), 4, "ab" * 32, {"method": "GLEAN"})
 
 
-def pictures(root: Path, count: int, sizes: Sequence[tuple[int, int]] = ((9, 7), (8, 8), (20, 30)), seed: int = 0) -> Path:
-    """So many random pictures of these sizes in turn, in folders of ten."""
+def images(root: Path, count: int, sizes: Sequence[tuple[int, int]] = ((9, 7), (8, 8), (20, 30)), seed: int = 0) -> Path:
+    """So many random images of these sizes in turn, in folders of ten."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         path = root / f"{i // 10}" / f"{i:03d}{('.png', '.bmp', '.tif')[i % 3]}"
@@ -69,15 +69,15 @@ def pictures(root: Path, count: int, sizes: Sequence[tuple[int, int]] = ((9, 7),
     return root
 
 
-def do(source: Path, output: Path, work: Work, **options: Any) -> list[Outcome | Unlisted]:
+def do(source: Path, output: Path, work: Work, **options: Any) -> list[JobResult | UnreadableFolder]:
     [place] = places([source], output, "")
     assert place.manifest
     with closing(Manifest(place.manifest)) as manifest:
         return list(run(walk(place, 0, manifest.ours), work, [manifest], **options))
 
 
-def statuses(outcomes: Sequence[Outcome | Unlisted]) -> dict[str, int]:
-    found = [outcome.status if isinstance(outcome, Outcome) else "unlisted" for outcome in outcomes]
+def statuses(outcomes: Sequence[JobResult | UnreadableFolder]) -> dict[str, int]:
+    found = [outcome.status if isinstance(outcome, JobResult) else "unlisted" for outcome in outcomes]
     return {status: found.count(status) for status in found}
 
 
@@ -90,11 +90,11 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image).astype(int)
 
 
-# Every picture once
+# Every image once
 
 
-def test_every_picture_is_done_as_if_it_were_alone(tmp_path: Path, work: Work, upscaler: Upscaler):
-    source = pictures(tmp_path / "in", 23)
+def test_every_image_is_done_as_if_it_were_alone(tmp_path: Path, work: Work, upscaler: Upscaler):
+    source = images(tmp_path / "in", 23)
     assert statuses(do(source, tmp_path / "out", work)) == {"done": 23}
     files = sorted(path for path in source.rglob("*.*"))
     assert len(results(tmp_path / "out")) == len(files)
@@ -106,7 +106,7 @@ def test_every_picture_is_done_as_if_it_were_alone(tmp_path: Path, work: Work, u
 
 
 def test_treat_makes_the_same_files_as_the_pipeline(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 7)
+    source = images(tmp_path / "in", 7)
     do(source, tmp_path / "out", work)
     [place] = places([source], tmp_path / "other", "")
     jobs = [job for job in walk(place) if isinstance(job, Job)]
@@ -125,7 +125,7 @@ def test_files_do_not_depend_on_the_batch(threads: int, tmp_path: Path, work: Wo
     """On a CPU to the last bit, so that a run that was stopped ends in the same files."""
     torch.set_num_threads(threads)
     try:
-        source = pictures(tmp_path / "in", 9)
+        source = images(tmp_path / "in", 9)
         do(source, tmp_path / "whole", work)
         for path in list(source.rglob("*.*"))[::2]:
             path.unlink()
@@ -146,8 +146,8 @@ def test_all_passes_on_a_cpu_are_over_two(threads: int, work: Work, monkeypatch:
         method, size = work.task.upscaler.method, work.task.upscaler.input_size
         assert size
         sizes: list[int] = []
-        one_pass = FeedForward.__call__
-        monkeypatch.setattr(FeedForward, "__call__", lambda *given: sizes.append(len(given[1])) or one_pass(*given))
+        one_pass = FeedForwardModel.__call__
+        monkeypatch.setattr(FeedForwardModel, "__call__", lambda *given: sizes.append(len(given[1])) or one_pass(*given))
         for count in (1, 3, 4):
             Forward(method, 4)([torch.zeros(3, size, size)] * count)
         assert sizes == [2] * 5
@@ -156,43 +156,43 @@ def test_all_passes_on_a_cpu_are_over_two(threads: int, work: Work, monkeypatch:
 
 
 def test_a_method_for_any_size_takes_mixed_sizes(tmp_path: Path):
-    task = Enlarge(rivals.load("bicubic", scale=2, device="cpu"))
-    source = pictures(tmp_path / "in", 20, [(3, 4), (5, 6), (5, 6), (1, 1), (40, 2)])
+    task = Enlarge(baselines.load("bicubic", scale=2, device="cpu"))
+    source = images(tmp_path / "in", 20, [(3, 4), (5, 6), (5, 6), (1, 1), (40, 2)])
     for batch_size in (1, 4):
         out = tmp_path / str(batch_size)
-        assert statuses(do(source, out, Work(cast("Task", task), batch_size))) == {"done": 20}
+        assert statuses(do(source, out, Work(cast("ImageTask", task), batch_size))) == {"done": 20}
         assert {pixels(path).shape[:2] for path in out.rglob("*.png")} == {(8, 6), (12, 10), (2, 2), (4, 80)}
     assert results(tmp_path / "1") == results(tmp_path / "4")
 
 
 @dataclass(frozen=True)
 class Strips:
-    """Enlarges as many columns of a picture as its first pixel says, each alone."""
+    """Enlarges as many columns of an image as its first pixel says, each alone."""
 
     upscaler: Upscaler
     factor: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def prepare(self, picture: Picture) -> Prepared:
-        count = round(float(picture.pixels[0, 0, 0]) * 255)
+    def prepare(self, image: DecodedImage) -> PreparedImage:
+        count = round(float(image.pixels[0, 0, 0]) * 255)
         if count == 77:
-            raise PictureError(f"{picture.name}: 77")
+            raise ImageError(f"{image.name}: 77")
         if count == 78:
             raise MemoryError("it does not fit")
-        lows = tuple(picture.pixels[:, :, i : i + 1] * 2 - 1 for i in range(count))
+        lrs = tuple(image.pixels[:, :, i : i + 1] * 2 - 1 for i in range(count))
 
-        def finish(highs: Sequence[Tensor], notes: Sequence[str]) -> Result:
-            assert len(highs) == len(notes) == count
-            strips = torch.cat([*highs, torch.zeros(3, 2 * picture.pixels.shape[1], 1)], 2)
+        def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
+            assert len(srs) == len(notes) == count
+            strips = torch.cat([*srs, torch.zeros(3, 2 * image.pixels.shape[1], 1)], 2)
             values = ((strips.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-            return Result(Image.fromarray(values), (f"{count} strips",), {"strips": count})
+            return TaskResult(Image.fromarray(values), (f"{count} strips",), {"strips": count})
 
-        return Prepared(lows, finish)
+        return PreparedImage(lrs, finish)
 
 
 @pytest.fixture
 def strips() -> Work:
-    return Work(cast("Task", Strips(rivals.load("bicubic", scale=2, device="cpu"))), 4)
+    return Work(cast("ImageTask", Strips(baselines.load("bicubic", scale=2, device="cpu"))), 4)
 
 
 def striped(root: Path, counts: Sequence[int]) -> Path:
@@ -204,7 +204,7 @@ def striped(root: Path, counts: Sequence[int]) -> Path:
     return root
 
 
-def test_tasks_with_no_and_with_several_lows(tmp_path: Path, strips: Work):
+def test_tasks_with_no_and_with_several_lrs(tmp_path: Path, strips: Work):
     counts = [0, 1, 50, 3, 0, 2, 9, 1, 0, 33]
     source = striped(tmp_path / "in", counts)
     outcomes = do(source, tmp_path / "out", strips)
@@ -215,16 +215,16 @@ def test_tasks_with_no_and_with_several_lows(tmp_path: Path, strips: Work):
         columns = pixels(source / f"{i:02d}.png")[:, :count]
         if count:  # each strip is its own column, in its own place
             assert np.abs(got[::2, : 2 * count : 2].mean(0) - columns.mean(0)).max() < 60
-            enlarged = rivals.load("bicubic", scale=2, device="cpu").method(
+            enlarged = baselines.load("bicubic", scale=2, device="cpu").method(
                 torch.from_numpy(columns[:, :1]).permute(2, 0, 1)[None] / 127.5 - 1
             )
-            expected = ((enlarged.pictures[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+            expected = ((enlarged.images[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
             assert np.abs(got[:, :2] - expected).max() <= 1
-    notes = {outcome.job.target_key: outcome.notes for outcome in outcomes if isinstance(outcome, Outcome)}
+    notes = {outcome.job.target_key: outcome.notes for outcome in outcomes if isinstance(outcome, JobResult)}
     assert notes["02.png"] == ("50 strips",)
 
 
-def test_what_is_wrong_with_one_picture_stops_no_other(tmp_path: Path, strips: Work):
+def test_what_is_wrong_with_one_image_stops_no_other(tmp_path: Path, strips: Work):
     source = striped(tmp_path / "in", [1, 77, 2, 78, 3])
     (source / "05.png").write_bytes(b"")
     (source / "06.png").symlink_to("06.png")
@@ -232,7 +232,7 @@ def test_what_is_wrong_with_one_picture_stops_no_other(tmp_path: Path, strips: W
     os.mkfifo(source / "08.png")
     outcomes = do(source, tmp_path / "out", strips)
     assert statuses(outcomes) == {"done": 3, "failed": 6}
-    errors = {outcome.job.source[-6:]: str(outcome.error) for outcome in outcomes if isinstance(outcome, Outcome) and outcome.error}
+    errors = {outcome.job.source[-6:]: str(outcome.error) for outcome in outcomes if isinstance(outcome, JobResult) and outcome.error}
     for name, words in {
         "01": "77",
         "03": "it does not fit",
@@ -254,7 +254,7 @@ def test_what_is_wrong_with_one_picture_stops_no_other(tmp_path: Path, strips: W
 
 
 def test_what_is_done_is_not_read_again(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch):
-    source = pictures(tmp_path / "in", 5)
+    source = images(tmp_path / "in", 5)
     do(source, tmp_path / "out", work)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
     monkeypatch.setattr(LocalStorage, "read", lambda *_: pytest.fail("it was read"))
@@ -263,7 +263,7 @@ def test_what_is_done_is_not_read_again(tmp_path: Path, work: Work, monkeypatch:
 
 
 def test_whatever_changes_is_done_again(tmp_path: Path, work: Work, upscaler: Upscaler):
-    source = pictures(tmp_path / "in", 3, seed=1)
+    source = images(tmp_path / "in", 3, seed=1)
     out = tmp_path / "out"
     do(source, out, work)
     first = source / "0" / "000.png"
@@ -286,9 +286,9 @@ def test_whatever_changes_is_done_again(tmp_path: Path, work: Work, upscaler: Up
         (lambda: None, replace(work, model_sha256="cd" * 32), 3),
         (lambda: None, replace(work, settings={"method": "another"}), 3),
         (lambda: None, replace(work, quality=90), 3),
-        (lambda: None, replace(work, task=cast("Task", Enlarge(upscaler, "crop"))), 3),
-        (lambda: None, replace(work, task=cast("Task", Enlarge(upscaler, consistent=0.5))), 3),
-        (lambda: None, replace(work, sidecar=True, task=cast("Task", Enlarge(upscaler, measured=True))), 3),
+        (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, "crop"))), 3),
+        (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, consistent=0.5))), 3),
+        (lambda: None, replace(work, sidecar=True, task=cast("ImageTask", Enlarge(upscaler, measured=True))), 3),
         (lambda: None, replace(work, batch_size=1), 0),
     ]
     for number, (change, wanted, expected) in enumerate(changes):
@@ -315,7 +315,7 @@ def test_a_moved_source_is_compared_by_its_contents(tmp_path: Path, work: Work):
 
 
 def test_files_of_others_are_kept_unless_told(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 2)
+    source = images(tmp_path / "in", 2)
     mine = tmp_path / "out" / "0" / "000.png"
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
@@ -326,7 +326,7 @@ def test_files_of_others_are_kept_unless_told(tmp_path: Path, work: Work):
 
 
 def test_a_refusal_stays_one(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 2)
+    source = images(tmp_path / "in", 2)
     mine = tmp_path / "out" / "0" / "000.png"
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
@@ -337,7 +337,7 @@ def test_a_refusal_stays_one(tmp_path: Path, work: Work):
 
 def test_only_what_gleansr_wrote_is_replaced(tmp_path: Path, work: Work):
     """Not what somebody has put in the place of a result, however the manifest knows its name."""
-    source, out = pictures(tmp_path / "in", 4), tmp_path / "out" / "0"
+    source, out = images(tmp_path / "in", 4), tmp_path / "out" / "0"
     do(source, tmp_path / "out", work)
     other = replace(work, quality=90)
     (out / "000.png").write_text("precious")
@@ -347,7 +347,7 @@ def test_only_what_gleansr_wrote_is_replaced(tmp_path: Path, work: Work):
     manifest.write_text("".join(lines))  # as if it had been killed before it could say that it is done
     (out / "002.png").write_text("precious too")
     for _ in range(2):
-        found = [one for one in do(source, tmp_path / "out", other) if isinstance(one, Outcome)]
+        found = [one for one in do(source, tmp_path / "out", other) if isinstance(one, JobResult)]
         told = {one.job.target_key: str(one.error) for one in found if one.error}
         assert sorted(told) == ["0/000.png", "0/001.png", "0/002.png"]
         assert all("may not be overwritten; --overwrite replaces it" in why for why in told.values())
@@ -357,7 +357,7 @@ def test_only_what_gleansr_wrote_is_replaced(tmp_path: Path, work: Work):
 
 
 def test_a_failure_does_not_forget_an_earlier_result(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 1)
+    source = images(tmp_path / "in", 1)
     do(source, tmp_path / "out", work)
     whole = (source / "0" / "000.png").read_bytes()
     (source / "0" / "000.png").write_bytes(whole[:50])
@@ -367,7 +367,7 @@ def test_a_failure_does_not_forget_an_earlier_result(tmp_path: Path, work: Work)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_into_itself_keeps_its_pictures(overwrite: bool, tmp_path: Path, work: Work):
+def test_a_folder_into_itself_keeps_its_images(overwrite: bool, tmp_path: Path, work: Work):
     source = tmp_path / "own"
     source.mkdir()
     for name in ("a.png", "b.bmp"):
@@ -376,7 +376,7 @@ def test_a_folder_into_itself_keeps_its_pictures(overwrite: bool, tmp_path: Path
     for expected in ({"failed": 1, "done": 1}, {"failed": 1, "skipped": 1}):
         found = do(source, source, replace(work, overwrite=overwrite))
         assert statuses(found) == expected
-        [error] = [one.error for one in found if isinstance(one, Outcome) and one.error]
+        [error] = [one.error for one in found if isinstance(one, JobResult) and one.error]
         assert "own/a.png: is an input, which is never replaced" in str(error)
         assert (source / "a.png").read_bytes() == before
     # The result of b.bmp is ours, and not read, so that it may be made anew.
@@ -387,7 +387,7 @@ def test_a_folder_into_itself_keeps_its_pictures(overwrite: bool, tmp_path: Path
 
 
 def test_what_a_link_among_the_inputs_leads_to_is_kept(tmp_path: Path, upscaler: Upscaler, work: Work):
-    source, output = pictures(tmp_path / "in", 1), tmp_path / "out"
+    source, output = images(tmp_path / "in", 1), tmp_path / "out"
     (link,) = (path for path in source.rglob("*") if path.is_file())
     kept = output / link.relative_to(source)
     kept.parent.mkdir(parents=True)
@@ -395,9 +395,9 @@ def test_what_a_link_among_the_inputs_leads_to_is_kept(tmp_path: Path, upscaler:
     link.symlink_to(kept)
     before = kept.read_bytes()
     (outcome,) = do(source, output, replace(work, overwrite=True))
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, JobResult)
     assert "is an input, which is never replaced" in str(outcome.error)
-    beside = pictures(tmp_path / "beside", 2)
+    beside = images(tmp_path / "beside", 2)
     first, second = sorted(path for path in beside.rglob("*") if path.is_file())
     linked = first.with_name(f"{first.stem}_8x.png")
     second.rename(linked)
@@ -410,7 +410,7 @@ def test_what_a_link_among_the_inputs_leads_to_is_kept(tmp_path: Path, upscaler:
 
 
 def test_a_result_that_a_killed_run_did_not_record_is_ours(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 2)
+    source = images(tmp_path / "in", 2)
     do(source, tmp_path / "out", work)
     manifest = tmp_path / "out" / "gleansr.jsonl"
     lines = manifest.read_text().splitlines(keepends=True)
@@ -419,8 +419,8 @@ def test_a_result_that_a_killed_run_did_not_record_is_ours(tmp_path: Path, work:
 
 
 def test_sidecars_tell_how_a_result_was_made(tmp_path: Path, work: Work, upscaler: Upscaler):
-    source = pictures(tmp_path / "in", 1)
-    told = replace(work, sidecar=True, task=cast("Task", Enlarge(upscaler, measured=True)))
+    source = images(tmp_path / "in", 1)
+    told = replace(work, sidecar=True, task=cast("ImageTask", Enlarge(upscaler, measured=True)))
     do(source, tmp_path / "out", told)
     path = tmp_path / "out" / "0" / "000.json"
     sidecar = json.loads(path.read_text())
@@ -451,14 +451,14 @@ def test_the_text_of_tools_is_kept_or_said_to_be_dropped(tmp_path: Path, work: W
     (tmp_path / "in").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png", pnginfo=text)
     [outcome] = do(tmp_path / "in", tmp_path / "out", work)
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, JobResult)
     assert outcome.notes == ()
     with Image.open(tmp_path / "out" / "a.png") as result:
         kept = {key: value for key, value in getattr(result, "text", {}).items() if key in texts}
     assert kept == {key: value for key, value in texts.items() if key != "prompt2"}
     [place] = places([tmp_path / "in" / "a.png"], tmp_path / "a.jpg", "", to_file=True)
     [outcome] = list(run(walk(place), work, [None]))
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, JobResult)
     assert outcome.notes == ("its text parameters, prompt, workflow is not kept: only a PNG has a place for it",)
 
 
@@ -472,7 +472,7 @@ def test_sha256_of_a_file(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_where_nothing_can_be_written_it_stops_and_goes_on_later(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, number: int):
-    source = pictures(tmp_path / "in", 40)
+    source = images(tmp_path / "in", 40)
     write_bytes, written = Path.write_bytes, []
 
     def fail(path: Path, data: bytes) -> int:
@@ -494,7 +494,7 @@ def test_where_nothing_can_be_written_it_stops_and_goes_on_later(tmp_path: Path,
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_a_folder_that_cannot_be_written_to_fails_alone(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, number: int):
-    source = pictures(tmp_path / "in", 40)
+    source = images(tmp_path / "in", 40)
     create = os.open
 
     def refuse(path: Any, *options: Any, **more: Any) -> int:
@@ -505,7 +505,7 @@ def test_a_folder_that_cannot_be_written_to_fails_alone(tmp_path: Path, work: Wo
     monkeypatch.setattr(os, "open", refuse)
     found = do(source, tmp_path / "out", work)
     assert statuses(found) == {"done": 30, "failed": 10}
-    told = [str(one.error) for one in found if isinstance(one, Outcome) and one.error]
+    told = [str(one.error) for one in found if isinstance(one, JobResult) and one.error]
     assert all("out/1/" in why and os.strerror(number) in why for why in told)
     monkeypatch.undo()
     assert statuses(do(source, tmp_path / "out", work)) == {"skipped": 30, "done": 10}
@@ -523,8 +523,8 @@ def test_closing_a_manifest_does_not_hide_what_went_wrong(tmp_path: Path, monkey
 
 
 def test_it_stops_when_told_and_writes_what_was_computed(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 40)
-    heard: list[Outcome | Unlisted] = []
+    source = images(tmp_path / "in", 40)
+    heard: list[JobResult | UnreadableFolder] = []
     [place] = places([source], tmp_path / "out", "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
         for outcome in run(walk(place), work, [manifest], stopped=lambda: len(heard) >= 8):
@@ -535,7 +535,7 @@ def test_it_stops_when_told_and_writes_what_was_computed(tmp_path: Path, work: W
 
 
 def test_a_consumer_may_leave(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 40)
+    source = images(tmp_path / "in", 40)
     [place] = places([source], tmp_path / "out", "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
         stream = run(walk(place), work, [manifest])
@@ -566,25 +566,25 @@ class Slow:
         self.calls: list[int] = []
         self.seconds, self.most = seconds, most
 
-    def __call__(self, low: Tensor, report: Any = None) -> Enlarged:
-        self.calls.append(len(low))
-        if len(low) > self.most:
+    def __call__(self, lr: Tensor, report: Any = None) -> ModelOutput:
+        self.calls.append(len(lr))
+        if len(lr) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         for step in range(3):
             time.sleep(self.seconds)
             if report:
                 report(step + 1, 3)
-        return Enlarged(low, [f"of {len(low)}"] * len(low))
+        return ModelOutput(lr, [f"of {len(lr)}"] * len(lr))
 
 
 def slow_work(method: Slow, batch_size: int) -> Work:
     from gleansr.checkpoints.native import About
 
-    return Work(cast("Task", Enlarge(Upscaler(method, About("slow")))), batch_size)
+    return Work(cast("ImageTask", Enlarge(Upscaler(method, About("slow")))), batch_size)
 
 
 def test_slow_methods_report_and_stop_at_a_step(tmp_path: Path):
-    source = pictures(tmp_path / "in", 6, [(4, 4)])
+    source = images(tmp_path / "in", 6, [(4, 4)])
     steps: list[tuple[int, int]] = []
     assert statuses(do(source, tmp_path / "out", slow_work(Slow(), 2), report=lambda *step: steps.append(step))) == {"done": 6}
     assert steps == [(1, 3), (2, 3), (3, 3)] * 3
@@ -595,7 +595,7 @@ def test_slow_methods_report_and_stop_at_a_step(tmp_path: Path):
 
 
 def test_out_of_memory_halves_the_batches_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    source = pictures(tmp_path / "in", 16, [(4, 4)])
+    source = images(tmp_path / "in", 16, [(4, 4)])
     method = Slow(most=2)
     with caplog.at_level(logging.WARNING):
         assert statuses(do(source, tmp_path / "out", slow_work(method, 8))) == {"done": 16}
@@ -606,19 +606,19 @@ def test_out_of_memory_halves_the_batches_once(tmp_path: Path, caplog: pytest.Lo
     ]
     outcomes = do(source, tmp_path / "none", slow_work(Slow(most=0), 8))
     assert statuses(outcomes) == {"failed": 16}
-    assert "4x4 alone" in str(cast("Outcome", outcomes[0]).error)
+    assert "4x4 alone" in str(cast("JobResult", outcomes[0]).error)
 
 
-def test_a_batch_with_a_low_that_cannot_be_made_is_made_without_it():
+def test_a_batch_with_a_lr_that_cannot_be_made_is_made_without_it():
     class Picky(Slow):
-        def __call__(self, low: Tensor, report: Any = None) -> Enlarged:
-            if (low == 9).any():
-                raise PictureError("nine")
-            return super().__call__(low, report)
+        def __call__(self, lr: Tensor, report: Any = None) -> ModelOutput:
+            if (lr == 9).any():
+                raise ImageError("nine")
+            return super().__call__(lr, report)
 
     forward = Forward(Picky(), 4)
     made = forward([torch.full((3, 1, 1), float(i)) for i in (7, 9, 8)])
-    assert [None if one.high is None else float(one.high[0, 0, 0]) for one in made] == [7, None, 8]
+    assert [None if one.sr is None else float(one.sr[0, 0, 0]) for one in made] == [7, None, 8]
     assert str(made[1].error) == "nine"
 
 
@@ -645,18 +645,18 @@ class Counting(LocalStorage):
 
 def test_readers_do_not_run_ahead_of_a_slow_writer(tmp_path: Path, work: Work):
     storage = Counting()
-    source = pictures(tmp_path / "in", 40)
+    source = images(tmp_path / "in", 40)
     assert statuses(do(source, tmp_path / "out", replace(work, storage=storage))) == {"done": 40}
     assert 4 <= storage.most[0] <= 4 * work.batch_size + 4
 
 
-def test_large_pictures_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of pictures that weigh more than half of what may be under way, only few are; and all get through."""
-    task = Enlarge(rivals.load("bicubic", scale=2, device="cpu"))
-    source = pictures(tmp_path / "in", 30, [(100, 100), (3, 3), (120, 90)])
+def test_large_images_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of images that weigh more than half of what may be under way, only few are; and all get through."""
+    task = Enlarge(baselines.load("bicubic", scale=2, device="cpu"))
+    source = images(tmp_path / "in", 30, [(100, 100), (3, 3), (120, 90)])
     storage = Counting()
     monkeypatch.setattr(pipeline_module, "MEMORY", 10**6)  # one of 100x100 weighs 880 kB
-    assert statuses(do(source, tmp_path / "out", Work(cast("Task", task), 8, storage=storage))) == {"done": 30}
+    assert statuses(do(source, tmp_path / "out", Work(cast("ImageTask", task), 8, storage=storage))) == {"done": 30}
     assert storage.most[0] <= 12
 
 
@@ -718,30 +718,30 @@ def test_a_closed_window_lets_all_go():
         window.take(1)
 
 
-def test_batches_follow_from_the_order_and_hold_every_low_once():
+def test_batches_follow_from_the_order_and_hold_every_lr_once():
     for seed in range(5):
         rng = np.random.default_rng(seed)
         shapes = [(3, 1, int(rng.integers(1, 4))) for _ in range(60)]
-        lows = [[torch.zeros(shape)] * int(rng.choice([0, 1, 1, 2, 7])) for shape in shapes]
+        lrs = [[torch.zeros(shape)] * int(rng.choice([0, 1, 1, 2, 7])) for shape in shapes]
         runs = []
         for _ in range(2):
-            batches = Batches(4, 6, 50)
+            batches = BatchCollector(4, 6, 50)
             seen = []
-            for number, one in enumerate(lows):
-                seen += [[(low.number, low.place) for low in batch] for batch in batches.add(number, 10, one)]
-                unseen = {i for i in range(number + 1) for j in range(len(lows[i])) if not any((i, j) in batch for batch in seen)}
+            for number, one in enumerate(lrs):
+                seen += [[(lr.number, lr.place) for lr in batch] for batch in batches.add(number, 10, one)]
+                unseen = {i for i in range(number + 1) for j in range(len(lrs[i])) if not any((i, j) in batch for batch in seen)}
                 assert len(unseen) <= 5  # of weight 10 each
-            seen += [[(low.number, low.place) for low in batch] for batch in batches.rest()]
+            seen += [[(lr.number, lr.place) for lr in batch] for batch in batches.rest()]
             runs.append(seen)
         assert runs[0] == runs[1]
-        assert sorted(low for batch in runs[0] for low in batch) == [(i, j) for i, one in enumerate(lows) for j in range(len(one))]
+        assert sorted(lr for batch in runs[0] for lr in batch) == [(i, j) for i, one in enumerate(lrs) for j in range(len(one))]
         for batch in runs[0]:
             assert len(batch) <= 4
             assert len({shapes[number] for number, _ in batch}) == 1
 
 
 def test_skips_needs_the_result(tmp_path: Path, work: Work):
-    source = pictures(tmp_path / "in", 1)
+    source = images(tmp_path / "in", 1)
     do(source, tmp_path / "out", work)
     [place] = places([source], tmp_path / "out", "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
@@ -755,13 +755,13 @@ def test_skips_needs_the_result(tmp_path: Path, work: Work):
 
 
 def test_a_link_to_what_is_not_there_is_not_replaced(tmp_path: Path, work: Work):
-    source, output = pictures(tmp_path / "in", 1), tmp_path / "out"
+    source, output = images(tmp_path / "in", 1), tmp_path / "out"
     link = output / "0/000.png"
     link.parent.mkdir(parents=True)
     link.symlink_to(tmp_path / "not mounted")
     (outcome,) = do(source, output, work)
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, JobResult)
     assert "exists already" in str(outcome.error)
     assert link.is_symlink()
-    with pytest.raises(PictureError, match="exists already"):
+    with pytest.raises(ImageError, match="exists already"):
         check_output(link, overwrite=False)

@@ -14,7 +14,7 @@ from gleansr.errors import RequestError
 from gleansr.files import held, leftovers, replacing, shown
 from gleansr.images import formats
 from gleansr.images.formats import readable_suffixes
-from gleansr.jobs import Index, Job, Manifest, OutputError, Place, Unlisted, count, fingerprint, places, walk
+from gleansr.jobs import Destination, Index, Job, Manifest, OutputError, UnreadableFolder, count, fingerprint, places, walk
 
 
 def put(root: Path, *names: str) -> Path:
@@ -25,18 +25,18 @@ def put(root: Path, *names: str) -> Path:
     return root
 
 
-def jobs(place: Place, **options: Any) -> list[Job]:
+def jobs(place: Destination, **options: Any) -> list[Job]:
     found = list(walk(place, **options))
-    assert not [one for one in found if isinstance(one, Unlisted)]
+    assert not [one for one in found if isinstance(one, UnreadableFolder)]
     return [one for one in found if isinstance(one, Job)]
 
 
-def targets(place: Place) -> dict[str, str]:
+def targets(place: Destination) -> dict[str, str]:
     """Of each source, relative to the folder above all."""
     return {job.source_key: job.target_key for job in jobs(place)}
 
 
-def place(root: Path, *inputs: str) -> Place:
+def place(root: Path, *inputs: str) -> Destination:
     (found,) = places([root / name for name in inputs], root / "out", "_8x")
     return found
 
@@ -52,7 +52,7 @@ def test_a_tree_is_mirrored_in_order(tmp_path: Path):
     for job in found:
         assert Path(job.source).is_file()
         assert Path(job.target) == tmp_path / "out" / job.target_key
-    assert count(place(tmp_path, "in")).pictures == len(found)
+    assert count(place(tmp_path, "in")).images == len(found)
 
 
 def test_it_is_lazy(tmp_path: Path):
@@ -72,7 +72,7 @@ def test_hidden_files_results_and_links_to_folders_are_left_out(tmp_path: Path):
     (inside,) = places([tmp_path / "in"], tmp_path / "in" / "out", "_8x")
     assert [job.target_key for job in jobs(inside)] == ["a.png", "f.png", "g.png", "sub/e.png"]
     counted = count(inside)
-    assert (counted.pictures, counted.links, counted.results) == (4, 2, 1)
+    assert (counted.images, counted.links, counted.results) == (4, 2, 1)
 
 
 def test_a_linked_folder_that_is_given_is_read(tmp_path: Path):
@@ -81,21 +81,21 @@ def test_a_linked_folder_that_is_given_is_read(tmp_path: Path):
     assert list(targets(place(tmp_path, "in"))) == ["../in/a.png"]
 
 
-def test_results_beside_their_pictures_are_left_out(tmp_path: Path):
+def test_results_beside_their_images_are_left_out(tmp_path: Path):
     put(tmp_path / "in", "a.jpg", "icon.png", "lone_8x.png")
     (tmp_path / "in" / "a_8x.png").write_bytes(b"\x89PNG....tEXtSoftware\0gleansr 0.1.0 (model cats-8x)")
     (tmp_path / "in" / "icon_2x.png").write_bytes(b"\x89PNG somebody's own")
     assert [job.target_key for job in jobs(place(tmp_path, "in"))] == ["a.png", "icon.png", "icon_2x.png", "lone_8x.png"]
 
 
-def test_what_is_ours_is_no_input_where_results_lie_among_the_pictures(tmp_path: Path):
+def test_what_is_ours_is_no_input_where_results_lie_among_the_images(tmp_path: Path):
     put(tmp_path / "in", "a.jpg", "a_was_made.png", "of_somebody.png", "sub/b.png")
     for name in ("a_was_made.png", "sub/b.png"):
         (tmp_path / "in" / name).write_bytes(b"\x89PNG....tEXtSoftware\0gleansr 0.1.0 (model cats-8x)")
     (within,) = places([tmp_path / "in"], tmp_path / "in", "_8x")
     ours = {"a_was_made.png", "of_somebody.png", "sub/b.png"}
     assert [job.source_key for job in jobs(within, ours=ours.__contains__)] == ["a.jpg", "of_somebody.png"]
-    assert count(within, ours.__contains__).pictures == 2
+    assert count(within, ours.__contains__).images == 2
 
 
 def test_no_result_replaces_an_input(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_no_result_replaces_an_input(tmp_path: Path):
     }
 
 
-def test_no_result_replaces_a_picture_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_result_replaces_a_image_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     put(tmp_path, "a.png", "a_8x.png", "sub/b.png", "sub_8x/b.png")
     (beside,) = places([tmp_path / "a.png", tmp_path / "a_8x.png"], None, "_8x")
     assert {job.target_key: job.replaces for job in jobs(beside)} == {
@@ -145,13 +145,13 @@ def test_a_folder_that_cannot_be_read_is_told_and_the_rest_is_found(tmp_path: Pa
 
     monkeypatch.setattr(os, "scandir", denied)
     found = list(walk(place(tmp_path, "in")))
-    assert found[1] == Unlisted(str(tmp_path / "in" / "locked"), "Permission denied")
+    assert found[1] == UnreadableFolder(str(tmp_path / "in" / "locked"), "Permission denied")
     assert [one.target_key for one in found if isinstance(one, Job)] == ["a.png", "sub/c.png"]
-    assert count(place(tmp_path, "in")).pictures == 2
+    assert count(place(tmp_path, "in")).images == 2
 
 
 @pytest.mark.parametrize(("names", "message"), [((), "empty folder"), (("a.txt", "b", "c", "d"), r"only a.txt, b, c and 1 more")])
-def test_folders_without_pictures_are_refused(tmp_path: Path, names: tuple[str, ...], message: str):
+def test_folders_without_images_are_refused(tmp_path: Path, names: tuple[str, ...], message: str):
     (tmp_path / "in").mkdir()
     put(tmp_path / "in", *names)
     with pytest.raises(RequestError, match=message):
@@ -166,7 +166,7 @@ def test_what_nobody_would_expect_to_be_left_out_is_named(tmp_path: Path, monkey
     monkeypatch.setattr(formats, "readable_suffixes", lambda: readable_suffixes() - {".heic", ".heif", ".hif", ".heics", ".heifs"})
     monkeypatch.setattr(sys.modules["gleansr.jobs.walk"], "readable_suffixes", formats.readable_suffixes)
     counted = count(place(tmp_path, "in"))
-    assert counted.pictures == 2
+    assert counted.images == 2
     told = {Path(one.first).name: (one.files, why) for why, one in counted.left_out.items()}
     raw = "camera raw file (Nikon NEF): develop it to a TIFF or JPEG first"
     assert told.pop("c.nef")[1].startswith(raw)
@@ -186,7 +186,7 @@ def test_images_in_the_folder_for_results_are_named_before_its_first_run(tmp_pat
     put(tmp_path / "in", "a.png", "sub/b.png", "sub/c.png", "sub/d.txt")
     (one,) = places([tmp_path / "in"], tmp_path / "in" / "sub", "_8x")
     counted = count(one)
-    assert counted.pictures == 1
+    assert counted.images == 1
     ((why, missed),) = counted.left_out.items()
     assert (missed.files, Path(missed.first).name) == (2, "b.png")
     assert "give another one with -o" in why
@@ -197,7 +197,7 @@ def test_images_in_the_folder_for_results_are_named_before_its_first_run(tmp_pat
 # Names of results
 
 
-def test_pictures_of_one_name_get_different_results(tmp_path: Path):
+def test_images_of_one_name_get_different_results(tmp_path: Path):
     put(tmp_path / "in", "a.jpg", "a.png", "a.webp", "B.PNG", "b.jpg", "a.jpg.bmp")
     assert targets(place(tmp_path, "in")) == {
         "../in/B.PNG": "B.png",

@@ -36,23 +36,23 @@ def prefixed(prefix, tensors):
 
 
 def check_generator(model, layout, tensors, mean, clamp=float("inf")):
-    z, codes = torch.randn(2, 16), torch.randn(2, 8, 16)
+    z, latents = torch.randn(2, 16), torch.randn(2, 8, 16)
     with torch.inference_mode():
         w = layouts.mapping(layout, tensors, z)
         assert_equal(model.mapping(z), w)
-        assert_equal(model.synthesis(codes), layouts.synthesis(layout, tensors, codes, clamp))
+        assert_equal(model.synthesis(latents), layouts.synthesis(layout, tensors, latents, clamp))
         if mean is not None:
             w = mean + 0.7 * (w - mean)
-            picture = layouts.synthesis(layout, tensors, w[:, None].repeat(1, 8, 1), clamp)
-            assert_equal(model(z, truncation=0.7), picture)
+            image = layouts.synthesis(layout, tensors, w[:, None].repeat(1, 8, 1), clamp)
+            assert_equal(model(z, truncation=0.7), image)
 
 
 def check_discriminator(model, layout, tensors, group=4, clamp=float("inf")):
-    pictures = torch.randn(8, 3, 32, 32) * torch.linspace(0.1, 2, 8)[:, None, None, None]
+    images = torch.randn(8, 3, 32, 32) * torch.linspace(0.1, 2, 8)[:, None, None, None]
     with torch.inference_mode():
         for n in (1, 4, 8):
-            theirs = layouts.discriminator(layout, tensors, pictures[:n], group, clamp)
-            ours = model(pictures[:n])
+            theirs = layouts.discriminator(layout, tensors, images[:n], group, clamp)
+            ours = model(images[:n])
             assert ours.shape == (n, 1)
             assert (ours - theirs).abs().max() < 1e-5 * max(theirs.abs().max(), 1)
 
@@ -71,7 +71,7 @@ def test_generator(layout, saved):
     assert checkpoint.networks["generator"].config == CONFIG
     model = checkpoint.build(None, "test")
     assert not model.training
-    assert (model.mean_code is None) == (mean is None)
+    assert (model.w_avg is None) == (mean is None)
     check_generator(model, layout, tensors, mean)
 
 
@@ -98,11 +98,11 @@ def test_glean(in_size, saved):
     assert list(checkpoint.networks) == ["generator", "discriminator"]
     config = GLEANConfig(in_size, CONFIG, n_rrdb=2, features=6, growth=4, out_features=5)
     assert checkpoint.networks["generator"].config == config
-    low = torch.rand(2, 3, in_size, in_size) * 2 - 1
+    lr = torch.rand(2, 3, in_size, in_size) * 2 - 1
     model = load_model(path)
     assert not any(parameter.requires_grad for parameter in model.get_submodule("bank").parameters())
     with torch.inference_mode():
-        assert_equal(model(low), layouts.glean(tensors, low, 32))
+        assert_equal(model(lr), layouts.glean(tensors, lr, 32))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
@@ -133,7 +133,7 @@ def test_rosinality_training_file(saved):
     path = saved(contents)
     assert list(read(path).networks) == ["generator", "discriminator"]
     model = load_model(path)
-    assert model.mean_code is None
+    assert model.w_avg is None
     check_generator(model, "rosinality", tensors, None)
     check_discriminator(load_model(path, part="discriminator"), "rosinality", contents["d"])
 

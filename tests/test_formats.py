@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.images import formats
 from gleansr.images.codec import decode, readable_suffixes
 
@@ -52,7 +52,7 @@ RAWS = {
 @pytest.mark.parametrize("kind", RAWS)
 @pytest.mark.parametrize("name", ["photo.dng", "photo.tif", "photo"])
 def test_a_raw_file_is_not_read_as_its_preview(kind: str, name: str):
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         decode(RAWS[kind], name=name)
     assert str(error.value).startswith(f"{name}: is a camera raw file ({kind}): develop it to a TIFF or JPEG first")
 
@@ -72,16 +72,16 @@ def test_a_damaged_directory_is_no_raw_file():
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "JXL", "AVIF", "MPO"])
-def test_pictures_of_phones_are_read(kind: str, tmp_path: Path):
+def test_images_of_phones_are_read(kind: str, tmp_path: Path):
     more = {"save_all": True, "append_images": [Image.new("RGB", (16, 12), "blue")]} if kind == "MPO" else {}
     data = saved(kind, **more)
-    picture = decode(data)
-    assert picture.pixels.shape == (3, 12, 16)
-    assert np.abs(picture.pixels.mean((1, 2)).numpy() * 255 - (200, 40, 90)).max() < 6
+    image = decode(data)
+    assert image.pixels.shape == (3, 12, 16)
+    assert np.abs(image.pixels.mean((1, 2)).numpy() * 255 - (200, 40, 90)).max() < 6
     found = formats.recognised(data)
     assert found
     assert set(found.suffixes) <= readable_suffixes() | {".heics", ".heifs"}
-    with pytest.raises(PictureError, match=r"photo\.jpg: cannot be read: "):
+    with pytest.raises(ImageError, match=r"photo\.jpg: cannot be read: "):
         decode(data[:60], name="photo.jpg")
 
 
@@ -92,13 +92,13 @@ def test_an_upright_heic():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.heic", "HEIF"), ("a.jpg", "HEIF"), ("a.jxl", "JXL")])
-def test_without_its_reader_a_picture_says_what_it_is(name: str, kind: str, monkeypatch: pytest.MonkeyPatch):
+def test_without_its_reader_a_image_says_what_it_is(name: str, kind: str, monkeypatch: pytest.MonkeyPatch):
     data = saved(kind)
     readers, suffixes = [one for one in formats.readers() if one not in ("HEIF", "JXL")], frozenset({".png", ".jpg"})
     monkeypatch.setattr(formats, "readers", lambda: readers)
     monkeypatch.setattr(formats, "readable_suffixes", lambda: suffixes)
     what = {"HEIF": "HEIC", "JXL": "JPEG XL"}[kind]
-    with pytest.raises(PictureError, match=rf"{name}: is a {what} image: `pip install 'gleansr\[heif\]'` lets it be read"):
+    with pytest.raises(ImageError, match=rf"{name}: is a {what} image: `pip install 'gleansr\[heif\]'` lets it be read"):
         decode(data, name=name)
 
 
@@ -110,7 +110,7 @@ def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, in
 def test_a_large_jpeg_xl_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch):
     data = saved("JXL", (300, 200))
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was decoded"))
-    with pytest.raises(PictureError, match="300x200 pixels are more than 59999"):
+    with pytest.raises(ImageError, match="300x200 pixels are more than 59999"):
         decode(data, name="a.jxl", max_pixels=59_999)
 
 
@@ -118,24 +118,24 @@ MESSAGES = {
     (
         "photo.png",
         b"\x1a\x45\xdf\xa3" + bytes(20) + b"matroska" + bytes(99),
-    ): "is a video (Matroska), not a picture: rename it to photo.mkv",
-    ("clip.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp42"): "is a video (MP4), not a picture: give it to `gleansr upscale` in a command",
-    ("photo.jpg", b"%PDF-1.7\n"): "is a PDF document, not a picture: save its pages as PNG files",
-    ("photo.jpg", b"PK\x03\x04" + bytes(40)): "is a ZIP archive, not a picture: unpack it",
-    ("photo.jpg", b"<!DOCTYPE html><title>Not found</title>"): "is a web page, not a picture",
+    ): "is a video (Matroska), not an image: rename it to photo.mkv",
+    ("clip.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp42"): "is a video (MP4), not an image: give it to `gleansr upscale` in a command",
+    ("photo.jpg", b"%PDF-1.7\n"): "is a PDF document, not an image: save its pages as PNG files",
+    ("photo.jpg", b"PK\x03\x04" + bytes(40)): "is a ZIP archive, not an image: unpack it",
+    ("photo.jpg", b"<!DOCTYPE html><title>Not found</title>"): "is a web page, not an image",
     ("photo.jpg", b"version https://git-lfs.github.com/spec/v1\n"): "is a Git LFS pointer",
     ("a.svg", b"<?xml version='1.0'?><svg/>"): "is an SVG image: save it as a PNG or TIFF",
     ("photo.jpg", saved("GIF")[:9]): "cannot be read: this GIF image is damaged or cut off",
     ("photo.jpg", b"\0\0\0\x18ftypheic" + bytes(80)): "cannot be read: this HEIC image is damaged or cut off",
     ("photo.jpg", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(80)): "cannot be read: this JPEG XL image is damaged or cut off",
-    ("photo.jpg", b"nothing known"): "is not a picture of a known kind; PNG, JPEG, WebP",
+    ("photo.jpg", b"nothing known"): "is not an image of a known kind; PNG, JPEG, WebP",
     ("photo.jpg", b""): "is empty",
 }
 
 
 @pytest.mark.parametrize(("name", "data"), MESSAGES, ids=[f"{words[:24]}" for words in MESSAGES.values()])
-def test_a_file_that_is_no_picture_says_what_it_is(name: str, data: bytes):
-    with pytest.raises(PictureError) as error:
+def test_a_file_that_is_no_image_says_what_it_is(name: str, data: bytes):
+    with pytest.raises(ImageError) as error:
         decode(data, name=name)
     assert str(error.value).startswith(f"{name}: {MESSAGES[name, data]}"), error.value
     assert len(str(error.value).splitlines()) == 1

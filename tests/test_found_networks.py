@@ -166,10 +166,10 @@ def test_a_glean_keeps_its_bank(saved):
     }
 
 
-def test_a_mean_code_is_found_beside_its_network(saved):
+def test_a_w_avg_is_found_beside_its_network(saved):
     tensors, mean = layouts.generator_tensors("rosinality", CHANNELS), torch.randn(16)
     checkpoint = read(saved({"latent_avg": mean, "nets": {"G": prefixed("module.", tensors)}}))
-    assert torch.equal(checkpoint.networks["generator"].tensors["mean_code"], mean)
+    assert torch.equal(checkpoint.networks["generator"].tensors["w_avg"], mean)
 
 
 def test_other_types_of_numbers_and_strides(network, saved):

@@ -11,7 +11,7 @@ from gleansr.inference.cpu import frozen, fused
 from gleansr.inference.cpu.frozen import FrozenGLEAN, freezable
 from gleansr.inference.cpu.fused import NarrowConv, merged
 from gleansr.inference.cpu.shuffled import shuffled
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import Blur, placed
 from gleansr.models.stylegan import StyleGANConfig
@@ -33,7 +33,7 @@ def network(bank: StyleGAN2Config | StyleGANConfig | NoBankConfig, in_size: int 
     return placed(model, torch.device("cpu"))
 
 
-def lows(count: int, size: int = 8) -> Tensor:
+def lrs(count: int, size: int = 8) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -51,7 +51,7 @@ def test_it_is_the_plain_function(bank: StyleGAN2Config | NoBankConfig, rows: in
     model = network(bank)
     for count in (1, 3):
         with torch.inference_mode():
-            expected, found = model(lows(count)), FrozenGLEAN(model, torch.float32)(lows(count))
+            expected, found = model(lrs(count)), FrozenGLEAN(model, torch.float32)(lrs(count))
         assert (found - expected).abs().max() < 1e-5 * expected.std()
 
 
@@ -59,7 +59,7 @@ def test_it_is_the_plain_function(bank: StyleGAN2Config | NoBankConfig, rows: in
 def test_for_any_size(in_size: int):
     model = network(StyleGAN2Config(CHANNELS), in_size)
     with torch.inference_mode():
-        expected, found = model(lows(2, in_size)), FrozenGLEAN(model, torch.float32)(lows(2, in_size))
+        expected, found = model(lrs(2, in_size)), FrozenGLEAN(model, torch.float32)(lrs(2, in_size))
     assert found.shape == (2, 3, 128, 128)
     assert (found - expected).abs().max() < 1e-5 * expected.std()
 
@@ -70,9 +70,9 @@ def test_in_bfloat16_it_errs_no_more_than_the_plain_function(processor: str, mon
     monkeypatch.setattr(frozen, "bfloat16_instructions", lambda: processor)
     model = network(StyleGAN2Config(CHANNELS))
     with torch.inference_mode():
-        expected, found = model(lows(4)), FrozenGLEAN(model, torch.bfloat16)(lows(4)).float()
+        expected, found = model(lrs(4)), FrozenGLEAN(model, torch.bfloat16)(lrs(4)).float()
         with torch.autocast("cpu", torch.bfloat16):
-            plain = model(lows(4)).float()
+            plain = model(lrs(4)).float()
     error, error_of_plain = (float((one - expected).square().mean().sqrt() / expected.std()) for one in (found, plain))
     assert 0 < error < max(0.01, 1.2 * error_of_plain)
 
@@ -80,9 +80,9 @@ def test_in_bfloat16_it_errs_no_more_than_the_plain_function(processor: str, mon
 def test_without_onednn(monkeypatch: pytest.MonkeyPatch):
     model = network(StyleGAN2Config(CHANNELS))
     with torch.inference_mode():
-        expected = FrozenGLEAN(model, torch.float32)(lows(1))
+        expected = FrozenGLEAN(model, torch.float32)(lrs(1))
         monkeypatch.setattr(fused, "_FUSED", frozenset())
-        found = FrozenGLEAN(model, torch.float32)(lows(1))
+        found = FrozenGLEAN(model, torch.float32)(lrs(1))
     assert (found - expected).abs().max() < 1e-5 * expected.std()
 
 
@@ -106,12 +106,12 @@ def test_a_result_does_not_depend_on_its_batch():
     model = network(StyleGAN2Config(CHANNELS))
     frozen_model = FrozenGLEAN(model, torch.float32)
     with torch.inference_mode():
-        batch = frozen_model(lows(3))
-        alone = torch.cat([frozen_model(low[None]) for low in lows(3)])
+        batch = frozen_model(lrs(3))
+        alone = torch.cat([frozen_model(lr[None]) for lr in lrs(3)])
     assert (batch - alone).abs().max() < 1e-5 * alone.std()
 
 
-def test_pictures_of_another_size_are_refused():
+def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"\(N, 3, 8, 8\), not \(1, 3, 9, 8\)"):
         FrozenGLEAN(network(NoBankConfig(CHANNELS)), torch.float32)(torch.zeros(1, 3, 9, 8))
 
@@ -119,9 +119,9 @@ def test_pictures_of_another_size_are_refused():
 def test_which_networks_are_frozen(monkeypatch: pytest.MonkeyPatch):
     assert not freezable(network(StyleGANConfig(CHANNELS)))
     calls: list[int] = []
-    monkeypatch.setattr(FrozenGLEAN, "__call__", lambda _, low: calls.append(len(low)) or low)
-    method = FeedForward(network(StyleGAN2Config(CHANNELS)), device="cpu")
-    method(lows(2))
+    monkeypatch.setattr(FrozenGLEAN, "__call__", lambda _, lr: calls.append(len(lr)) or lr)
+    method = FeedForwardModel(network(StyleGAN2Config(CHANNELS)), device="cpu")
+    method(lrs(2))
     method = pickle.loads(pickle.dumps(method))
-    method(lows(3))
+    method(lrs(3))
     assert calls == [2, 3]

@@ -30,5 +30,5 @@ def test_a_reader_that_differs_is_found():
     assert "read, though Pillow refuses it" in findings(counts)[0]
     images.check(data, counts, reads=lambda _: images.plain(images.seeds()["PNG L"]))
     assert "other pixels" in findings(counts)[1]
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         decode(b"no image")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import gleansr
-from gleansr.images.codec import Picture, decode, neutral
+from gleansr.images.codec import DecodedImage, decode, neutral
 from gleansr.inference.tasks import Enlarge
 from gleansr.inference.upscaler import Upscaler
 from gleansr.retouching.refine import retouch
@@ -46,23 +46,23 @@ def forms(image):
 
 @pytest.mark.parametrize("form", forms(Image.new("L", (4, 4))))
 def test_a_grey_image_is_upscaled_to_grey(form, model):
-    low = cat(32)
-    result = model(forms(low)[form])
+    lr = cat(32)
+    result = model(forms(lr)[form])
     assert result.size == (256, 256)
     assert chroma(result) == 0
     shrunk = np.asarray(result.convert("RGB").resize((32, 32), Image.Resampling.BOX), float)[..., 0]
     if form in ("L", "RGB", "16 bits"):
-        assert np.abs(shrunk - np.asarray(low, float)).mean() < 8  # it is the cat still
+        assert np.abs(shrunk - np.asarray(lr, float)).mean() < 8  # it is the cat still
 
 
 def test_the_model_tints_grey_and_colour_stays(model):
-    low = cat(32)
-    picture = decode(low)
-    assert picture.grey
-    fitted = model.fit(picture)
-    tinted = model.finish(dataclasses.replace(fitted, grey=False), model.passes([fitted.low]).pictures[0])
+    lr = cat(32)
+    image = decode(lr)
+    assert image.grey
+    fitted = model.fit(image)
+    tinted = model.finish(dataclasses.replace(fitted, grey=False), model.passes([fitted.lr]).images[0])
     assert chroma(tinted) > 0  # otherwise this file tests nothing
-    colour = np.asarray(low.convert("RGB")).copy()
+    colour = np.asarray(lr.convert("RGB")).copy()
     colour[3, 4] = (90, 91, 90)
     assert not decode(colour).grey
     assert chroma(model(colour)) > 0
@@ -74,7 +74,7 @@ def test_every_size_every_task_and_back_projection_keep_grey(model):
     assert chroma(model(image, consistent=1.0)) == 0
     task = Enlarge(model, consistent=0.5, measured=True)
     prepared = task.prepare(decode(image))
-    result = prepared.finish(model.passes(prepared.lows).pictures, [""])
+    result = prepared.finish(model.passes(prepared.lrs).images, [""])
     assert chroma(result.image) == 0
 
 
@@ -86,7 +86,7 @@ def test_a_grey_photo_stays_grey(model):
     result = upscale_photo(photo, model, boxes=((40.0, 40.0, 64.0, 64.0),), factor=2, keep=0.0)
     assert result.size == (320, 320)
     assert chroma(result) == 0
-    tinting = upscaler(None, 2, lambda high: high * torch.tensor([1, 0.9, 0.8])[:, None, None])
+    tinting = upscaler(None, 2, lambda sr: sr * torch.tensor([1, 0.9, 0.8])[:, None, None])
     result = upscale_photo(photo, model, background=tinting, boxes=((40.0, 40.0, 64.0, 64.0),), factor=2)
     assert chroma(result) == 0
 
@@ -113,9 +113,9 @@ def test_neutral_keeps_what_is_grey_and_its_alpha_and_info():
 
 def test_grey_is_told_from_colour_by_a_single_pixel():
     planes = torch.full((3, 70, 50), 0.5)
-    assert Picture(planes).grey
+    assert DecodedImage(planes).grey
     planes[1, 69, 48] = 0.51
-    assert not Picture(planes).grey
+    assert not DecodedImage(planes).grey
     alpha = torch.ones(1, 70, 50)
     alpha[0, 69, 48] = 0
-    assert Picture(planes, alpha).grey
+    assert DecodedImage(planes, alpha).grey

@@ -9,13 +9,13 @@ from PIL import Image
 
 from gleansr.errors import RequestError
 from gleansr.evaluation.plan import read_groups
-from gleansr.evaluation.summary import Outcome, summary, tables
+from gleansr.evaluation.summary import MethodSummary, summary, tables
 
 NAMES = ["a.png", "sub/b.png", "c.png", "d.png"]
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     rng = np.random.default_rng(0)
     for name in NAMES:
         path = tmp_path / "pictures" / name
@@ -30,10 +30,10 @@ def table(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_the_command_tells_the_mean_of_each_group(pictures, tiny_model, tmp_path, command):
+def test_the_command_tells_the_mean_of_each_group(images, tiny_model, tmp_path, command):
     groups = table(tmp_path, "group,name\nold,a.png\nnew,b\r\nold,c.png\nnew,d.png\n")
     options = ("--device", "cpu", "--metrics", "psnr,squeezenet_distance", "--groups", groups)
-    status, said = command("evaluate", tiny_model, pictures, *options, "--json", tmp_path / "e.json")
+    status, said = command("evaluate", tiny_model, images, *options, "--json", tmp_path / "e.json")
     assert status == 0, said
     report = json.loads((tmp_path / "e.json").read_text())
     assert [(row["group"], row["pictures"]) for row in report["groups"]] == [("new", 2), ("old", 2)]
@@ -44,8 +44,8 @@ def test_the_command_tells_the_mean_of_each_group(pictures, tiny_model, tmp_path
         assert (of_groups[method["label"]] + others[method["label"]]) / 2 == pytest.approx(method["means"]["psnr"])
     assert "By group" in said
     assert f"| new: bicubic | 2 | {of_groups['bicubic']:.2f}" in said.replace("**", "")
-    # The same through files, one picture at a time.
-    status, said = command("evaluate", tiny_model, pictures, *options, "-o", tmp_path / "out", "--json", tmp_path / "f.json")
+    # The same through files, one image at a time.
+    status, said = command("evaluate", tiny_model, images, *options, "-o", tmp_path / "out", "--json", tmp_path / "f.json")
     again = json.loads((tmp_path / "f.json").read_text())
     assert [m["means"] for row in again["groups"] for m in row["methods"]] == [
         pytest.approx(m["means"], rel=1e-4) for row in report["groups"] for m in row["methods"]
@@ -53,16 +53,16 @@ def test_the_command_tells_the_mean_of_each_group(pictures, tiny_model, tmp_path
     assert "old: bicubic" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_without_groups_there_are_none(pictures, tiny_model, tmp_path, command):
-    status, said = command("evaluate", tiny_model, pictures, "--device", "cpu", "--metrics", "psnr", "--json", tmp_path / "e.json")
+def test_without_groups_there_are_none(images, tiny_model, tmp_path, command):
+    status, said = command("evaluate", tiny_model, images, "--device", "cpu", "--metrics", "psnr", "--json", tmp_path / "e.json")
     assert (status, "By group" in said) == (0, False)
     assert json.loads((tmp_path / "e.json").read_text())["groups"] is None
 
 
 def test_only_what_all_methods_have_done_counts():
-    def outcome(label: str, values: dict[str, float]) -> Outcome:
+    def outcome(label: str, values: dict[str, float]) -> MethodSummary:
         rows = {name: {"seconds": 1.0, "peak": 2, "own": 1, "note": "", "metrics": {"psnr": value}} for name, value in values.items()}
-        return Outcome(label, "glean", None, None, {}, None, None, rows)
+        return MethodSummary(label, "glean", None, None, {}, None, None, rows)
 
     groups = {"a": "x", "b": "x", "c": "y"}
     report = summary([outcome("m", {"a": 1.0, "b": 3.0, "c": 5.0}), outcome("n", {"a": 2.0})], groups)
@@ -72,10 +72,10 @@ def test_only_what_all_methods_have_done_counts():
     assert (by_group.title, list(by_group.rows)) == ("By group", ["x: m", "x: n"])
 
 
-def test_the_share_of_pictures_above_bicubic():
-    def outcome(method: str, values: list[float]) -> Outcome:
+def test_the_share_of_images_above_bicubic():
+    def outcome(method: str, values: list[float]) -> MethodSummary:
         rows = {str(i): {"seconds": 1.0, "peak": 2, "own": 1, "note": "", "metrics": {"psnr": value}} for i, value in enumerate(values)}
-        return Outcome(method, method, None, None, {}, None, None, rows)
+        return MethodSummary(method, method, None, None, {}, None, None, rows)
 
     report = summary([outcome("bicubic", [20.0, 21.0, 22.0, 23.0]), outcome("glean", [21.0, 21.0, 23.0, 24.0]), outcome("plain", [])])
     assert [method["above_bicubic"] for method in report["methods"]] == [None, 0.75, None]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.checkpoints.native import About
-from gleansr.inference.cuda_graphs import Recorded, Recording
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.cuda_graphs import CapturedGraph, GraphedCall
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.layers import held
@@ -25,20 +25,20 @@ class Large(ResidualNet):
         self.weight = nn.Parameter(torch.full((3, 3, 1, 1), 1.699e38))
         self.weight.data[:, 2] = 0
 
-    def forward(self, low: Tensor) -> Tensor:
-        return F.interpolate(F.conv2d(low, self.weight).float(), scale_factor=2)
+    def forward(self, lr: Tensor) -> Tensor:
+        return F.interpolate(F.conv2d(lr, self.weight).float(), scale_factor=2)
 
 
 def test_what_overflows_is_made_in_float32_in_a_halved_batch_too(monkeypatch: pytest.MonkeyPatch):
-    one_pass = FeedForward.__call__
+    one_pass = FeedForwardModel.__call__
 
-    def limited(self: FeedForward, low: Tensor, report: Any = None) -> Any:
-        if len(low) > 2:
+    def limited(self: FeedForwardModel, lr: Tensor, report: Any = None) -> Any:
+        if len(lr) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
-        return one_pass(self, low, report)
+        return one_pass(self, lr, report)
 
-    monkeypatch.setattr(FeedForward, "__call__", limited)
-    upscaler = Upscaler(FeedForward(Large(), device="cpu", precision="bfloat16"), About("large"))
+    monkeypatch.setattr(FeedForwardModel, "__call__", limited)
+    upscaler = Upscaler(FeedForwardModel(Large(), device="cpu", precision="bfloat16"), About("large"))
     made = list(upscaler.upscale([torch.full((3, 4, 4), value) for value in (0.6, 0.6, 1.0, 0.6)], batch_size=4))
     assert ["float32" in image.info.get("gleansr", "") for image in made] == [False, False, True, False]
     assert made[2].getpixel((0, 0)) == (255, 255, 255)
@@ -47,9 +47,9 @@ def test_what_overflows_is_made_in_float32_in_a_halved_batch_too(monkeypatch: py
 def test_held_casts_give_the_same_bits_and_leave_the_model_as_it_is():
     torch.manual_seed(0)
     model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3)).eval()
-    twin, low = held(model, torch.bfloat16), torch.rand(2, 3, 8, 8) * 2 - 1
+    twin, lr = held(model, torch.bfloat16), torch.rand(2, 3, 8, 8) * 2 - 1
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model(low), twin(low))
+        assert torch.equal(model(lr), twin(lr))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in twin.encoder.parameters()} == {torch.bfloat16}
     theirs = dict(model.bank.named_parameters())
@@ -57,15 +57,15 @@ def test_held_casts_give_the_same_bits_and_leave_the_model_as_it_is():
 
 
 def test_recordings_share_memory_and_results_outlive_the_next_pass():
-    asked: list[Recording | None] = []
+    asked: list[CapturedGraph | None] = []
 
-    def record(call: Any, low: Tensor, beside: Recording | None) -> Recording:
+    def record(call: Any, lr: Tensor, beside: CapturedGraph | None) -> CapturedGraph:
         asked.append(beside)
-        low = low.clone()
-        high = call(low)
-        return Recording(low, high, lambda: high.copy_(call(low)), "pool")
+        lr = lr.clone()
+        sr = call(lr)
+        return CapturedGraph(lr, sr, lambda: sr.copy_(call(lr)), "pool")
 
-    recorded = Recorded(lambda low: low * 2, record)
+    recorded = GraphedCall(lambda lr: lr * 2, record)
     first = recorded(torch.ones(1, 1))
     recorded(torch.full((1, 1), 5.0))
     assert first.item() == 2

@@ -17,7 +17,7 @@ from torch import Tensor
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
 from gleansr.evaluation.identity import SAME_PERSON, ArcFace, DlibIdentity, load_arcface
-from gleansr.evaluation.judges import Judge, JudgeFiles
+from gleansr.evaluation.judges import MetricFiles, MetricSuite
 from gleansr.images.resize import degrade, resize
 
 needs_dlib = pytest.mark.skipif(
@@ -26,13 +26,13 @@ needs_dlib = pytest.mark.skipif(
 )
 
 
-def picture(pixels: np.ndarray) -> Tensor:
+def img(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def astronaut() -> Tensor:
     """Her face and shoulders, (1, 3, 240, 240)."""
-    return picture(skimage.data.astronaut()[:240, 100:340])
+    return img(skimage.data.astronaut()[:240, 100:340])
 
 
 # -------------------------------------------------------------------------------------------------------------------- dlib
@@ -45,9 +45,9 @@ def dlib_identity() -> DlibIdentity:
 
 @needs_dlib
 def test_distance_grows_as_a_face_is_lost(dlib_identity: DlibIdentity):
-    truth = astronaut()
-    faces = dlib_identity.faces(truth)
-    results = [truth, *(resize(degrade(truth, scale), size=240) for scale in (2, 8)), torch.zeros_like(truth)]
+    gt = astronaut()
+    faces = dlib_identity.faces(gt)
+    results = [gt, *(resize(degrade(gt, scale), size=240) for scale in (2, 8)), torch.zeros_like(gt)]
     distances = [float(dlib_identity.distance(result, faces)) for result in results]
     assert distances[0] == 0
     assert distances == sorted(distances)
@@ -56,16 +56,16 @@ def test_distance_grows_as_a_face_is_lost(dlib_identity: DlibIdentity):
 
 
 @needs_dlib
-def test_each_picture_is_held_against_its_own_face(dlib_identity: DlibIdentity):
+def test_each_image_is_held_against_its_own_face(dlib_identity: DlibIdentity):
     """The face is found anew in each truth, and the embedding is dlib's own of the cut that its library makes."""
     import dlib
 
-    truths = torch.cat([astronaut(), astronaut().roll(40, dims=3)])
-    faces = dlib_identity.faces(truths)
+    gts = torch.cat([astronaut(), astronaut().roll(40, dims=3)])
+    faces = dlib_identity.faces(gts)
     boxes = [face.landmarks.rect for face in faces]
     assert boxes[1].left() - boxes[0].left() == pytest.approx(40, abs=8)
-    assert dlib_identity.distance(truths, faces).tolist() == [0, 0]
-    assert float(dlib_identity.distance(truths[1:], faces[:1])) > 0.1  # cut at the wrong place
+    assert dlib_identity.distance(gts, faces).tolist() == [0, 0]
+    assert float(dlib_identity.distance(gts[1:], faces[:1])) > 0.1  # cut at the wrong place
     pixels = skimage.data.astronaut()[:240, 100:340].copy()
     cut = dlib.get_face_chip(pixels, faces[0].landmarks, size=150, padding=0.25)  # pyright: ignore[reportAttributeAccessIssue]
     encoder = dlib.face_recognition_model_v1(str(dlib_identity.files["dlib_embedding"]))  # pyright: ignore[reportAttributeAccessIssue]
@@ -76,10 +76,10 @@ def test_each_picture_is_held_against_its_own_face(dlib_identity: DlibIdentity):
 def test_a_cat_is_refused_in_one_line(dlib_identity: DlibIdentity):
     pixels = skimage.data.chelsea()[:240, 120:360]
     with pytest.raises(RequestError) as caught:
-        dlib_identity.faces(torch.cat([astronaut(), picture(pixels)]))
+        dlib_identity.faces(torch.cat([astronaut(), img(pixels)]))
     said = str(caught.value)
     assert "\n" not in said
-    assert "is for pictures of faces, but picture 2 of 2 in a batch of true pictures shows none" in said
+    assert "is for images of faces, but image 2 of 2 in a batch of ground-truth images shows none" in said
     assert said.endswith("leave identity_dlib out of the metrics")
     with pytest.raises(RequestError, match="shows none"):
         dlib_identity.faces(torch.zeros(1, 3, 8, 8))
@@ -87,24 +87,24 @@ def test_a_cat_is_refused_in_one_line(dlib_identity: DlibIdentity):
 
 @needs_dlib
 def test_the_judge_of_faces(monkeypatch: pytest.MonkeyPatch):
-    truth = astronaut()
-    low = degrade(truth, 4)
-    judge = Judge(["identity_dlib", "psnr"], crop=20)
+    gt = astronaut()
+    lr = degrade(gt, 4)
+    judge = MetricSuite(["identity_dlib", "psnr"], crop=20)
     assert set(judge.protocol["sha256"]) == {"dlib_landmarks", "dlib_embedding"}
-    result = resize(low, size=240)
-    (row,) = judge(low, result, truth)
+    result = resize(lr, size=240)
+    (row,) = judge(lr, result, gt)
     assert list(row) == ["psnr", "identity_dlib"]
     assert 0 < row["identity_dlib"] < SAME_PERSON
     monkeypatch.setattr(DlibIdentity, "faces", lambda *_: pytest.fail("the truth was looked at twice"))
-    assert judge(low, truth, truth)[0]["identity_dlib"] == 0
-    assert judge(low, result, truth) == [row]
+    assert judge(lr, gt, gt)[0]["identity_dlib"] == 0
+    assert judge(lr, result, gt) == [row]
 
 
 # ----------------------------------------------------------------------------------------------------------------- ArcFace
 
 
 def network(path: Path, shape: tuple[Any, ...] = (1, 3, 112, 112), kind: int = TensorProto.FLOAT) -> np.ndarray:
-    """Writes a network that multiplies all values of a picture with four sets of weights (4, 3, 112, 112), which are returned."""
+    """Writes a network that multiplies all values of an image with four sets of weights (4, 3, 112, 112), which are returned."""
     weights = np.random.default_rng(0).normal(size=(4, 3, 112, 112)).astype(np.float32)
     nodes = [
         helper.make_node("Cast", ["faces"], ["pixels"], to=TensorProto.FLOAT),
@@ -142,11 +142,11 @@ def test_arcface_sees_the_middle_of_an_aligned_face(tmp_path: Path):
 
 def test_the_judge_of_aligned_faces(tmp_path: Path):
     network(tmp_path / "arcface.onnx", shape=("batch", 3, 112, 112))
-    judge = Judge(["identity_arcface"], files=JudgeFiles(arcface=tmp_path / "arcface.onnx"))
-    truth = torch.rand(2, 3, 256, 256) * 2 - 1
-    low = degrade(truth, 16)
-    assert [row["identity_arcface"] for row in judge(low, truth, truth)] == pytest.approx([1, 1])
-    assert [row["identity_arcface"] for row in judge(low, -truth, truth)] == pytest.approx([-1, -1], abs=0.02)  # as 8 bits
+    judge = MetricSuite(["identity_arcface"], files=MetricFiles(arcface=tmp_path / "arcface.onnx"))
+    gt = torch.rand(2, 3, 256, 256) * 2 - 1
+    lr = degrade(gt, 16)
+    assert [row["identity_arcface"] for row in judge(lr, gt, gt)] == pytest.approx([1, 1])
+    assert [row["identity_arcface"] for row in judge(lr, -gt, gt)] == pytest.approx([-1, -1], abs=0.02)  # as 8 bits
 
 
 def test_another_network_is_refused(tmp_path: Path):
@@ -158,10 +158,10 @@ def test_another_network_is_refused(tmp_path: Path):
         load_arcface(path)
     assert "\n" not in str(caught.value)
     network(path, shape=(8, 3, 112, 112))
-    with pytest.raises(CheckpointError, match=r"must take float32 pictures \(1, 3, 112, 112\), not tensor\(float\) \(8, 3, 112, 112\)"):
+    with pytest.raises(CheckpointError, match=r"must take float32 images \(1, 3, 112, 112\), not tensor\(float\) \(8, 3, 112, 112\)"):
         load_arcface(path)
     network(path, kind=TensorProto.DOUBLE)
-    with pytest.raises(CheckpointError, match=r"must take float32 pictures \(1, 3, 112, 112\), not tensor\(double\)"):
+    with pytest.raises(CheckpointError, match=r"must take float32 images \(1, 3, 112, 112\), not tensor\(double\)"):
         load_arcface(path)
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.images import png as png_files
 from gleansr.images.codec import Metadata, decode, encode, to_image
 
@@ -33,8 +33,8 @@ def with_chunks(file, *chunks, before=b"IDAT"):
     return file[:at] + new + file[at:]
 
 
-def steps(picture):
-    return np.asarray(to_image(picture.pixels, picture.alpha)).astype(int)
+def steps(img):
+    return np.asarray(to_image(img.pixels, img.alpha)).astype(int)
 
 
 def gama(gamma):
@@ -92,42 +92,42 @@ def light_of_bt709(values):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_stated_colour_is_converted_to_srgb(chunks, expected, mode):
     image = Image.fromarray(noise(12, 11, 4)).convert("RGB" if mode == "P" else mode).convert(mode)
-    picture = decode(with_chunks(data(image), *chunks, before=b"PLTE" if mode == "P" else b"IDAT"))
-    assert picture.notes == ()
-    np.testing.assert_allclose(steps(picture)[..., :3], expected(np.asarray(image.convert("RGB")).astype("f8")), atol=1.01)
+    img = decode(with_chunks(data(image), *chunks, before=b"PLTE" if mode == "P" else b"IDAT"))
+    assert img.notes == ()
+    np.testing.assert_allclose(steps(img)[..., :3], expected(np.asarray(image.convert("RGB")).astype("f8")), atol=1.01)
     if mode == "RGBA":
-        np.testing.assert_array_equal(steps(picture)[..., 3], np.asarray(image)[..., 3])
+        np.testing.assert_array_equal(steps(img)[..., 3], np.asarray(image)[..., 3])
 
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_stated_colour_of_grey(deep):
     values = np.linspace(0, 65535 if deep else 255, 64).astype(np.uint16 if deep else np.uint8)[None]
-    picture = decode(with_chunks(data(Image.fromarray(values)), gama(1.0), chrm(*P3)))
-    assert picture.grey
-    np.testing.assert_allclose(picture.pixels[0, 0] * 255, srgb(values[0] / values.max()), atol=0.01 if deep else 0.51)
+    img = decode(with_chunks(data(Image.fromarray(values)), gama(1.0), chrm(*P3)))
+    assert img.grey
+    np.testing.assert_allclose(img.pixels[0, 0] * 255, srgb(values[0] / values.max()), atol=0.01 if deep else 0.51)
 
 
 @pytest.mark.parametrize(
-    ("codes", "said"),
+    ("cicp", "said"),
     [((9, 16, 0, 1), r"HDR \(PQ\)"), ((9, 18, 0, 1), r"HDR \(HLG\)"), ((2, 2, 0, 1), "cICP 2/2/0/1"), ((1, 13, 1, 1), "cICP 1/13/1/1")],
 )
-def test_colour_that_is_not_converted_is_noted(codes, said):
+def test_colour_that_is_not_converted_is_noted(cicp, said):
     image = Image.fromarray(noise(4, 4, 3))
-    picture = decode(with_chunks(data(image), (b"cICP", bytes(codes))), name="a")
-    assert len(picture.notes) == 1
-    assert re.match(f"a: .*{said}", picture.notes[0])
-    np.testing.assert_array_equal(steps(picture), np.asarray(image))
+    img = decode(with_chunks(data(image), (b"cICP", bytes(cicp))), name="a")
+    assert len(img.notes) == 1
+    assert re.match(f"a: .*{said}", img.notes[0])
+    np.testing.assert_array_equal(steps(img), np.asarray(image))
 
 
 @pytest.mark.parametrize("chunk", [gama(0), gama(400), chrm(*[0.3] * 8), chrm(*[0] * 8), chrm(0.3, 0.3, 0.5, 0, 0.2, 0.7, 0.1, 0.1)])
 def test_impossible_numbers_are_ignored_with_a_note(chunk):
     image = Image.fromarray(noise(4, 4, 3))
-    picture = decode(with_chunks(data(image), chunk))
-    assert "ignored" in picture.notes[0]
-    np.testing.assert_array_equal(steps(picture), np.asarray(image))
+    img = decode(with_chunks(data(image), chunk))
+    assert "ignored" in img.notes[0]
+    np.testing.assert_array_equal(steps(img), np.asarray(image))
 
 
-def test_a_profile_counts_more_than_numbers_and_less_than_codes():
+def test_a_profile_counts_more_than_numbers_and_less_than_latents():
     image = Image.fromarray(noise(6, 6, 3))
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     file = data(image, icc_profile=profile)
@@ -136,7 +136,7 @@ def test_a_profile_counts_more_than_numbers_and_less_than_codes():
     np.testing.assert_allclose(steps(coded), srgb(np.asarray(image) / 255), atol=1)
 
 
-def test_an_opened_image_has_its_codes_honoured_too():
+def test_an_opened_image_has_its_latents_honoured_too():
     image = Image.fromarray(noise(6, 6, 3))
     with Image.open(io.BytesIO(with_chunks(data(image), (b"cICP", bytes([1, 8, 0, 1]))))) as opened:
         np.testing.assert_allclose(steps(decode(opened)), srgb(np.asarray(image) / 255), atol=1)
@@ -163,27 +163,27 @@ def test_chunks_that_pillow_refuses_do_not_stop_a_png(chunk, before):
     with pytest.raises((ValueError, SyntaxError, OSError)), Image.open(io.BytesIO(file)) as opened:
         opened.load()
     if chunk[0] == b"tRNS":  # which belongs to the pixels
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode(file)
         return
-    picture = decode(file, name="a")
-    np.testing.assert_array_equal(steps(picture), np.asarray(image))
-    assert [note for note in picture.notes if note.startswith("a: its metadata was ignored: ")] == list(picture.notes)
-    assert picture.metadata.dpi == pytest.approx((300, 300), abs=0.1)
+    img = decode(file, name="a")
+    np.testing.assert_array_equal(steps(img), np.asarray(image))
+    assert [note for note in img.notes if note.startswith("a: its metadata was ignored: ")] == list(img.notes)
+    assert img.metadata.dpi == pytest.approx((300, 300), abs=0.1)
 
 
 def test_much_text_in_all_does_not_stop_a_png():
     image = Image.fromarray(noise(9, 8, 3))
     parts = [(b"zTXt", b"part\0\0" + zlib.compress(b"x" * 1_000_000))] * 70  # more than 64 MB in all
-    picture = decode(with_chunks(data(image), *parts))
-    np.testing.assert_array_equal(steps(picture), np.asarray(image))
-    assert "metadata was ignored" in picture.notes[0]
+    img = decode(with_chunks(data(image), *parts))
+    np.testing.assert_array_equal(steps(img), np.asarray(image))
+    assert "metadata was ignored" in img.notes[0]
 
 
 def test_a_damaged_png_is_not_saved_by_leaving_its_metadata_out():
     file = bytearray(with_chunks(data(Image.fromarray(noise(9, 8, 3))), (b"tEXt", b"Comment\0hello")))
     file[file.index(b"hello")] ^= 1
-    with pytest.raises(PictureError, match="the checksum of its chunk tEXt is wrong"):
+    with pytest.raises(ImageError, match="the checksum of its chunk tEXt is wrong"):
         decode(bytes(file))
 
 
@@ -201,11 +201,11 @@ def test_broken_exif_xmp_and_profiles_do_not_stop_an_image(kind, exif):
     if kind == "TIFF":
         options["tiffinfo"] = {700: b"\xff<x", 33723: b"\x1c\xff", 34665: 0xFFFFFF, 34853: 7}
     file = data(image, kind, **options)
-    picture = decode(file)
+    img = decode(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        np.testing.assert_array_equal(steps(picture), np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
-    assert any("colour profile was ignored" in note for note in picture.notes)
+        np.testing.assert_array_equal(steps(img), np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
+    assert any("colour profile was ignored" in note for note in img.notes)
 
 
 def test_too_long_exif_and_text_are_left_out_with_a_note():
@@ -215,10 +215,10 @@ def test_too_long_exif_and_text_are_left_out_with_a_note():
     info = PngImagePlugin.PngInfo()
     info.add_text("Comment", "y" * 20_000)
     info.add_text("Title", "z")
-    picture = decode(data(image, exif=exif, pnginfo=info), name="a")
-    assert [note.split(":")[1] for note in picture.notes] == [" its Exif metadata was ignored", " its text Comment was ignored"]
-    assert picture.metadata.exif == b""
-    assert picture.metadata.text == {"Title": "z"}
+    img = decode(data(image, exif=exif, pnginfo=info), name="a")
+    assert [note.split(":")[1] for note in img.notes] == [" its Exif metadata was ignored", " its text Comment was ignored"]
+    assert img.metadata.exif == b""
+    assert img.metadata.text == {"Title": "z"}
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
@@ -268,13 +268,13 @@ def test_a_truncated_file_is_refused_or_read_as_far_as_it_goes(kind):
     complete = steps(decode(whole))
     for share in (0.5, 0.9):
         part = whole[: int(len(whole) * share)]
-        with pytest.raises(PictureError, match=r"truncated.*--allow-truncated"):
+        with pytest.raises(ImageError, match=r"truncated.*--allow-truncated"):
             decode(part)
-        picture = decode(part, name="a", allow_truncated=True)
-        (note,) = picture.notes
+        img = decode(part, name="a", allow_truncated=True)
+        (note,) = img.notes
         missing = int(note.split()[3])
         assert note == f"a: the {'first' if kind == 'BMP' else 'last'} {missing} of 256 rows are missing"
-        there = steps(picture)
+        there = steps(img)
         if kind == "BMP":  # from the bottom up
             np.testing.assert_array_equal(there[missing:], complete[missing:])
             continue
@@ -288,11 +288,11 @@ def test_what_lacks_its_end_mark_only():
     png = data(image)
     np.testing.assert_array_equal(steps(decode(png[:-12])), np.asarray(image))  # as Pillow reads it
     jpeg = data(image, "JPEG")
-    with pytest.raises(PictureError, match="truncated"):
+    with pytest.raises(ImageError, match="truncated"):
         decode(jpeg[:-2])
-    picture = decode(jpeg[:-2], name="a", allow_truncated=True)
-    assert picture.notes == ("a: its end is missing, after the last row",)
-    np.testing.assert_array_equal(steps(picture), steps(decode(jpeg)))
+    img = decode(jpeg[:-2], name="a", allow_truncated=True)
+    assert img.notes == ("a: its end is missing, after the last row",)
+    np.testing.assert_array_equal(steps(img), steps(decode(jpeg)))
 
 
 def test_truncation_allowed_does_not_allow_other_damage():
@@ -300,16 +300,16 @@ def test_truncation_allowed_does_not_allow_other_damage():
     file = bytearray(data(image, compress_level=0))
     file[len(file) // 2] ^= 1
     for damaged in (bytes(file), data(image)[:40], b"no image"):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode(damaged, allow_truncated=True)
-    with pytest.raises(PictureError, match="its chunk IHDR is wrong"):
+    with pytest.raises(ImageError, match="its chunk IHDR is wrong"):
         decode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17))
 
 
 def test_truncated_interlaced_rows_are_incomplete_and_progressive_ones_refused():
     values = noise(32, 32, 3)
     progressive = data(Image.fromarray(values), "JPEG", progressive=True)
-    with pytest.raises(PictureError, match="truncated"):
+    with pytest.raises(ImageError, match="truncated"):
         decode(progressive[: len(progressive) // 2], allow_truncated=True)
 
 
@@ -318,7 +318,7 @@ def test_a_png_too_short_for_its_pixels_is_refused_before_they_take_memory(monke
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", lambda _: pytest.fail("memory was taken"))
-    with pytest.raises(PictureError, match="truncated"):
+    with pytest.raises(ImageError, match="truncated"):
         decode(b"\x89PNG\r\n\x1a\n" + body)
 
 
@@ -334,7 +334,7 @@ def raw_png(width, height, bits, colour, rows, *chunks, interlaced=0):
 @pytest.mark.parametrize("rows", [1, 40, 63])
 def test_a_png_whose_data_ends_after_a_row_is_refused(rows, chunks):
     assert decode(raw_png(64, 64, 8, 0, bytes(65) * 64, *chunks)).size == (64, 64)  # black to the end
-    with pytest.raises(PictureError, match="its last rows are missing"):
+    with pytest.raises(ImageError, match="its last rows are missing"):
         decode(raw_png(64, 64, 8, 0, (b"\0" + bytes(range(64))) * rows, *chunks))
 
 
@@ -343,18 +343,18 @@ def test_an_interlaced_png_whose_data_ends_after_a_row_is_refused(width, height)
     sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in png_files._PASSES]
     rows = [b"\0" + b"\x50" * (3 * columns) for columns, count in sizes if columns > 0 for _ in range(count)]
     np.testing.assert_array_equal(steps(decode(raw_png(width, height, 8, 2, b"".join(rows), interlaced=1))), 0x50)
-    with pytest.raises(PictureError, match=r"rows are missing|truncated"):
+    with pytest.raises(ImageError, match=r"rows are missing|truncated"):
         decode(raw_png(width, height, 8, 2, b"".join(rows[:-1]), interlaced=1))
 
 
 def test_a_png_with_text_that_is_too_short_is_refused_before_its_pixels_take_memory(monkeypatch):
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", lambda _: pytest.fail("memory was taken"))
-    with pytest.raises(PictureError, match="truncated"):
+    with pytest.raises(ImageError, match="truncated"):
         decode(raw_png(9000, 9000, 8, 2, bytes(1000), (b"tEXt", b"Title\0a")))
 
 
 def test_a_palette_that_is_missing_is_damage():
-    with pytest.raises(PictureError, match="its palette is missing"):
+    with pytest.raises(ImageError, match="its palette is missing"):
         decode(raw_png(4, 1, 8, 3, b"\0\0\1\2\3"))
 
 
@@ -362,17 +362,17 @@ def test_a_palette_that_is_missing_is_damage():
 def test_the_transparent_value_of_grey_of_few_bits(bits):
     values = np.arange(8) % 2**bits
     row = np.packbits((values[:, None] >> np.arange(bits)[::-1]) & 1).tobytes()
-    picture = decode(raw_png(8, 1, bits, 0, b"\0" + row, (b"tRNS", b"\0\1")))
-    assert picture.alpha is not None
-    assert picture.alpha.flatten().tolist() == [value != 1 for value in values]
-    np.testing.assert_allclose(picture.pixels[0, 0], values / (2**bits - 1), atol=1e-6)
+    img = decode(raw_png(8, 1, bits, 0, b"\0" + row, (b"tRNS", b"\0\1")))
+    assert img.alpha is not None
+    assert img.alpha.flatten().tolist() == [value != 1 for value in values]
+    np.testing.assert_allclose(img.pixels[0, 0], values / (2**bits - 1), atol=1e-6)
 
 
 def test_the_transparent_value_of_colour_of_16_bits():
     values = np.array([[0, 0, 0], [1000, 2000, 3000], [65535, 65535, 65535]], ">u2")
-    picture = decode(raw_png(3, 1, 16, 2, b"\0" + values.tobytes(), (b"tRNS", values[1].tobytes())))
-    assert picture.alpha is not None
-    assert picture.alpha.flatten().tolist() == [1, 0, 1]
+    img = decode(raw_png(3, 1, 16, 2, b"\0" + values.tobytes(), (b"tRNS", values[1].tobytes())))
+    assert img.alpha is not None
+    assert img.alpha.flatten().tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
@@ -381,13 +381,13 @@ def test_zeros_in_place_of_the_rest_of_a_jpeg(kind):
     whole = data(image, kind)
     np.testing.assert_array_equal(steps(decode(whole + bytes(100))), steps(decode(whole)))
     copied = whole[: len(whole) // 2] + bytes(len(whole) // 2)
-    with pytest.raises(PictureError, match=r"truncated.*--allow-truncated"):
+    with pytest.raises(ImageError, match=r"truncated.*--allow-truncated"):
         decode(copied)
-    picture = decode(copied, name="a", allow_truncated=True)
-    missing = int(picture.notes[0].split()[3])
+    img = decode(copied, name="a", allow_truncated=True)
+    missing = int(img.notes[0].split()[3])
     assert 20 < missing < 60
-    np.testing.assert_array_equal(steps(picture)[: 64 - missing], steps(decode(whole))[: 64 - missing])
-    assert not steps(picture)[64 - missing :].any()
+    np.testing.assert_array_equal(steps(img)[: 64 - missing], steps(decode(whole))[: 64 - missing])
+    assert not steps(img)[64 - missing :].any()
 
 
 # Animations
@@ -398,8 +398,8 @@ def test_of_an_animation_the_first_frame_is_taken_with_a_note():
     for kind, said in (("PNG", "is animated"), ("GIF", "is animated"), ("WEBP", "is animated"), ("TIFF", "has several pages")):
         options = {"lossless": True} if kind == "WEBP" else {}
         file = data(first, kind, save_all=True, append_images=[second], **options)
-        picture = decode(file, name="a")
-        assert picture.notes[0].startswith(f"a: {said}, ")
+        img = decode(file, name="a")
+        assert img.notes[0].startswith(f"a: {said}, ")
         if kind != "GIF":
-            np.testing.assert_array_equal(steps(picture), np.asarray(first))
+            np.testing.assert_array_equal(steps(img), np.asarray(first))
         assert decode(data(first, kind)).notes == ()

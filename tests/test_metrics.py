@@ -17,7 +17,7 @@ from gleansr.images.resize import degrade, resize
 
 
 def noisy_pair(n: int = 2, scale: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth pictures (n, 3, 3 * scale, 5 * scale) in [-1, 1] and the same with noise, which leaves the range."""
+    """Smooth images (n, 3, 3 * scale, 5 * scale) in [-1, 1] and the same with noise, which leaves the range."""
     generator = torch.Generator().manual_seed(0)
     smooth = resize(torch.rand(n, 3, 3, 5, generator=generator) * 2 - 1, scale=scale)
     return smooth.clamp(-1, 1), smooth + 0.15 * torch.randn(smooth.shape, generator=generator)
@@ -79,7 +79,7 @@ def test_ms_ssim_agrees_with_torchmetrics():
     assert bool((found > ssim(a, b)).all())  # noise is of the finest scale
 
 
-def test_ms_ssim_of_equal_and_of_opposite_pictures():
+def test_ms_ssim_of_equal_and_of_opposite_images():
     a, _ = noisy_pair(scale=60)
     assert torch.allclose(ms_ssim(a, a), torch.ones(2, dtype=torch.float64), rtol=1e-12)
     assert ms_ssim(a, -a).tolist() == [0, 0]  # a negative structure would have no fractional power
@@ -108,16 +108,16 @@ def test_ssim_needs_a_window():
 
 
 def test_consistency_is_about_the_input_alone():
-    truth, _ = noisy_pair()
-    low = degrade(rounded(truth), 4)
-    assert consistency(low, rounded(truth)).tolist() == [math.inf] * 2
-    other = rounded(truth.flip(3))
-    assert torch.equal(consistency(low, other), psnr(low, degrade(other, 4)))
-    # A checkerboard finer than the input's pixels is far from the truth, yet shrinks to nearly the same.
-    checkered = truth * 0.8 + 0.2 * (-1.0) ** (torch.arange(24)[:, None] + torch.arange(40))
-    assert bool((consistency(degrade(truth * 0.8, 4), checkered) > psnr(truth * 0.8, checkered) + 20).all())
+    gt, _ = noisy_pair()
+    lr = degrade(rounded(gt), 4)
+    assert consistency(lr, rounded(gt)).tolist() == [math.inf] * 2
+    other = rounded(gt.flip(3))
+    assert torch.equal(consistency(lr, other), psnr(lr, degrade(other, 4)))
+    # A checkerboard finer than the input's pixels is far from the ground truth, yet shrinks to nearly the same.
+    checkered = gt * 0.8 + 0.2 * (-1.0) ** (torch.arange(24)[:, None] + torch.arange(40))
+    assert bool((consistency(degrade(gt * 0.8, 4), checkered) > psnr(gt * 0.8, checkered) + 20).all())
     with pytest.raises(RequestError, match="no whole multiple"):
-        consistency(low, truth[:, :, :23])
+        consistency(lr, gt[:, :, :23])
 
 
 def by_covariances(a: np.ndarray, b: np.ndarray) -> float:
@@ -134,7 +134,7 @@ def test_frechet_distance_agrees_with_the_root_of_a_matrix():
     assert math.isclose(frechet_distance(torch.from_numpy(a), torch.from_numpy(b)), wanted, rel_tol=1e-9)
 
 
-def test_frechet_distance_with_fewer_pictures_than_features():
+def test_frechet_distance_with_fewer_images_than_features():
     rng = np.random.default_rng(1)
     a, b = (torch.from_numpy(rng.normal(size=(9, 40))).float() for _ in range(2))
     # All covariance lies in the 18 dimensions that the features span; within these the trace of the root is that of the eigenvalues' roots.
@@ -155,7 +155,7 @@ def test_frechet_distance_of_too_little():
         frechet_distance(torch.zeros(3, 5), torch.zeros(3, 4))
 
 
-def test_frechet_distance_of_few_pictures_is_warned_of_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_frechet_distance_of_few_images_is_warned_of_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "FRECHET_MANY", 30)
     metrics._warn_of_few.cache_clear()
     features = torch.randn(30, 4)
@@ -164,4 +164,4 @@ def test_frechet_distance_of_few_pictures_is_warned_of_once(caplog: pytest.LogCa
         assert not caplog.messages
         frechet_distance(features[1:], features)
         frechet_distance(features[2:], features)
-    assert caplog.messages == ["Fréchet distances of fewer than 30 pictures are biased upwards: compare sets of one size only"]
+    assert caplog.messages == ["Fréchet distances of fewer than 30 images are biased upwards: compare sets of one size only"]

@@ -111,9 +111,9 @@ def test_glean_of_every_pair_of_sizes(in_size: int, out_size: int):
     channels = tuple(range(9, 9 - int(math.log2(out_size)) + 1, -1))
     model = GLEAN(GLEANConfig(in_size, StyleGAN2Config(channels, code_dim=6), n_rrdb=1, features=4, growth=3, out_features=5))
     with torch.inference_mode():
-        low = torch.randn(2, 3, in_size, in_size)
-        assert model(low).shape == (2, 3, out_size, out_size)
-        assert model.encode(low).shape == (2, 2 * len(channels), 6)
+        lr = torch.randn(2, 3, in_size, in_size)
+        assert model(lr).shape == (2, 3, out_size, out_size)
+        assert model.encode(lr).shape == (2, 2 * len(channels), 6)
 
 
 def test_glean_of_the_large_sizes_by_shape():
@@ -146,17 +146,17 @@ def test_glean_ignores_the_dead_rgb_path_and_nothing_else():
 
 
 def test_glean_is_deterministic_and_independent_of_the_batch():
-    model, low = tiny_glean(), torch.randn(3, 3, 8, 8)
-    together = model(low)
-    assert torch.equal(together, model(low))
-    assert torch.allclose(together[1:2], model(low[1:2]), rtol=1e-4, atol=1e-3)
+    model, lr = tiny_glean(), torch.randn(3, 3, 8, 8)
+    together = model(lr)
+    assert torch.equal(together, model(lr))
+    assert torch.allclose(together[1:2], model(lr[1:2]), rtol=1e-4, atol=1e-3)
 
 
 def test_glean_noise_buffers_are_part_of_its_function():
-    model, low = tiny_glean(), torch.randn(1, 3, 8, 8)
-    before = model(low)
+    model, lr = tiny_glean(), torch.randn(1, 3, 8, 8)
+    before = model(lr)
     model.get_buffer("bank.synthesis.noise_3").normal_()
-    assert not torch.allclose(model(low), before)
+    assert not torch.allclose(model(lr), before)
 
 
 def test_glean_refuses_other_input_sizes():
@@ -198,33 +198,33 @@ def test_generator_noise_modes():
         bank(z, noise=given[:3])
 
 
-def test_truncation_moves_towards_the_mean_code():
+def test_truncation_moves_towards_the_w_avg():
     bank, z = tiny_bank(), torch.randn(2, 12)
     w = bank.mapping(z)
-    bank.mean_code = torch.randn(12)
-    half = bank.mean_code + 0.5 * (w - bank.mean_code)
+    bank.w_avg = torch.randn(12)
+    half = bank.w_avg + 0.5 * (w - bank.w_avg)
     assert torch.allclose(bank(z, truncation=0.5), bank.synthesis(half[:, None].expand(-1, 8, -1)), atol=1e-5)
     assert torch.allclose(bank(z, truncation=0)[0], bank(z, truncation=0)[1], atol=1e-5)
 
 
-def test_a_missing_mean_code_is_estimated_alike_each_time():
+def test_a_missing_w_avg_is_estimated_alike_each_time():
     bank, z = tiny_bank(), torch.randn(2, 12)
-    assert bank.mean_code is None
+    assert bank.w_avg is None
     first = bank(z, truncation=0.7)
     assert torch.equal(first, tiny_bank()(z, truncation=0.7))
-    assert bank.mean_code is None  # a pass leaves the model's contents as they are
-    bank.mean_code = bank.estimate_mean_code()
+    assert bank.w_avg is None  # a pass leaves the model's contents as they are
+    bank.w_avg = bank.estimate_w_avg()
     assert torch.equal(first, bank(z, truncation=0.7))
 
 
-def test_codes_reach_the_layers_in_order():
+def test_latents_reach_the_layers_in_order():
     """Layer i reads code i, the RGB of resolution j reads code 2j + 1: changing a code changes no resolution below."""
     bank = tiny_bank()
-    codes = torch.randn(1, 8, 12, requires_grad=True)
-    (gradient,) = torch.autograd.grad(bank.synthesis(codes).sum(), codes)
+    latents = torch.randn(1, 8, 12, requires_grad=True)
+    (gradient,) = torch.autograd.grad(bank.synthesis(latents).sum(), latents)
     assert bool((gradient.abs().sum(2) > 0).all())
     with pytest.raises(ValueError, match=r"\(N, 8, 12\)"):
-        bank.synthesis(codes[:, :7])
+        bank.synthesis(latents[:, :7])
 
 
 def test_minibatch_stddev_groups_are_strided():
@@ -364,7 +364,7 @@ def test_a_frozen_bank_keeps_little_for_the_backward_pass():
     kept: dict[bool, int] = {}
     for frozen in (False, True):
         bank = StyleGAN2(StyleGAN2Config((16, 16, 16, 16), code_dim=8)).requires_grad_(not frozen)
-        codes = torch.randn(2, 8, 8, requires_grad=True)
+        latents = torch.randn(2, 8, 8, requires_grad=True)
         storages: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
@@ -373,9 +373,9 @@ def test_a_frozen_bank_keeps_little_for_the_backward_pass():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            picture = bank.synthesis(codes)
+            image = bank.synthesis(latents)
         kept[frozen] = sum(storages.values())
-        picture.sum().backward()
+        image.sum().backward()
     assert kept[True] < 0.6 * kept[False]
 
 

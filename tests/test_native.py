@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -85,18 +86,30 @@ def test_no_absolute_path_is_written(path):
 def test_output_comes_back(path):
     model = MODELS["glean"]().eval()
     native.save(path, {"generator": model}, About())
-    low = torch.rand(2, 3, 8, 8)
+    lr = torch.rand(2, 3, 8, 8)
     again = load_model(path)
     with torch.inference_mode():
-        assert torch.equal(again(low), model(low))
+        assert torch.equal(again(lr), model(lr))
     assert not any(parameter.requires_grad for parameter in again.get_submodule("bank").parameters())
 
 
-def test_parts_and_mean_code(path):
+def test_early_files_call_w_avg_mean_code(path):
+    generator = StyleGAN2(BANK)
+    generator.w_avg = torch.randn(8)
+    native.save(path, {"generator": generator}, About())
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors["generator.mean_code"] = tensors.pop("generator.w_avg")
+    save_file(tensors, path, metadata)
+    assert torch.equal(load_model(path).get_buffer("w_avg"), generator.w_avg)
+
+
+def test_parts_and_w_avg(path):
     generator, discriminator = StyleGAN2(BANK), StyleGAN2Discriminator(BANK)
-    generator.mean_code = torch.randn(8)
+    generator.w_avg = torch.randn(8)
     native.save(path, {"generator": generator, "discriminator": discriminator}, About())
-    assert torch.equal(load_model(path).get_buffer("mean_code"), generator.mean_code)
+    assert torch.equal(load_model(path).get_buffer("w_avg"), generator.w_avg)
     assert isinstance(load_model(path, part="discriminator"), StyleGAN2Discriminator)
     with pytest.raises(CheckpointError, match="no encoder in this file, only generator and discriminator"):
         load_model(path, part="encoder")

@@ -18,17 +18,17 @@ FACTS = {"name": "GLEAN", "scale": 2, "in_size": 4, "fold": 1, "batch": 1, "abou
 CPU = torch.device("cpu")
 
 
-def ends(low: list[Any], high: list[Any]) -> tuple[Any, Any]:
-    low_end, high_end = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("low", low), ("high", high)))
-    return low_end, high_end
+def ends(lr: list[Any], sr: list[Any]) -> tuple[Any, Any]:
+    lr_end, sr_end = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("low", lr), ("high", sr)))
+    return lr_end, sr_end
 
 
 def network(**facts: Any) -> onnx.ModelProto:
     """Doubles images of 4x4."""
     scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
     node = helper.make_node("Resize", ["low", "", "scales"], ["high"], mode="nearest")
-    low, high = ends([1, 3, 4, 4], [1, 3, 8, 8])
-    model = helper.make_model(helper.make_graph([node], "g", [low], [high], [scales]), ir_version=10)
+    lr, sr = ends([1, 3, 4, 4], [1, 3, 8, 8])
+    model = helper.make_model(helper.make_graph([node], "g", [lr], [sr], [scales]), ir_version=10)
     model.opset_import[0].version = 20
     helper.set_model_props(model, {KEY: json.dumps(FACTS | facts)})
     return model
@@ -48,8 +48,8 @@ def refusal(path: Path, match: str) -> None:
 
 
 def test_an_honest_file_runs(tmp_path: Path):
-    low = torch.rand(3, 3, 4, 4)
-    assert torch.equal(OnnxModel(saved(network(), tmp_path), CPU)(low), low.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    lr = torch.rand(3, 3, 4, 4)
+    assert torch.equal(OnnxModel(saved(network(), tmp_path), CPU)(lr), lr.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def drive(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
         assert not driver.errors
 
 
-def _pixels(picture: Path | bytes) -> np.ndarray:
-    with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as image:
+def _pixels(img: Path | bytes) -> np.ndarray:
+    with Image.open(img if isinstance(img, Path) else io.BytesIO(img)) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
@@ -104,7 +104,7 @@ def test_an_ear_is_pushed_refined_compared_undone_and_saved(drive: Callable[...,
     page.uncheck("#mask")
     assert np.array_equal(driver.canvas(), refined)
 
-    # The divider: all the way to the right it is the picture before, to the left the refined one.
+    # The divider: all the way to the right it is the image before, to the left the refined one.
     driver.choose("compare")
     for place, wanted in ((0.999, at_first), (0.001, refined), (0.5, None)):
         driver.drag((0.5, 0.5), (place, 0.5))
@@ -127,7 +127,7 @@ def test_an_ear_is_pushed_refined_compared_undone_and_saved(drive: Callable[...,
     assert np.array_equal(_pixels(driver.save(tmp_path / "redone.png")), _pixels(saved))
 
 
-def test_of_a_wide_picture_only_the_square_is_sent(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
+def test_of_a_wide_image_only_the_square_is_sent(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
     """And what is saved is put together in the page: the original's pixels around the server's, with the mark."""
     wide = tmp_path / "wide.png"
     with Image.open(STATIC / "chelsea.jpg") as sample:
@@ -141,7 +141,7 @@ def test_of_a_wide_picture_only_the_square_is_sent(drive: Callable[..., Driver],
     saved = driver.save(tmp_path / "saved.png")
     changed = (_pixels(saved) != _pixels(wide)).any(-1)
     assert 0.005 < changed.mean() < 0.3
-    assert answered == ["642x640"]  # with a column of what the picture goes on with at each side
+    assert answered == ["642x640"]  # with a column of what the image goes on with at each side
     with Image.open(saved) as image:
         assert image.size == (1200, 640)
         assert image.info["Software"].startswith("gleansr, model cats-8x")
@@ -167,7 +167,7 @@ def test_of_a_wide_picture_only_the_square_is_sent(drive: Callable[..., Driver],
     assert np.array_equal(_pixels(driver.save(tmp_path / "outside.png")), _pixels(wide))
 
 
-def test_pictures_open_upright_and_stay_transparent(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
+def test_images_open_upright_and_stay_transparent(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
     turned, glass = tmp_path / "turned.jpg", tmp_path / "glass.png"
     pixels = np.full((90, 120, 4), 255, np.uint8)
     pixels[..., 1] = np.arange(120)
@@ -329,7 +329,7 @@ def test_two_fingers_zoom_and_do_not_draw(drive: Callable[..., Driver], service:
     driver.shot("narrow")
 
 
-def test_a_small_picture_is_enlarged_saved_and_retouched(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
+def test_a_small_image_is_enlarged_saved_and_retouched(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
     driver = drive(service, color_scheme="dark")
     driver.open()
     driver.choose("upscale")
@@ -350,10 +350,10 @@ def test_a_small_picture_is_enlarged_saved_and_retouched(drive: Callable[..., Dr
     assert driver.page.is_checked("input[value=retouch]")
     driver.page.set_input_files("#file", str(EXAMPLES.parent / "pyproject.toml"))
     driver.until("!document.querySelector('#problem').hidden")
-    assert "no picture that this browser can read" in driver.page.inner_text("#problem")
+    assert "no image that this browser can read" in driver.page.inner_text("#problem")
 
 
-def test_the_sample_and_dropped_and_pasted_pictures_open(drive: Callable[..., Driver], service: str) -> None:
+def test_the_sample_and_dropped_and_pasted_images_open(drive: Callable[..., Driver], service: str) -> None:
     driver = drive(service)
     driver.open()
     driver.page.click("#sample")

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.checkpoints.native import About
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode, to_bytes, to_image
-from gleansr.inference.cuda_graphs import Recorded, Recording
+from gleansr.inference.cuda_graphs import CapturedGraph, GraphedCall
 from gleansr.inference.devices import bfloat16_instructions, find_precision
-from gleansr.inference.feedforward import FeedForward
-from gleansr.inference.method import Enlarged
-from gleansr.inference.runner import Passes
+from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.method import ModelOutput
+from gleansr.inference.runner import Runner
 from gleansr.inference.tasks import Enlarge
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs.forward import Forward
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Small:
-    """A method that doubles pictures, so many at once at most."""
+    """A method that doubles images, so many at once at most."""
 
     name, scale, device = "small", 2, CPU
     in_size: int | None = 4
@@ -40,25 +40,25 @@ class Small:
         self.most = most
         self.calls: list[int] = []
 
-    def __call__(self, low: Tensor, report: Any = None) -> Enlarged:  # noqa: ARG002
-        self.calls.append(len(low))
-        if len(low) > self.most:
+    def __call__(self, lr: Tensor, report: Any = None) -> ModelOutput:  # noqa: ARG002
+        self.calls.append(len(lr))
+        if len(lr) > self.most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes")
-        return Enlarged(low.repeat_interleave(2, 2).repeat_interleave(2, 3), [f"of {len(low)}"] * len(low))
+        return ModelOutput(lr.repeat_interleave(2, 2).repeat_interleave(2, 3), [f"of {len(lr)}"] * len(lr))
 
 
-def lows(count: int, size: int = 4) -> list[Tensor]:
+def lrs(count: int, size: int = 4) -> list[Tensor]:
     return list(torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1)
 
 
 def test_a_batch_is_halved_until_it_fits_and_later_ones_are_no_larger(caplog: pytest.LogCaptureFixture):
     method = Small(most=3)
-    passes = Passes(method)
+    passes = Runner(method)
     with caplog.at_level(logging.WARNING):
-        made = passes(lows(10))
-        started = passes.start(lows(5))()
-    assert torch.equal(made.pictures, Small(10)(torch.stack(lows(10))).pictures)
-    assert torch.equal(started.pictures, made.pictures[:5])
+        made = passes(lrs(10))
+        started = passes.start(lrs(5))()
+    assert torch.equal(made.images, Small(10)(torch.stack(lrs(10))).images)
+    assert torch.equal(started.images, made.images[:5])
     assert list(made.notes) == ["of 2"] * 10
     assert method.calls == [10, 5, 2, 2, 2, 2, 2, 2, 2, 1]
     assert [record.getMessage() for record in caplog.records] == [
@@ -68,24 +68,24 @@ def test_a_batch_is_halved_until_it_fits_and_later_ones_are_no_larger(caplog: py
 
 
 def test_one_that_does_not_fit_alone_says_what_may_help():
-    with pytest.raises(PictureError, match="out of memory on cpu, by a picture of 4x4 alone; a model of smaller results may do"):
-        Passes(Small(most=0))(lows(2))
+    with pytest.raises(ImageError, match="out of memory on cpu, by an image of 4x4 alone; a model of smaller results may do"):
+        Runner(Small(most=0))(lrs(2))
     with pytest.raises(RuntimeError, match="of another kind"):
-        Passes(_Broken(most=1))(lows(2))
+        Runner(_Broken(most=1))(lrs(2))
 
 
 class _Broken(Small):
-    def __call__(self, low: Tensor, report: Any = None) -> Enlarged:  # noqa: ARG002
+    def __call__(self, lr: Tensor, report: Any = None) -> ModelOutput:  # noqa: ARG002
         raise RuntimeError("of another kind")
 
 
 def test_the_upscaler_enlarges_all_that_it_is_given(caplog: pytest.LogCaptureFixture):
-    pictures = [(np.random.default_rng(i).random((4, 4, 3)) * 255).astype("uint8") for i in range(5)]
-    expected = [np.asarray(image) for image in Upscaler(Small(8), About("small")).upscale(pictures, batch_size=4)]
+    imgs = [(np.random.default_rng(i).random((4, 4, 3)) * 255).astype("uint8") for i in range(5)]
+    expected = [np.asarray(image) for image in Upscaler(Small(8), About("small")).upscale(imgs, batch_size=4)]
     with caplog.at_level(logging.WARNING):
-        found = [np.asarray(image) for image in Upscaler(Small(1), About("small")).upscale(pictures, batch_size=4)]
+        found = [np.asarray(image) for image in Upscaler(Small(1), About("small")).upscale(imgs, batch_size=4)]
     assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
-    assert [np.asarray(picture).repeat(2, 0).repeat(2, 1).tolist() for picture in pictures] == [image.tolist() for image in found]
+    assert [np.asarray(img).repeat(2, 0).repeat(2, 1).tolist() for img in imgs] == [image.tolist() for image in found]
     assert len(caplog.records) == 2
 
 
@@ -105,80 +105,80 @@ def plain() -> ResidualNet:
 
 @pytest.mark.parametrize("model", [glean(), plain()], ids=["GLEAN", "plain"])
 def test_what_is_not_finite_in_half_precision_is_computed_in_float32(model: GLEAN | ResidualNet, monkeypatch: pytest.MonkeyPatch):
-    method = FeedForward(model, device="cpu", precision="bfloat16")
-    inputs = lows(3, 8)
-    good = method(torch.stack(inputs)).pictures.clone()
-    exact = FeedForward(copy.deepcopy(model), device="cpu", precision="float32")(torch.stack(inputs)).pictures
-    call = FeedForward.__call__
+    method = FeedForwardModel(model, device="cpu", precision="bfloat16")
+    inputs = lrs(3, 8)
+    good = method(torch.stack(inputs)).images.clone()
+    exact = FeedForwardModel(copy.deepcopy(model), device="cpu", precision="float32")(torch.stack(inputs)).images
+    call = FeedForwardModel.__call__
 
-    def overflowing(self: FeedForward, low: Tensor, report: Any = None) -> Enlarged:
-        pictures = call(self, low, report).pictures.clone()
-        pictures[1, 0, 3, 3] = torch.inf
-        return Enlarged(pictures)
+    def overflowing(self: FeedForwardModel, lr: Tensor, report: Any = None) -> ModelOutput:
+        imgs = call(self, lr, report).images.clone()
+        imgs[1, 0, 3, 3] = torch.inf
+        return ModelOutput(imgs)
 
-    monkeypatch.setattr(FeedForward, "__call__", overflowing)
-    made = Passes(method)(inputs)
-    assert torch.equal(made.pictures[[0, 2]], good[[0, 2]])
-    assert torch.allclose(made.pictures[1], exact[1], atol=1e-5)
+    monkeypatch.setattr(FeedForwardModel, "__call__", overflowing)
+    made = Runner(method)(inputs)
+    assert torch.equal(made.images[[0, 2]], good[[0, 2]])
+    assert torch.allclose(made.images[1], exact[1], atol=1e-5)
     assert not torch.allclose(good[1], exact[1], atol=1e-5)
     assert list(made.notes) == ["", "computed in float32, since half precision did not suffice", ""]
-    as_bytes = Passes(method)(inputs, eight_bits=True)
-    assert torch.equal(as_bytes.pictures, to_bytes(made.pictures))
-    images = list(Upscaler(method, About("half")).upscale([((low + 1) / 2) for low in inputs], batch_size=3))
+    as_bytes = Runner(method)(inputs, eight_bits=True)
+    assert torch.equal(as_bytes.images, to_bytes(made.images))
+    images = list(Upscaler(method, About("half")).upscale([((lr + 1) / 2) for lr in inputs], batch_size=3))
     assert ["float32" in image.info.get("gleansr", "") for image in images] == [False, True, False]
 
 
-def test_weights_beyond_half_precision_give_no_black_pictures():
+def test_weights_beyond_half_precision_give_no_black_images():
     """In float16 itself, whose range ends at 65504; a CPU is not offered it, so the precision is set behind the method's back."""
     model = RRDBNet(RRDBNetConfig(scale=4, n_blocks=1, features=8, growth=4))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.1)
         model.trunk.first.weight.fill_(3e4)
-    method = FeedForward(model, device="cpu", precision="float32")
-    exact = method(torch.stack(lows(1, 8))).pictures
+    method = FeedForwardModel(model, device="cpu", precision="float32")
+    exact = method(torch.stack(lrs(1, 8))).images
     method.precision = torch.float16
-    assert not method(torch.stack(lows(1, 8))).pictures.isfinite().all()
-    assert torch.equal(Passes(method)(lows(1, 8)).pictures, exact)
+    assert not method(torch.stack(lrs(1, 8))).images.isfinite().all()
+    assert torch.equal(Runner(method)(lrs(1, 8)).images, exact)
 
 
 def test_nothing_that_is_not_finite_becomes_bytes():
     class Infinite(Small):
-        def __call__(self, low: Tensor, report: Any = None) -> Enlarged:  # noqa: ARG002
-            return Enlarged(low / 0)
+        def __call__(self, lr: Tensor, report: Any = None) -> ModelOutput:  # noqa: ARG002
+            return ModelOutput(lr / 0)
 
-    with pytest.raises(PictureError, match="NaN or infinite"):
-        Passes(Infinite(9))(lows(1), eight_bits=True)
+    with pytest.raises(ImageError, match="NaN or infinite"):
+        Runner(Infinite(9))(lrs(1), eight_bits=True)
 
 
 def test_bytes_are_those_of_the_image():
-    high = torch.rand(3, 64, 64) * 2.2 - 1.1
-    assert np.array_equal(np.asarray(to_image((high.clamp(-1, 1) + 1) / 2)), to_bytes(high).permute(1, 2, 0).numpy())
-    assert np.array_equal(np.asarray(to_image(to_bytes(high))), to_bytes(high).permute(1, 2, 0).numpy())
+    sr = torch.rand(3, 64, 64) * 2.2 - 1.1
+    assert np.array_equal(np.asarray(to_image((sr.clamp(-1, 1) + 1) / 2)), to_bytes(sr).permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(to_image(to_bytes(sr))), to_bytes(sr).permute(1, 2, 0).numpy())
 
 
 # ---------------------------------------------------------------------------------------------------------------- recorded
 
 
-def twice(low: Tensor) -> Tensor:
-    return low * 2
+def twice(lr: Tensor) -> Tensor:
+    return lr * 2
 
 
 def test_a_shape_is_recorded_once_and_the_oldest_is_forgotten():
     recorded: list[int] = []
 
-    def record(call: Any, low: Tensor, beside: Recording | None = None) -> Recording:
-        recorded.append(len(low))
-        static, high = low.clone(), torch.empty_like(low)
-        return Recording(static, high, lambda: high.copy_(call(static)))
+    def record(call: Any, lr: Tensor, beside: CapturedGraph | None = None) -> CapturedGraph:
+        recorded.append(len(lr))
+        static, sr = lr.clone(), torch.empty_like(lr)
+        return CapturedGraph(static, sr, lambda: sr.copy_(call(static)))
 
-    passes = Recorded(twice, record)
+    passes = GraphedCall(twice, record)
     for n in (1, 2, 1, 3, 4, 1, 5, 2, 1):
-        low = torch.rand(n, 3)
-        first = passes(low)
-        assert torch.equal(first, low * 2)
-        passes(low + 1)
-        assert torch.equal(first, low * 2)  # not the tensor that the next pass writes
+        lr = torch.rand(n, 3)
+        first = passes(lr)
+        assert torch.equal(first, lr * 2)
+        passes(lr + 1)
+        assert torch.equal(first, lr * 2)  # not the tensor that the next pass writes
     assert recorded == [1, 2, 3, 4, 5, 2]  # 2 was the one unused for longest
     passes.forget()
     passes(torch.rand(1, 3))
@@ -188,19 +188,19 @@ def test_a_shape_is_recorded_once_and_the_oldest_is_forgotten():
 def test_what_cannot_be_recorded_is_called_as_it_is():
     tries: list[int] = []
 
-    def record(call: Any, low: Tensor, beside: Recording | None = None) -> Recording:
-        tries.append(len(low))
+    def record(call: Any, lr: Tensor, beside: CapturedGraph | None = None) -> CapturedGraph:
+        tries.append(len(lr))
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
-    passes = Recorded(twice, record)
+    passes = GraphedCall(twice, record)
     assert [float(passes(torch.ones(1))) for _ in range(2)] == [2, 2]
     assert tries == [1]
     assert passes.failed == "CUDA error: operation not permitted when stream is capturing"
 
-    def too_large(call: Any, low: Tensor, beside: Any = None) -> Recording:
+    def too_large(call: Any, lr: Tensor, beside: Any = None) -> CapturedGraph:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    passes = Recorded(twice, too_large)
+    passes = GraphedCall(twice, too_large)
     with pytest.raises(torch.OutOfMemoryError):
         passes(torch.ones(1))
     assert passes.failed is None
@@ -231,17 +231,17 @@ def test_folders_finish_bytes_as_they_do_floats(mode: str):
     image = Image.effect_noise((7, 5), 90).convert("RGB")
     if mode == "RGBA":
         image.putalpha(Image.effect_noise((7, 5), 90))
-    picture = decode(image)
-    prepared = task.prepare(picture)
+    img = decode(image)
+    prepared = task.prepare(img)
     assert prepared.eight_bits == (mode == "RGB")
-    assert not dataclasses.replace(task, consistent=0.5).prepare(picture).eight_bits
-    assert not dataclasses.replace(task, measured=True).prepare(picture).eight_bits
-    high = torch.rand(3, 8, 8) * 2.2 - 1.1
+    assert not dataclasses.replace(task, consistent=0.5).prepare(img).eight_bits
+    assert not dataclasses.replace(task, measured=True).prepare(img).eight_bits
+    sr = torch.rand(3, 8, 8) * 2.2 - 1.1
     if prepared.eight_bits:
-        assert prepared.finish([to_bytes(high)], [""]).image.tobytes() == prepared.finish([high], [""]).image.tobytes()
+        assert prepared.finish([to_bytes(sr)], [""]).image.tobytes() == prepared.finish([sr], [""]).image.tobytes()
     forward = Forward(Small(9), 2)
-    assert forward(lows(1), eight_bits=True)[0].high is not None
+    assert forward(lrs(1), eight_bits=True)[0].sr is not None
     forward._gpu = True
-    expected = to_bytes(Small(9)(torch.stack(lows(2))).pictures)
-    for made in (forward.start(lows(2), eight_bits=True)(), forward(lows(2), eight_bits=True)):
-        assert torch.equal(torch.stack([cast("Tensor", one.high) for one in made]), expected)
+    expected = to_bytes(Small(9)(torch.stack(lrs(2))).images)
+    for made in (forward.start(lrs(2), eight_bits=True)(), forward(lrs(2), eight_bits=True)):
+        assert torch.equal(torch.stack([cast("Tensor", one.sr) for one in made]), expected)

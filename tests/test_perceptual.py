@@ -23,7 +23,7 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 def by_hand(lpips: LPIPS, a: Tensor, b: Tensor) -> float:
-    """The distance of two pictures (3, H, W)."""
+    """The distance of two images (3, H, W)."""
     total = 0.0
     heads = lpips_heads(lpips.net)
     for x, y, head in zip(lpips.backbone(a[None]), lpips.backbone(b[None]), heads, strict=True):
@@ -59,9 +59,9 @@ def test_the_bundled_heads_are_those_of_version_0_1():
         assert [float(head.double().sum()) for head in heads] == pytest.approx(wanted, rel=1e-6)
 
 
-def test_lpips_needs_pictures_that_reach_the_last_layer(lpips: LPIPS):
+def test_lpips_needs_images_that_reach_the_last_layer(lpips: LPIPS):
     side = {"alex": 31, "vgg": 16}[lpips.net]
     image = torch.zeros(1, 3, side, side + 5)
     assert float(lpips(image, image)) == 0
-    with pytest.raises(RequestError, match=f"lpips_{lpips.net} needs pictures of at least {side}x{side} pixels, not {side - 1}x{side}"):
+    with pytest.raises(RequestError, match=f"lpips_{lpips.net} needs images of at least {side}x{side} pixels, not {side - 1}x{side}"):
         lpips(image[:, :, :, : side - 1], image[:, :, :, : side - 1])

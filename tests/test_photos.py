@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gleansr.errors import NoObjectError, PictureError, RequestError
-from gleansr.images.codec import Picture
+from gleansr.errors import ImageError, NoObjectError, RequestError
+from gleansr.images.codec import DecodedImage
 from gleansr.images.resize import resize
 from gleansr.photos import Photo, PhotoConfig, extras, run, upscale_photo
 from gleansr.photos import detect as detect_module
@@ -25,9 +25,9 @@ from gleansr.photos.paste import Piece, paste
 from tests.photo_parts import photo, pixels, smooth, stripes, upscaler
 
 
-def difference(image: Image.Image, picture: Picture, factor: int) -> float:
+def difference(image: Image.Image, img: DecodedImage, factor: int) -> float:
     """The largest difference from the enlarged photo in 8-bit steps."""
-    wanted = resize(picture.pixels.double(), scale=factor).clamp(0, 1) * 255
+    wanted = resize(img.pixels.double(), scale=factor).clamp(0, 1) * 255
     return float((pixels(image) - wanted).abs().max())
 
 
@@ -42,10 +42,10 @@ def difference(image: Image.Image, picture: Picture, factor: int) -> float:
     keep=st.sampled_from([None, 0.0, 0.5, 1.0]),
 )
 def test_a_model_that_adds_nothing_changes_nothing(boxes: Any, factor: int, scale: int, keep: float | None):
-    picture = photo(43, 58)
-    result = run(Photo(upscaler(8, scale), PhotoConfig(tuple(boxes), factor=factor, keep=keep)), picture)
+    img = photo(43, 58)
+    result = run(Photo(upscaler(8, scale), PhotoConfig(tuple(boxes), factor=factor, keep=keep)), img)
     assert result.image.size == (58 * factor, 43 * factor)
-    assert difference(result.image, picture, factor) <= 1
+    assert difference(result.image, img, factor) <= 1
 
 
 @settings(deadline=None, max_examples=25)
@@ -58,7 +58,7 @@ def test_a_model_that_adds_nothing_changes_nothing(boxes: Any, factor: int, scal
     scale=st.sampled_from([1, 8]),
 )
 def test_turned_frames_change_nothing_either(x: float, y: float, side: float, angle: float, factor: int, scale: int):
-    picture = photo(43, 58)
+    img = photo(43, 58)
     model = upscaler(8, scale)
     task = Photo(model, PhotoConfig(aligned=True, factor=factor))
     frame = framed(x, y, side, angle=angle)
@@ -66,13 +66,13 @@ def test_turned_frames_change_nothing_either(x: float, y: float, side: float, an
     left, top, right, bottom = frame.bounds
     if min(right, 58 - left, bottom, 43 - top) <= 0:
         return
-    assert difference(run(task, picture).image, picture, factor) <= 1
+    assert difference(run(task, img).image, img, factor) <= 1
 
 
 def test_what_a_model_adds_is_added_in_the_middle_and_nowhere_else():
-    picture = Picture(torch.full((3, 60, 80), 0.5))
+    img = DecodedImage(torch.full((3, 60, 80), 0.5))
     task = Photo(upscaler(8, 8, stripes), PhotoConfig(((20, 10, 16, 16),), factor=4))
-    result = pixels(run(task, picture).image)
+    result = pixels(run(task, img).image)
     touched = (result - 127.5).abs().amax(0) > 1
     rows, columns = touched.nonzero().T
     assert rows.min() >= 40
@@ -85,23 +85,23 @@ def test_what_a_model_adds_is_added_in_the_middle_and_nowhere_else():
 
 
 def test_colours_stay_the_photos():
-    picture = photo(40, 40, cell=8)
-    shifted = Photo(upscaler(8, 8, lambda high: high * 0.7 + 0.2), PhotoConfig(((4, 4, 32, 32),), factor=2, keep=0))
-    assert difference(run(shifted, picture).image, picture, 2) > 2  # contrast below the coarse cells is the model's
-    plain = Picture(torch.full((3, 40, 40), 0.4))
+    img = photo(40, 40, cell=8)
+    shifted = Photo(upscaler(8, 8, lambda sr: sr * 0.7 + 0.2), PhotoConfig(((4, 4, 32, 32),), factor=2, keep=0))
+    assert difference(run(shifted, img).image, img, 2) > 2  # contrast below the coarse cells is the model's
+    plain = DecodedImage(torch.full((3, 40, 40), 0.4))
     assert difference(run(shifted, plain).image, plain, 2) <= 1
 
 
 def test_detail_that_the_model_repaints_makes_way_and_is_kept_on_demand():
     """The photo is a checkerboard, of which the model sees nothing; what it puts in its place are stripes."""
     board = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 0.2 + 0.4
-    picture = Picture(board.expand(3, -1, -1).contiguous())
+    img = DecodedImage(board.expand(3, -1, -1).contiguous())
 
     def board_left(keep: float) -> float:
         task = Photo(
-            upscaler(8, 2, lambda high: high + 0.2 * (torch.arange(16) % 2) - 0.1), PhotoConfig(((0, 0, 64, 64),), factor=1, keep=keep)
+            upscaler(8, 2, lambda sr: sr + 0.2 * (torch.arange(16) % 2) - 0.1), PhotoConfig(((0, 0, 64, 64),), factor=1, keep=keep)
         )
-        middle = pixels(run(task, picture).image)[0, 16:48, 16:48] - 127.5
+        middle = pixels(run(task, img).image)[0, 16:48, 16:48] - 127.5
         return float((middle * (board[16:48, 16:48] - 0.5)).mean() / (0.1 * 0.1 * 255))
 
     assert board_left(0) == pytest.approx(0, abs=0.05)
@@ -109,17 +109,17 @@ def test_detail_that_the_model_repaints_makes_way_and_is_kept_on_demand():
     assert board_left(1) == pytest.approx(1, abs=0.05)
 
 
-def sharp_and_blurred() -> list[Picture]:
+def sharp_and_blurred() -> list[DecodedImage]:
     """A photo of 96 x 96 that is sharp at its pixels, and one that was enlarged four times before."""
     noise = photo(96, 96, cell=1).pixels * 0.6 + 0.2
-    return [Picture(noise), Picture(resize(resize(noise, scale=1 / 4), scale=4).clamp(0, 1))]
+    return [DecodedImage(noise), DecodedImage(resize(resize(noise, scale=1 / 4), scale=4).clamp(0, 1))]
 
 
 def test_photos_keep_what_they_resolve():
     """The model sees 16 x 16 of 64 pixels and makes 128, all of it noise."""
     noise = torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(1)) * 0.4
-    task = Photo(upscaler(16, 8, lambda high: high + noise), PhotoConfig(((16, 16, 64, 64),), factor=2))
-    sharp, blurred = (run(task, picture) for picture in sharp_and_blurred())
+    task = Photo(upscaler(16, 8, lambda sr: sr + noise), PhotoConfig(((16, 16, 64, 64),), factor=2))
+    sharp, blurred = (run(task, img) for img in sharp_and_blurred())
     assert sharp.details["objects"][0]["resolved"] == 64
     assert sharp.notes[1] == "1 of 1 keep detail of the photo that the model does not see"
     assert blurred.details["objects"][0]["resolved"] is None
@@ -127,21 +127,21 @@ def test_photos_keep_what_they_resolve():
     painted = run(Photo(task.upscaler, PhotoConfig(((16, 16, 64, 64),), factor=2, keep=0)), sharp_and_blurred()[1])
     assert painted.image.tobytes() == blurred.image.tobytes()
     # What the sharp photo shows is in the result; the model's detail is in it only beyond that.
-    picture = sharp_and_blurred()[0]
-    replaced = run(Photo(task.upscaler, PhotoConfig(((16, 16, 64, 64),), factor=2, keep=0)), picture)
-    off = [(resize(pixels(one.image), scale=0.5) / 255 - picture.pixels)[:, 32:64, 32:64].std() for one in (sharp, replaced)]
+    img = sharp_and_blurred()[0]
+    replaced = run(Photo(task.upscaler, PhotoConfig(((16, 16, 64, 64),), factor=2, keep=0)), img)
+    off = [(resize(pixels(one.image), scale=0.5) / 255 - img.pixels)[:, 32:64, 32:64].std() for one in (sharp, replaced)]
     assert off[0] < 0.5 * off[1]
 
 
-def test_a_model_that_knows_the_truth_brings_it_back():
+def test_a_model_that_knows_the_ground_truth_brings_it_back():
     """The photo is shrunk from a truth of four times its size, of which the model knows the square."""
-    truth = smooth(160, 160, cell=3)
-    low = resize(truth, scale=1 / 4).clamp(0, 1)
-    model = upscaler(16, 4, lambda _: truth[None, :, 48:112, 48:112] * 2 - 1)
-    result = pixels(run(Photo(model, PhotoConfig(((12, 12, 16, 16),))), Picture(low)).image) / 255
-    without = resize(low, scale=4).clamp(0, 1)
+    gt = smooth(160, 160, cell=3)
+    lr = resize(gt, scale=1 / 4).clamp(0, 1)
+    model = upscaler(16, 4, lambda _: gt[None, :, 48:112, 48:112] * 2 - 1)
+    result = pixels(run(Photo(model, PhotoConfig(((12, 12, 16, 16),))), DecodedImage(lr)).image) / 255
+    without = resize(lr, scale=4).clamp(0, 1)
     middle = slice(64, 96), slice(64, 96)
-    error = [float((one - truth)[:, *middle].square().mean().sqrt()) for one in (result, without)]
+    error = [float((one - gt)[:, *middle].square().mean().sqrt()) for one in (result, without)]
     assert error[0] < 0.15 * error[1]
 
 
@@ -149,24 +149,24 @@ def test_a_model_that_knows_the_truth_brings_it_back():
 
 
 def test_the_order_of_overlapping_boxes_does_not_matter():
-    picture = photo(60, 60)
+    img = photo(60, 60)
     boxes = [(5.0, 5.0, 30.0, 30.0), (20.0, 12.0, 30.0, 30.0), (12.0, 25.0, 30.0, 30.0)]
     results = [
-        run(Photo(upscaler(8, 8, stripes), PhotoConfig(tuple(order), factor=2)), picture).image.tobytes()
+        run(Photo(upscaler(8, 8, stripes), PhotoConfig(tuple(order), factor=2)), img).image.tobytes()
         for order in itertools.permutations(boxes)
     ]
     assert len(set(results)) == 1
 
 
 def test_the_middle_of_an_object_is_its_own_where_another_overlaps_it():
-    picture = Picture(torch.full((3, 64, 96), 0.5))
+    img = DecodedImage(torch.full((3, 64, 96), 0.5))
     pieces = []
     for x, strength in ((32.0, 0.3), (56.0, -0.3)):
-        low = torch.zeros(3, 8, 8)
+        lr = torch.zeros(3, 8, 8)
         lines = (torch.arange(64) // 4 % 2 * 2 - 1).expand(3, 64, 64) * strength
-        pieces.append(Piece(framed(x, 32, 48), low, lines))
-    alone = [pixels(paste(bicubic_bands(picture.pixels, 2), (64, 96), 2, [piece])) for piece in pieces]
-    both = pixels(paste(bicubic_bands(picture.pixels, 2), (64, 96), 2, pieces))
+        pieces.append(Piece(framed(x, 32, 48), lr, lines))
+    alone = [pixels(paste(bicubic_bands(img.pixels, 2), (64, 96), 2, [piece])) for piece in pieces]
+    both = pixels(paste(bicubic_bands(img.pixels, 2), (64, 96), 2, pieces))
     for one, x in zip(alone, (64, 112), strict=True):
         patch = slice(56, 72), slice(x - 8, x + 8)
         assert float((both - one)[:, *patch].abs().max()) <= 3
@@ -175,45 +175,45 @@ def test_the_middle_of_an_object_is_its_own_where_another_overlaps_it():
 
 @pytest.mark.parametrize("box", [(-10, -8, 30, 30), (50, 20, 40, 40), (-30, -30, 130, 130), (0, 0, 60, 44), (52, 38, 12, 12)])
 def test_frames_that_cross_the_border_are_pasted_as_far_as_they_reach(box: Any):
-    picture = photo(44, 60)
-    result = run(Photo(upscaler(8, 8, stripes), PhotoConfig((box,), factor=2, keep=0)), picture)
+    img = photo(44, 60)
+    result = run(Photo(upscaler(8, 8, stripes), PhotoConfig((box,), factor=2, keep=0)), img)
     assert result.image.size == (120, 88)
-    assert difference(result.image, picture, 2) > 5
+    assert difference(result.image, img, 2) > 5
 
 
 def test_at_the_border_of_the_photo_nothing_fades():
-    picture = Picture(torch.full((3, 32, 32), 0.5))
-    result = pixels(run(Photo(upscaler(8, 8, stripes), PhotoConfig(aligned=True, factor=2)), picture).image)
+    img = DecodedImage(torch.full((3, 32, 32), 0.5))
+    result = pixels(run(Photo(upscaler(8, 8, stripes), PhotoConfig(aligned=True, factor=2)), img).image)
     assert float(result[0, :, 12:52].std(1).min()) == pytest.approx(0.1 * 255, rel=0.2)  # in the first and last rows too
 
 
 def test_fifty_boxes():
     boxes = tuple((x * 20.0, y * 24.0, 22.0, 22.0) for x in range(10) for y in range(5))
-    picture = photo(120, 200)
-    result = run(Photo(upscaler(8, 8, stripes), PhotoConfig(boxes, factor=2)), picture)
+    img = photo(120, 200)
+    result = run(Photo(upscaler(8, 8, stripes), PhotoConfig(boxes, factor=2)), img)
     assert len(result.details["objects"]) == 50
     assert result.notes[0] == "50 boxes given"
-    few = run(Photo(upscaler(8, 8, stripes), PhotoConfig(boxes, factor=2, most=7)), picture)
+    few = run(Photo(upscaler(8, 8, stripes), PhotoConfig(boxes, factor=2, most=7)), img)
     assert few.notes[0] == "50 boxes given, of which 7 are enlarged by the model"
     assert len(few.details["objects"]) == 7
 
 
-def test_models_of_pictures_between_bars():
-    """Cars: the model's square holds a picture of 16 x 12 between black bars of 2 rows."""
+def test_models_of_images_between_bars():
+    """Cars: the model's square holds an image of 16 x 12 between black bars of 2 rows."""
     seen = []
 
-    def watch(high: Any) -> Any:
-        seen.append(high)
-        return stripes(high)
+    def watch(sr: Any) -> Any:
+        seen.append(sr)
+        return stripes(sr)
 
-    picture = photo(48, 64)
+    img = photo(48, 64)
     task = Photo(upscaler(16, 4, watch, content_height=48), PhotoConfig(((8, 6, 32, 24),), factor=2))
-    prepared = task.prepare(picture)
-    assert (prepared.lows[0][:, [0, 1, -2, -1]] == -1).all()
-    assert torch.allclose(prepared.lows[0][:, 2:-2], resize(picture.pixels[:, 6:30, 8:40], size=(12, 16)).clamp(0, 1) * 2 - 1, atol=1e-6)
-    assert difference(run(task, picture).image, picture, 2) > 5
+    prepared = task.prepare(img)
+    assert (prepared.lrs[0][:, [0, 1, -2, -1]] == -1).all()
+    assert torch.allclose(prepared.lrs[0][:, 2:-2], resize(img.pixels[:, 6:30, 8:40], size=(12, 16)).clamp(0, 1) * 2 - 1, atol=1e-6)
+    assert difference(run(task, img).image, img, 2) > 5
     plain = Photo(upscaler(16, 4, content_height=48), PhotoConfig(((8, 6, 32, 24),), factor=2))
-    assert difference(run(plain, picture).image, picture, 2) <= 1
+    assert difference(run(plain, img).image, img, 2) <= 1
 
 
 # ------------------------------------------------------------------------------------------------------- transparency
@@ -222,31 +222,31 @@ def test_models_of_pictures_between_bars():
 def test_transparency_is_enlarged_plainly_and_hides_no_colour():
     alpha = smooth(30, 40, channels=1, seed=3, cell=6)
     alpha[:, :, :8] = 0
-    picture = Picture(photo(30, 40).pixels, alpha)
-    result = pixels(run(Photo(upscaler(8, 8, stripes), PhotoConfig(((10, 5, 20, 20),), factor=3)), picture).image)
+    img = DecodedImage(photo(30, 40).pixels, alpha)
+    result = pixels(run(Photo(upscaler(8, 8, stripes), PhotoConfig(((10, 5, 20, 20),), factor=3)), img).image)
     assert result.shape == (4, 90, 120)
     wanted = resize(alpha, scale=3).clamp(0, 1) * 255
     assert float((result[3:] - wanted).abs().max()) <= 1
-    hidden = picture.pixels.clone()
+    hidden = img.pixels.clone()
     hidden[:, :, :8] = 1
-    again = run(Photo(upscaler(8, 8, stripes), PhotoConfig(((10, 5, 20, 20),), factor=3)), Picture(hidden, alpha)).image
+    again = run(Photo(upscaler(8, 8, stripes), PhotoConfig(((10, 5, 20, 20),), factor=3)), DecodedImage(hidden, alpha)).image
     assert torch.equal(pixels(again), result)
 
 
 def test_the_identity_holds_for_transparent_photos():
     alpha = 0.2 + 0.8 * smooth(30, 40, channels=1, seed=3, cell=6)
-    picture = Picture(photo(30, 40).pixels, alpha)
-    result = pixels(run(Photo(upscaler(8, 8), PhotoConfig(((10, 5, 20, 20),), factor=1)), picture).image)
-    assert float((result[:3] - picture.pixels * 255).abs().max()) <= 1
+    img = DecodedImage(photo(30, 40).pixels, alpha)
+    result = pixels(run(Photo(upscaler(8, 8), PhotoConfig(((10, 5, 20, 20),), factor=1)), img).image)
+    assert float((result[:3] - img.pixels * 255).abs().max()) <= 1
 
 
 # -------------------------------------------------------------------------------------------------- options and report
 
 
 def test_the_report_is_plain_json():
-    picture = photo(60, 80)
+    img = photo(60, 80)
     task = Photo(upscaler(16, 4, stripes, note="looked at"), PhotoConfig(((10, 10, 32, 32), (-4, 30, 20, 16)), factor=2))
-    result = run(task, picture)
+    result = run(task, img)
     details = json.loads(json.dumps(result.details))
     assert details["factor"] == 2
     first, second = details["objects"]
@@ -259,16 +259,16 @@ def test_the_report_is_plain_json():
     assert json.loads(json.dumps(task.options))["boxes"] == [[10, 10, 32, 32], [-4, 30, 20, 16]]
     assert result.notes == ("2 boxes given", "1 of 2 keep detail of the photo that the model does not see", "looked at")
     assert (first["resolved"], second["resolved"]) == (32, None)
-    silent = run(Photo(upscaler(16, 4), PhotoConfig(((10, 10, 32, 32),), measured=False)), picture)
+    silent = run(Photo(upscaler(16, 4), PhotoConfig(((10, 10, 32, 32),), measured=False)), img)
     assert silent.details["objects"][0]["consistency_db"] is None
 
 
 def test_consistent_objects_shrink_to_what_the_model_got():
-    picture = photo(60, 80)
+    img = photo(60, 80)
 
     def decibels(consistent: float) -> float | None:
         config = PhotoConfig(((10, 10, 32, 32),), factor=2, consistent=consistent)
-        return run(Photo(upscaler(16, 8, lambda high: stripes(high) * 0.9), config), picture).details["objects"][0]["consistency_db"]
+        return run(Photo(upscaler(16, 8, lambda sr: stripes(sr) * 0.9), config), img).details["objects"][0]["consistency_db"]
 
     plain, exact = decibels(0), decibels(1)
     assert plain is not None
@@ -289,7 +289,7 @@ def test_the_factor_follows_from_the_size_of_the_photo(monkeypatch: pytest.Monke
     assert less.notes[1].startswith("enlarged 2 instead of 8 times, to at most ")
     assert run(Photo(model, PhotoConfig(((2, 2, 8, 8),), factor=3)), photo(20, 30)).image.size == (90, 60)
     monkeypatch.setattr("gleansr.photos.task._MOST_PIXELS", 20 * 30 * 9)
-    with pytest.raises(PictureError, match=r"photo: 30x20 pixels enlarged 4 times are more than .* megapixels; give --factor 3 or less"):
+    with pytest.raises(ImageError, match=r"photo: 30x20 pixels enlarged 4 times are more than .* megapixels; give --factor 3 or less"):
         Photo(model, PhotoConfig(((2, 2, 8, 8),), factor=4)).prepare(photo(20, 30))
     assert MOST_MEGAPIXELS == 50
 
@@ -313,7 +313,7 @@ def test_without_objects_the_photo_is_enlarged(monkeypatch: pytest.MonkeyPatch):
         assert result.details == {"factor": 2, "objects": []}
         assert difference(result.image, photo(20, 30), 2) <= 1
         task.config = PhotoConfig(factor=2, require_object=True)
-        with pytest.raises(NoObjectError, match=f"photo: {said}; give --box x,y,w,h, or --aligned if the whole picture is a ") as caught:
+        with pytest.raises(NoObjectError, match=f"photo: {said}; give --box x,y,w,h, or --aligned if the whole image is a ") as caught:
             task.prepare(photo(20, 30))
         assert caught.value.exit_code == 3
 
@@ -388,22 +388,22 @@ def test_the_whole_in_one_call():
     assert result.size == (80, 80)
     assert result.info["gleansr"] == "1 box given"
     assert len(result.info["objects"]) == 1
-    with pytest.raises(PictureError, match="the model made NaN or infinite values; try --precision float32"):
-        upscale_photo(image, upscaler(8, 4, lambda high: high * float("nan")), boxes=((4, 4, 20, 20),), measured=False)
+    with pytest.raises(ImageError, match="the model made NaN or infinite values; try --precision float32"):
+        upscale_photo(image, upscaler(8, 4, lambda sr: sr * float("nan")), boxes=((4, 4, 20, 20),), measured=False)
 
 
-def pixels_of(picture: Picture) -> Any:
-    return picture.pixels.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+def pixels_of(img: DecodedImage) -> Any:
+    return img.pixels.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def test_batches_do_not_mix_objects_up(monkeypatch: pytest.MonkeyPatch):
-    picture = photo(64, 64)
+    img = photo(64, 64)
     boxes = [(float(x), float(y), 16.0, 16.0) for x in (0, 20, 40) for y in (0, 20, 40)]
     boxes = boxes[::2] + boxes[1::2]
-    model = upscaler(8, 8, lambda high: stripes(high) * (1 + high.mean((1, 2, 3), keepdim=True)))
-    whole = run(Photo(model, PhotoConfig(tuple(boxes), factor=2)), picture)
+    model = upscaler(8, 8, lambda sr: stripes(sr) * (1 + sr.mean((1, 2, 3), keepdim=True)))
+    whole = run(Photo(model, PhotoConfig(tuple(boxes), factor=2)), img)
     monkeypatch.setattr(type(model), "default_batch_size", lambda _: 2)
-    parts = run(Photo(model, PhotoConfig(tuple(boxes), factor=2)), picture)
+    parts = run(Photo(model, PhotoConfig(tuple(boxes), factor=2)), img)
     assert parts.image.tobytes() == whole.image.tobytes()
     assert parts.details == whole.details
 

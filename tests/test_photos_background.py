@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from gleansr.checkpoints.native import About
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.images.back_projection import consistency
-from gleansr.images.codec import Picture
+from gleansr.images.codec import DecodedImage
 from gleansr.images.resize import resize
-from gleansr.inference.feedforward import FeedForward
-from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.photos import Photo, PhotoConfig, run
-from gleansr.photos.background import Network, bicubic_bands
+from gleansr.photos.background import BackgroundModel, bicubic_bands
 from gleansr.photos.sampling import decibels, enlarged, mirrored, shrunk
 from tests.photo_parts import photo, pixels, smooth, upscaler
 
@@ -36,11 +36,11 @@ def test_mirrored_axes_go_on_for_ever():
 
 
 def test_consistency_is_that_of_the_exact_bicubic():
-    low = smooth(16, 16, cell=2) * 2 - 1
-    high = resize(low, scale=8) + 0.1 * torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))
-    value = decibels(low, high)
-    assert value == pytest.approx(float(consistency(low[None], high[None])), abs=0.02)
-    stored = (low * 127.5 + 127.5).round() / 127.5 - 1
+    lr = smooth(16, 16, cell=2) * 2 - 1
+    sr = resize(lr, scale=8) + 0.1 * torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    value = decibels(lr, sr)
+    assert value == pytest.approx(float(consistency(lr[None], sr[None])), abs=0.02)
+    stored = (lr * 127.5 + 127.5).round() / 127.5 - 1
     assert decibels(stored, stored) is None
 
 
@@ -58,10 +58,10 @@ def network(scale: int = 2, seed: int = 0) -> Upscaler:
     model = ResidualNet(ResidualNetConfig(scale=scale, features=6, n_blocks=3))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
-    return Upscaler(FeedForward(model, device="cpu"), About("plain"))
+    return Upscaler(FeedForwardModel(model, device="cpu"), About("plain"))
 
 
-def whole(behind: Network, planes: Tensor, factor: int) -> Tensor:
+def whole(behind: BackgroundModel, planes: Tensor, factor: int) -> Tensor:
     return torch.cat([band.make() for band in behind.bands(planes, factor)], 1)
 
 
@@ -69,17 +69,17 @@ def whole(behind: Network, planes: Tensor, factor: int) -> Tensor:
 def test_the_result_does_not_depend_on_the_tiles(factor: int, scale: int):
     behind = network(scale)
     planes = smooth(70, 83, cell=2)
-    at_once = whole(Network(behind, tile=96, overlap=32), planes, factor)
+    at_once = whole(BackgroundModel(behind, tile=96, overlap=32), planes, factor)
     assert at_once.shape == (3, 70 * factor, 83 * factor)
-    made = behind.method((planes * 2 - 1)[None]).pictures[0].clamp(-1, 1)
+    made = behind.method((planes * 2 - 1)[None]).images[0].clamp(-1, 1)
     assert torch.allclose(at_once, resize((made + 1) / 2, size=(70 * factor, 83 * factor)), atol=1e-5)
     for tile in (32, 40, 64):
-        assert torch.allclose(whole(Network(behind, tile=tile, overlap=32), planes, factor), at_once, atol=2e-5)
-    assert not torch.allclose(whole(Network(behind, tile=32, overlap=8), planes, factor), at_once, atol=2e-5)  # too small
+        assert torch.allclose(whole(BackgroundModel(behind, tile=tile, overlap=32), planes, factor), at_once, atol=2e-5)
+    assert not torch.allclose(whole(BackgroundModel(behind, tile=32, overlap=8), planes, factor), at_once, atol=2e-5)  # too small
 
 
 def test_windows_sum_to_one():
-    behind = Network(network(), tile=40, overlap=16)
+    behind = BackgroundModel(network(), tile=40, overlap=16)
     for length in (5, 40, 41, 97, 200):
         total = torch.zeros(length * 3)
         for first, last, window in behind._windows(length, 3):
@@ -88,14 +88,14 @@ def test_windows_sum_to_one():
 
 
 def test_a_network_behind_the_objects():
-    picture = Picture(photo(50, 60).pixels, smooth(50, 60, channels=1, seed=5, cell=8).clamp(min=0.1))
+    image = DecodedImage(photo(50, 60).pixels, smooth(50, 60, channels=1, seed=5, cell=8).clamp(min=0.1))
     behind = network(2)
     task = Photo(upscaler(8, 8), PhotoConfig(((10, 10, 20, 20),), factor=2), background=behind)
-    result = pixels(run(task, picture).image)
+    result = pixels(run(task, image).image)
     assert result.shape == (4, 100, 120)
     assert task.options["background"] == {"name": "plain", "scale": 2}
-    made = whole(Network(behind), picture.premultiplied(), 2)
-    alpha = enlarged(picture.alpha, 2).clamp(0, 1) if picture.alpha is not None else made
+    made = whole(BackgroundModel(behind), image.premultiplied(), 2)
+    alpha = enlarged(image.alpha, 2).clamp(0, 1) if image.alpha is not None else made
     wanted = (torch.minimum(made, alpha) / alpha).clamp(0, 1) * 255
     assert float((result[:3] - wanted).abs().max()) <= 1  # a model that adds nothing changes nothing here either
 
@@ -107,12 +107,12 @@ def test_the_network_runs_for_one_tile_at_a_time():
         running = 0
         most = 0
 
-        def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002
+        def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002
             self.running += 1
             self.most = max(self.most, self.running)
             threading.Event().wait(0.005)
             self.running -= 1
-            return Enlarged(low)
+            return ModelOutput(lr)
 
     method = Watched()
     task = Photo(upscaler(8, 2), PhotoConfig(aligned=True, factor=1), background=Upscaler(method, About("watched")))
@@ -125,6 +125,6 @@ def test_the_network_runs_for_one_tile_at_a_time():
 
 
 def test_a_network_that_fails_is_told():
-    broken = upscaler(None, 2, lambda high: high * float("nan"))
-    with pytest.raises(PictureError, match="the background network made NaN or infinite values"):
+    broken = upscaler(None, 2, lambda sr: sr * float("nan"))
+    with pytest.raises(ImageError, match="the background network made NaN or infinite values"):
         run(Photo(upscaler(8, 2), PhotoConfig(aligned=True), background=broken), photo(20, 20))

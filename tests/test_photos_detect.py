@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gleansr.images.codec import Picture, decode
+from gleansr.images.codec import DecodedImage, decode
 from gleansr.images.resize import resize
 from gleansr.photos import Photo, PhotoConfig, run
 from gleansr.photos.align import around, cut, framed
@@ -33,7 +33,7 @@ def astronaut(angle: float = 0, size: int = 140) -> Tensor:
 
 
 def moved(x: float, y: float, angle: float, middle: float = 70) -> tuple[float, float]:
-    """A place after the picture was turned clockwise about its middle."""
+    """A place after the image was turned clockwise about its middle."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return middle + (x - middle) * cos - (y - middle) * sin, middle + (x - middle) * sin + (y - middle) * cos
 
@@ -71,15 +71,15 @@ def test_small_faces_are_found_in_small_photos():
 
 @needs_dlib
 def test_a_photo_of_faces_from_end_to_end():
-    picture = Picture(torch.cat([astronaut(0), astronaut(90)], 2), name="two")
+    image = DecodedImage(torch.cat([astronaut(0), astronaut(90)], 2), name="two")
     task = Photo(upscaler(32, 4, stripes, category="faces"), PhotoConfig(factor=1, least_score=0.3))
-    result = run(task, picture)
+    result = run(task, image)
     assert result.notes[0] == "2 faces found"
     assert result.image.size == (280, 140)
     assert sorted(round(one["angle"] / 90) for one in result.details["objects"]) == [0, 1]
     assert all(len(one["landmarks"]) == 5 and one["score"] > 0.3 for one in result.details["objects"])
     plain = Photo(upscaler(32, 4, category="faces"), PhotoConfig(factor=1, least_score=0.3))
-    same = np.asarray(run(plain, picture).image).astype(float) - picture.pixels.permute(1, 2, 0).numpy() * 255
+    same = np.asarray(run(plain, image).image).astype(float) - image.pixels.permute(1, 2, 0).numpy() * 255
     assert np.abs(same).max() <= 1
 
 
@@ -114,7 +114,7 @@ def test_landmarks_that_fall_together_still_make_a_frame():
 
 
 def chelsea(angle: float) -> Tensor:
-    """The cat, turned clockwise; its head fills most of the picture and is itself turned by about 10 degrees."""
+    """The cat, turned clockwise; its head fills most of the image and is itself turned by about 10 degrees."""
     image = Image.fromarray(skimage.data.chelsea())
     turned = image.rotate(-angle, Image.Resampling.BICUBIC, expand=True, fillcolor=(128, 128, 128))
     return decode(turned.resize((round(turned.width * 0.3), round(turned.height * 0.3)), Image.Resampling.LANCZOS)).pixels
@@ -128,7 +128,7 @@ def test_a_cat_is_found_however_it_is_turned(angle: float):
     photo = chelsea(angle)
     (found,) = Cats().search(photo)
     height, width = photo.shape[-2:]
-    x, y = moved(7, -10, angle, 0)  # the middle of the head, from the picture's
+    x, y = moved(7, -10, angle, 0)  # the middle of the head, from the image's
     assert math.dist((found.frame.x, found.frame.y), (width / 2 + x, height / 2 + y)) < 12
     assert 115 < found.frame.width < 180
     assert (found.frame.angle - angle - 10 + 180) % 360 - 180 == pytest.approx(0, abs=15)
@@ -138,7 +138,7 @@ def test_a_cat_is_found_however_it_is_turned(angle: float):
 
 @needs_cv2
 @pytest.mark.parametrize("size", [0.5, 1.0, 2.5])
-def test_a_head_that_fills_a_picture_of_any_size_is_found_at_once(size: float):
+def test_a_head_that_fills_a_image_of_any_size_is_found_at_once(size: float):
     """Its ears are cut off."""
     from gleansr.photos.cats import Cats
 
@@ -151,7 +151,7 @@ def test_a_head_that_fills_a_picture_of_any_size_is_found_at_once(size: float):
 
 @needs_cv2
 def test_an_even_photo_has_no_cats():
-    result = run(Photo(upscaler(16, 4, category="cats"), PhotoConfig(factor=2)), Picture(torch.full((3, 40, 50), 0.4)))
+    result = run(Photo(upscaler(16, 4, category="cats"), PhotoConfig(factor=2)), DecodedImage(torch.full((3, 40, 50), 0.4)))
     assert result.notes == ("0 cats found",)
     assert result.image.size == (100, 80)
 
@@ -167,10 +167,10 @@ def test_what_is_found_twice_counts_once():
     assert distinct([a, again, inside, beside]) == [again, beside]
 
 
-def test_places_of_turned_pictures():
+def test_places_of_turned_images():
     turn = Turn(90, (60, 80), (40, 30), 2)
     assert turn.to_photo(30, 40) == pytest.approx((20, 15))
-    # The picture was turned counter-clockwise by a quarter: what is at the photo's top right is now at the top left.
+    # The image was turned counter-clockwise by a quarter: what is at the photo's top right is now at the top left.
     assert turn.to_photo(0, 0) == pytest.approx((40, 0))
     assert turn.box(20, 30, 20, 20) == pytest.approx((15, 10, 10, 10))
 
@@ -210,7 +210,7 @@ def test_quarter_turns_are_nearly_exact(side: int, angle: int):
 
 @pytest.mark.parametrize("angle", [15.0, -50.0, 170.0])
 def test_turned_frames_see_the_same_as_upright_ones_of_the_turned_photo(angle: float):
-    """A picture of waves, which is known at every place."""
+    """An image of waves, which is known at every place."""
 
     def waves(xs: Tensor, ys: Tensor) -> Tensor:
         return (0.5 + 0.2 * torch.sin(xs / 5) + 0.2 * torch.cos(ys / 7))[None].expand(3, -1, -1)

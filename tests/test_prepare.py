@@ -1,4 +1,4 @@
-"""Prepared sets: the pictures are what the formula says, every data set's structure is read, and no accident spoils a set."""
+"""Prepared sets: the images are what the formula says, every data set's structure is read, and no accident spoils a set."""
 
 import errno
 import hashlib
@@ -25,10 +25,10 @@ from scipy.io import savemat
 from gleansr.cli import main
 from gleansr.data import datasets
 from gleansr.data import prepare as module
-from gleansr.data.datasets import KINDS, Box, open_dataset, read_list
+from gleansr.data.datasets import KINDS, CropBox, open_dataset, read_list
 from gleansr.data.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
-from gleansr.data.sources import open_source, pairs_of, prepared_low
-from gleansr.errors import PictureError, RequestError
+from gleansr.data.sources import open_source, pairs_of, prepared_lr
+from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import degrade, resize
 
 
@@ -68,14 +68,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Seven pictures of 24x20 and more, two of one name, one in a folder, one with a blank and an umlaut."""
+    """Seven images of 24x20 and more, two of one name, one in a folder, one with a blank and an umlaut."""
     root = tmp_path / "photos"
     for i, name in enumerate(["a.png", "a.bmp", "b.tif", "c d.png", "sub/a.png", "ü.webp", "z.png"]):
         save(root / name, noise(20 + i, 24, i))
     return root
 
 
-# ------------------------------------------------------------------------------------------------------------ the pictures
+# ------------------------------------------------------------------------------------------------------------ the images
 
 
 @pytest.mark.parametrize(("height", "width"), [(37, 53), (16, 40), (9, 7)])
@@ -86,15 +86,15 @@ def test_squash_scales_both_axes_by_the_formula(height: int, width: int):
 
 @pytest.mark.parametrize("factor", [2, 6, 10, 14])
 def test_exact_halves_are_rounded_to_even_and_not_by_noise(factor: int):
-    for low, even in ((20, 20), (21, 22), (200, 200), (201, 202)):
-        pixels = np.full((16 * factor, 16 * factor, 3), low, np.uint8)
+    for lr, even in ((20, 20), (21, 22), (200, 200), (201, 202)):
+        pixels = np.full((16 * factor, 16 * factor, 3), lr, np.uint8)
         pixels[:, 1::2] += 1
         result = fit(tensor(pixels), 16, "squash", "skip")
         assert result[:, :, 2:-2].unique().tolist() == [even]
 
 
 @pytest.mark.parametrize("aspect", ["squash", "crop", "pad"])
-def test_a_picture_of_the_size_keeps_its_values(aspect):
+def test_a_image_of_the_size_keeps_its_values(aspect):
     pixels = noise(16, 16)
     assert np.array_equal(fit(tensor(pixels), 16, aspect, "skip").permute(1, 2, 0).numpy(), pixels)
 
@@ -113,7 +113,7 @@ def test_pad_keeps_everything_between_black():
 
 
 @pytest.mark.parametrize(("height", "width", "part"), [(48, 80, np.s_[:, 8:72]), (90, 80, np.s_[15:75]), (60, 80, np.s_[:])])
-def test_bars_lie_as_in_the_car_networks_pictures(height: int, width: int, part):
+def test_bars_lie_as_in_the_car_networks_images(height: int, width: int, part):
     pixels = noise(height, width)
     result = fit(tensor(pixels), 32, "bars", "skip").permute(1, 2, 0).numpy()
     assert np.array_equal(result[4:28], by_formula(pixels[part], 24, 32))
@@ -145,41 +145,41 @@ def test_small_is_what_would_have_to_be_enlarged(aspect, height: int, width: int
 
 
 def test_a_box_is_moved_inside_and_a_square_stays_square():
-    assert Box(2, 3, 4, 5).within(20, 20) == (slice(3, 8), slice(2, 6))
-    assert Box(-3, 18, 6, 4).within(20, 20) == (slice(16, 20), slice(0, 6))
-    assert Box(-5, -5, 30, 30).within(12, 20) == (slice(0, 12), slice(4, 16))
-    assert Box(-5, 0, 30, 8).within(12, 20) == (slice(0, 8), slice(0, 20))
-    for box in (Box(20, 0, 5, 5), Box(0, -9, 5, 8), Box(3, 3, -1, 5)):
-        with pytest.raises(PictureError, match="its annotation"):
+    assert CropBox(2, 3, 4, 5).within(20, 20) == (slice(3, 8), slice(2, 6))
+    assert CropBox(-3, 18, 6, 4).within(20, 20) == (slice(16, 20), slice(0, 6))
+    assert CropBox(-5, -5, 30, 30).within(12, 20) == (slice(0, 12), slice(4, 16))
+    assert CropBox(-5, 0, 30, 8).within(12, 20) == (slice(0, 8), slice(0, 20))
+    for box in (CropBox(20, 0, 5, 5), CropBox(0, -9, 5, 8), CropBox(3, 3, -1, 5)):
+        with pytest.raises(ImageError, match="its annotation"):
             box.within(20, 20)
 
 
 # ----------------------------------------------------------------------------------------------------------------- the set
 
 
-def test_a_set_holds_every_picture_once_with_its_pair(run, photos: Path, tmp_path: Path):
+def test_a_set_holds_every_image_once_with_its_pair(run, photos: Path, tmp_path: Path):
     out = tmp_path / "out"
     status, said = run("folder", photos, out, "--size", 16, "--scales", "4,2")
     assert status == 0, said
-    assert f"7 pictures in {out}" in said
+    assert f"7 images in {out}" in said
     originals = ["a.bmp", "a.png", "b.tif", "c d.png", "sub/a.png", "z.png", "ü.webp"]
     names = ["a.png", "a.png.png", "b.png", "c d.png", "sub/a.png", "z.png", "ü.png"]
     assert list(open_source(out).names) == names
     for name, original in zip(names, originals, strict=True):
         with Image.open(photos / original) as image:
             pixels = tensor(np.array(image.convert("RGB")))
-        high = load(out / "hr" / name)
-        assert np.array_equal(high, fit(pixels, 16, "crop", "skip").permute(1, 2, 0).numpy())
-        images = torch.from_numpy(high).permute(2, 0, 1)[None].float() / 127.5 - 1  # as training does it on the fly
+        sr = load(out / "hr" / name)
+        assert np.array_equal(sr, fit(pixels, 16, "crop", "skip").permute(1, 2, 0).numpy())
+        images = torch.from_numpy(sr).permute(2, 0, 1)[None].float() / 127.5 - 1  # as training does it on the fly
         for scale in (2, 4):
-            low = tensor(load(out / f"x{scale}" / name)) * 2 - 1
-            assert torch.allclose(low, degrade(images, scale)[0], atol=1e-6)  # steps are 8e-3
+            lr = tensor(load(out / f"x{scale}" / name)) * 2 - 1
+            assert torch.allclose(lr, degrade(images, scale)[0], atol=1e-6)  # steps are 8e-3
     for scale in (2, 4):
-        low_spec = prepared_low(str(out), scale)
-        assert low_spec == str(out / f"x{scale}")
-        assert pairs_of(open_source(str(out)), open_source(str(low_spec)), str(out), str(low_spec)) == [(i, i) for i in range(7)]
-    assert prepared_low(str(out), 8) is None
-    assert prepared_low(str(photos), 2) is None
+        lr_spec = prepared_lr(str(out), scale)
+        assert lr_spec == str(out / f"x{scale}")
+        assert pairs_of(open_source(str(out)), open_source(str(lr_spec)), str(out), str(lr_spec)) == [(i, i) for i in range(7)]
+    assert prepared_lr(str(out), 8) is None
+    assert prepared_lr(str(photos), 2) is None
 
 
 def test_the_manifest_vouches_for_every_file(photos: Path, tmp_path: Path):
@@ -196,7 +196,7 @@ def test_the_manifest_vouches_for_every_file(photos: Path, tmp_path: Path):
     lines = [json.loads(line) for line in records.splitlines()]
     assert len(lines) == 9
     assert {line["name"]: line["reason"].partition("; PNG")[0] for line in lines if "skipped" in line} == {
-        "bad.png": "is not a picture of a known kind",
+        "bad.png": "is not an image of a known kind",
         "tiny.png": "3x3 is too small for 16x16; --small enlarge takes it",
     }
     stated = {file: facts["sha256"] for line in lines for file, facts in line.get("files", {}).items()}
@@ -370,13 +370,13 @@ def test_an_unwritable_place_is_one_line(run, photos: Path):
     assert len(said.strip().splitlines()) == 1
 
 
-def test_bad_pictures_are_named_counted_and_strict_stops_at_the_first(run, photos: Path, tmp_path: Path):
+def test_bad_images_are_named_counted_and_strict_stops_at_the_first(run, photos: Path, tmp_path: Path):
     (photos / "b.png").write_bytes((photos / "z.png").read_bytes()[:400])
     save(photos / "tiny.png", noise(3, 3))
     status, said = run("folder", photos, tmp_path / "out", "--size", 16)
     assert status == 0
     assert "gleansr: b.png: cannot be read" in said
-    assert "7 pictures in" in said
+    assert "7 images in" in said
     assert "2 left out (1 small, 1 unreadable)" in said
     status, said = run("folder", photos, tmp_path / "strict", "--size", 16, "--strict")
     assert status == 1
@@ -386,7 +386,7 @@ def test_bad_pictures_are_named_counted_and_strict_stops_at_the_first(run, photo
     (tmp_path / "bad" / "a.png").write_text("text")
     status, said = run("folder", tmp_path / "bad", tmp_path / "none", "--size", 16)
     assert status == 1
-    assert "0 pictures in" in said
+    assert "0 images in" in said
 
 
 def test_wrong_requests_exit_2_in_one_line(run, photos: Path, tmp_path: Path):
@@ -433,13 +433,13 @@ def test_ffhq_keeps_its_thousands_and_official_lists_choose(run, tmp_path: Path)
     status, said = run("ffhq", tmp_path / "ffhq", tmp_path / "out", "--size", 16, "--list", meta)
     assert status == 0, said
     assert f"gleansr: 70000.png: is not in {tmp_path / 'ffhq'}" in said
-    assert "2 pictures in" in said
+    assert "2 images in" in said
     assert "1 left out (1 missing)" in said
     assert list(open_source(tmp_path / "out").names) == ["00000/00000.png", "01000/01001.png"]
     assert np.array_equal(load(tmp_path / "out/hr/01000/01001.png"), noise(16, 16, 1001))
 
 
-def test_lists_name_pictures_in_several_ways(tmp_path: Path):
+def test_lists_name_images_in_several_ways(tmp_path: Path):
     for name in ("a/1.png", "b/1.png", "b/2.jpg", "c d.png", "e.png", "e.jpg"):
         save(tmp_path / "in" / name, noise(4, 4))
     source, names = open_source(tmp_path / "in"), tmp_path / "names.txt"
@@ -490,16 +490,16 @@ def test_cats_are_cut_by_their_landmarks(run, tmp_path: Path):
     (root / "CAT_00" / "00000003_019.jpg.2.cat").write_text("9 1 2")
     status, said = run("cat", root, tmp_path / "whole", "--size", 16)
     assert status == 0
-    assert "4 pictures in" in said
+    assert "4 images in" in said
     assert np.array_equal(load(tmp_path / "whole/hr/CAT_00/00000001_000.png"), by_formula(noise(100, 120, 0), 16, 16))
     status, said = run("cat", root, tmp_path / "heads", "--size", 16, "--crop", "head")
     assert status == 0
-    assert "2 pictures in" in said
+    assert "2 images in" in said
     assert "CAT_00/00000003_015.jpg: has no landmark file 00000003_015.jpg.cat" in said
     assert "CAT_01/00000100_003.jpg: 00000100_003.jpg.cat holds 3 numbers after 9" in said
     # The landmarks span 40 by 40 around (50, 50), so that the square has a side of 56.
     assert np.array_equal(load(tmp_path / "heads/hr/CAT_00/00000001_000.png"), by_formula(noise(100, 120, 0)[22:78, 22:78], 16, 16))
-    # 20 by 24 around (10, 8): a side of 34, moved down and right into the picture.
+    # 20 by 24 around (10, 8): a side of 34, moved down and right into the image.
     assert np.array_equal(load(tmp_path / "heads/hr/CAT_01/00000100_002.png"), by_formula(noise(100, 120, 2)[0:34, 0:34], 16, 16))
     with zipfile.ZipFile(tmp_path / "cat.zip", "w") as archive:
         archive.write(root / "CAT_00" / "00000001_000.jpg", "a.jpg")
@@ -578,7 +578,7 @@ def test_annotations_of_another_matlab_are_refused(run, photos: Path, tmp_path: 
 
 
 def test_tasks_are_taken_as_they_are_needed():
-    """Pictures are not listed or read ahead of the work."""
+    """Images are not listed or read ahead of the work."""
     taken: list[int] = []
     tasks = (taken.append(i) or i for i in range(1000))
     results = module._results(lambda task: {"name": str(task)}, tasks, [{"name": "first"}], workers=1)

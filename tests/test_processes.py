@@ -32,8 +32,8 @@ features = 4
 growth = 3
 
 [data]
-train = ["{pictures}"]
-validation = ["{pictures}"]
+train = ["{images}"]
+validation = ["{images}"]
 n_validation = 3
 memory = 0
 workers = 2
@@ -49,7 +49,7 @@ tensorboard = false
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of ten steps around a new bank and its discriminator, with pictures read by workers."""
+    """A recipe of ten steps around a new bank and its discriminator, with images read by workers."""
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "pictures").mkdir()
     for i in range(12):
@@ -60,7 +60,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     networks = {"generator": StyleGAN2(config), "discriminator": StyleGAN2Discriminator(config)}
     native.save(folder / "bank.safetensors", networks, native.About("bank"))
     path = folder / "tiny.toml"
-    path.write_text(RECIPE.format(bank=folder / "bank.safetensors", pictures=folder / "pictures"))
+    path.write_text(RECIPE.format(bank=folder / "bank.safetensors", images=folder / "pictures"))
     return path
 
 
@@ -126,7 +126,7 @@ n_blocks = 1
 noise = 0.1
 
 [data]
-train = ["{pictures}"]
+train = ["{images}"]
 small = "enlarge"
 
 [run]
@@ -155,7 +155,7 @@ for folder, changes in (("whole", []), ("cut", ["run.iterations=1"]), ("cut", []
 
 def test_batch_normalisation_and_noise_in_two_processes(recipe: Path, tmp_path: Path):
     """Each normalises its share and draws noise of its own, and a stop between the steps changes nothing."""
-    (tmp_path / "rival.toml").write_text(RIVAL.format(pictures=recipe.parent / "pictures"))
+    (tmp_path / "rival.toml").write_text(RIVAL.format(images=recipe.parent / "pictures"))
     (tmp_path / "stopped.py").write_text(STOPPED)
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run([*launcher, str(tmp_path / "stopped.py"), str(tmp_path / "rival.toml"), str(tmp_path)])

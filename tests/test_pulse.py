@@ -47,7 +47,7 @@ def settings(**changes):
     return PULSEConfig(**{"steps": 4, "fit_samples": 200, **changes})
 
 
-def lows(n, side=4):
+def lrs(n, side=4):
     return torch.rand(n, 3, side, side) * 2 - 1
 
 
@@ -59,16 +59,16 @@ def fit_of(bank, samples=200):
 
 
 class Seen:
-    """Records the codes, noise pictures and results of a bank's passes."""
+    """Records the codes, noise images and results of a bank's passes."""
 
     def __init__(self, bank):
-        self.codes, self.noises, self.pictures = [], [], []
+        self.latents, self.noises, self.images = [], [], []
         bank.synthesis.register_forward_hook(self)
 
-    def __call__(self, _, inputs, picture):
-        self.codes.append(inputs[0].detach().clone())
+    def __call__(self, _, inputs, image):
+        self.latents.append(inputs[0].detach().clone())
         self.noises.append([noise.detach().clone() for noise in inputs[1]])
-        self.pictures.append(picture.detach().clone())
+        self.images.append(image.detach().clone())
 
 
 # ---------------------------------------------------------------------------------------------------- slow formulations
@@ -93,10 +93,10 @@ def shrunk(x, factor):
     return torch.stack([(x[..., c * factor : (c + 4) * factor] * taps).sum(3) for c in range(n)], 3)
 
 
-def angles(codes):
+def angles(latents):
     """512 / 8 times the mean square of the angle between every two rows, the small numbers under the roots as in the official code."""
     result = []
-    for one in codes:
+    for one in latents:
         total = one.new_zeros(())
         for a, b in itertools.product(one, one):
             far, near = ((a - b) ** 2).sum() + 1e-9, ((a + b) ** 2).sum() + 1e-9
@@ -105,12 +105,12 @@ def angles(codes):
     return torch.stack(result)
 
 
-def slow_loss(picture, codes, low, config):
-    """The loss of each picture; pictures in [-1, 1]."""
-    error = shrunk((picture + 1) / 2, picture.shape[-1] // low.shape[-1]) - (low + 1) / 2
+def slow_loss(image, latents, lr, config):
+    """The loss of each image; images in [-1, 1]."""
+    error = shrunk((image + 1) / 2, image.shape[-1] // lr.shape[-1]) - (lr + 1) / 2
     l2 = torch.stack([(e**2).mean().clamp(min=config.eps) for e in error])
     l1 = torch.stack([10 * e.abs().mean().clamp(min=config.eps) for e in error])
-    return config.l2 * l2 + config.l1 * l1 + config.geocross * angles(codes)
+    return config.l2 * l2 + config.l1 * l1 + config.geocross * angles(latents)
 
 
 def slow_rate(step, steps, schedule):
@@ -124,8 +124,8 @@ def slow_rate(step, steps, schedule):
     raise AssertionError
 
 
-def slow_run(bank, low, config, fit):
-    """The picture of the last step, for one picture, with the arithmetic of the optimisers written out."""
+def slow_run(bank, lr, config, fit):
+    """The image of the last step, for one image, with the arithmetic of the optimisers written out."""
     torch.manual_seed(config.seed)
     variables = [torch.randn(1, 1 if config.tile_latent else ROWS, DIM)]
     n = len(bank.synthesis.layers)
@@ -142,10 +142,10 @@ def slow_run(bank, low, config, fit):
         variables = [x.detach().requires_grad_() for x in variables]
         for i, x in zip(searched, variables[1:], strict=True):
             noises[i] = x
-        codes = variables[0].repeat(1, ROWS // variables[0].shape[1], 1) * fit.std + fit.mean
-        codes = torch.where(codes > 0, codes, 0.2 * codes)
-        picture = bank.synthesis(codes, noises)
-        gradients = torch.autograd.grad(slow_loss(picture, codes, low, config).sum(), variables)
+        latents = variables[0].repeat(1, ROWS // variables[0].shape[1], 1) * fit.std + fit.mean
+        latents = torch.where(latents > 0, latents, 0.2 * latents)
+        image = bank.synthesis(latents, noises)
+        gradients = torch.autograd.grad(slow_loss(image, latents, lr, config).sum(), variables)
         rate, t = config.lr * slow_rate(step, config.steps, config.schedule), step + 1
         moved = []
         for k, (x, g) in enumerate(zip(variables, gradients, strict=True)):
@@ -164,7 +164,7 @@ def slow_run(bank, low, config, fit):
             parts = [part / (part**2).sum().add(1e-9).sqrt() * length for part, length in zip(y[0], lengths[k], strict=True)]
             moved.append(torch.stack(parts)[None])
         variables = moved
-    return picture.detach()
+    return image.detach()
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 2), (8, 4), (32, 4), (48, 8), (64, 32)])
@@ -179,11 +179,11 @@ def test_shrinking(size, factor):
 
 
 def test_geocross():
-    codes = torch.randn(3, 5, 7).double()
-    torch.testing.assert_close(pulse.geocross(codes), angles(codes))
+    latents = torch.randn(3, 5, 7).double()
+    torch.testing.assert_close(pulse.geocross(latents), angles(latents))
     opposite = torch.stack([torch.ones(1, 7), -torch.ones(1, 7)], 1)  # half of the pairs at the angle pi
     torch.testing.assert_close(pulse.geocross(opposite), torch.tensor([512 / 8 * math.pi**2 / 2]), rtol=1e-4, atol=0)
-    assert pulse.geocross(codes[:1, :1].expand(1, 5, 7)) < 1e-6
+    assert pulse.geocross(latents[:1, :1].expand(1, 5, 7)) < 1e-6
 
 
 def test_learning_rates():
@@ -206,88 +206,88 @@ RUNS = [
 
 @pytest.mark.parametrize("changes", RUNS)
 def test_a_run_is_the_slow_one(changes, bank):
-    config, low, seen = settings(eps=1e-4, **changes), lows(1), Seen(bank)
-    PULSE(bank, 4, config)(low)
-    first, *_, last = seen.pictures
+    config, lr, seen = settings(eps=1e-4, **changes), lrs(1), Seen(bank)
+    PULSE(bank, 4, config)(lr)
+    first, *_, last = seen.images
     fit = fit_of(bank)
-    torch.testing.assert_close(last, slow_run(bank, low, config, fit), rtol=0, atol=2e-4)
+    torch.testing.assert_close(last, slow_run(bank, lr, config, fit), rtol=0, atol=2e-4)
     assert (first - last).abs().max() > 0.01
 
 
 # ------------------------------------------------------------------------------------------------------ what it promises
 
 
-def losses(seen, low, config):
-    """The loss of every picture that a bank made in a search for one."""
-    return [float(slow_loss(picture, codes, low, config)) for picture, codes in zip(seen.pictures, seen.codes, strict=True)]
+def losses(seen, lr, config):
+    """The loss of every image that a bank made in a search for one."""
+    return [float(slow_loss(image, latents, lr, config)) for image, latents in zip(seen.images, seen.latents, strict=True)]
 
 
 def test_it_comes_nearer(bank):
     with torch.no_grad():
-        low = shrunk(bank(torch.randn(1, DIM)), 4)
+        lr = shrunk(bank(torch.randn(1, DIM)), 4)
     errors = []
     for steps in (1, 20, 60):
-        result = PULSE(bank, 4, settings(steps=steps, eps=1e-5, geocross=0.0))(low)
-        errors.append(float((shrunk(result.pictures, 4) - low).square().mean()))
+        result = PULSE(bank, 4, settings(steps=steps, eps=1e-5, geocross=0.0))(lr)
+        errors.append(float((shrunk(result.images, 4) - lr).square().mean()))
     assert errors[2] < 0.5 * errors[1] < 0.1 * errors[0]
 
 
-def test_the_result_is_the_last_picture_or_the_best(bank):
+def test_the_result_is_the_last_image_or_the_best(bank):
     """From a start that is all but right, steps that are far too long."""
-    start = shrunk(PULSE(bank, 4, settings(steps=1))(lows(1)).pictures, 4)
+    start = shrunk(PULSE(bank, 4, settings(steps=1))(lrs(1)).images, 4)
     for result, offset in itertools.product(("last", "best"), (0.0, 0.02)):
-        low = start + offset
+        lr = start + offset
         config = settings(steps=6, eps=1e-6, optimizer="sgd", lr=1e3, schedule="fixed", result=result)
         seen = Seen(bank)
-        enlarged = PULSE(bank, 4, config)(low)
-        everything = losses(seen, low, config)
+        enlarged = PULSE(bank, 4, config)(lr)
+        everything = losses(seen, lr, config)
         assert everything.index(min(everything)) == 0
         last = result == "last" and not offset
-        assert torch.equal(enlarged.pictures, seen.pictures[-1 if last else 0])
+        assert torch.equal(enlarged.images, seen.images[-1 if last else 0])
         assert enlarged.notes == ["PULSE did not reach eps 1e-06: L2 0.0001 after 6 steps" if offset else ""]
 
 
 def test_a_result_does_not_depend_on_the_batch(bank):
-    method, low = PULSE(bank, 4, settings(steps=10)), lows(3)
-    together = method(low)
-    alone = [method(one[None]) for one in low]
-    assert torch.equal(together.pictures, torch.cat([a.pictures for a in alone]))
+    method, lr = PULSE(bank, 4, settings(steps=10)), lrs(3)
+    together = method(lr)
+    alone = [method(one[None]) for one in lr]
+    assert torch.equal(together.images, torch.cat([a.images for a in alone]))
     assert together.notes == [note for a in alone for note in a.notes]
-    assert len({float(picture.sum()) for picture in together.pictures}) == 3
+    assert len({float(image.sum()) for image in together.images}) == 3
 
 
 def test_to_have_been_near_enough_once_is_enough(bank):
     """As in the official code, wherever the search goes on to."""
-    low = shrunk(PULSE(bank, 4, settings(steps=1))(lows(1)).pictures, 4)
+    lr = shrunk(PULSE(bank, 4, settings(steps=1))(lrs(1)).images, 4)
     seen = Seen(bank)
-    enlarged = PULSE(bank, 4, settings(eps=1e-6, l2=0.0))(low)
-    assert (shrunk(seen.pictures[-1], 4) - low).square().mean() / 4 > 1e-3
+    enlarged = PULSE(bank, 4, settings(eps=1e-6, l2=0.0))(lr)
+    assert (shrunk(seen.images[-1], 4) - lr).square().mean() / 4 > 1e-3
     assert enlarged.notes == [""]
-    assert torch.equal(enlarged.pictures, seen.pictures[-1])
+    assert torch.equal(enlarged.images, seen.images[-1])
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "sgdm", "lr": 0.01}, {"optimizer": "sgd", "lr": 1e3, "schedule": "fixed"}])
 def test_a_search_for_several_at_once_is_that_for_each(changes, bank):
     """But for rounding, which Adam magnifies. Whether one is near enough does not depend on the others, as it does in the official code."""
-    start = PULSE(bank, 4, settings(steps=1))(lows(1)).pictures
-    method, low = PULSE(bank, 4, settings(**changes, eps=1e-4)), lows(3)
-    low[1] = shrunk(start, 4)[0]
-    alone = method(low)
+    start = PULSE(bank, 4, settings(steps=1))(lrs(1)).images
+    method, lr = PULSE(bank, 4, settings(**changes, eps=1e-4)), lrs(3)
+    lr[1] = shrunk(start, 4)[0]
+    alone = method(lr)
     assert [bool(note) for note in alone.notes] == [True, False, True]
     with pulse.frozen(bank):
-        together = method.search(low, fit_of(bank))
-    torch.testing.assert_close(together.pictures, alone.pictures, rtol=0, atol=2e-4)
+        together = method.search(lr, fit_of(bank))
+    torch.testing.assert_close(together.images, alone.images, rtol=0, atol=2e-4)
     assert [bool(note) for note in together.notes] == [True, False, True]
 
 
 def test_lengths_are_kept(bank):
-    """Of the rows of the latent code and of the noise pictures that are searched for; the others stay as they are."""
+    """Of the rows of the latent code and of the noise images that are searched for; the others stay as they are."""
     layers = len(bank.synthesis.layers)
     for config in (settings(eps=1e-4), settings(eps=1e-4, trainable_noise_layers=2, zero_noise_layers=(0, -2), tile_latent=True)):
         seen = Seen(bank)
-        PULSE(bank, 4, config)(lows(1))
+        PULSE(bank, 4, config)(lrs(1))
         fit = fit_of(bank)
-        latents = [(torch.where(codes > 0, codes, 5 * codes) - fit.mean) / fit.std for codes in seen.codes]
+        latents = [(torch.where(latents > 0, latents, 5 * latents) - fit.mean) / fit.std for latents in seen.latents]
         for latent in latents:
             torch.testing.assert_close(latent.norm(dim=2), latents[0].norm(dim=2), rtol=1e-4, atol=0)
         assert (latents[0] - latents[-1]).abs().max() > 0.01
@@ -300,10 +300,10 @@ def test_lengths_are_kept(bank):
 
 
 def test_the_seed_decides(bank):
-    low = lows(1)
-    same = [PULSE(bank, 4, settings(seed=5))(low).pictures for _ in range(2)]
+    lr = lrs(1)
+    same = [PULSE(bank, 4, settings(seed=5))(lr).images for _ in range(2)]
     assert torch.equal(*same)
-    assert not torch.allclose(PULSE(bank, 4, settings(seed=6))(low).pictures, same[0], atol=0.01)
+    assert not torch.allclose(PULSE(bank, 4, settings(seed=6))(lr).images, same[0], atol=0.01)
 
 
 def test_the_bank_stays_as_it_is(bank):
@@ -312,15 +312,15 @@ def test_the_bank_stays_as_it_is(bank):
         parameter.requires_grad = i % 2 == 0
     method = PULSE(bank, 4, settings())
     with torch.inference_mode():  # as evaluations call it
-        inside = method(lows(1))
+        inside = method(lrs(1))
 
     def interrupt(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        method(lows(1), interrupt)
-    assert inside.pictures.isfinite().all()
-    assert not inside.pictures.requires_grad
+        method(lrs(1), interrupt)
+    assert inside.images.isfinite().all()
+    assert not inside.images.requires_grad
     assert [p.requires_grad for p in bank.parameters()] == [i % 2 == 0 for i in range(len(list(bank.parameters())))]
     assert all(p.grad is None for p in bank.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in bank.state_dict().items())
@@ -329,28 +329,28 @@ def test_the_bank_stays_as_it_is(bank):
 def test_progress(monkeypatch):
     monkeypatch.setattr(gaussian, "CHUNK", 80)
     method, told = PULSE(make_bank(), 4, settings()), []
-    method(lows(2), lambda *numbers: told.append(numbers))
-    assert told == [(i + 1, 3 + 2 * 4) for i in range(11)]  # 200 samples, then two pictures of 4 steps
+    method(lrs(2), lambda *numbers: told.append(numbers))
+    assert told == [(i + 1, 3 + 2 * 4) for i in range(11)]  # 200 samples, then two images of 4 steps
     told.clear()
-    method(lows(1), lambda *numbers: told.append(numbers))
+    method(lrs(1), lambda *numbers: told.append(numbers))
     assert told == [(i + 1, 4) for i in range(4)]
 
 
 def test_half_precision_is_close():
     """At the start: the search magnifies what rounding makes."""
-    bank, low = make_bank(), lows(1)
-    exact = PULSE(bank, 4, settings(steps=1))(low).pictures
-    rough = PULSE(bank, 4, settings(steps=1), precision=torch.bfloat16)(low).pictures
+    bank, lr = make_bank(), lrs(1)
+    exact = PULSE(bank, 4, settings(steps=1))(lr).images
+    rough = PULSE(bank, 4, settings(steps=1), precision=torch.bfloat16)(lr).images
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).abs().mean() < 0.03 * exact.std()
-    assert PULSE(bank, 4, settings(), precision=torch.bfloat16)(low).pictures.isfinite().all()
+    assert PULSE(bank, 4, settings(), precision=torch.bfloat16)(lr).images.isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_every_scale(scale):
     method = PULSE(make_bank(), scale, settings(steps=2))
     assert (method.in_size, method.scale) == (16 // scale, scale)
-    assert method(lows(1, 16 // scale)).pictures.shape == (1, 3, 16, 16)
+    assert method(lrs(1, 16 // scale)).images.shape == (1, 3, 16, 16)
 
 
 def test_requests_that_cannot_be_met():
@@ -362,9 +362,9 @@ def test_requests_that_cannot_be_met():
         PULSE(RRDBNet(RRDBNetConfig(4, features=4, growth=2, n_blocks=1)), 4)
     with pytest.raises(RequestError, match="zero_noise_layers must be -5 to 4 with this bank, not 5"):
         PULSE(bank, 4, settings(zero_noise_layers=(0, 5)))
-    for low in (lows(1, 8), lows(1)[0], lows(1)[:, :1]):
-        with pytest.raises(RequestError, match=r"takes pictures \(N, 3, 4, 4\), not"):
-            PULSE(bank, 4)(low)
+    for lr in (lrs(1, 8), lrs(1)[0], lrs(1)[:, :1]):
+        with pytest.raises(RequestError, match=r"takes images \(N, 3, 4, 4\), not"):
+            PULSE(bank, 4)(lr)
     for changes in (
         {"steps": 0},
         {"eps": -1.0},
@@ -392,7 +392,7 @@ def test_the_gaussian_is_that_of_the_samples(bank, monkeypatch):
     torch.testing.assert_close(fit.mean.double(), values.mean(0), rtol=0, atol=1e-6)
     torch.testing.assert_close(fit.std.double(), values.std(0), rtol=1e-6, atol=0)
     latent = (values - fit.mean) / fit.std
-    torch.testing.assert_close(fit.codes(latent.float()), w.float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fit.latents(latent.float()), w.float(), rtol=0, atol=1e-5)
 
 
 def test_the_gaussian_is_kept(bank, monkeypatch, tmp_path):
@@ -408,10 +408,10 @@ def test_the_gaussian_is_kept(bank, monkeypatch, tmp_path):
     for tensors in ({"mean": fit.mean}, {"mean": fit.mean, "std": fit.std[:1]}, {"mean": fit.mean, "std": fit.std / 0}):
         save_file(tensors, file)
         assert gaussian.kept(bank, 100) is None
-    expected = PULSE(bank, 4, settings(fit_samples=100))(low := lows(1)).pictures  # which writes it again
+    expected = PULSE(bank, 4, settings(fit_samples=100))(lr := lrs(1)).images  # which writes it again
     assert torch.equal(fit_of(bank, 100).std, fit.std)
     monkeypatch.setattr(gaussian, "fitted", None)
-    assert torch.equal(PULSE(bank, 4, settings(fit_samples=100))(low).pictures, expected)
+    assert torch.equal(PULSE(bank, 4, settings(fit_samples=100))(lr).images, expected)
     next(bank.mapping.parameters()).data[0] += 1
     assert gaussian.kept(bank, 100) is None  # that of another network
 
@@ -419,7 +419,7 @@ def test_the_gaussian_is_kept(bank, monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_is_no_obstacle(bank, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "file"))
-    assert PULSE(bank, 4, settings())(lows(1)).pictures.isfinite().all()
+    assert PULSE(bank, 4, settings())(lrs(1)).images.isfinite().all()
 
 
 # -------------------------------------------------------------------------------------------------- the files of its banks
@@ -463,9 +463,9 @@ def slow_mapping(t, z):
     return w
 
 
-def slow_synthesis(t, codes, noises):
+def slow_synthesis(t, latents, noises):
     """Pixels repeated before a convolution; from 128 px on, where the official code fuses the two, with the kernel mirrored."""
-    x = t["blocks.4x4.const"].repeat(len(codes), 1, 1, 1)
+    x = t["blocks.4x4.const"].repeat(len(latents), 1, 1, 1)
     for i, noise in enumerate(noises):
         side = noise.shape[-1]
         block = f"blocks.{side}x{side}"
@@ -483,7 +483,7 @@ def slow_synthesis(t, codes, noises):
         epilogue = f"{block}.epi{i % 2 + 1}"
         x = F.leaky_relu(x + t[f"{epilogue}.noise.weight"][:, None, None] * noise, 0.2)
         x = F.instance_norm(x)  # its default adds 1e-5
-        style = codes[:, i] @ equalised(t[f"{epilogue}.style_mod.lin.weight"], 1).t() + t[f"{epilogue}.style_mod.lin.bias"]
+        style = latents[:, i] @ equalised(t[f"{epilogue}.style_mod.lin.weight"], 1).t() + t[f"{epilogue}.style_mod.lin.bias"]
         gain, shift = style[:, :, None, None].chunk(2, 1)
         x = x * (gain + 1) + shift
     return F.conv2d(x, equalised(t["torgb.weight"], 1), t["torgb.bias"])
@@ -513,12 +513,12 @@ def test_files(size, files):
     other = load_model(folder / "mapping.pt").state_dict()
     assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())
     n = 2 * len(CHANNELS[size])
-    z, codes = torch.randn(3, 12), torch.randn(2, n, 12)
+    z, latents = torch.randn(3, 12), torch.randn(2, n, 12)
     noises = [torch.randn(2, 1, 4 * 2 ** (i // 2), 4 * 2 ** (i // 2)) for i in range(n)]
     with torch.no_grad():
         torch.testing.assert_close(model.get_submodule("mapping")(z), slow_mapping(mapping, z))
-        exact = slow_synthesis({name: t.double() for name, t in synthesis.items()}, codes.double(), [noise.double() for noise in noises])
-        ours = model.double().get_submodule("synthesis")(codes.double(), [noise.double() for noise in noises])
+        exact = slow_synthesis({name: t.double() for name, t in synthesis.items()}, latents.double(), [noise.double() for noise in noises])
+        ours = model.double().get_submodule("synthesis")(latents.double(), [noise.double() for noise in noises])
     assert (ours - exact).abs().max() < 1e-6 * exact.std()  # the official filter is one of float32
 
 

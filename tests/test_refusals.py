@@ -145,8 +145,8 @@ def test_other_generators_of_nvidia(module, attributes, match, file, monkeypatch
     [
         ("b16", {"architecture": "skip"}, r"D\.b16 has architecture 'skip'; only 'resnet'"),
         ("b4.mbstd", {"num_channels": 2}, "num_channels 2; only 1"),
-        ("b4.mbstd", {"group_size": 0}, "minibatch standard deviation over 0 pictures"),
-        ("b4", {"_modules": {}}, "minibatch standard deviation over 0 pictures"),
+        ("b4.mbstd", {"group_size": 0}, "minibatch standard deviation over 0 images"),
+        ("b4", {"_modules": {}}, "minibatch standard deviation over 0 images"),
     ],
 )
 def test_other_discriminators_of_nvidia(module, attributes, match, file, monkeypatch):

@@ -48,7 +48,7 @@ def slow(image, scale=1.0, size=None):
     return image
 
 
-def picture(*shape, seed=0):
+def img(*shape, seed=0):
     return np.random.default_rng(seed).random(shape)
 
 
@@ -58,7 +58,7 @@ SIDES = st.integers(1, 23)
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.one_of(st.sampled_from([1 / 8, 1 / 16, 0.5, 1.0, 2.0, 1 / 3, 3.7]), st.floats(0.02, 4)))
 def test_scale_equals_the_slow_imresize(height, width, scale):
-    image = picture(height, width)
+    image = img(height, width)
     expected = slow(image, scale=scale)
     np.testing.assert_allclose(resize(image, scale=scale), expected, rtol=0, atol=1e-12)
     assert np.abs(resize(image.astype(np.float32), scale=scale) - expected).max() < 5e-7
@@ -67,7 +67,7 @@ def test_scale_equals_the_slow_imresize(height, width, scale):
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.tuples(SIDES, SIDES))
 def test_size_equals_the_slow_imresize(height, width, size):
-    image = picture(height, width)
+    image = img(height, width)
     expected = slow(image, size=size)
     np.testing.assert_allclose(resize(image, size=size), expected, rtol=0, atol=1e-12)
     result = resize(torch.from_numpy(image).float(), size=size)
@@ -86,7 +86,7 @@ def test_size_equals_the_slow_imresize(height, width, size):
     ],
 )
 def test_extremes_equal_the_slow_imresize_in_float32(shape, request_):
-    image = picture(*shape)
+    image = img(*shape)
     result = resize(image.astype(np.float32), **request_)
     assert result.dtype == np.float32
     assert np.abs(result - slow(image, **request_)).max() < 5e-7
@@ -102,7 +102,7 @@ def test_values_computed_by_hand():
 
 
 def test_kinds_axes_and_dtypes_agree():
-    image = picture(9, 14, 3).astype(np.float32)
+    image = img(9, 14, 3).astype(np.float32)
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     expected = resize(image, size=(5, 20))
     assert expected.shape == (5, 20, 3)
@@ -117,7 +117,7 @@ def test_kinds_axes_and_dtypes_agree():
 
 
 def test_read_only_arrays_are_taken_and_left_alone():
-    image = picture(6, 6)
+    image = img(6, 6)
     image.setflags(write=False)
     result = resize(image, scale=1)
     np.testing.assert_array_equal(result, image)
@@ -133,7 +133,7 @@ def test_output_sizes_round_up():
 def test_properties_of_an_interpolation(size):
     constant = resize(torch.full((37, 41), 0.3, dtype=torch.float64), size=size)
     torch.testing.assert_close(constant, torch.full_like(constant, 0.3), rtol=0, atol=1e-14)
-    image = torch.from_numpy(picture(40, 40))
+    image = torch.from_numpy(img(40, 40))
     result = resize(image, size=size)
     assert abs(result.mean() - image.mean()) < 0.02
     for axis in (0, 1):
@@ -142,8 +142,8 @@ def test_properties_of_an_interpolation(size):
         torch.testing.assert_close(resize(resize(image, size=first), size=size), result, rtol=0, atol=1e-13)
 
 
-def test_a_batch_equals_its_pictures_and_blocks_do_not_show():
-    images = torch.from_numpy(picture(2, 3, 70, 75))
+def test_a_batch_equals_its_images_and_blocks_do_not_show():
+    images = torch.from_numpy(img(2, 3, 70, 75))
     result = resize(images, scale=0.9)
     for image, expected in zip(images, result, strict=True):
         torch.testing.assert_close(resize(image, scale=0.9), expected, rtol=0, atol=1e-14)
@@ -243,7 +243,7 @@ def test_degrade_refuses_other_scales(scale):
 
 
 @pytest.mark.parametrize("images", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), np.zeros((1, 3, 8, 8))])
-def test_degrade_refuses_other_pictures(images):
+def test_degrade_refuses_other_images(images):
     with pytest.raises(RequestError, match="N, 3, H, W"):
         degrade(images, 8)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_pictures import smooth_pictures
+from made_images import smooth_images
 from torch import Tensor
 
 from gleansr.checkpoints import native
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return smooth_pictures(tmp_path_factory.mktemp("data") / "images.zip", (5, 4), (16, 16))
+    return smooth_images(tmp_path_factory.mktemp("data") / "images.zip", (5, 4), (16, 16))
 
 
 def run_config(iterations: int, **changes: Any) -> RunConfig:
@@ -196,7 +196,7 @@ def test_other_images_are_refused(images: str, tmp_path: Path):
         archive.writestr("6.png", archive.read("5.png"))
     with pytest.raises(CheckpointError, match=r"000000002\.pt: data\.train has 7 images, and had 6; to resume"):
         bank(str(more), tmp_path / "run", 2)
-    others = smooth_pictures(tmp_path / "others.zip", (5, 4), (17, 16))
+    others = smooth_images(tmp_path / "others.zip", (5, 4), (17, 16))
     with pytest.raises(CheckpointError, match=r"data\.train has as many images as before, but others"):
         bank(others, tmp_path / "run", 2)
 

@@ -11,19 +11,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import gleansr
-from gleansr import baselines as rivals
+from gleansr import baselines as baselines
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import resize
-from gleansr.inference.method import Enlarged
+from gleansr.inference.method import ModelOutput
 from gleansr.inference.upscaler import Upscaler
 from gleansr.retouching.mask import _connected, bounds, faded, grown, touched
 from gleansr.retouching.refine import RetouchConfig, prepare, retouch
 
 
 class Painter:
-    """A method 8 -> 32 that enlarges bicubically, and paints stripes and a cast over it. It counts its pictures."""
+    """A method 8 -> 32 that enlarges bicubically, and paints stripes and a cast over it. It counts its images."""
 
     name, scale, device = "painter", 4, torch.device("cpu")
     in_size: int | None = 8
@@ -31,10 +31,10 @@ class Painter:
     def __init__(self, stripes: float = 0.0, cast: float = 0.0):
         self.stripes, self.cast, self.seen = stripes, cast, 0
 
-    def __call__(self, low: Tensor, report=None) -> Enlarged:  # noqa: ARG002
-        self.seen += len(low)
-        high = resize(low, size=32)
-        return Enlarged(high + self.cast + self.stripes * torch.tensor([1.0, -1.0]).repeat(16))
+    def __call__(self, lr: Tensor, report=None) -> ModelOutput:  # noqa: ARG002
+        self.seen += len(lr)
+        sr = resize(lr, size=32)
+        return ModelOutput(sr + self.cast + self.stripes * torch.tensor([1.0, -1.0]).repeat(16))
 
 
 def painter(stripes: float = 0.0, cast: float = 0.0, content_height: int | None = None) -> Upscaler:
@@ -46,8 +46,8 @@ def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def painted(picture: Image.Image, box: tuple[int, int, int, int], colour=(190, 70, 70)) -> Image.Image:
-    copy = picture.copy()
+def painted(image: Image.Image, box: tuple[int, int, int, int], colour=(190, 70, 70)) -> Image.Image:
+    copy = image.copy()
     ImageDraw.Draw(copy).ellipse(box, fill=colour)
     return copy
 
@@ -112,7 +112,7 @@ def test_what_was_not_touched_needs_no_model():
     assert upscaler.method.seen == 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_strength_leads_from_the_retouched_to_the_refined_picture():
+def test_strength_leads_from_the_retouched_to_the_refined_image():
     original = smooth(64, 64)
     edited, upscaler = painted(original, (20, 20, 44, 44)), painter(stripes=0.4)
     core = prepare(edited, original, upscaler).weights.numpy() == 1
@@ -126,7 +126,7 @@ def test_strength_leads_from_the_retouched_to_the_refined_picture():
     assert np.allclose(steps, steps.mean(), rtol=0.02)
 
 
-def test_colour_is_that_of_the_retouched_picture():
+def test_colour_is_that_of_the_retouched_image():
     original = smooth(64, 64)
     edited = painted(original, (10, 10, 50, 50))
     plain, cast = (array(retouch(edited, original, model=painter(cast=value))) for value in (0, 0.2))
@@ -134,11 +134,11 @@ def test_colour_is_that_of_the_retouched_picture():
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_shrunk_by_the_factor_the_result_is_the_retouched_picture(factor: int):
+def test_shrunk_by_the_factor_the_result_is_the_retouched_image(factor: int):
     edited = smooth(32, 32)
     result = retouch(edited, model=painter(stripes=0.2, cast=0.1), factor=factor)
-    low, wanted = (resize(planes(image), scale=1 / factor) for image in (result, edited))
-    assert (low - wanted).abs().max() < 0.04
+    lr, wanted = (resize(planes(image), scale=1 / factor) for image in (result, edited))
+    assert (lr - wanted).abs().max() < 0.04
     assert np.abs(array(result) - array(edited)).mean() > 5  # the stripes are there
 
 
@@ -151,7 +151,7 @@ def test_the_more_it_is_shrunk_the_more_is_painted_anew():
     assert distances[0] < 0.95 * distances[2]
 
 
-def test_without_the_original_the_whole_picture_is_refined():
+def test_without_the_original_the_whole_image_is_refined():
     for width, height in ((32, 32), (90, 40), (33, 70)):
         edited, upscaler = smooth(width, height), painter(stripes=0.5)
         prepared = prepare(edited, None, upscaler)
@@ -160,7 +160,7 @@ def test_without_the_original_the_whole_picture_is_refined():
         assert (np.abs(result - array(edited)).max(2) > 10).mean() > 0.5
     part = prepare(smooth(90, 40), None, upscaler, RetouchConfig(box=(30, 0, 40)))
     assert part.weights[:, :30].sum() == part.weights[:, 70:].sum() == 0
-    assert (part.weights[:, 35:65] == 1).all()  # the picture's own border does not fade
+    assert (part.weights[:, 35:65] == 1).all()  # the image's own border does not fade
 
 
 def test_the_region_holds_what_was_touched_in_the_aspect_of_the_model():
@@ -171,20 +171,20 @@ def test_the_region_holds_what_was_touched_in_the_aspect_of_the_model():
     assert prepare(painted(original, (80, 20, 100, 40)), original, painter()).box == ((200 - 64) // 2, 0, 64)
     prepared = prepare(painted(original, (10, 20, 190, 40)), original, painter())
     assert prepared.box == (0, -68, 200)  # only with its border repeated is it large enough
-    assert prepared.low is not None
-    assert prepared.low.shape == (3, 8, 8)
+    assert prepared.lr is not None
+    assert prepared.lr.shape == (3, 8, 8)
     assert prepare(original, None, painter(), RetouchConfig(box=(7, 3, 50))).box == (7, 3, 50)
 
 
-def test_a_model_of_pictures_between_bars_sees_its_own_aspect():
+def test_a_model_of_images_between_bars_sees_its_own_aspect():
     upscaler = painter(stripes=0.3, content_height=24)
     original = smooth(64, 48)
     prepared = prepare(painted(original, (20, 20, 40, 40)), original, upscaler)
     assert (prepared.region.width, prepared.region.height) == (64, 48)
-    assert prepared.low is not None
-    assert (prepared.low[:, 0] == -1).all()
-    assert (prepared.low[:, 7] == -1).all()
-    assert (prepared.low[:, 1:7] > -1).all()
+    assert prepared.lr is not None
+    assert (prepared.lr[:, 0] == -1).all()
+    assert (prepared.lr[:, 7] == -1).all()
+    assert (prepared.lr[:, 1:7] > -1).all()
     shown = array(retouch(painted(original, (20, 20, 40, 40)), original, model=upscaler))
     assert np.abs(shown - array(painted(original, (20, 20, 40, 40)))).max() > 20
 
@@ -218,7 +218,7 @@ def test_transparency_outlives_it():
 
 
 def test_infinite_results_are_refused():
-    with pytest.raises(PictureError, match="NaN or infinite"):
+    with pytest.raises(ImageError, match="NaN or infinite"):
         retouch(smooth(32, 32), model=painter(cast=float("nan")))
 
 
@@ -232,9 +232,12 @@ def test_infinite_results_are_refused():
         ({"tolerance": 2.0}, "tolerance must be 0 to 1, not 2"),
         ({"box": (10, 0, 60)}, "the box 10,0,60 is not within its 64x48 pixels"),
         ({"box": (0, 0, 7)}, "the region of 7x7 pixels is smaller than the model's input of 8"),
-        ({"original": smooth(48, 64)}, "is 48x64, but the retouched picture is 64x48; give pictures of one size"),
-        ({"mask": Image.new("L", (3, 3))}, "is 3x3, but the retouched picture is 64x48"),
-        ({"model": rivals.load("bicubic", scale=4)}, "retouching takes a model with an input size, a GLEAN; bicubic takes pictures of any"),
+        ({"original": smooth(48, 64)}, "is 48x64, but the retouched image is 64x48; give images of one size"),
+        ({"mask": Image.new("L", (3, 3))}, "is 3x3, but the retouched image is 64x48"),
+        (
+            {"model": baselines.load("bicubic", scale=4)},
+            "retouching takes a model with an input size, a GLEAN; bicubic takes images of any",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_said(options: dict[str, Any], match: str):
@@ -267,7 +270,7 @@ def test_fading_is_nothing_outside_and_all_further_inside(size: int):
     weights = faded(mask, width)
     assert (weights[~mask] == 0).all()
     assert weights[5 * step, 5 * step] == 1
-    assert weights[0, 0] == 1  # no fading at the border of the picture
+    assert weights[0, 0] == 1  # no fading at the border of the image
     row = weights[5 * step, 2 * step : 5 * step]
     assert (row.diff() >= 0).all()
     assert row[0] < 0.2
@@ -295,7 +298,7 @@ def test_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
     edited.save(tmp_path / "after.png")
     arguments = ["retouch", str(tmp_path / "after.png"), "--original", str(tmp_path / "before.png"), "--model", str(tiny_model)]
     main([*arguments, "--save-mask", str(tmp_path / "mask.png"), "--strength", "0.5"])
-    assert "of the picture refined" in capsys.readouterr().err
+    assert "of the image refined" in capsys.readouterr().err
     wanted = retouch(edited, original, model=str(tiny_model), strength=0.5)
     assert np.array_equal(array(Image.open(tmp_path / "after_retouched.png")), array(wanted))
     mask = np.asarray(Image.open(tmp_path / "mask.png"))[..., 0]

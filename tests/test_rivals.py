@@ -10,12 +10,12 @@ from PIL import Image
 from torch import nn
 
 import gleansr
-from gleansr import baselines as rivals
+from gleansr import baselines as baselines
 from gleansr.baselines.dgp import DGP
 from gleansr.baselines.dgp_config import mse_biased
 from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
@@ -45,24 +45,24 @@ def tiny_bank(folder: Path, **others: nn.Module) -> Path:
 @pytest.mark.parametrize(("method", "network"), networks(), ids=lambda value: type(value).__name__)
 def test_networks_of_any_input_size_enlarge_what_they_are_given(method: str, network: nn.Module, tmp_path: Path, cat: Image.Image):
     path = saved(tmp_path, network)
-    upscaler = rivals.load(method, path, device="cpu")
+    upscaler = baselines.load(method, path, device="cpu")
     assert (upscaler.input_size, upscaler.output_size, upscaler.scale, upscaler.category) == (None, None, 4, "blobs")
-    picture = cat.resize((12, 8))
-    result = upscaler(picture)
+    image = cat.resize((12, 8))
+    result = upscaler(image)
     assert result.size == (48, 32)
     assert "gleansr" not in result.info
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     unit = isinstance(network, ESRGANPlus | RRDBNet)
     with torch.inference_mode():
         wanted = network.eval()(pixels if unit else pixels * 2 - 1)
     wanted = (wanted if unit else (wanted + 1) / 2).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
     assert np.abs(np.array(result).astype(float) - wanted).max() <= 0.51
-    assert gleansr.load(path, device="cpu")(picture).tobytes() == result.tobytes()
+    assert gleansr.load(path, device="cpu")(image).tobytes() == result.tobytes()
 
 
 def test_sides_that_a_folding_network_cannot_take_are_padded(tmp_path: Path, cat: Image.Image):
     torch.manual_seed(0)
-    upscaler = rivals.load("esrgan+", saved(tmp_path, RRDBNet(RRDBNetConfig(scale=2, features=4, growth=2, n_blocks=0))), device="cpu")
+    upscaler = baselines.load("esrgan+", saved(tmp_path, RRDBNet(RRDBNetConfig(scale=2, features=4, growth=2, n_blocks=0))), device="cpu")
     odd = cat.crop((0, 0, 13, 9))
     result = upscaler(odd)
     assert result.size == (26, 18)
@@ -70,8 +70,8 @@ def test_sides_that_a_folding_network_cannot_take_are_padded(tmp_path: Path, cat
     assert np.array_equal(np.array(result)[:8, :8], even[:8, :8])  # far from the border nothing changes
 
 
-def test_pictures_of_several_sizes_follow_each_other(cat: Image.Image):
-    upscaler = rivals.load("bicubic", scale=3, device="cpu")
+def test_images_of_several_sizes_follow_each_other(cat: Image.Image):
+    upscaler = baselines.load("bicubic", scale=3, device="cpu")
     sizes = [(5, 7), (8, 8), (1, 1)]
     assert [result.size for result in upscaler.upscale(cat.resize(size) for size in sizes)] == [(15, 21), (24, 24), (3, 3)]
     with pytest.raises(RequestError, match=r"several sizes.*--batch-size 1"):
@@ -82,28 +82,28 @@ def test_bicubic_is_matlabs(cat: Image.Image):
     small = cat.resize((9, 6))
     planes = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
     wanted = gleansr.resize(planes, scale=8).clamp(0, 1).permute(1, 2, 0).numpy() * 255
-    assert np.abs(np.array(rivals.load("bicubic", device="cpu")(small)).astype(float) - wanted).max() <= 0.51
+    assert np.abs(np.array(baselines.load("bicubic", device="cpu")(small)).astype(float) - wanted).max() <= 0.51
 
 
 def test_transparency_is_kept_at_any_size(cat: Image.Image):
-    picture = cat.resize((6, 4)).convert("RGBA")
-    picture.putalpha(Image.new("L", (6, 4), 100))
-    result = rivals.load("bicubic", scale=2, device="cpu")(picture)
+    image = cat.resize((6, 4)).convert("RGBA")
+    image.putalpha(Image.new("L", (6, 4), 100))
+    result = baselines.load("bicubic", scale=2, device="cpu")(image)
     assert result.mode == "RGBA"
     assert result.size == (12, 8)
     assert np.abs(np.array(result)[..., 3].astype(int) - 100).max() <= 1
 
 
 def test_glean_is_the_bundled_one_of_the_scale(tiny_model: Path):
-    assert rivals.load("glean", scale=16, device="cpu").input_size == 16
-    assert rivals.load("glean", device="cpu").input_size == 32
-    assert rivals.load("glean", tiny_model, scale=4, device="cpu").output_size == 32
+    assert baselines.load("glean", scale=16, device="cpu").input_size == 16
+    assert baselines.load("glean", device="cpu").input_size == 32
+    assert baselines.load("glean", tiny_model, scale=4, device="cpu").output_size == 32
 
 
-@pytest.mark.parametrize("method", rivals.SEARCHES)
+@pytest.mark.parametrize("method", baselines.SEARCHES)
 def test_the_bundled_bank_serves_the_searches_at_every_scale(method: str):
     for scale in (2, 8, 64):
-        assert rivals.load(method, scale=scale, device="cpu").input_size == 256 // scale
+        assert baselines.load(method, scale=scale, device="cpu").input_size == 256 // scale
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def test_the_bundled_bank_serves_the_searches_at_every_scale(method: str):
 )
 def test_what_does_not_fit_is_refused(arguments: dict, message: str):
     with pytest.raises((RequestError, CheckpointError), match=message):
-        rivals.load(**arguments, device="cpu")
+        baselines.load(**arguments, device="cpu")
 
 
 def test_searches_run_behind_the_same_call(tmp_path: Path, cat: Image.Image):
     bank = tiny_bank(tmp_path, discriminator=StyleGAN2Discriminator(StyleGAN2Config((4, 4, 4, 4))))
     steps: list[tuple[int, int]] = []
     for method, settings in (("pulse", {"steps": 2, "fit_samples": 64}), ("dgp", {"iterations": [1, 1, 1, 1, 1], "select_samples": 2})):
-        upscaler = rivals.load(method, bank, scale=8, device="cpu", settings=settings)
+        upscaler = baselines.load(method, bank, scale=8, device="cpu", settings=settings)
         assert (upscaler.input_size, upscaler.output_size, upscaler.scale) == (4, 32, 8)
         (result,) = upscaler.upscale([cat], report=lambda done, total: steps.append((done, total)))
         assert result.size == (32, 32)
@@ -142,21 +142,21 @@ def test_a_discriminator_may_lie_beside_its_bank_or_be_named(tmp_path: Path):
     other = tmp_path / "other.safetensors"
     native.save(other, {"discriminator": StyleGAN2Discriminator(StyleGAN2Config((4, 4, 4, 4)))}, native.About("d"))
     bank = tiny_bank(tmp_path)
-    rivals.load("dgp", bank, scale=8, device="cpu", settings={"discriminator": str(other)})
+    baselines.load("dgp", bank, scale=8, device="cpu", settings={"discriminator": str(other)})
     with pytest.raises(RequestError, match="discriminator"):
-        rivals.load("dgp", bank, scale=8, device="cpu")
+        baselines.load("dgp", bank, scale=8, device="cpu")
     bank = bank.rename(tmp_path / "G_ema_32.safetensors")
     other.rename(tmp_path / "D_32.safetensors")
-    rivals.load("dgp", bank, scale=8, device="cpu")
+    baselines.load("dgp", bank, scale=8, device="cpu")
 
 
 def test_published_settings_of_dgp_have_names(tmp_path: Path):
     bank = tiny_bank(tmp_path, discriminator=StyleGAN2Discriminator(StyleGAN2Config((4, 4, 4, 4))))
-    method = rivals.load("dgp", bank, scale=4, device="cpu", settings={"preset": "mse-biased", "seed": 3}).method
+    method = baselines.load("dgp", bank, scale=4, device="cpu", settings={"preset": "mse-biased", "seed": 3}).method
     assert isinstance(method, DGP)
     assert method.config == dataclasses.replace(mse_biased(), seed=3)
 
 
 def test_a_bank_alone_is_no_feed_forward_network():
-    with pytest.raises(RequestError, match="StyleGAN2 does not enlarge pictures by itself"):
-        FeedForward(StyleGAN2(StyleGAN2Config((4, 4), 4, 1)), device="cpu")
+    with pytest.raises(RequestError, match="StyleGAN2 does not enlarge images by itself"):
+        FeedForwardModel(StyleGAN2(StyleGAN2Config((4, 4), 4, 1)), device="cpu")

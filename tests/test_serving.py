@@ -18,7 +18,7 @@ from serving_parts import Client, blotchy, decoded, encoded, form, gated, painte
 
 import gleansr
 from gleansr.errors import RequestError
-from gleansr.inference.method import Enlarged
+from gleansr.inference.method import ModelOutput
 from gleansr.inference.upscaler import Upscaler
 from gleansr.retouching.refine import RetouchConfig, prepare
 from gleansr.serving.app import App
@@ -81,7 +81,7 @@ def test_formats_carry_the_mark(client: Client, kind: str):
     assert decoded(response.content).shape == (32, 32, 3)
 
 
-def test_transparency_and_what_people_said_of_a_picture_stay(client: Client, upscaler: Upscaler):
+def test_transparency_and_what_people_said_of_a_image_stay(client: Client, upscaler: Upscaler):
     image = blotchy(3).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     exif = Image.Exif()
@@ -121,7 +121,7 @@ def test_retouching_by_a_mask_and_without_an_original(client: Client, upscaler: 
         assert np.array_equal(decoded(client.post("/v1/retouch", files=files).content), np.asarray(wanted))
 
 
-def test_a_mask_and_an_untouched_picture_take_no_forward_pass(vivid: Path):
+def test_a_mask_and_an_untouched_image_take_no_forward_pass(vivid: Path):
     upscaler, method = gated(vivid)
     original = blotchy(6)
     files = {"edited": encoded(painted(original)), "original": encoded(original)}
@@ -165,7 +165,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
     "a text file": ("upscale", {"picture": b"hello"}, {}, 400, "bad-picture", "send PNG, JPEG"),
     "an empty file": ("upscale", {"picture": ("a.png", b"")}, {}, 400, "bad-picture", "is empty"),
     "a truncated JPEG": ("upscale", {"picture": JPEG[: len(JPEG) // 2]}, {}, 400, "bad-picture", "truncated"),
-    "half a header": ("upscale", {"picture": JPEG[:15]}, {}, 400, "bad-picture", "picture:"),
+    "half a header": ("upscale", {"picture": JPEG[:15]}, {}, 400, "bad-picture", "image:"),
     "a truncated original": ("retouch", {"edited": PICTURE, "original": PICTURE[:200]}, {}, 400, "bad-picture", "original:"),
     "PostScript": (
         "upscale",
@@ -175,13 +175,13 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
         "bad-picture",
         "not taken here; send PNG",
     ),
-    "a bomb": ("upscale", {"picture": bomb(60_000, 60_000)}, {}, 413, "too-many-pixels", "send a smaller picture"),
+    "a bomb": ("upscale", {"picture": bomb(60_000, 60_000)}, {}, 413, "too-many-pixels", "send a smaller image"),
     "a lesser bomb": ("upscale", {"picture": bomb(9_000, 9_000)}, {}, 413, "too-many-pixels", "9000x9000"),
     "a bomb as mask": ("retouch", {"edited": PICTURE, "mask": bomb(1_500, 1_500)}, {}, 413, "too-many-pixels", "mask:"),
-    "no picture": ("upscale", {}, {"fit": "crop"}, 422, "missing-field", "curl -F picture=@FILE"),
-    "no edited picture": ("retouch", {"original": PICTURE}, {}, 422, "missing-field", "edited"),
+    "no image": ("upscale", {}, {"fit": "crop"}, 422, "missing-field", "curl -F picture=@FILE"),
+    "no edited image": ("retouch", {"original": PICTURE}, {}, 422, "missing-field", "edited"),
     "another size": ("retouch", {"edited": PICTURE, "original": encoded(blotchy(1, 65))}, {}, 422, "unfit", "65x65"),
-    "a small picture": ("upscale", {"picture": SMALL}, {"fit": "exact"}, 422, "unfit", "fit crop, pad or stretch"),
+    "a small image": ("upscale", {"picture": SMALL}, {"fit": "exact"}, 422, "unfit", "fit crop, pad or stretch"),
     "a small region": ("retouch", {"edited": SMALL}, {}, 422, "unfit", "smaller than the model's input"),
     "a box outside": ("retouch", {"edited": PICTURE}, {"box": "60,60,50"}, 422, "unfit", "not within"),
     "a factor beyond the model": ("retouch", {"edited": PICTURE}, {"factor": "64"}, 422, "unfit", "2 to 8"),
@@ -212,7 +212,7 @@ def test_bad_input_gets_a_problem(client: Client, name: str):
 def test_what_is_no_form(client: Client):
     for headers, body, status, kind in (
         ({"content-type": "application/json"}, b"{}", 415, "wrong-content-type"),
-        ({"content-type": "application/x-www-form-urlencoded"}, b"picture=x", 415, "wrong-content-type"),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"image=x", 415, "wrong-content-type"),
         ({}, b"x", 415, "wrong-content-type"),
         ({"content-type": "multipart/form-data"}, b"x", 400, "bad-field"),
         (MULTIPART, b"no form at all", 400, "bad-field"),
@@ -274,7 +274,7 @@ def test_a_model_that_fails_does_not_end_the_worker(vivid: Path, what: str):
             method.error = RuntimeError("out of memory")
         else:
             inner = method._method
-            method._method = lambda low, _: Enlarged(inner(low).pictures * torch.nan)  # pyright: ignore[reportAttributeAccessIssue]
+            method._method = lambda lr, _: ModelOutput(inner(lr).images * torch.nan)  # pyright: ignore[reportAttributeAccessIssue]
         response = client.post("/v1/upscale", files={"picture": PICTURE})
         assert problem(response)[:2] == (500, "failed")
         assert "content-security-policy" in response.headers
@@ -296,7 +296,7 @@ def test_a_model_that_fails_does_not_end_the_worker(vivid: Path, what: str):
     ],
 )
 @pytest.mark.parametrize("kind", [TypeError, AttributeError, AssertionError])
-def test_a_mistake_in_the_program_is_no_bad_picture(client: Client, monkeypatch: pytest.MonkeyPatch, where: str, kind: type[Exception]):
+def test_a_mistake_in_the_program_is_no_bad_image(client: Client, monkeypatch: pytest.MonkeyPatch, where: str, kind: type[Exception]):
     def mistaken(*_: Any, **__: Any) -> None:
         raise kind("NoneType has no attribute")
 

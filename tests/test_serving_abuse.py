@@ -81,7 +81,7 @@ def sent_until_refused(connection: socket.socket, piece: bytes) -> int:
 
 
 def served(service: Running) -> int:
-    """The status that a client with a picture gets."""
+    """The status that a client with an image gets."""
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         return client.post("/v1/upscale", files={"picture": encoded(blotchy(1))}).status_code
 
@@ -338,7 +338,7 @@ EARLY = {
     "a wrong type": (head("POST /v1/upscale?", Content_Type="application/json", Content_Length=900_000), b"[" * 1000, 415),
     "a declared length": (head(Content_Length=10**12), b"", 413),
     "an unknown field": (head(Content_Length=900_000), FORM.replace(b"picture", b"pictures"), 400),
-    "a field of megabytes": (head(Content_Length=900_000), FORM.replace(b'picture"; filename="a.png"', b'fit"') + bytes(2000), 400),
+    "a field of megabytes": (head(Content_Length=900_000), FORM.replace(b'image"; filename="a.png"', b'fit"') + bytes(2000), 400),
     "a foreign host": (head(Host="evil.example", Content_Length=900_000), b"", 403),
     "a body where none belongs": (head("GET /healthz", Content_Length=900_000), b"x", 200),
     "no such address": (head("POST /nothing", Content_Length=900_000), b"x", 404),

@@ -51,7 +51,7 @@ def received(connection: socket.socket) -> bytes:
     return contents
 
 
-def test_pictures_over_a_socket(service: Running, vivid: Path):
+def test_images_over_a_socket(service: Running, vivid: Path):
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         response = client.post("/v1/upscale", files={"picture": encoded(blotchy(1))})
         assert np.array_equal(decoded(response.content), np.asarray(gleansr.load(vivid)(blotchy(1))))
@@ -192,5 +192,5 @@ def test_sigterm_lets_a_request_come_in_whole_and_answers_it(vivid: Path, servic
         answer = received(connection)
         assert service.process.wait(20) == 0
     assert answer.startswith(b"HTTP/1.1 200 ")
-    picture = answer.partition(b"\r\n\r\n")[2]
-    assert np.array_equal(decoded(picture), np.asarray(gleansr.load(vivid)(blotchy(3))))
+    image = answer.partition(b"\r\n\r\n")[2]
+    assert np.array_equal(decoded(image), np.asarray(gleansr.load(vivid)(blotchy(3))))

@@ -18,7 +18,7 @@ from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
-from gleansr.serving.worker import Worker, suitable_batch
+from gleansr.serving.worker import ModelWorker, suitable_batch
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def test_what_waits_is_the_next_batch_and_nobody_gets_the_answer_of_another(vivi
     async def test() -> None:
         async with asking(vivid, batch_size=4) as asked:
             first = await asked.busy()
-            pictures = [blotchy(seed) for seed in range(6)]
-            sent = [asyncio.create_task(asked.upscale(picture)) for picture in pictures]
+            images = [blotchy(seed) for seed in range(6)]
+            sent = [asyncio.create_task(asked.upscale(image)) for image in images]
             await asked.until(waiting=6)
             asked.method.open.set()
             answers = await asyncio.gather(*sent)
             assert asked.method.batches == [1, 4, 2]
             assert (await first).status_code == 200
-        for picture, answer in zip(pictures, answers, strict=True):
-            wanted = np.asarray(upscaler(picture)).astype(int)
+        for image, answer in zip(images, answers, strict=True):
+            wanted = np.asarray(upscaler(image)).astype(int)
             assert np.abs(decoded(answer.content) - wanted).max() <= 1
             assert sum(np.abs(decoded(other.content) - wanted).max() <= 2 for other in answers) == 1  # all others are far away
 
@@ -78,11 +78,11 @@ def test_models_take_turns_by_age(vivid: Path):
     upscalers, methods = zip(*(gated(vivid) for _ in range(2)), strict=True)
 
     async def test() -> None:
-        worker = Worker({"one": upscalers[0], "two": upscalers[1]}, 2, Metrics())
-        low, order = torch.zeros(3, 8, 8), []
+        worker = ModelWorker({"one": upscalers[0], "two": upscalers[1]}, 2, Metrics())
+        lr, order = torch.zeros(3, 8, 8), []
 
         def job(name: str, model: str) -> "asyncio.Task[Any]":
-            return asyncio.create_task(worker.refine(model, low, lambda: order.append(name)))
+            return asyncio.create_task(worker.refine(model, lr, lambda: order.append(name)))
 
         jobs = [job("a1", "one"), job("b1", "two"), job("a2", "one"), job("a3", "one"), job("b2", "two")]
         await asyncio.sleep(0)
@@ -252,7 +252,7 @@ def test_the_estimate_follows_the_forward_passes(vivid: Path):
     run(test())
 
 
-def test_all_pictures_together_are_bounded(vivid: Path):
+def test_all_images_together_are_bounded(vivid: Path):
     async def test() -> None:
         side = 64
         async with asking(vivid, max_pixels=side**2, max_bytes=20_000) as asked:
@@ -357,7 +357,7 @@ def test_time_is_bounded_while_waiting_and_while_sending(vivid: Path):
     run(test())
 
 
-def test_the_service_answers_others_while_pictures_are_worked_on(vivid: Path):
+def test_the_service_answers_others_while_images_are_worked_on(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             first = await asked.busy()
@@ -370,7 +370,7 @@ def test_the_service_answers_others_while_pictures_are_worked_on(vivid: Path):
     run(test())
 
 
-def test_a_failed_batch_fails_its_own_pictures_only(vivid: Path):
+def test_a_failed_batch_fails_its_own_images_only(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             first = await asked.busy()
@@ -401,8 +401,8 @@ def test_readiness_ends_with_the_service(vivid: Path):
     run(test())
 
 
-def test_large_pictures_are_not_kept_while_they_wait(vivid: Path):
-    """Of a picture to enlarge only what the model gets."""
+def test_large_images_are_not_kept_while_they_wait(vivid: Path):
+    """Of an image to enlarge only what the model gets."""
     from gleansr.serving import jobs
     from gleansr.serving.forms import Form
 
@@ -410,7 +410,7 @@ def test_large_pictures_are_not_kept_while_they_wait(vivid: Path):
     values = {name: one.default for name, one in jobs.kinds(("vivid",))[0].fields.items()}
     ready = jobs.upscale(Form({"picture": io.BytesIO(encoded(blotchy(1, 600)))}, values), upscaler, 10**6, lambda _: None)
     kept = ready.finish.__closure__ or ()
-    tensors = [getattr(cell.cell_contents, "picture", None) for cell in kept]
-    assert [picture.pixels.numel() for picture in tensors if picture is not None] == [0]
-    assert ready.low is not None
-    assert ready.low.untyped_storage().nbytes() == 3 * 8 * 8 * 4
+    tensors = [getattr(cell.cell_contents, "image", None) for cell in kept]
+    assert [image.pixels.numel() for image in tensors if image is not None] == [0]
+    assert ready.lr is not None
+    assert ready.lr.untyped_storage().nbytes() == 3 * 8 * 8 * 4

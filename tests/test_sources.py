@@ -1,4 +1,4 @@
-"""Sources of training pictures: one contract for every kind of place, what is refused, and what travels over the network."""
+"""Sources of training images: one contract for every kind of place, what is refused, and what travels over the network."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from gleansr.data import shards, sources
 from gleansr.data.lmdbs import values
 from gleansr.data.shards import expand
 from gleansr.data.sources import open_source, pairs_of
-from gleansr.errors import DownloadError, PictureError, RequestError
+from gleansr.errors import DownloadError, ImageError, RequestError
 
 CONTENTS = {
     name: os.urandom(size) for name, size in {"b c.png": 300, "a.JPG": 70_000, "sub/ü.webp": 1, "sub/a.jpg": 10, "z.jpeg": 0}.items()
@@ -74,8 +74,8 @@ MAKERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
 
 @pytest.fixture(params=MAKERS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place of each kind with `CONTENTS` and, where other things may lie beside pictures, a text."""
-    extra = {} if request.param == "lmdb" else {"readme.txt": b"no picture", ".hidden.png": b"x", "__MACOSX/._a.png": b"x"}
+    """A place of each kind with `CONTENTS` and, where other things may lie beside images, a text."""
+    extra = {} if request.param == "lmdb" else {"readme.txt": b"no image", ".hidden.png": b"x", "__MACOSX/._a.png": b"x"}
     return str(MAKERS[request.param](tmp_path / f"place-{request.param}", CONTENTS | extra))
 
 
@@ -123,16 +123,16 @@ def test_a_process_that_knows_nothing_reads_them_all(tmp_path: Path):
     assert process.stdout == "read\n", process.stderr
 
 
-def test_what_vanishes_or_changes_is_a_picture_error(place: str, tmp_path: Path):
+def test_what_vanishes_or_changes_is_a_image_error(place: str, tmp_path: Path):
     source = open_source(place)
     if isinstance(source, sources.FolderSource):
         (Path(place) / "z.jpeg").unlink()
-        with pytest.raises(PictureError, match=r"^cannot be read: No such file"):
+        with pytest.raises(ImageError, match=r"^cannot be read: No such file"):
             source.read(4)
         return
     file = Path(place) / "data.mdb" if isinstance(source, sources.LMDBSource) else Path(place)
     file.write_bytes(b"\0" * 50)
-    with pytest.raises(PictureError, match="has changed since it was listed"):
+    with pytest.raises(ImageError, match="has changed since it was listed"):
         source.read(0)
 
 
@@ -219,7 +219,7 @@ def test_a_small_member_that_unpacks_to_gigabytes_does_not_fill_the_memory(state
     source = open_source(path)
     tracemalloc.start()
     try:
-        with pytest.raises(PictureError, match=r"has not the [\d,]+ bytes|no picture that can be read has more"):
+        with pytest.raises(ImageError, match=r"has not the [\d,]+ bytes|no image that can be read has more"):
             source.read(0)
         assert tracemalloc.get_traced_memory()[1] < (300 if stated == 2**30 else 2) * 2**20  # what is there is made, not what is stated
     finally:
@@ -238,7 +238,7 @@ def test_members_beyond_an_archive_s_end_are_refused(tmp_path: Path):
 def test_a_spoilt_member_of_a_zip_is_noticed(tmp_path: Path):
     path = zip_of(tmp_path / "a.zip", {"a.png": b"picture" * 9})
     path.write_bytes(path.read_bytes().replace(b"picture", b"pictuRe", 1))
-    with pytest.raises(PictureError, match="checksum"):
+    with pytest.raises(ImageError, match="checksum"):
         open_source(str(path)).read(0)
 
 
@@ -270,7 +270,7 @@ def test_refusals_say_what_is_there(tmp_path: Path):
         junk: "cannot be read as a zip or tar archive",
         cut: "unexpected end of data",
         tar_of(tmp_path / "small.tar", {"a.png": b"x"}, "w:gz"): "decompress it",
-        tar_of(tmp_path / "texts.tar", {"a.txt": b"x"}): "no pictures in it",
+        tar_of(tmp_path / "texts.tar", {"a.txt": b"x"}): "no images in it",
         zip_of(tmp_path / "packed.zip", {"a.png": b"x"}, zipfile.ZIP_LZMA): "make a stored archive",
         mdb: "cannot be read as an LMDB",
         short: "is cut off",
@@ -330,7 +330,7 @@ def test_a_slip_of_the_pen_does_not_fill_the_memory():
             expand(pattern)
 
 
-def test_of_a_sample_the_first_picture_counts(tmp_path: Path):
+def test_of_a_sample_the_first_image_counts(tmp_path: Path):
     members = {
         "000.json": b"{}",
         "000.jpg": b"cat 0",
@@ -449,18 +449,18 @@ def test_remote_refusals(server: Server, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_pairs_match_by_name_without_suffix(tmp_path: Path):
-    high = zip_of(tmp_path / "high.zip", {"b/2.jpg": b"", "1.jpg": b"", "b/1.jpg": b""})
-    low = folder_of(tmp_path / "low", {"1.png": b"", "b/2.png": b"", "b/1.webp": b""})
-    pairs = pairs_of(open_source(str(high)), open_source(str(low)), str(high), str(low))
-    names = [(open_source(high).names[i], open_source(low).names[j]) for i, j in pairs]
+    gt = zip_of(tmp_path / "high.zip", {"b/2.jpg": b"", "1.jpg": b"", "b/1.jpg": b""})
+    lr = folder_of(tmp_path / "low", {"1.png": b"", "b/2.png": b"", "b/1.webp": b""})
+    pairs = pairs_of(open_source(str(gt)), open_source(str(lr)), str(gt), str(lr))
+    names = [(open_source(gt).names[i], open_source(lr).names[j]) for i, j in pairs]
     assert names == [("1.jpg", "1.png"), ("b/1.jpg", "b/1.webp"), ("b/2.jpg", "b/2.png")]
-    (low / "1.png").unlink()
-    (low / "b" / "3.png").write_bytes(b"")
+    (lr / "1.png").unlink()
+    (lr / "b" / "3.png").write_bytes(b"")
     with pytest.raises(RequestError, match=r"1 of .*high\.zip have no partner .* such as 1; 1 of .*low have no partner .* such as b/3$"):
-        pairs_of(open_source(str(high)), open_source(str(low)), str(high), str(low))
-    (low / "b" / "2.jpg").write_bytes(b"")
+        pairs_of(open_source(str(gt)), open_source(str(lr)), str(gt), str(lr))
+    (lr / "b" / "2.jpg").write_bytes(b"")
     with pytest.raises(RequestError, match=r"b/2\.jpg and b/2\.png differ in their suffix only"):
-        pairs_of(open_source(str(high)), open_source(str(low)), str(high), str(low))
+        pairs_of(open_source(str(gt)), open_source(str(lr)), str(gt), str(lr))
 
 
 def test_another_programs_manifest_makes_no_prepared_set(tmp_path: Path):
@@ -484,7 +484,7 @@ def test_pipes_and_devices_called_images_are_not_waited_for(tmp_path: Path):
     (tmp_path / "b.png").symlink_to("/dev/zero")
     source = open_source(tmp_path)
     for index in range(2):
-        with pytest.raises(PictureError, match="is no file but a folder, a pipe or a device"):
+        with pytest.raises(ImageError, match="is no file but a folder, a pipe or a device"):
             source.read(index)
 
 

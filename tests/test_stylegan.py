@@ -20,7 +20,7 @@ from gleansr.cli import main
 from gleansr.configs import from_dict
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
-from gleansr.models.stylegan import DownConv, StyledLayer, StyleGAN, StyleGANConfig, StyleGANDiscriminator, UpConv
+from gleansr.models.stylegan import DownConv, EqualizedUpConv, StyledLayer, StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2Config
 
 CHANNELS = (8, 7, 6, 5)  # 32 px
@@ -147,18 +147,18 @@ def layer(t, name, x, code, noise):
     return x * (scales + 1) + shifts
 
 
-def synthesis(t, codes):
-    """The picture of a fractional level of detail is the mean of the full-size pictures of the two whole ones around it."""
-    n = codes.shape[1] // 2
-    x, pictures = None, []
+def synthesis(t, latents):
+    """The image of a fractional level of detail is the mean of the full-size images of the two whole ones around it."""
+    n = latents.shape[1] // 2
+    x, images = None, []
     for i in range(2 * n):
-        x = layer(t, f"synthesis.layer{i}", x, codes[:, i], t[f"synthesis.layer{i}.apply_noise.noise"])
+        x = layer(t, f"synthesis.layer{i}", x, latents[:, i], t[f"synthesis.layer{i}.apply_noise.noise"])
         if i % 2:
             weight, bias = t[f"synthesis.output{i // 2}.weight"], t[f"synthesis.output{i // 2}.bias"]
-            pictures = [doubled(picture) for picture in pictures] + [F.conv2d(x, equalised(weight, 1.0), bias)]
+            images = [doubled(image) for image in images] + [F.conv2d(x, equalised(weight, 1.0), bias)]
     lod = float(t["synthesis.lod"])
     lower, upper = math.floor(lod), math.ceil(lod)
-    return pictures[n - 1 - lower] * (1 - lod + lower) + pictures[n - 1 - upper] * (lod - lower)
+    return images[n - 1 - lower] * (1 - lod + lower) + images[n - 1 - upper] * (lod - lower)
 
 
 def discriminator(t, image):
@@ -217,15 +217,15 @@ def test_generator(channels, lod, saved):
     model = load_model(path)
     assert isinstance(model, StyleGAN)
     n = 2 * len(channels)
-    z, codes = torch.randn(2, 12), torch.randn(1, n, 12)
+    z, latents = torch.randn(2, 12), torch.randn(1, n, 12)
     with torch.no_grad():
-        expected = synthesis(tensors, codes)
+        expected = synthesis(tensors, latents)
         assert_close(model.mapping(z), mapping(tensors, z))
-        assert_close(model.synthesis(codes), expected, 1e-4)
-        exact = synthesis({name: t.double() for name, t in tensors.items()}, codes.double())
-        assert_close(model.double().synthesis(codes.double()), exact, 1e-11)
+        assert_close(model.synthesis(latents), expected, 1e-4)
+        exact = synthesis({name: t.double() for name, t in tensors.items()}, latents.double())
+        assert_close(model.double().synthesis(latents.double()), exact, 1e-11)
     # With a gradient nothing is overwritten: another path through every layer.
-    assert_close(model.synthesis(codes.double()).detach(), exact, 1e-11)
+    assert_close(model.synthesis(latents.double()).detach(), exact, 1e-11)
 
 
 @pytest.mark.parametrize(("channels", "lod"), SIZES_AND_LODS)
@@ -236,22 +236,22 @@ def test_discriminator(channels, lod, saved):
     model = load_model(path)
     assert isinstance(model, StyleGANDiscriminator)
     size = model.config.size
-    pictures = torch.randn(8, 3, size, size) * torch.linspace(0.1, 2, 8)[:, None, None, None]
+    images = torch.randn(8, 3, size, size) * torch.linspace(0.1, 2, 8)[:, None, None, None]
     with torch.inference_mode():
         for n in (1, 4, 8) if size == 32 else (2,):
-            theirs = discriminator(tensors, pictures[:n])
-            ours = model(pictures[:n])
+            theirs = discriminator(tensors, images[:n])
+            ours = model(images[:n])
             assert ours.shape == (n, 1)
             assert (ours - theirs).abs().max() < 1e-5 * max(theirs.abs().max(), 1)
     with pytest.raises(ValueError, match="not 6"):
-        model(pictures[:6])
+        model(images[:6])
     with pytest.raises(ValueError, match=rf"\(N, 3, {size}, {size}\)"):
-        model(pictures[:, :, 1:])
+        model(images[:, :, 1:])
 
 
 def test_changes_of_size_are_repetition_or_mean_beside_a_convolution():
     """Borders included, and mirrored kernels would differ grossly."""
-    up, down, x = UpConv(4, 3), DownConv(3, 4), torch.randn(2, 4, 6, 6)
+    up, down, x = EqualizedUpConv(4, 3), DownConv(3, 4), torch.randn(2, 4, 6, 6)
     weight = equalised(up.weight.detach().transpose(0, 1))
     assert_close(up(x).detach(), blurred(F.conv2d(doubled(x), weight.flip(2, 3), padding=1)))
     assert (up(x) - blurred(F.conv2d(doubled(x), weight, padding=1))).abs().max() > 0.1
@@ -271,11 +271,11 @@ def test_truncation(saved):
         assert torch.equal(model(z, 0.7, truncation_layers=0), model(z))
         with pytest.raises(ValueError, match="truncation_layers must be 0 to 8, not 9"):
             model(z, 0.7, truncation_layers=9)
-        model.register_buffer("mean_code", None)
+        model.register_buffer("w_avg", None)
         estimated = model(z, 0)
         torch.testing.assert_close(estimated[0], estimated[1])
-        assert model.mean_code is None
-        torch.testing.assert_close(model.estimate_mean_code(), mapping(tensors, torch.randn(20_000, 12)).mean(0), atol=0.05, rtol=0)
+        assert model.w_avg is None
+        torch.testing.assert_close(model.estimate_w_avg(), mapping(tensors, torch.randn(20_000, 12)).mean(0), atol=0.05, rtol=0)
 
 
 def test_noise(saved):
@@ -289,7 +289,7 @@ def test_noise(saved):
         random = model(z, noise="random")
         assert len({float(p.std()) for p in (fixed, random, model(z, noise="random"), model(z, noise="none"))}) == 4
         same = model(z[:1].repeat(2, 1), noise="random")
-        assert not torch.allclose(same[0], same[1])  # each picture has its own
+        assert not torch.allclose(same[0], same[1])  # each image has its own
         with pytest.raises(ValueError, match="8 layers"):
             model(z, noise=given[:7])
         with pytest.raises(ValueError, match=r"\(N, 8, 12\)"):
@@ -306,7 +306,7 @@ def test_gradients_reach_every_parameter_that_matters(saved):
 
 
 def test_gradients_are_right():
-    layer = StyledLayer(UpConv(2, 2), 2, 3).double()
+    layer = StyledLayer(EqualizedUpConv(2, 2), 2, 3).double()
     layer.noise_strength.data.normal_()
     inputs = [torch.randn(2, 2, 2, 2), torch.randn(2, 3), torch.randn(1, 1, 4, 4)]
     assert torch.autograd.gradcheck(layer, [x.double().requires_grad_() for x in inputs])
@@ -320,8 +320,8 @@ def test_gradients_of_gradients_exist():
     gradient.square().sum().backward()
     assert model.blocks[0].get_parameter("conv2.weight").grad is not None
     generator = StyleGAN(StyleGANConfig((4, 4), code_dim=6, mapping_layers=1))
-    codes = torch.randn(2, 4, 6, requires_grad=True)
-    (gradient,) = torch.autograd.grad(generator.synthesis(codes).sum(), codes, create_graph=True)
+    latents = torch.randn(2, 4, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(generator.synthesis(latents).sum(), latents, create_graph=True)
     gradient.square().sum().backward()
     assert generator.get_parameter("synthesis.layers.2.conv.weight").grad is not None
 
@@ -329,8 +329,8 @@ def test_gradients_of_gradients_exist():
 def test_bfloat16_is_close_to_float32(saved):
     path = saved({"generator": generator_tensors(CHANNELS), "discriminator": discriminator_tensors(CHANNELS)})
     generator, critic = load_model(path), load_model(path, part="discriminator")
-    codes, images = torch.randn(2, 8, 12), torch.randn(4, 3, 32, 32)
-    for model, x in ((generator.get_submodule("synthesis"), codes), (critic, images)):
+    latents, images = torch.randn(2, 8, 12), torch.randn(4, 3, 32, 32)
+    for model, x in ((generator.get_submodule("synthesis"), latents), (critic, images)):
         for context in (torch.inference_mode(), torch.enable_grad()):
             with context:
                 exact = model(x)
@@ -368,7 +368,7 @@ def test_files_of_several_networks(layout, saved):
     assert (checkpoint.layout, sorted(checkpoint.networks)) == ("genforce", ["discriminator", "generator"])
     assert checkpoint.networks["generator"].config == CONFIG
     model = checkpoint.build(None, "test")
-    torch.testing.assert_close(model.get_buffer("mean_code"), tensors["truncation.w_avg"], rtol=0, atol=0)
+    torch.testing.assert_close(model.get_buffer("w_avg"), tensors["truncation.w_avg"], rtol=0, atol=0)
     torch.testing.assert_close(model.get_parameter("synthesis.constant"), tensors["synthesis.layer0.const"], rtol=0, atol=0)
     assert isinstance(checkpoint.build("discriminator", "test"), StyleGANDiscriminator)
 
@@ -479,21 +479,21 @@ def glean(bank: StyleGANConfig | NoBankConfig = CONFIG, in_size=8):
 @pytest.mark.parametrize("bank", [lambda c: StyleGANConfig(c, code_dim=6), NoBankConfig], ids=["stylegan", "none"])
 def test_glean_sizes(in_size, n, bank):
     channels = tuple(range(9, 9 - n, -1))
-    model, low = glean(bank(channels), in_size), torch.randn(2, 3, in_size, in_size)
+    model, lr = glean(bank(channels), in_size), torch.randn(2, 3, in_size, in_size)
     with torch.inference_mode():
-        assert model(low).shape == (2, 3, 2 ** (n + 1), 2 ** (n + 1))
+        assert model(lr).shape == (2, 3, 2 ** (n + 1), 2 ** (n + 1))
     with pytest.raises(ValueError, match=rf"\(N, 3, {in_size}, {in_size}\)"):
-        model(low[:, :, 1:])
+        model(lr[:, :, 1:])
 
 
 def test_glean_step_by_step():
     """8 -> 32: two layers for each size, fusion in front of the first of them, the bank's feature behind the second."""
-    model, low = glean(), torch.randn(2, 3, 8, 8)
+    model, lr = glean(), torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
-        (f4, f8), codes = model.encoder(low)
+        (f4, f8), latents = model.encoder(lr)
         layers, decoder = model.bank.get_submodule("synthesis.layers"), model.decoder
-        assert torch.equal(codes, model.encode(low))
-        assert codes.shape == (2, 8, 12)
+        assert torch.equal(latents, model.encode(lr))
+        assert latents.shape == (2, 8, 12)
         x = model.get_parameter("bank.synthesis.constant").repeat(2, 1, 1, 1)
         seen = []
         for i, step in enumerate(layers.children()):
@@ -501,11 +501,11 @@ def test_glean_step_by_step():
                 x = model.fusion_out[0](torch.cat([x, f4], 1))
             if i == 4:
                 x = model.fusion_out[1](torch.cat([x, f8], 1))
-            x = step(x, codes[:, i], model.get_buffer(f"bank.synthesis.noise_{i}"))
+            x = step(x, latents[:, i], model.get_buffer(f"bank.synthesis.noise_{i}"))
             seen.append(x)
-        high = decoder.up[0](f8)
-        high = decoder.up[1](torch.cat([high, seen[5]], 1))
-        assert_close(model(low), decoder.finish(torch.cat([high, seen[7]], 1)))
+        sr = decoder.up[0](f8)
+        sr = decoder.up[1](torch.cat([sr, seen[5]], 1))
+        assert_close(model(lr), decoder.finish(torch.cat([sr, seen[7]], 1)))
 
 
 def test_glean_ignores_its_dead_paths_and_nothing_else():
@@ -528,37 +528,37 @@ def test_trainable_parameters():
 
 def test_glean_without_a_bank():
     """The decoder reads the encoder's feature alone; all parameters count, and there are no codes."""
-    model, low = glean(NoBankConfig(CHANNELS)), torch.randn(2, 3, 8, 8)
+    model, lr = glean(NoBankConfig(CHANNELS)), torch.randn(2, 3, 8, 8)
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"encoder", "decoder"}
     assert {name.split(".")[1] for name, _ in model.encoder.named_parameters(prefix="encoder")} == {"trunk", "head"}
     shapes = [tuple(model.get_parameter(f"decoder.{name}.weight").shape[:2]) for name in ("up.0.conv", "up.1.conv", "last", "out")]
     assert shapes == [(24, 7), (20, 6), (5, 5), (3, 5)]
-    model(low).square().sum().backward()
+    model(lr).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
     with pytest.raises(ValueError, match="no bank"):
-        model.encode(low)
+        model.encode(lr)
 
 
 def test_bfloat16_glean_is_close_to_float32():
     for bank in (CONFIG, NoBankConfig(CHANNELS)):
-        model, low = glean(bank), torch.randn(2, 3, 8, 8)
+        model, lr = glean(bank), torch.randn(2, 3, 8, 8)
         with torch.inference_mode():
-            exact = model(low)
+            exact = model(lr)
             with torch.autocast("cpu", torch.bfloat16):
-                rough = model(low).float()
+                rough = model(lr).float()
         assert 0 < (rough - exact).abs().mean() < 0.05 * exact.std()
 
 
 @pytest.mark.parametrize("bank", [CONFIG, NoBankConfig(CHANNELS)], ids=["stylegan", "none"])
 def test_glean_comes_back_and_enlarges(bank, tmp_path, cat):
-    model, low = glean(bank), torch.randn(2, 3, 8, 8)
+    model, lr = glean(bank), torch.randn(2, 3, 8, 8)
     path = tmp_path / "glean.safetensors"
     native.save(path, {"generator": model}, native.About("tiny"))
     again = load_model(path)
     assert isinstance(again, GLEAN)
     assert again.config == model.config
     with torch.inference_mode():
-        assert torch.equal(again(low), model(low))
+        assert torch.equal(again(lr), model(lr))
     assert not any(p.requires_grad for p in again.bank.parameters())
     cat.save(tmp_path / "cat.png")
     main(["upscale", str(tmp_path / "cat.png"), "-o", str(tmp_path / "out.png"), "-m", str(path), "--device", "cpu"])
@@ -569,7 +569,7 @@ def test_glean_comes_back_and_enlarges(bank, tmp_path, cat):
 def test_a_stylegan_comes_back(tmp_path):
     config = dataclasses.replace(CONFIG, lod=0.5, stddev_group=None)
     model, critic = randomise(StyleGAN(config)), randomise(StyleGANDiscriminator(config))
-    model.mean_code = torch.randn(12)
+    model.w_avg = torch.randn(12)
     path = tmp_path / "bank.safetensors"
     native.save(path, {"generator": model, "discriminator": critic}, native.About("tiny"))
     z, images = torch.randn(2, 12), torch.randn(3, 3, 32, 32)

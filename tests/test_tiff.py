@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.ExifTags import Base
 
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.images.codec import decode
 
 TOPS = {"u1": 255, "u2": 65535, "u4": 2**32 - 1, "i1": 127, "i2": 32767, "i4": 2**31 - 1, "f2": 1, "f4": 1, "f8": 1}
@@ -32,8 +32,8 @@ def shades(channels, dtype, seed=0):
 
 def read(file):
     """(H, W, channels) of colour and alpha of a file, as it is decoded, in [0, 1]."""
-    picture = decode(file)
-    planes = picture.pixels if picture.alpha is None else torch.cat([picture.pixels, picture.alpha])
+    image = decode(file)
+    planes = image.pixels if image.alpha is None else torch.cat([image.pixels, image.alpha])
     return np.moveaxis(planes.numpy(), 0, -1).astype("f8")
 
 
@@ -154,7 +154,7 @@ def test_32_bits_are_the_range_that_holds_them():
 def test_values_far_below_0_are_refused(dtype):
     values = shades(1, dtype)[..., 0]
     values[3, 3] = -TOPS[dtype] // 2
-    with pytest.raises(PictureError, match=r"values below 0.*shift them"):
+    with pytest.raises(ImageError, match=r"values below 0.*shift them"):
         decode(tiff(values, photometric="minisblack"))
 
 
@@ -172,12 +172,12 @@ def test_values_far_below_0_are_refused(dtype):
 )
 def test_what_is_not_read_is_refused_by_name_with_a_remedy(tags, said):
     file = by_hand({256: 4, 257: 4, 259: 1, **tags}, bytes(4 * 4 * 64))
-    with pytest.raises(PictureError, match=f"not read: {said}; save the image as 8- or 16-bit RGB or grey"):
+    with pytest.raises(ImageError, match=f"not read: {said}; save the image as 8- or 16-bit RGB or grey"):
         decode(file)
 
 
 def test_big_endian_big_tiff_is_refused_by_name():
-    with pytest.raises(PictureError, match="big-endian BigTIFF is not read; save"):
+    with pytest.raises(ImageError, match="big-endian BigTIFF is not read; save"):
         decode(tiff(shades(3, "u1"), photometric="rgb", bigtiff=True, byteorder=">"))
 
 
@@ -185,7 +185,7 @@ def test_big_endian_big_tiff_is_refused_by_name():
 def test_truncated_deep_files_are_refused(compression):
     file = tiff(shades(3, "u2"), photometric="rgb", compression=compression)
     for end in (len(file) - 40, len(file) // 2):
-        with pytest.raises(PictureError, match="cannot be read"):
+        with pytest.raises(ImageError, match="cannot be read"):
             decode(file[:end])
 
 
@@ -203,13 +203,13 @@ def test_metadata_orientation_profile_and_pages_hold_for_deep_files_too():
     with tifffile.TiffWriter(file) as writer:
         writer.write(values, photometric="rgb", extratags=exif, resolution=(100, 200), resolutionunit=2, metadata=None)
         writer.write(values, photometric="rgb", metadata=None)
-    picture = decode(file.getvalue(), name="scan")
-    np.testing.assert_allclose(np.moveaxis(picture.pixels.numpy(), 0, -1), np.rot90(values, -1) / 65535, atol=1e-6)
+    image = decode(file.getvalue(), name="scan")
+    np.testing.assert_allclose(np.moveaxis(image.pixels.numpy(), 0, -1), np.rot90(values, -1) / 65535, atol=1e-6)
     kept = Image.Exif()
-    kept.load(picture.metadata.exif)
+    kept.load(image.metadata.exif)
     assert kept[Base.Artist] == "somebody"
-    assert picture.metadata.dpi == (200, 100)
-    assert picture.notes == ("scan: has several pages, the first was taken",)
+    assert image.metadata.dpi == (200, 100)
+    assert image.notes == ("scan: has several pages, the first was taken",)
 
 
 def test_an_image_that_pillow_opened_is_read_by_its_tags_too():
@@ -227,5 +227,5 @@ def test_a_tag_of_another_kind_is_no_mistake_of_ours(tag, kind):
     (entries,) = struct.unpack_from("<H", file, at)
     entry = next(at + 2 + 12 * i for i in range(entries) if struct.unpack_from("<H", file, at + 2 + 12 * i)[0] == tag)
     struct.pack_into("<H", file, entry + 2, kind)
-    with contextlib.suppress(PictureError):
+    with contextlib.suppress(ImageError):
         decode(bytes(file))

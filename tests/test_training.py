@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from made_pictures import smooth_pictures
+from made_images import smooth_images
 from PIL import Image
 
 import gleansr
@@ -32,26 +32,26 @@ from gleansr.training.enlarge import schedule, train_network
 from gleansr.training.networks import PlainNetworkConfig
 from gleansr.training.parts import load_teacher
 from gleansr.training.plan import network_plan
-from gleansr.training.state import Log, Meter, States, StoppedError, passed
+from gleansr.training.state import Log, Meter, States, TrainingStoppedError, passed
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A zip archive of six smooth pictures of 20x16."""
-    path = smooth_pictures(tmp_path_factory.mktemp("data") / "pictures.zip", (5, 4), (20, 16))
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A zip archive of six smooth images of 20x16."""
+    path = smooth_images(tmp_path_factory.mktemp("data") / "images.zip", (5, 4), (20, 16))
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("readme.txt", "no picture")
+        archive.writestr("readme.txt", "no image")
     return path
 
 
-def bank_recipe(pictures: str, **changes) -> BankRecipe:
+def bank_recipe(dataset: str, **changes) -> BankRecipe:
     values = {
         "about": AboutConfig("tiny-bank", "blobs", "CC0-1.0", "nobody"),
         "network": StyleGAN2Config((8, 8, 4), code_dim=8, mapping_layers=2),
         "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False),
-        "data": DataConfig(train=(pictures,), small="enlarge"),
+        "data": DataConfig(train=(dataset,), small="enlarge"),
         "r1_every": 2,
         "path_length_every": 2,
     }
@@ -59,20 +59,20 @@ def bank_recipe(pictures: str, **changes) -> BankRecipe:
 
 
 @pytest.fixture(scope="module")
-def bank(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(train_bank(bank_recipe(pictures), tmp_path_factory.mktemp("bank"), CPU))
+def bank(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(train_bank(bank_recipe(dataset), tmp_path_factory.mktemp("bank"), CPU))
 
 
 def small_network(in_size: int = 4, light: bool = False) -> GLEANNetworkConfig:
     return GLEANNetworkConfig(in_size, out_size=16, n_rrdb=1, features=4, growth=3, out_features=4, light=light)
 
 
-def glean_recipe(pictures: str, bank_file: str, **changes) -> NetworkRecipe:
+def glean_recipe(dataset: str, bank_file: str, **changes) -> NetworkRecipe:
     values = {
         "about": AboutConfig("tiny-glean", "blobs", "CC0-1.0", "nobody"),
         "network": small_network(),
         "run": RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False),
-        "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3, small="enlarge"),
+        "data": DataConfig(train=(dataset,), validation=(dataset,), n_validation=3, small="enlarge"),
         "bank_file": bank_file,
         "lr": 1e-3,
         "ema_half_life": 8,
@@ -84,8 +84,8 @@ def glean_recipe(pictures: str, bank_file: str, **changes) -> NetworkRecipe:
 
 
 def test_equations_by_hand():
-    prediction, truth = torch.zeros(1, 3, 1, 2), torch.tensor([[[[0.5, 0]], [[0, 1]], [[0, 0]]]])
-    mse = losses.equation1_mse(prediction, truth)
+    prediction, gt = torch.zeros(1, 3, 1, 2), torch.tensor([[[[0.5, 0]], [[0, 1]], [[0, 0]]]])
+    mse = losses.equation1_mse(prediction, gt)
     assert math.isclose(float(mse), (0.25 + 1) / 6, rel_tol=1e-6)
     fake, real = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [-1.0]])
     d_fake, d_real = [[1 / (1 + math.exp(-float(logit))) for logit in logits] for logits in (fake, real)]
@@ -113,43 +113,43 @@ def test_both_forms_of_equation_3_pull_the_same_way_but_differently_hard():
 def test_equation_2_is_the_distance_of_features_and_reaches_the_result_only(network: str):
     torch.manual_seed(0)
     features = squeezenet() if network == "squeezenet" else VGG16().requires_grad_(False)
-    truth = torch.rand(2, 3, 32, 32).mul(2).sub(1).requires_grad_()
-    result = (truth.detach() + 0.1 * torch.randn_like(truth)).requires_grad_()
-    loss = losses.equation2_perceptual(features, result, truth)
+    gt = torch.rand(2, 3, 32, 32).mul(2).sub(1).requires_grad_()
+    result = (gt.detach() + 0.1 * torch.randn_like(gt)).requires_grad_()
+    loss = losses.equation2_perceptual(features, result, gt)
     loss.backward()
     assert float(loss.detach()) > 0
-    assert truth.grad is None
+    assert gt.grad is None
     assert result.grad is not None
     assert result.grad.abs().sum() > 0
-    assert float(losses.equation2_perceptual(features, truth, truth).detach()) < 1e-5
+    assert float(losses.equation2_perceptual(features, gt, gt).detach()) < 1e-5
     if isinstance(features, VGG16):
         with torch.no_grad():
-            by_hand = (features(result) - features(truth)).square().sum() / features(truth).numel()
+            by_hand = (features(result) - features(gt)).square().sum() / features(gt).numel()
         assert torch.allclose(loss, by_hand)
 
 
 def test_lattice_loss_sees_what_repeats_and_nothing_else():
-    truth = torch.rand(2, 3, 64, 64) * 2 - 1
+    gt = torch.rand(2, 3, 64, 64) * 2 - 1
     pattern = torch.randn(4, 4)
     pattern = (pattern - pattern.mean()).repeat(16, 16)
-    grid = losses.lattice_loss(truth + pattern, truth, 4)
+    grid = losses.lattice_loss(gt + pattern, gt, 4)
     assert torch.allclose(grid, pattern.square().mean(), rtol=1e-4)
-    assert float(losses.lattice_loss(truth + 0.3, truth, 4)) < 1e-10
-    noise = torch.randn_like(truth)
-    assert float(losses.lattice_loss(truth + noise, truth, 4)) < 0.03 * float(noise.square().mean())
+    assert float(losses.lattice_loss(gt + 0.3, gt, 4)) < 1e-10
+    noise = torch.randn_like(gt)
+    assert float(losses.lattice_loss(gt + noise, gt, 4)) < 0.03 * float(noise.square().mean())
 
 
 def test_spectrum_loss_sees_hatching_and_forgives_softness():
     torch.manual_seed(0)
-    truth = torch.rand(2, 3, 192, 192) * 2 - 1
-    assert float(losses.spectrum_loss(truth, truth)) == 0
-    assert float(losses.spectrum_loss(truth * 0.5, truth)) == 0
-    assert float(losses.spectrum_loss(truth.flip(0), truth)) < 1e-3  # another picture of the same texture
+    gt = torch.rand(2, 3, 192, 192) * 2 - 1
+    assert float(losses.spectrum_loss(gt, gt)) == 0
+    assert float(losses.spectrum_loss(gt * 0.5, gt)) == 0
+    assert float(losses.spectrum_loss(gt.flip(0), gt)) < 1e-3  # another image of the same texture
     stripes = torch.sin(torch.arange(192) * 1.35)[:, None].expand(192, 192)
     for colour in ((1.0, 1.0, 1.0), (1.0, -1.0, 0.0), (-0.5, -0.5, 1.0)):  # the last two leave brightness as it is
         pattern = torch.tensor(colour)[:, None, None] * stripes
-        hatched = (truth + 0.5 * pattern).requires_grad_()
-        loss = losses.spectrum_loss(hatched, truth)
+        hatched = (gt + 0.5 * pattern).requires_grad_()
+        loss = losses.spectrum_loss(hatched, gt)
         assert 0.002 < float(loss.detach()) < 0.2  # a few frequencies of many
         (gradient,) = torch.autograd.grad(loss, hatched)
         assert float((gradient * pattern).sum()) > 0  # less of the stripes is what it asks for
@@ -169,8 +169,8 @@ def test_r1_is_the_squared_gradient():
 
 def test_path_length_mean_moves_by_the_decay():
     bank = StyleGAN2(StyleGAN2Config((4, 4), code_dim=6, mapping_layers=1))
-    codes = torch.randn(3, 4, 6, requires_grad=True)
-    penalty, mean = losses.path_length_penalty(bank, codes, torch.zeros(()))
+    latents = torch.randn(3, 4, 6, requires_grad=True)
+    penalty, mean = losses.path_length_penalty(bank, latents, torch.zeros(()))
     assert 0 < float(mean) < 1
     penalty.backward()
     assert bank.get_parameter("synthesis.layers.0.conv.weight").grad is not None
@@ -195,8 +195,8 @@ def test_bank_file_holds_both_networks_and_its_facts(bank: str):
     checkpoint = native.read(bank)
     generator = checkpoint.build("generator", bank)
     assert isinstance(generator, StyleGAN2)
-    assert generator.mean_code is not None
-    assert torch.allclose(generator.mean_code, generator.estimate_mean_code(), atol=1e-6)
+    assert generator.w_avg is not None
+    assert torch.allclose(generator.w_avg, generator.estimate_w_avg(), atol=1e-6)
     assert isinstance(checkpoint.build("discriminator", bank), StyleGAN2Discriminator)
     assert checkpoint.about.licence == "CC0-1.0"
     assert checkpoint.about.training["images"] == 16
@@ -218,26 +218,26 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     return {f"{part}.{n}": t for part, network in native.read(path).networks.items() for n, t in network.tensors.items()}
 
 
-def test_an_interrupted_bank_run_ends_as_an_uninterrupted_one(pictures: str, bank: str, tmp_path: Path):
+def test_an_interrupted_bank_run_ends_as_an_uninterrupted_one(dataset: str, bank: str, tmp_path: Path):
     train_bank(
-        bank_recipe(pictures, run=RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)), tmp_path, CPU
+        bank_recipe(dataset, run=RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)), tmp_path, CPU
     )
-    path = train_bank(bank_recipe(pictures), tmp_path, CPU)
+    path = train_bank(bank_recipe(dataset), tmp_path, CPU)
     whole, resumed = _tensors(Path(bank)), _tensors(path)
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
 
 
-def test_a_run_of_another_recipe_is_not_gone_on_with(pictures: str, bank: str):
+def test_a_run_of_another_recipe_is_not_gone_on_with(dataset: str, bank: str):
     with pytest.raises(CheckpointError, match="another recipe"):
-        train_bank(bank_recipe(pictures, lr=0.1), Path(bank).parent, CPU)
+        train_bank(bank_recipe(dataset, lr=0.1), Path(bank).parent, CPU)
 
 
-def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Path):
+def test_a_bank_grows_from_a_smaller_one(dataset: str, bank: str, tmp_path: Path):
     run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
     network = StyleGAN2Config((8, 8, 4, 4), code_dim=8, mapping_layers=2)
-    path = train_bank(bank_recipe(pictures, network=network, run=run, start=bank, lr=0.0), tmp_path, CPU)
+    path = train_bank(bank_recipe(dataset, network=network, run=run, start=bank, lr=0.0), tmp_path, CPU)
     small, large = _tensors(Path(bank)), _tensors(path)
     assert native.read(path).about.training["recipe"]["start"] == "tiny-bank.safetensors"
     assert torch.equal(small["generator.synthesis.layers.4.conv.weight"], large["generator.synthesis.layers.4.conv.weight"])
@@ -245,40 +245,40 @@ def test_a_bank_grows_from_a_smaller_one(pictures: str, bank: str, tmp_path: Pat
     assert torch.equal(small["discriminator.out.weight"], large["discriminator.out.weight"])
     other = StyleGAN2Config((8, 6, 4, 4), code_dim=8, mapping_layers=2)
     with pytest.raises(RequestError, match="cannot grow into"):
-        train_bank(bank_recipe(pictures, network=other, run=run, start=bank), tmp_path / "other", CPU)
+        train_bank(bank_recipe(dataset, network=other, run=run, start=bank), tmp_path / "other", CPU)
 
 
-def test_a_bank_that_stays_as_it_is_gets_a_discriminator(pictures: str, bank: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_bank_that_stays_as_it_is_gets_a_discriminator(dataset: str, bank: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     alone = native.read(bank)
     networks = {"generator": alone.networks["generator"]}
     native.write(tmp_path / "alone.safetensors", dataclasses.replace(alone, networks=networks))
     changes = {"start": str(tmp_path / "alone.safetensors"), "lr": 0.0, "discriminator_lr": 0.002}
-    path = train_bank(bank_recipe(pictures, **changes), tmp_path / "run", CPU)
+    path = train_bank(bank_recipe(dataset, **changes), tmp_path / "run", CPU)
     assert "has no discriminator, a new one starts" in caplog.text
     before, after = _tensors(Path(bank)), _tensors(path)
-    kept = [name for name in after if name.startswith("generator.") and "mean_code" not in name]
+    kept = [name for name in after if name.startswith("generator.") and "w_avg" not in name]
     assert kept
     assert all(torch.equal(before[name], after[name]) for name in kept)
     assert not torch.equal(before["discriminator.out.weight"], after["discriminator.out.weight"])
     assert "g_loss" not in log_lines(tmp_path / "run")[-1]
 
 
-def test_projected_discriminator_trains_the_bank_and_is_not_kept(pictures: str, tmp_path: Path):
+def test_projected_discriminator_trains_the_bank_and_is_not_kept(dataset: str, tmp_path: Path):
     run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, precision="bfloat16", tensorboard=False)
     network = StyleGAN2Config((8, 8, 8, 4), code_dim=8, mapping_layers=2)
-    path = train_bank(bank_recipe(pictures, discriminator="projected", network=network, run=run), tmp_path, CPU)
+    path = train_bank(bank_recipe(dataset, discriminator="projected", network=network, run=run), tmp_path, CPU)
     assert set(native.read(path).networks) == {"generator"}
 
 
-def test_an_encoder_beside_the_bank_learns_grows_and_goes_on(pictures: str, tmp_path: Path):
+def test_an_encoder_beside_the_bank_learns_grows_and_goes_on(dataset: str, tmp_path: Path):
     def run(iterations: int) -> RunConfig:
         return RunConfig(iterations=iterations, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)
 
     changes = {"discriminator": "projected", "reconstruction_weight": 1.0, "path_length_weight": 0.0}
     changes["network"] = StyleGAN2Config((8, 8, 8, 8, 4), code_dim=8, mapping_layers=2)
-    whole = train_bank(bank_recipe(pictures, run=run(4), **changes), tmp_path / "whole", CPU)
-    train_bank(bank_recipe(pictures, run=run(2), **changes), tmp_path / "stopped", CPU)
-    resumed = train_bank(bank_recipe(pictures, run=run(4), **changes), tmp_path / "stopped", CPU)
+    whole = train_bank(bank_recipe(dataset, run=run(4), **changes), tmp_path / "whole", CPU)
+    train_bank(bank_recipe(dataset, run=run(2), **changes), tmp_path / "stopped", CPU)
+    resumed = train_bank(bank_recipe(dataset, run=run(4), **changes), tmp_path / "stopped", CPU)
     small = _tensors(whole)
     assert set(native.read(whole).networks) == {"generator", "encoder"}
     assert all(torch.equal(tensor, small[name]) for name, tensor in _tensors(resumed).items())
@@ -286,7 +286,7 @@ def test_an_encoder_beside_the_bank_learns_grows_and_goes_on(pictures: str, tmp_
     assert native.read(whole).build("encoder", whole)(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
 
     changes |= {"network": StyleGAN2Config((8, 8, 8, 8, 4, 4), code_dim=8, mapping_layers=2), "lr": 1e-12}
-    large = _tensors(train_bank(bank_recipe(pictures, run=run(1), start=str(whole), **changes), tmp_path / "large", CPU))
+    large = _tensors(train_bank(bank_recipe(dataset, run=run(1), start=str(whole), **changes), tmp_path / "large", CPU))
     for name in ("encoder.from_rgb.weight", "encoder.blocks.3.conv1.weight", "encoder.out.weight"):  # it sees 64 px there too
         assert torch.allclose(large[name], small[name], atol=1e-6), name
 
@@ -300,9 +300,9 @@ def test_sliced_wasserstein_is_of_distributions_along_directions():
     assert losses.sliced_wasserstein(a, a + shift, directions=5000).item() == pytest.approx(25 / 3, rel=0.05)
 
 
-def test_glean_learns_and_leaves_the_bank_alone(pictures: str, bank: str, tmp_path: Path):
+def test_glean_learns_and_leaves_the_bank_alone(dataset: str, bank: str, tmp_path: Path):
     run = RunConfig(iterations=60, batch_size=4, checkpoint_every=80, log_every=40, tensorboard=False)
-    path = glean(glean_recipe(pictures, bank, run=run, adversarial_from=80, lr=3e-3), tmp_path)
+    path = glean(glean_recipe(dataset, bank, run=run, adversarial_from=80, lr=3e-3), tmp_path)
     lines = log_lines(tmp_path)
     assert lines[-1]["mse"] < 0.8 * lines[0]["mse"]
     assert "adversarial" not in lines[0]
@@ -316,8 +316,8 @@ def test_glean_learns_and_leaves_the_bank_alone(pictures: str, bank: str, tmp_pa
     assert native.read(path).about.training["recipe"]["bank_file"] == "tiny-bank.safetensors"
 
 
-def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(pictures: str, bank: str, tmp_path: Path):
-    whole = glean(glean_recipe(pictures, bank), tmp_path / "whole")
+def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(dataset: str, bank: str, tmp_path: Path):
+    whole = glean(glean_recipe(dataset, bank), tmp_path / "whole")
     stopped = False
 
     def stop(images: int, line: dict) -> None:
@@ -327,23 +327,23 @@ def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(pictures: str, ba
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        glean(glean_recipe(pictures, bank), tmp_path / "cut", stop)
-    cut = glean(glean_recipe(pictures, bank), tmp_path / "cut", stop)
+        glean(glean_recipe(dataset, bank), tmp_path / "cut", stop)
+    cut = glean(glean_recipe(dataset, bank), tmp_path / "cut", stop)
     for name, tensor in _tensors(whole).items():
         assert torch.equal(tensor, _tensors(cut)[name]), name
     for run in ("whole", "cut"):
         assert [line["images"] for line in log_lines(tmp_path / run)] == [4, 8, 12, 16]
 
 
-def test_glean_wants_a_whole_bank(pictures: str, bank: str, tmp_path: Path):
+def test_glean_wants_a_whole_bank(dataset: str, bank: str, tmp_path: Path):
     with pytest.raises(RequestError, match="--bank"):
-        glean(glean_recipe(pictures, ""), tmp_path)
+        glean(glean_recipe(dataset, ""), tmp_path)
     checkpoint = native.read(bank)
     del checkpoint.networks["generator"].tensors["synthesis.layers.1.conv.weight"]
     broken = tmp_path / "broken.safetensors"
     native.write(broken, checkpoint)
     with pytest.raises(CheckpointError, match=r"missing synthesis.layers.1.conv.weight"):
-        glean(glean_recipe(pictures, str(broken)), tmp_path)
+        glean(glean_recipe(dataset, str(broken)), tmp_path)
 
 
 def test_cosine_schedule():
@@ -359,7 +359,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path: Path):
     meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
     for images, mse in ((4, 1.0), (6, math.nan), (8, math.inf), (10, 3.0)):
         meter.add(images, {"mse": torch.tensor(mse), "perceptual": torch.tensor(0.5)})
-    with pytest.raises(GleansrError, match=r"step 3 \(6 pictures\): mse nan, perceptual 0.5; the last good state is .*000000002.pt"):
+    with pytest.raises(GleansrError, match=r"step 3 \(6 images\): mse nan, perceptual 0.5; the last good state is .*000000002.pt"):
         meter.check(states)
     with pytest.raises(GleansrError, match="not finite"):
         meter.write(10, states)
@@ -381,7 +381,7 @@ def test_a_loss_of_some_steps_that_is_not_finite_is_named(tmp_path: Path):
     meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
     meter.add(2, {"mse": torch.tensor(1.0), "r1": torch.tensor(math.inf)})
     meter.add(4, {"mse": torch.tensor(math.nan)})
-    with pytest.raises(GleansrError, match=r"step 1 \(2 pictures\): mse 1, r1 inf; no state was saved yet; .*begin a run") as raised:
+    with pytest.raises(GleansrError, match=r"step 1 \(2 images\): mse 1, r1 inf; no state was saved yet; .*begin a run") as raised:
         meter.check(States(tmp_path / "states", keep=1))
     assert "from it" not in str(raised.value)
 
@@ -462,15 +462,15 @@ def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(pictures: str, bank: str, tmp_path: Path, name: str):
-    recipe = glean_recipe(pictures, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4, tensorboard=False))
+def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(dataset: str, bank: str, tmp_path: Path, name: str):
+    recipe = glean_recipe(dataset, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4, tensorboard=False))
     whole = glean(recipe, tmp_path / "whole")
 
     def ask(images: int, line: dict) -> None:
         if images == 8:
             os.kill(os.getpid(), signal.Signals[name])
 
-    with pytest.raises(StoppedError, match=f"stopped by {name}; the last good state is .*000000012.pt") as stopped:
+    with pytest.raises(TrainingStoppedError, match=f"stopped by {name}; the last good state is .*000000012.pt") as stopped:
         glean(recipe, tmp_path / "cut", ask)
     assert stopped.value.exit_code == 128 + signal.Signals[name]
     cut = glean(recipe, tmp_path / "cut")
@@ -478,33 +478,33 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(pictures: 
         assert torch.equal(tensor, _tensors(cut)[tensor_name]), tensor_name
 
 
-def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(pictures: str, bank: str, tmp_path: Path):
+def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(dataset: str, bank: str, tmp_path: Path):
     network = GLEANNetworkConfig(in_size=8, out_size=32, n_rrdb=1, features=4, growth=3)
-    with pytest.raises(RequestError, match=r"makes pictures of 16 px, but network\.out_size is 32"):
-        glean(glean_recipe(pictures, bank, network=network), tmp_path)
+    with pytest.raises(RequestError, match=r"makes images of 16 px, but network\.out_size is 32"):
+        glean(glean_recipe(dataset, bank, network=network), tmp_path)
     with pytest.raises(CheckpointError, match="holds stylegan2, but the recipe takes bank = stylegan;"):
-        glean(glean_recipe(pictures, bank, bank="stylegan"), tmp_path)
+        glean(glean_recipe(dataset, bank, bank="stylegan"), tmp_path)
 
 
-def test_a_finished_run_writes_its_model_again_and_another_bank_is_refused(pictures: str, bank: str, tmp_path: Path):
-    path = glean(glean_recipe(pictures, bank), tmp_path)
+def test_a_finished_run_writes_its_model_again_and_another_bank_is_refused(dataset: str, bank: str, tmp_path: Path):
+    path = glean(glean_recipe(dataset, bank), tmp_path)
     before = native.read(path)
     path.unlink()
-    glean(glean_recipe(pictures, bank), tmp_path)
+    glean(glean_recipe(dataset, bank), tmp_path)
     assert native.read(path).about == before.about
     assert all(torch.equal(tensor, _tensors(path)[f"generator.{name}"]) for name, tensor in before.networks["generator"].tensors.items())
     checkpoint = native.read(bank)
     checkpoint.networks["generator"].tensors["synthesis.layers.1.bias"] += 1
     native.write(tmp_path / "other.safetensors", checkpoint)
     with pytest.raises(CheckpointError, match=r"another bank than .*other\.safetensors \(synthesis\.layers\.1\.bias differs"):
-        glean(glean_recipe(pictures, str(tmp_path / "other.safetensors")), tmp_path)
+        glean(glean_recipe(dataset, str(tmp_path / "other.safetensors")), tmp_path)
 
 
-def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: Path):
-    small = glean(glean_recipe(pictures, bank), tmp_path / "4")
+def test_a_glean_starts_from_another_scale(dataset: str, bank: str, tmp_path: Path):
+    small = glean(glean_recipe(dataset, bank), tmp_path / "4")
     network = small_network(in_size=8)
     run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
-    path = glean(glean_recipe(pictures, bank, network=network, run=run, lr=0.0, start=str(small)), tmp_path / "8")
+    path = glean(glean_recipe(dataset, bank, network=network, run=run, lr=0.0, start=str(small)), tmp_path / "8")
     old, new = _tensors(small), _tensors(path)
     for name in ("encoder.trunk.first.weight", "encoder.code.weight", "decoder.out.weight", "fusion_out.0.weight"):
         assert torch.equal(old[f"generator.{name}"], new[f"generator.{name}"]), name
@@ -514,29 +514,29 @@ def test_a_glean_starts_from_another_scale(pictures: str, bank: str, tmp_path: P
     assert "encoder.tail.weight" not in first["new_layers"]
 
 
-def test_the_bank_of_a_glean_serves_another(pictures: str, bank: str, tmp_path: Path):
-    small = glean(glean_recipe(pictures, bank), tmp_path / "4")
+def test_the_bank_of_a_glean_serves_another(dataset: str, bank: str, tmp_path: Path):
+    small = glean(glean_recipe(dataset, bank), tmp_path / "4")
     network = small_network(in_size=8)
     run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
-    path = glean(glean_recipe(pictures, str(small), network=network, run=run), tmp_path / "8")
+    path = glean(glean_recipe(dataset, str(small), network=network, run=run), tmp_path / "8")
     old, new = _tensors(small), _tensors(path)
     for name in old:
         if name.startswith("generator.bank."):
             assert torch.equal(old[name], new[name]), name
 
 
-def test_the_same_decoder_trains_without_a_bank(pictures: str, bank: str, tmp_path: Path):
-    path = glean(glean_recipe(pictures, bank, bank="none"), tmp_path)
+def test_the_same_decoder_trains_without_a_bank(dataset: str, bank: str, tmp_path: Path):
+    path = glean(glean_recipe(dataset, bank, bank="none"), tmp_path)
     model = native.read(path).build(None, path)
     assert isinstance(model, GLEAN)
     assert not [name for name in model.state_dict() if name.startswith("bank.")]
 
 
-def test_the_spectrum_of_some_pictures_of_a_batch_is_looked_at(pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_spectrum_of_some_images_of_a_batch_is_looked_at(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def spectrum(result: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        seen.append((result.detach().clone(), truth.detach().clone()))
+    def spectrum(result: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
+        seen.append((result.detach().clone(), gt.detach().clone()))
         return result.float().mean()
 
     monkeypatch.setattr("gleansr.training.losses.spectrum_loss", spectrum)
@@ -544,23 +544,23 @@ def test_the_spectrum_of_some_pictures_of_a_batch_is_looked_at(pictures: str, tm
     def trained(name: str, **changes) -> list[tuple[torch.Tensor, torch.Tensor]]:
         seen.clear()
         plain = {"network": PlainNetworkConfig(8, 32, features=4, n_blocks=1), "perceptual_weight": 0.0, "adversarial_weight": 0.0}
-        data = DataConfig(train=(pictures,), small="enlarge")
+        data = DataConfig(train=(dataset,), small="enlarge")
         run = RunConfig(iterations=2, batch_size=4, checkpoint_every=100, log_every=100, tensorboard=False)
-        recipe = glean_recipe(pictures, "", data=data, run=run, ema_half_life=0, spectrum_weight=2.0, **plain, **changes)
+        recipe = glean_recipe(dataset, "", data=data, run=run, ema_half_life=0, spectrum_weight=2.0, **plain, **changes)
         glean(recipe, tmp_path / name)
         return list(seen)
 
     of_all, of_two = trained("all"), trained("two", spectrum_images=2)
-    assert [len(truth) for _, truth in of_all] == [4, 4]
-    assert [len(truth) for _, truth in of_two] == [2, 2]
+    assert [len(gt) for _, gt in of_all] == [4, 4]
+    assert [len(gt) for _, gt in of_two] == [2, 2]
     assert of_two[0][0].equal(of_all[0][0][:2])
     assert of_two[0][1].equal(of_all[0][1][:2])
 
 
-def test_a_light_glean_learns_from_the_full_one(pictures: str, bank: str, tmp_path: Path):
-    full = str(glean(glean_recipe(pictures, bank), tmp_path / "full"))
+def test_a_light_glean_learns_from_the_full_one(dataset: str, bank: str, tmp_path: Path):
+    full = str(glean(glean_recipe(dataset, bank), tmp_path / "full"))
     of_light = {"network": small_network(light=True), "start": full, "teacher": full, "adversarial_weight": 0.0, "perceptual_weight": 0.0}
-    recipe = glean_recipe(pictures, full, **of_light)
+    recipe = glean_recipe(dataset, full, **of_light)
     path = glean(recipe, tmp_path / "light")
     student, teacher = (cast("GLEAN", gleansr.load_model(p)) for p in (path, full))
     assert student.config == lightened(teacher.config)
@@ -568,37 +568,37 @@ def test_a_light_glean_learns_from_the_full_one(pictures: str, bank: str, tmp_pa
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in student.bank.state_dict().items())
     first = json.loads((tmp_path / "light" / "log.jsonl").read_text().splitlines()[0])
     assert "encoder.trunk.first.weight" not in first["new_layers"]
-    # With no weight on the true pictures, what it comes nearer to is the teacher.
+    # With no weight on the ground-truth images, what it comes nearer to is the teacher.
     errors = [line["mse"] for line in log_lines(tmp_path / "light") if "mse" in line]
     assert errors[-1] < errors[0]
     assert any("is against its results" in step for step in network_plan(recipe)["step"])
     with pytest.raises(CheckpointError, match="holds no whole bank"):
-        glean(glean_recipe(pictures, str(path)), tmp_path / "around a light one")
+        glean(glean_recipe(dataset, str(path)), tmp_path / "around a light one")
 
 
-def test_a_teacher_must_enlarge_alike(pictures: str, bank: str, tmp_path: Path):
-    full = str(glean(glean_recipe(pictures, bank), tmp_path))
-    recipe = glean_recipe(pictures, bank, network=small_network(in_size=8), teacher=full)
+def test_a_teacher_must_enlarge_alike(dataset: str, bank: str, tmp_path: Path):
+    full = str(glean(glean_recipe(dataset, bank), tmp_path))
+    recipe = glean_recipe(dataset, bank, network=small_network(in_size=8), teacher=full)
     with pytest.raises(RequestError, match="must enlarge 8 -> 16 as the recipe does, but its scale is 4"):
         load_teacher(recipe, CPU)
-    assert load_teacher(glean_recipe(pictures, bank), CPU) is None
-    taught = load_teacher(glean_recipe(pictures, bank, teacher=full), CPU)
+    assert load_teacher(glean_recipe(dataset, bank), CPU) is None
+    taught = load_teacher(glean_recipe(dataset, bank, teacher=full), CPU)
     assert taught is not None
-    low = torch.rand(2, 3, 4, 4) * 2 - 1
+    lr = torch.rand(2, 3, 4, 4) * 2 - 1
     with torch.inference_mode():
-        expected = gleansr.load_model(full)(low)
-    assert torch.allclose(taught(low), expected, atol=1e-5)
-    assert not taught(low).is_inference()
+        expected = gleansr.load_model(full)(lr)
+    assert torch.allclose(taught(lr), expected, atol=1e-5)
+    assert not taught(lr).is_inference()
 
 
 def test_a_share_of_a_loss_is_against_the_teacher():
-    truth, taught = torch.zeros(2), torch.ones(2)
+    gt, taught = torch.zeros(2), torch.ones(2)
 
     def loss(target: torch.Tensor) -> torch.Tensor:
         return (target + 1).mean()
 
-    assert [float(losses.between(loss, truth, taught, share)) for share in (0, 0.25, 1)] == [1, 1.25, 2]
-    assert losses.between(loss, truth, None, 1.0) == 1
+    assert [float(losses.between(loss, gt, taught, share)) for share in (0, 0.25, 1)] == [1, 1.25, 2]
+    assert losses.between(loss, gt, None, 1.0) == 1
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch):
@@ -622,12 +622,12 @@ def test_devices(monkeypatch: pytest.MonkeyPatch):
     assert find_devices(run, "cpu")[:3] == ("cpu", 2, 2)
 
 
-def test_glean_around_a_stylegan_and_its_discriminator(pictures: str, tmp_path: Path):
+def test_glean_around_a_stylegan_and_its_discriminator(dataset: str, tmp_path: Path):
     torch.manual_seed(0)
     config = StyleGANConfig((8, 8, 4), code_dim=8, mapping_layers=1)
     networks = {"generator": StyleGAN(config), "discriminator": StyleGANDiscriminator(config)}
     native.save(tmp_path / "bank.safetensors", networks, native.About("bank"))
-    recipe = glean_recipe(pictures, str(tmp_path / "bank.safetensors"), bank="stylegan", lr=1e-4)
+    recipe = glean_recipe(dataset, str(tmp_path / "bank.safetensors"), bank="stylegan", lr=1e-4)
     path = glean(recipe, tmp_path / "run")
     model = native.read(path).build(None, path)
     assert isinstance(model, GLEAN)
@@ -641,11 +641,11 @@ def test_glean_around_a_stylegan_and_its_discriminator(pictures: str, tmp_path: 
     assert network_plan(recipe)["parameters"]["discriminator"] == sum(t.numel() for t in given.values())
 
 
-def test_tensorboard_gets_figures_and_samples(pictures: str, bank: str, tmp_path: Path):
+def test_tensorboard_gets_figures_and_samples(dataset: str, bank: str, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4)
-    glean(glean_recipe(pictures, bank, run=run), tmp_path)
+    glean(glean_recipe(dataset, bank, run=run), tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert {"mse", "perceptual", "psnr", "bicubic_psnr", "images_per_second", "steps_without_waiting"} <= set(events.Tags()["scalars"])
@@ -654,13 +654,13 @@ def test_tensorboard_gets_figures_and_samples(pictures: str, bank: str, tmp_path
     assert (sheet.width, sheet.height) == (4 * 16, 3 * 16)
 
 
-def test_compiled_networks_train_alike(pictures: str, bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compiled_networks_train_alike(dataset: str, bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Traced and differentiated as torch.compile does, but run by eager kernels: generating code would take minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     losses_of = {}
     for compiled in (False, True):
         run = RunConfig(iterations=2, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False, compile=compiled)
-        glean(glean_recipe(pictures, bank, run=run), tmp_path / str(compiled))
+        glean(glean_recipe(dataset, bank, run=run), tmp_path / str(compiled))
         losses_of[compiled] = [
             [line[name] for name in ("mse", "perceptual", "discriminator")] for line in log_lines(tmp_path / str(compiled))
         ]

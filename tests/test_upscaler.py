@@ -1,4 +1,4 @@
-"""The Upscaler: every kind of picture, every way to fit it, batches, transparency, devices."""
+"""The Upscaler: every kind of image, every way to fit it, batches, transparency, devices."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from PIL import Image
 
 import gleansr
 from gleansr.checkpoints.native import About
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
@@ -27,7 +27,7 @@ def test_what_it_says_of_itself(upscaler: gleansr.Upscaler):
     assert facts == (8, 32, 4, "blobs", "CC0-1.0")
 
 
-def test_all_kinds_of_pictures_give_the_same(upscaler: gleansr.Upscaler, cat: Image.Image, tmp_path: Path):
+def test_all_kinds_of_images_give_the_same(upscaler: gleansr.Upscaler, cat: Image.Image, tmp_path: Path):
     small = cat.resize((8, 8))
     small.save(tmp_path / "small.png")
     array = np.array(small)
@@ -40,30 +40,30 @@ def test_all_kinds_of_pictures_give_the_same(upscaler: gleansr.Upscaler, cat: Im
 
 def test_results_are_those_of_the_model(upscaler: gleansr.Upscaler, cat: Image.Image):
     small = np.array(cat.resize((8, 8)))
-    low = torch.from_numpy(small).permute(2, 0, 1)[None] / 127.5 - 1
+    lr = torch.from_numpy(small).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
-        high = upscaler.method(low).pictures[0].clamp(-1, 1)
-    expected = ((high + 1) * 127.5).permute(1, 2, 0).numpy()
+        sr = upscaler.method(lr).images[0].clamp(-1, 1)
+    expected = ((sr + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(np.array(upscaler(small)).astype(float) - expected).max() <= 0.51
 
 
 def test_batches_are_lazy_ordered_and_do_not_mix(upscaler: gleansr.Upscaler, cat: Image.Image):
-    pictures = [cat.rotate(90 * i) for i in range(4)] + [cat.convert("L")]
+    images = [cat.rotate(90 * i) for i in range(4)] + [cat.convert("L")]
     taken = 0
 
     def stream():
         nonlocal taken
-        for picture in pictures:
+        for image in images:
             taken += 1
-            yield picture
+            yield image
 
     results = upscaler.upscale(stream(), batch_size=2)
     first = next(results)
     assert taken == 2
     together = [first, *results]
     assert len(together) == 5
-    for one, picture in zip(together, pictures, strict=True):
-        alone = upscaler(picture)
+    for one, image in zip(together, images, strict=True):
+        alone = upscaler(image)
         assert np.abs(np.array(one).astype(int) - np.array(alone)).max() <= 1
 
 
@@ -87,8 +87,8 @@ def test_fitting(upscaler: gleansr.Upscaler, cat: Image.Image, fit, size, result
     assert image.info.get("gleansr", "") == note
 
 
-def test_what_pad_keeps_is_the_picture(upscaler: gleansr.Upscaler, cat: Image.Image):
-    """A picture that was padded by hand gives, within its part, what `pad` gives."""
+def test_what_pad_keeps_is_the_image(upscaler: gleansr.Upscaler, cat: Image.Image):
+    """An image that was padded by hand gives, within its part, what `pad` gives."""
     wide = np.array(cat.resize((8, 4)))
     square = np.concatenate([wide[:1], wide[:1], wide, wide[-1:], wide[-1:]])
     assert np.array_equal(np.array(upscaler(wide, fit="pad")), np.array(upscaler(square))[8:24])
@@ -113,7 +113,7 @@ def test_transparency_is_enlarged_beside_the_colour(upscaler: gleansr.Upscaler, 
     assert image.tobytes() == upscaler(rgba).tobytes()
 
 
-def test_a_decoded_picture_may_be_given(upscaler: gleansr.Upscaler, cat: Image.Image):
+def test_a_decoded_image_may_be_given(upscaler: gleansr.Upscaler, cat: Image.Image):
     assert upscaler(decode(cat)).tobytes() == upscaler(cat).tobytes()
 
 
@@ -137,8 +137,8 @@ def test_gpu_agrees_with_the_cpu(tiny_model: Path, cat: Image.Image):
     assert np.abs(on_cpu - on_gpu).max() <= 1
 
 
-def test_bad_pictures_raise(upscaler: gleansr.Upscaler, tmp_path: Path):
-    with pytest.raises(PictureError, match=r"none\.png"):
+def test_bad_images_raise(upscaler: gleansr.Upscaler, tmp_path: Path):
+    with pytest.raises(ImageError, match=r"none\.png"):
         upscaler(tmp_path / "none.png")
 
 
@@ -148,7 +148,7 @@ def test_a_bank_enlarges_nothing(tmp_path: Path):
 
     bank = tmp_path / "bank.safetensors"
     native.save(bank, {"generator": StyleGAN2(StyleGAN2Config((4, 4), 4, 1))}, native.About("b"))
-    with pytest.raises(RequestError, match="a StyleGAN2 does not enlarge pictures by itself; give a GLEAN"):
+    with pytest.raises(RequestError, match="a StyleGAN2 does not enlarge images by itself; give a GLEAN"):
         gleansr.load(bank)
 
 
@@ -169,17 +169,17 @@ def test_an_official_file_in_the_cache_runs_by_name_and_says_its_licence(tmp_pat
     assert upscaler(cat).size == (32, 32)
 
 
-def test_pictures_between_black_bars(tmp_path: Path):
+def test_images_between_black_bars(tmp_path: Path):
     """A model of 512x384 in a square, in small: 32x24 in 32x32."""
     torch.manual_seed(0)
     model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
-    upscaler = Upscaler(FeedForward(model, device="cpu"), About("cars", content_height=24))
+    upscaler = Upscaler(FeedForwardModel(model, device="cpu"), About("cars", content_height=24))
     assert upscaler.content_height == 24
     pixels = torch.rand(3, 6, 8).mul(255).round().div(255)
     fitted = upscaler.fit(decode(pixels), "exact")
     assert fitted.keep == (4, 0, 24, 32)
-    assert torch.allclose((fitted.low[:, 1:7] + 1) / 2, pixels, atol=1e-6)
-    assert torch.equal(fitted.low[:, [0, 7]], torch.full((3, 2, 8), -1.0))
+    assert torch.allclose((fitted.lr[:, 1:7] + 1) / 2, pixels, atol=1e-6)
+    assert torch.equal(fitted.lr[:, [0, 7]], torch.full((3, 2, 8), -1.0))
     assert upscaler(pixels).size == (32, 24)
     with pytest.raises(RequestError, match="is 12x6, but the model takes 8x6 exactly"):
         upscaler.fit(decode(torch.rand(3, 6, 12)), "exact")

@@ -14,8 +14,8 @@ from PIL import Image
 
 import gleansr
 from gleansr.cli.video import videos_among
-from gleansr.errors import PictureError
-from gleansr.images.codec import Picture, decode
+from gleansr.errors import ImageError
+from gleansr.images.codec import DecodedImage, decode
 from gleansr.inference.tasks import Enlarge
 from gleansr.jobs import Work
 from gleansr.video import Clip, upscale
@@ -72,11 +72,11 @@ def test_frames_to_be_encoded_have_the_colours_they_were_given(kind: str, most: 
         ("a.mp4", "b.webm", Fraction(1, 30), 6e-4),
     ],
 )
-def test_pictures_keep_times_count_and_order(tmp_path: Path, name: str, to: str, time_base: Fraction, exact: float):
+def test_images_keep_times_count_and_order(tmp_path: Path, name: str, to: str, time_base: Fraction, exact: float):
     at = [3, 4, 6, 9, 10, 15, 16, 30, 31, 33, 50]  # variable, and not from 0 on
     source = clip(tmp_path / name, numbered(11), at, time_base)
     summary = upscale(Clip(source), tmp_path / to, work())
-    assert summary.pictures == 11
+    assert summary.images == 11
     assert np.allclose(times(source), [float(time * time_base) for time in at], rtol=0, atol=1.1e-3)
     assert np.allclose(times(tmp_path / to), times(source), rtol=0, atol=exact)
     brightness = order(planes(tmp_path / to))
@@ -86,7 +86,7 @@ def test_pictures_keep_times_count_and_order(tmp_path: Path, name: str, to: str,
     assert leftovers(tmp_path) == []
 
 
-def test_the_last_picture_of_an_mp4_is_shown_as_long_as_it_was(tmp_path: Path):
+def test_the_last_image_of_an_mp4_is_shown_as_long_as_it_was(tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(5), [0, 1, 2, 3, 13])
     upscale(Clip(source), tmp_path / "b.mp4", work())
     with av.open(source) as before, av.open(tmp_path / "b.mp4") as after:
@@ -96,7 +96,7 @@ def test_the_last_picture_of_an_mp4_is_shown_as_long_as_it_was(tmp_path: Path):
 def test_results_are_what_the_model_makes_of_each_frame(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(6))
     task = Enlarge(upscaler(None, 2))
-    expected = [np.asarray(task.upscaler(Picture(one))) for one in planes(source)]
+    expected = [np.asarray(task.upscaler(DecodedImage(one))) for one in planes(source)]
     upscale(Clip(source), tmp_path / "frames", work())
     upscale(Clip(source), tmp_path / "b.mkv", work(quality=100))
     names = sorted(path.name for path in (tmp_path / "frames").iterdir())
@@ -195,7 +195,7 @@ def test_the_display_matrix_is_honoured(tmp_path: Path, matrix: str):
 def test_pixels_become_square(tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(2), aspect=Fraction(4, 3))
     footage = Clip(source)
-    assert next(footage.shots()).picture.pixels.shape == (3, 16, 32)
+    assert next(footage.shots()).image.pixels.shape == (3, 16, 32)
     assert "pixels of 4:3 became square: 32x16" in footage.notes
     assert planes(clip(tmp_path / "b.mp4", numbered(2), aspect=Fraction(1, 2)))[0].shape == (3, 32, 24)
     upscale(footage, tmp_path / "c.mp4", work())
@@ -218,7 +218,7 @@ def test_equal_frames_have_equal_results_wherever_they_are(tmp_path: Path, tiny_
     source = clip(tmp_path / "a.mkv", [same, other, *[same] * 8, other])
     model = gleansr.load(tiny_model)
     noise = [value for name, value in gleansr.load_model(tiny_model).state_dict().items() if "noise_" in name and value.ndim == 4]
-    assert noise  # of which each picture gets the same
+    assert noise  # of which each image gets the same
     for batch in (1, 2, 4, 8):
         found: list[np.ndarray] = []
         flow(Clip(source).shots(), Enlarge(model), batch, lambda _, result, found=found: found.append(np.asarray(result.image)))
@@ -235,13 +235,13 @@ def test_little_is_between_reading_and_writing_and_all_is_in_order():
     def shots() -> Iterator[Shot]:
         for i in range(60):
             read.append(i)
-            yield Shot(Picture(torch.full((3, 4, 4), i / 60)), i, 1)
+            yield Shot(DecodedImage(torch.full((3, 4, 4), i / 60)), i, 1)
 
     def write(shot: Shot, _: object) -> None:
         nonlocal most
         time.sleep(0.002)
         most = max(most, len(read) - len(written))
-        assert shot.picture.pixels.numel() == 0
+        assert shot.image.pixels.numel() == 0
         written.append(shot.time)
 
     flow(shots(), Enlarge(upscaler(None, 2)), 3, write)
@@ -294,7 +294,7 @@ def test_other_containers_are_read_from_0(suffix: str, codec: str, tmp_path: Pat
     shots = list(footage.shots())
     assert len(shots) == 8
     assert [float(shot.time * footage.time_base) for shot in shots] == pytest.approx([i / 25 for i in range(8)], abs=0.002)
-    ordered = order([shot.picture.pixels for shot in shots])
+    ordered = order([shot.image.pixels for shot in shots])
     assert ordered == sorted(ordered)
     assert videos_among([source], None, video=False, rate=None, find_every=None, photo=False)
     bare = source.rename(tmp_path / "bare")
@@ -302,7 +302,7 @@ def test_other_containers_are_read_from_0(suffix: str, codec: str, tmp_path: Pat
     assert len(list(Clip(bare).shots())) == 8
 
 
-def test_sound_of_a_transport_stream_stays_with_its_pictures(tmp_path: Path):
+def test_sound_of_a_transport_stream_stays_with_its_images(tmp_path: Path):
     source = clip(tmp_path / "a.ts", numbered(25), sound="aac")
     upscale(Clip(source), tmp_path / "b.mp4", Work(Enlarge(upscaler(None, 2)), 4))
     with av.open(tmp_path / "b.mp4") as container:
@@ -313,9 +313,9 @@ def test_sound_of_a_transport_stream_stays_with_its_pictures(tmp_path: Path):
 def test_a_name_of_one_kind_with_contents_of_another(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.mp4")
-    with pytest.raises(PictureError, match=r"a\.mp4: is not a video but a PNG image: rename it to a\.png"):
+    with pytest.raises(ImageError, match=r"a\.mp4: is not a video but a PNG image: rename it to a\.png"):
         Clip(tmp_path / "a.mp4")
     clip(tmp_path / "b.mkv", numbered(2)).rename(tmp_path / "b.png")
     assert videos_among([tmp_path / "b.png"], None, video=False, rate=None, find_every=None, photo=False) is None
-    with pytest.raises(PictureError, match=r"b\.png: is a video \(Matroska\), not a picture: rename it to b\.mkv"):
+    with pytest.raises(ImageError, match=r"b\.png: is a video \(Matroska\), not an image: rename it to b\.mkv"):
         decode(tmp_path / "b.png")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from gleansr.cli.video import upscale_videos, videos_among
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.inference.tasks import Enlarge
 from gleansr.jobs import Work
 from gleansr.photos import Photo, PhotoConfig
@@ -159,11 +159,11 @@ def test_frames_become_frames_of_the_same_names_and_go_on(run, frames: Path, tmp
     assert status == 0
     results = tmp_path / "in_2x"
     assert sorted(path.name for path in results.glob("*.png")) == sorted(f"shot{i}.png" for i in (1, 2, 9, 10, 11, 100))
-    assert "2 files are no numbered picture and left out: cover.png, notes1.txt" in said
+    assert "2 files are no numbered image and left out: cover.png, notes1.txt" in said
     before = {path: path.stat().st_mtime_ns for path in results.glob("*.png")}
     (results / "shot9.png").unlink()
     status, said = run(frames, video=True)
-    assert "1 of 1 pictures upscaled" in said
+    assert "1 of 1 images upscaled" in said
     assert "5 were done already" in said
     assert all(path.stat().st_mtime_ns == at for path, at in before.items() if path.name != "shot9.png")
     (frames / "shot3.png").write_text("broken")
@@ -177,7 +177,7 @@ def test_frames_become_a_video_in_natural_order(run, frames: Path, tmp_path: Pat
     assert status == 0
     assert "--rate" not in said
     footage = Clip(tmp_path / "b.mkv")
-    brightness = order([shot.picture.pixels for shot in footage.shots()])
+    brightness = order([shot.image.pixels for shot in footage.shots()])
     assert len(brightness) == 6
     assert brightness == sorted(brightness)
     status, said = run(frames, video=True, output=tmp_path / "c.mp4")
@@ -188,7 +188,7 @@ def test_frames_become_a_video_in_natural_order(run, frames: Path, tmp_path: Pat
     (frames / "shot3.png").write_text("broken")
     status, said = run(frames, video=True, output=tmp_path / "d.mp4")
     assert status == 1
-    assert f"{frames / 'shot3.png'}: is not a picture of a known kind" in said
+    assert f"{frames / 'shot3.png'}: is not an image of a known kind" in said
     assert not (tmp_path / "d.mp4").exists()
 
 
@@ -221,7 +221,7 @@ def test_objects_are_followed_through_frames_also_past_a_broken_one(run, tmp_pat
     assert status == 1
     assert said.count("gleansr: ") == 1
     assert len(list((tmp_path / "in_1x").glob("*.png"))) == 7
-    assert "8 of 8 pictures" not in said
+    assert "8 of 8 images" not in said
     status, said = run(tmp_path / "in", video=True, work=work)
     assert "7 were done already" in said
 
@@ -248,12 +248,12 @@ def test_a_signal_leaves_nothing(run, tmp_path: Path, kind: signal.Signals):
     source = clip(tmp_path / "a.mkv", numbered(40))
     calls = 0
 
-    def change(high: torch.Tensor) -> torch.Tensor:
+    def change(sr: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 3:
             os.kill(os.getpid(), kind)
-        return high
+        return sr
 
     status, said = run(source, source.with_name("missing.mp4"), work=Work(Enlarge(upscaler(None, 2, change)), 2))
     assert status == 128 + kind
@@ -273,8 +273,8 @@ def test_results_that_exist_are_kept(run, tmp_path: Path):
 
 
 def test_an_error_of_the_task_names_the_frame(run, tmp_path: Path):
-    def broken(high: torch.Tensor) -> torch.Tensor:
-        raise PictureError("too bad")
+    def broken(sr: torch.Tensor) -> torch.Tensor:
+        raise ImageError("too bad")
 
     status, said = run(clip(tmp_path / "a.mp4", numbered(2)), work=Work(Enlarge(upscaler(None, 2, broken)), 4))
     assert status == 1

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.inference.tasks import Enlarge
 from gleansr.jobs import OutputError, Work
-from gleansr.jobs.pipeline import StoppedError
+from gleansr.jobs.pipeline import SearchStoppedError
 from gleansr.video import Clip, Numbered, upscale
 from gleansr.video import pyav as libav
 from gleansr.video.encoding import _File
@@ -31,9 +31,9 @@ def cut_off(path: Path, share: float) -> Path:
 @pytest.mark.parametrize(("name", "faststart"), [("a.mp4", False), ("a.mp4", True), ("a.mkv", False), ("a.webm", False)])
 def test_a_video_that_is_cut_off_is_refused(tmp_path: Path, name: str, faststart: bool, share: float):
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (32, 32, 3)).astype(np.uint8) for _ in range(50)]
-    short = cut_off(clip(tmp_path / name, pictures, faststart=faststart), share)
-    with pytest.raises(PictureError, match="cut off") as caught:
+    images = [rng.integers(0, 255, (32, 32, 3)).astype(np.uint8) for _ in range(50)]
+    short = cut_off(clip(tmp_path / name, images, faststart=faststart), share)
+    with pytest.raises(ImageError, match="cut off") as caught:
         upscale(Clip(short), tmp_path / "b.mp4", work())
     assert str(caught.value).startswith(str(short))
     assert "\n" not in str(caught.value)
@@ -42,8 +42,8 @@ def test_a_video_that_is_cut_off_is_refused(tmp_path: Path, name: str, faststart
 
 
 def test_files_that_are_no_videos_are_refused(tmp_path: Path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
-    (tmp_path / "picture.mp4").write_bytes((tmp_path / "picture.png").read_bytes())
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    (tmp_path / "image.mp4").write_bytes((tmp_path / "image.png").read_bytes())
     (tmp_path / "text.mp4").write_text("no video " * 100)
     (tmp_path / "empty.mp4").touch()
     clip(tmp_path / "real.mp4", numbered(2))
@@ -53,7 +53,7 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path):
     (tmp_path / "folder.mp4").mkdir()
     os.mkfifo(tmp_path / "pipe.mp4")
     said = {
-        "picture.mp4": "is not a video but a PNG image",
+        "image.mp4": "is not a video but a PNG image",
         "text.mp4": "not a video of a known kind",
         "empty.mp4": "is empty",
         "list.mp4": "not a video of a known kind",
@@ -63,22 +63,22 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path):
         "missing.mp4": "there is no such file",
     }
     for name, words in said.items():
-        with pytest.raises(PictureError, match=words):
+        with pytest.raises(ImageError, match=words):
             Clip(tmp_path / name)
 
 
-def test_files_without_pictures_are_refused(tmp_path: Path):
+def test_files_without_images_are_refused(tmp_path: Path):
     with av.open(tmp_path / "sound.mp4", "w") as container:
         stream = container.add_stream("aac", rate=48000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 48000
         container.mux([*stream.encode(frame), *stream.encode(None)])
-    with pytest.raises(PictureError, match="no video stream, only audio"):
+    with pytest.raises(ImageError, match="no video stream, only audio"):
         Clip(tmp_path / "sound.mp4")
     with av.open(tmp_path / "none.mkv", "w") as container:
         stream = container.add_stream("ffv1", rate=25, width=16, height=16, pix_fmt="bgr0")
         container.start_encoding()
-    with pytest.raises(PictureError, match="damaged or cut off"):
+    with pytest.raises(ImageError, match="damaged or cut off"):
         upscale(Clip(tmp_path / "none.mkv"), tmp_path / "b.mkv", work())
     assert not (tmp_path / "b.mkv").exists()
 
@@ -95,7 +95,7 @@ def test_a_damaged_video_is_refused_in_one_line(tmp_path: Path):
         source.write_bytes(broken)
         try:
             upscale(Clip(source), tmp_path / f"b{seed}.mp4", work())
-        except PictureError as error:
+        except ImageError as error:
             assert "\n" not in str(error)  # noqa: PT017, others get through
             assert not (tmp_path / f"b{seed}.mp4").exists()
     assert leftovers(tmp_path) == []
@@ -126,17 +126,17 @@ def test_a_full_disk_ends_it_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_nothing_is_left_where_it_fails_or_is_stopped(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(40))
     (tmp_path / "file").touch()
-    with pytest.raises(PictureError, match="cannot be written"):
+    with pytest.raises(ImageError, match="cannot be written"):
         upscale(Clip(source), tmp_path / "file" / "b.mp4", work())
     for target in (tmp_path / "b.mp4", tmp_path / "frames"):
         done: list[int] = []
-        with pytest.raises(StoppedError):
+        with pytest.raises(SearchStoppedError):
             upscale(Clip(source), target, work(), stopped=lambda done=done: len(done) > 5, upscaling=done.append)
 
-        def broken(high: torch.Tensor) -> torch.Tensor:
-            raise PictureError("broken")
+        def broken(sr: torch.Tensor) -> torch.Tensor:
+            raise ImageError("broken")
 
-        with pytest.raises(PictureError, match=r"a\.mkv: frame 1: broken"):
+        with pytest.raises(ImageError, match=r"a\.mkv: frame 1: broken"):
             upscale(Clip(source), target, Work(Enlarge(upscaler(None, 2, broken)), 4))
         assert not target.exists()
     assert leftovers(tmp_path) == []
@@ -146,11 +146,11 @@ def test_results_are_replaced_only_when_asked(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(3))
     for target in (tmp_path / "b.mp4", tmp_path / "frames"):
         upscale(Clip(source), target, work())
-        with pytest.raises(PictureError, match="--overwrite"):
+        with pytest.raises(ImageError, match="--overwrite"):
             upscale(Clip(source), target, work())
         upscale(Clip(source), target, work(overwrite=True))
     (tmp_path / "taken").touch()
-    with pytest.raises(PictureError, match="is a file"):
+    with pytest.raises(ImageError, match="is a file"):
         upscale(Clip(source), tmp_path / "taken", work())
     assert leftovers(tmp_path) == []
 
@@ -159,7 +159,7 @@ def test_frames_of_several_sizes_are_no_video(tmp_path: Path):
     (tmp_path / "in").mkdir()
     for i in range(4):
         Image.new("RGB", (16, 16 + 2 * (i == 2))).save(tmp_path / "in" / f"{i}.png")
-    with pytest.raises(PictureError, match="of one size, not 32x32 and 32x36"):
+    with pytest.raises(ImageError, match="of one size, not 32x32 and 32x36"):
         upscale(Numbered(tmp_path / "in"), tmp_path / "b.mp4", work())
     assert leftovers(tmp_path) == []
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gleansr.errors import NoObjectError, RequestError
-from gleansr.images.codec import Picture
-from gleansr.inference.tasks import Result
+from gleansr.images.codec import DecodedImage
+from gleansr.inference.tasks import TaskResult
 from gleansr.jobs import Work
 from gleansr.photos import Photo, PhotoConfig
 from gleansr.photos.align import Frame, cut, framed
@@ -126,7 +126,7 @@ def test_settings_out_of_bounds_are_refused(wrong: dict[str, float]):
 
 @dataclass
 class Spot:
-    """Finds the brightest place of a picture, as a square of 12 pixels, if it is bright."""
+    """Finds the brightest place of an image, as a square of 12 pixels, if it is bright."""
 
     calls: list[bool] = field(default_factory=list)
     blind: bool = False
@@ -141,19 +141,19 @@ class Spot:
 
 
 def spots(places: Sequence[int | None], brightness: Sequence[float] | None = None) -> Iterator[Shot]:
-    """Pictures 64x32 with a white pixel at so many from the left, or none."""
+    """Images 64x32 with a white pixel at so many from the left, or none."""
     for i, place in enumerate(places):
         pixels = torch.full((3, 32, 64), brightness[i] if brightness else 0.3)
         if place is not None:
             pixels[:, 16, place] = 1
-        yield Shot(Picture(pixels, name=f"n{i}"), i, 1)
+        yield Shot(DecodedImage(pixels, name=f"n{i}"), i, 1)
 
 
 def followed(shots: Iterator[Shot], finder: Spot, config: TrackConfig, **options: bool):
     return follow(shots, Fraction(1, 25), Fraction(25), finder, config, PhotoConfig(**options))  # type: ignore[arg-type]
 
 
-def test_few_pictures_are_searched_and_the_others_are_interpolated():
+def test_few_images_are_searched_and_the_others_are_interpolated():
     finder = Spot()
     found = followed(spots(range(10, 51)), finder, TrackConfig(find_every=6), turned=False)
     assert len(finder.calls) == found.searched == 8  # 0, 6, ... 36, and the last
@@ -180,13 +180,13 @@ def test_searches_all_around_are_few():
 
 
 def moving(tmp_path: Path) -> Path:
-    pictures = []
+    images = []
     for i in range(12):
         pixels = np.full((32, 64, 3), 90, np.uint8)
         pixels[12:20, 12 + 2 * i : 20 + 2 * i] = 120
         pixels[16, 16 + 2 * i] = 255
-        pictures.append(pixels)
-    return clip(tmp_path / "a.mkv", pictures)
+        images.append(pixels)
+    return clip(tmp_path / "a.mkv", images)
 
 
 def test_objects_are_pasted_where_they_were_followed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -201,10 +201,10 @@ def test_objects_are_pasted_where_they_were_followed_to(tmp_path: Path, monkeypa
     assert summary.notes[0] == "1 cat followed in 12 of 12 frames"
     [said] = summary.details["objects"]
     assert (said["from"], said["to"], said["found"]) == (0, 0.44, 12)
-    results: list[Result] = []
+    results: list[TaskResult] = []
     flow(Clip(source).shots(), plain, 4, lambda _, result: results.append(result))
     for i, (shot, without) in enumerate(zip(Clip(tmp_path / "b.mkv").shots(), results, strict=True)):
-        changed = (shot.picture.pixels * 255 - torch.from_numpy(np.array(without.image)).permute(2, 0, 1)).abs().amax(0) > 2
+        changed = (shot.image.pixels * 255 - torch.from_numpy(np.array(without.image)).permute(2, 0, 1)).abs().amax(0) > 2
         middle = changed.nonzero().float().mean(0)
         assert middle.tolist() == pytest.approx([33, 2 * (16.5 + 2 * i)], abs=1.5)
 
@@ -239,7 +239,7 @@ def test_known_objects_decide_on_the_options(tmp_path: Path):
     assert "known" not in Photo(upscaler(16, 2), PhotoConfig(aligned=True)).options
 
 
-def test_frames_between_whole_pixels_move_the_model_s_picture_smoothly():
+def test_frames_between_whole_pixels_move_the_model_s_image_smoothly():
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
     photo = (0.5 + 0.4 * torch.sin(x / 5) * torch.cos(y / 7))[None].expand(3, -1, -1)
     steps = []

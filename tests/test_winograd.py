@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gleansr.inference.cpu import fused, winograd
-from gleansr.inference.cpu.fused import Conv, convolution, side_by_side
+from gleansr.inference.cpu.fused import FusedConv, convolution, side_by_side
 from gleansr.inference.cpu.winograd import WinogradConv, pays, ready, transformed
 
 
@@ -41,7 +41,7 @@ def test_maps_side_by_side_need_not_be_laid_so():
     x, y = torch.randn(1, 5, 6, 6, dtype=torch.float64), torch.randn(1, 2, 6, 6, dtype=torch.float64)
     expected = F.conv2d(torch.cat([x, y], 1), weight, bias, padding=1)
     torch.testing.assert_close(WinogradConv.of(weight, bias, torch.float64)(x, y), expected)
-    torch.testing.assert_close(Conv(weight, bias)(x, y), expected)
+    torch.testing.assert_close(FusedConv(weight, bias)(x, y), expected)
 
 
 def test_a_strip_of_a_map_is_left_as_it_is():
@@ -81,7 +81,7 @@ def test_in_float32_it_errs_less_than_the_convolution():
     expected = F.conv2d(x, weight, bias, padding=1)
     errors = [
         float((conv(x.float()) - expected).square().mean().sqrt())
-        for conv in (WinogradConv.of(weight.float(), bias.float(), torch.float32), Conv(weight.float(), bias.float()))
+        for conv in (WinogradConv.of(weight.float(), bias.float(), torch.float32), FusedConv(weight.float(), bias.float()))
     ]
     assert errors[0] < errors[1] < 1e-5 * float(expected.std())
 
@@ -91,7 +91,7 @@ def test_in_bfloat16_it_errs_little_more_than_the_convolution():
     weight, bias = weight_and_bias(96, 160)
     x = torch.randn(1, 160, 24, 24, dtype=torch.float64).bfloat16()
     expected = F.conv2d(x.double(), weight, bias, padding=1)
-    convs = (WinogradConv.of(weight.float(), bias.float(), torch.bfloat16), Conv(weight.bfloat16(), bias.bfloat16()))
+    convs = (WinogradConv.of(weight.float(), bias.float(), torch.bfloat16), FusedConv(weight.bfloat16(), bias.bfloat16()))
     errors = [float((conv(x) - expected).square().mean().sqrt() / expected.std()) for conv in convs]
     assert errors[1] < errors[0] < 3 * errors[1] < 0.02
 
@@ -116,7 +116,7 @@ def test_where_it_pays(monkeypatch: pytest.MonkeyPatch):
 def test_only_convolutions_of_stride_1_are_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fused, "pays", lambda *_: True)
     assert isinstance(convolution(nn.Conv2d(4, 4, 3, padding=1), 8, torch.float32), WinogradConv)
-    assert isinstance(convolution(nn.Conv2d(4, 4, 3, stride=2, padding=1), 8, torch.float32), Conv)
+    assert isinstance(convolution(nn.Conv2d(4, 4, 3, stride=2, padding=1), 8, torch.float32), FusedConv)
     weight, bias = weight_and_bias(4, 6, torch.float32)
     x, y = torch.randn(1, 4, 6, 6), torch.randn(1, 2, 6, 6)
     with torch.inference_mode():

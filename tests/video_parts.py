@@ -21,7 +21,7 @@ CODECS = {".mp4": ("libx264", "yuv420p"), ".mkv": ("ffv1", "bgr0"), ".webm": ("l
 
 
 def numbered(count: int, size: tuple[int, int] = (24, 16)) -> list[np.ndarray]:
-    """Pictures (height, width, 3), each of one colour on a ramp, by whose brightness `order` tells which is which."""
+    """Images (height, width, 3), each of one colour on a ramp, by whose brightness `order` tells which is which."""
     width, height = size
     ramp = np.arange(width)[None, :, None] * np.array([1, 2, -1])
     return [
@@ -35,7 +35,7 @@ def order(planes: Sequence[torch.Tensor]) -> list[float]:
 
 def clip(
     path: Path,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     times: Sequence[int] | None = None,
     time_base: Fraction = Fraction(1, 25),
     *,
@@ -53,7 +53,7 @@ def clip(
     kind = kind or usual
     with av.open(path, "w", options={"movflags": "+faststart"} if faststart else {}) as container:
         stream = container.add_stream(codec or name, rate=25, options=options or ({"crf": "1"} if name.startswith("lib") else {}))
-        stream.height, stream.width = pictures[0].shape[:2]
+        stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base, stream.time_base = kind, time_base, time_base
         if kind.startswith("yuv"):
             stream.codec_context.color_range, stream.codec_context.colorspace = 1, 1
@@ -69,13 +69,13 @@ def clip(
             packet.stream, packet.time_base, packet.pts, packet.dts, packet.duration = words, Fraction(1, 1000), 40, 40, 100
             container.mux(packet)
         if tone:
-            for i in range(len(pictures)):
+            for i in range(len(images)):
                 samples = np.sin(2 * np.pi * 440 * (np.arange(1920) + 1920 * i) / 48000).astype(np.float32)[None]
                 frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
                 frame.sample_rate, frame.pts, frame.time_base = 48000, 1920 * i, Fraction(1, 48000)
                 container.mux(tone.encode(frame))
             container.mux(tone.encode(None))
-        for time, pixels in zip(times or range(len(pictures)), pictures, strict=True):
+        for time, pixels in zip(times or range(len(images)), images, strict=True):
             frame = yuv(pixels, kind) if pixels.shape[2] == 3 else av.VideoFrame.from_ndarray(pixels, format="bgra")
             frame.pts, frame.time_base = time, time_base
             container.mux(stream.encode(frame))
@@ -90,8 +90,8 @@ def yuv(pixels: np.ndarray, kind: str) -> Any:
 
 
 def planes(path: Path) -> list[torch.Tensor]:
-    """The pictures of a video, (3, H, W) in [0, 1]."""
-    return [shot.picture.pixels for shot in Clip(path).shots()]
+    """The images of a video, (3, H, W) in [0, 1]."""
+    return [shot.image.pixels for shot in Clip(path).shots()]
 
 
 def times(path: Path) -> list[float]:

@@ -24,7 +24,7 @@ from gleansr.checkpoints import zoo
 from gleansr.errors import GleansrError, RequestError, one_line
 from gleansr.files import sha256_of
 from gleansr.inference.devices import bfloat16_instructions, cores, find_device, find_precision, out_of_memory
-from gleansr.inference.feedforward import FeedForward, enlarge
+from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import is_onnx
 from gleansr.inference.precision import Precision, full_name
 from gleansr.inference.upscaler import Upscaler, load
@@ -37,7 +37,7 @@ EXTRAS = {
     "eval": "figures and rooflines",
     "photos": "whole photographs",
     "video": "videos",
-    "heif": "HEIC and JPEG XL pictures",
+    "heif": "HEIC and JPEG XL images",
     "ray": "clusters",
     "export": "ONNX files",
     "serve": "the browser and HTTP",
@@ -68,12 +68,12 @@ class Trial:
     difference: float
     """The largest, of a range of 2."""
     rates: Mapping[int, float]
-    """Pictures per second by the number that go in together."""
+    """Images per second by the number that go in together."""
     ok: bool
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """What was found."""
 
     findings: Mapping[str, list[Finding]]
@@ -97,7 +97,7 @@ def examine(
     precision: Precision = "auto",
     seconds: float = 1.0,
     tell: Callable[[str], object] = lambda _: None,
-) -> Report:
+) -> DoctorReport:
     """Looks at all of it.
 
     Args:
@@ -119,7 +119,7 @@ def examine(
         "programs": [*_programs(), *_extras()],
         "files": list(_files()),
     }
-    report = Report(findings, str(model), str(chosen))
+    report = DoctorReport(findings, str(model), str(chosen))
     path = checkpoints.model_path(model)
     names: list[Precision] = ["float32", "bfloat16", "float16"]
     names = [name for name in names if wanted in ("auto", name) and _usable(name, chosen)]
@@ -131,13 +131,13 @@ def examine(
         tell(f"trying {model} in {name} on {chosen}")
         upscaler = load(path, device=str(chosen), precision="auto" if onnx else name)
         method = upscaler.method
-        if not isinstance(method, FeedForward):
+        if not isinstance(method, FeedForwardModel):
             raise RequestError(f"{model} is no network that enlarges in one pass")
-        low = _low(method.in_size or 32)
+        lr = _lr(method.in_size or 32)
         if reference is None:
-            reference = method(low.to(chosen)).pictures.cpu() if onnx else plain_result(path, low)
+            reference = method(lr.to(chosen)).images.cpu() if onnx else plain_result(path, lr)
         try:
-            report.trials.append(_trial(upscaler, name, low, reference, seconds))
+            report.trials.append(_trial(upscaler, name, lr, reference, seconds))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -149,12 +149,12 @@ def examine(
 
 
 @torch.inference_mode()
-def plain_result(path: str | Path, low: Tensor) -> Tensor:
-    """What the model in a file makes of low (N, 3, h, w) in [-1, 1] by its plain formulation, on the CPU in float32."""
-    return enlarge(checkpoints.read(path).build(None, path).eval(), low)
+def plain_result(path: str | Path, lr: Tensor) -> Tensor:
+    """What the model in a file makes of lr (N, 3, h, w) in [-1, 1] by its plain formulation, on the CPU in float32."""
+    return enlarge(checkpoints.read(path).build(None, path).eval(), lr)
 
 
-def as_dict(report: Report) -> dict[str, Any]:
+def as_dict(report: DoctorReport) -> dict[str, Any]:
     """For machines: plain JSON values."""
     return {
         "ok": report.ok,
@@ -169,21 +169,21 @@ def as_dict(report: Report) -> dict[str, Any]:
     }
 
 
-def _low(size: int) -> Tensor:
-    """(8, 3, size, size) in [-1, 1]: smooth, as pictures are, and always the same."""
+def _lr(size: int) -> Tensor:
+    """(8, 3, size, size) in [-1, 1]: smooth, as images are, and always the same."""
     coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
 
 
-def _trial(upscaler: Upscaler, precision: str, low: Tensor, reference: Tensor, seconds: float) -> Trial:
+def _trial(upscaler: Upscaler, precision: str, lr: Tensor, reference: Tensor, seconds: float) -> Trial:
     method, device = upscaler.method, upscaler.device
-    low = low.to(device)
-    made = method(low).pictures.float().cpu()
+    lr = lr.to(device)
+    made = method(lr).images.float().cpu()
     error = (made - reference).square().mean().item()
     psnr = 10 * math.log10(4 / error) if error else math.inf
     kind = "float32 on a GPU" if precision == "float32" and device.type != "cpu" else precision
     batches = sorted({1, upscaler.default_batch_size()})
-    rates = {n: n / _seconds(functools.partial(method, low[torch.arange(n) % len(low)]), device, seconds) for n in batches}
+    rates = {n: n / _seconds(functools.partial(method, lr[torch.arange(n) % len(lr)]), device, seconds) for n in batches}
     return Trial(precision, psnr, (made - reference).abs().max().item(), rates, ok=bool(made.isfinite().all()) and psnr >= LEAST_PSNR[kind])
 
 
@@ -323,7 +323,7 @@ def _files() -> Iterator[Finding]:
         yield Finding("GLEANSR_OFFLINE", f"{offline}: nothing is fetched")
 
 
-def _advice(report: Report, default: str, device: torch.device) -> Iterator[str]:
+def _advice(report: DoctorReport, default: str, device: torch.device) -> Iterator[str]:
     trials = {trial.precision: trial for trial in report.trials if trial.ok}
     base = trials.get(default)
     if base is None:
@@ -335,6 +335,6 @@ def _advice(report: Report, default: str, device: torch.device) -> Iterator[str]
         times = best.rates[most] / base.rates[most]
         yield f"--precision {best.precision} is {times:.1f} times as fast here, {best.psnr:.0f} dB from float32: not to be seen"
     if most > 1 and base.rates[most] > WORTH_SAYING * base.rates[1]:
-        yield f"many pictures at once, as folders are, take {base.rates[1] / base.rates[most]:.2f} of the time of one after the other"
+        yield f"many images at once, as folders are, take {base.rates[1] / base.rates[most]:.2f} of the time of one after the other"
     if device.type == "cpu" and torch.get_num_threads() < cores() and "OMP_NUM_THREADS" in os.environ:
         yield f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} leaves cores unused"

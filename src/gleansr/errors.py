@@ -17,15 +17,15 @@ class CheckpointError(RequestError):
     """A file that should hold weights is missing, truncated, hostile, of another kind, or does not fit its architecture."""
 
 
-class PictureError(GleansrError, ValueError):
-    """A picture cannot be read or written."""
+class ImageError(GleansrError, ValueError):
+    """An image cannot be read or written."""
 
 
-class TooLargeError(PictureError):
+class TooLargeError(ImageError):
     """An image has more pixels than are allowed."""
 
 
-class NoObjectError(PictureError):
+class NoObjectError(ImageError):
     """A photo shows nothing of the model's category, and something is required."""
 
     exit_code = 3

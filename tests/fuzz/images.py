@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.images import png, tiff
 from gleansr.images.codec import decode, to_image
 from tests.fuzz import finding
@@ -112,20 +112,20 @@ def check(data: bytes, counts: Counter[str], reads: Callable[[bytes], object] = 
         counts["too large to compare"] += 1
         return
     try:
-        picture = decode(data, max_pixels=1_000_000)
-    except PictureError as error:
+        image = decode(data, max_pixels=1_000_000)
+    except ImageError as error:
         said = str(error)
         if "\n" in said or not said.startswith("bytes: ") or len(said) > 600:
             finding(counts, "an error that is no plain line", data)
         counts["refused by both" if isinstance(expected, Exception) else "refused, though Pillow reads it"] += 1
         return
     except Exception as error:
-        finding(counts, f"{type(error).__name__} instead of a PictureError", data)
+        finding(counts, f"{type(error).__name__} instead of a ImageError", data)
         return
     if isinstance(expected, Exception):
         if _own_layout(data):
             counts["read by its tags"] += 1
-        elif any("metadata was ignored" in note for note in picture.notes):
+        elif any("metadata was ignored" in note for note in image.notes):
             counts["read without its metadata"] += 1
         else:
             finding(counts, "read, though Pillow refuses it", data)
@@ -135,12 +135,12 @@ def check(data: bytes, counts: Counter[str], reads: Callable[[bytes], object] = 
     counts["read by both"] += 1
     if _colour(expected) or expected.mode in ("F", "I", "LAB"):
         return
-    mode = "RGBA" if picture.alpha is not None else "RGB"
+    mode = "RGBA" if image.alpha is not None else "RGB"
     if expected.mode.startswith("I;16"):
-        same = np.array_equal(picture.pixels[0].mul(65535).round().numpy(), _upright(expected))
+        same = np.array_equal(image.pixels[0].mul(65535).round().numpy(), _upright(expected))
     else:
         whole = expected.convert("RGBA") if expected.has_transparency_data else expected
-        same = np.array_equal(np.asarray(to_image(picture.pixels, picture.alpha)), _upright(whole.convert(mode)))
+        same = np.array_equal(np.asarray(to_image(image.pixels, image.alpha)), _upright(whole.convert(mode)))
     if not same:
         finding(counts, "other pixels than Pillow's", data)
 

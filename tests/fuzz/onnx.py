@@ -18,16 +18,16 @@ def run(chances: Iterable[random.Random]) -> Counter[str]:
     """Loads and runs damaged files; see the package."""
     counts: Counter[str] = Counter()
     whole = network().SerializeToString()
-    low, cpu = torch.zeros(1, 3, 4, 4), torch.device("cpu")
+    lr, cpu = torch.zeros(1, 3, 4, 4), torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.onnx"
         for chance in chances:
             data = _damaged(whole, chance)
             path.write_bytes(data)
             try:
-                high = OnnxModel(path, cpu)(low)
+                sr = OnnxModel(path, cpu)(lr)
                 counts["ran"] += 1
-                if high.shape[:2] != (1, 3) or high.dtype != torch.float32:
+                if sr.shape[:2] != (1, 3) or sr.dtype != torch.float32:
                     finding(counts, "a result that is no image", data)
             except CheckpointError as error:
                 if "\n" in str(error) or len(str(error)) > 2500:

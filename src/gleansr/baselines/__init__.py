@@ -20,7 +20,7 @@ from gleansr.checkpoints.native import About, Checkpoint, bank_within
 from gleansr.configs import from_dict, merge
 from gleansr.errors import RequestError
 from gleansr.inference.devices import find_device, find_precision
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.precision import Precision
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.esrgan_plus import ESRGANPlus
@@ -30,7 +30,7 @@ from gleansr.models.rrdb import RRDBNet
 
 NAMES = ("glean", "esrgan+", "plain", "dgp", "pulse", "bicubic")
 SEARCHES = ("dgp", "pulse")
-"""The methods that search a bank for each picture, in many steps."""
+"""The methods that search a bank for each image, in many steps."""
 
 _NETWORKS = {"glean": (GLEAN,), "esrgan+": (ESRGANPlus, RRDBNet), "plain": (ResidualNet,)}
 
@@ -82,7 +82,7 @@ def load(
         network = checkpoint.build(None, path)
         if not isinstance(network, _NETWORKS[method]):
             raise RequestError(f"{path}: holds a {type(network).__name__}, which is no network of the method {method}")
-        upscaler = Upscaler(FeedForward(network, device=chosen, precision=precision), checkpoint.about)
+        upscaler = Upscaler(FeedForwardModel(network, device=chosen, precision=precision), checkpoint.about)
         if scale not in (None, upscaler.scale):
             raise RequestError(
                 f"{path}: enlarges {upscaler.scale} times, not {scale} times; give a model of that scale or leave --scale out"

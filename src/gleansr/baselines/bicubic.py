@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gleansr.images.resize import resize
-from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.method import ModelOutput, StepReport
 
 
 class Bicubic:
@@ -17,6 +17,6 @@ class Bicubic:
         self.scale = scale
         self.device = device
 
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, it takes no time worth reporting
-        height, width = low.shape[-2:]
-        return Enlarged(resize(low, size=(height * self.scale, width * self.scale)))
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, it takes no time worth reporting
+        height, width = lr.shape[-2:]
+        return ModelOutput(resize(lr, size=(height * self.scale, width * self.scale)))

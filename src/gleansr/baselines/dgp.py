@@ -1,4 +1,4 @@
-"""DGP: fine-tunes a bank, layer after layer, until a picture of it, shrunk, is the one that was given.
+"""DGP: fine-tunes a bank, layer after layer, until an image of it, shrunk, is the one that was given.
 
 Source: Pan et al., "Exploiting Deep Generative Prior for Versatile Image Restoration and Manipulation", ECCV 2020. Numbers are those of the
 official code for super-resolution, which knows one bank, BigGAN, and a factor of 4; here the factor is free, and StyleGAN's banks are tuned
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gleansr.baselines.dgp_config import DGPConfig, Downsampler
-from gleansr.baselines.search import check_low, check_scale, reduction
+from gleansr.baselines.search import check_lr, check_scale, reduction
 from gleansr.errors import GleansrError, RequestError
 from gleansr.images.resize import resize
-from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator, InstanceNorm
 from gleansr.models.layers import placed
 from gleansr.models.stylegan import StyleGAN, StyleGANDiscriminator
@@ -52,7 +52,7 @@ def bilinear_matrix(size: int, factor: int) -> Tensor:
 
 
 class Degradation:
-    """Shrinks pictures and enlarges them again bilinearly, which is where DGP compares them.
+    """Shrinks images and enlarges them again bilinearly, which is where DGP compares them.
 
     Both are linear and treat the axes alike, so that each is two products with a small matrix, with a deterministic backward pass.
     """
@@ -70,9 +70,9 @@ class Degradation:
         """image (N, 3, size, size) -> (N, 3, size / factor, size / factor)."""
         return self.down @ image @ self.down.T
 
-    def enlarge(self, low: Tensor) -> Tensor:
+    def enlarge(self, lr: Tensor) -> Tensor:
         """low (N, 3, size / factor, size / factor) -> (N, 3, size, size)."""
-        return self.up @ low @ self.up.T
+        return self.up @ lr @ self.up.T
 
 
 # ------------------------------------------------------------------------------------------------------------- the bank
@@ -83,7 +83,7 @@ def parameter_groups(bank: Bank) -> list[list[nn.Parameter]]:
 
     BigGAN's are its first layer, then its blocks. Their counterparts in StyleGAN's banks: what makes the features of 4 px (mapping network,
     constant, first layers), then the layers of each further size with their affine maps, so that a bank of 256 px has 7 groups too. What
-    turns features into RGB stays as it is in all of them; so do noise pictures and the classes' embedding.
+    turns features into RGB stays as it is in all of them; so do noise images and the classes' embedding.
     """
     if isinstance(bank, BigGAN):
         return bank.groups()
@@ -113,10 +113,10 @@ def storage_factors(bank: Bank) -> dict[nn.Parameter, float]:
 
 
 class DGP:
-    """DGP with a bank and its discriminator: enlarges pictures of bank size / scale. A `Method`.
+    """DGP with a bank and its discriminator: enlarges images of bank size / scale. A `Method`.
 
-    It works on copies of both networks: those that are given stay as they are, whatever happens. Each picture starts from the bank's own
-    weights and from an optimiser without a past; the official code keeps Adam's moments from one picture to the next.
+    It works on copies of both networks: those that are given stay as they are, whatever happens. Each image starts from the bank's own
+    weights and from an optimiser without a past; the official code keeps Adam's moments from one image to the next.
     """
 
     def __init__(
@@ -156,27 +156,27 @@ class DGP:
         self._factors = storage_factors(self._bank)
         self._degradation = Degradation(size, scale, self.config.downsampler, self.device)
 
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:
-        """low (N, 3, in_size, in_size), RGB in [-1, 1], float32 -> pictures (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:
+        """low (N, 3, in_size, in_size), RGB in [-1, 1], float32 -> images (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
 
-        One picture after the other; what becomes of each depends on it, the seed and the configuration. `report` counts the samples to
-        start from, which are drawn once for all pictures, and the iterations. The notes say how near to the given picture the result
+        One image after the other; what becomes of each depends on it, the seed and the configuration. `report` counts the samples to
+        start from, which are drawn once for all images, and the iterations. The notes say how near to the given image the result
         comes when it is shrunk again, and which class was chosen.
 
         Raises:
             GleansrError: a loss became infinite.
         """
-        check_low("DGP", low, self.in_size)
-        progress = Progress(report, self.config.select_samples + len(low) * sum(self.config.iterations))
+        check_lr("DGP", lr, self.in_size)
+        progress = SearchProgress(report, self.config.select_samples + len(lr) * sum(self.config.iterations))
         with torch.inference_mode(False), torch.enable_grad():
             # A copy: a tensor of inference mode could not be differentiated through.
-            pictures = low.to(self.device, torch.float32, copy=True).split(1)
-            starts = self._select(pictures, progress)
-            results = [self._search(picture, *start, progress) for picture, start in zip(pictures, starts, strict=True)]
-        return Enlarged(torch.cat([picture for picture, _ in results]), [note for _, note in results])
+            images = lr.to(self.device, torch.float32, copy=True).split(1)
+            starts = self._select(images, progress)
+            results = [self._search(image, *start, progress) for image, start in zip(images, starts, strict=True)]
+        return ModelOutput(torch.cat([image for image, _ in results]), [note for _, note in results])
 
-    def _select(self, pictures: Sequence[Tensor], progress: "Progress") -> list[tuple[Tensor, int | None]]:
-        """The z (1, code_dim) and the class, None where there are none, from which each picture's search starts."""
+    def _select(self, images: Sequence[Tensor], progress: "SearchProgress") -> list[tuple[Tensor, int | None]]:
+        """The z (1, code_dim) and the class, None where there are none, from which each image's search starts."""
         config = self.config
         self._restore()
         generator = torch.Generator().manual_seed(config.seed)
@@ -185,9 +185,9 @@ class DGP:
         if self._classes is not None and config.class_index is None:
             labels = torch.randint(self._classes, (len(samples),), generator=generator).tolist()
         batch = max(1, (2**19 if self.device.type == "cpu" else 2**23) // size_of(self._bank) ** 2)
-        distances: list[Tensor] = []  # (pictures, samples)
+        distances: list[Tensor] = []  # (images, samples)
         with torch.no_grad():
-            wanted = [self._features(self._degradation.enlarge(picture))[-config.select_features :] for picture in pictures]
+            wanted = [self._features(self._degradation.enlarge(image))[-config.select_features :] for image in images]
             for first in range(0, len(samples), batch):
                 z = samples[first : first + batch].to(self.device)
                 found = self._features(self._degradation(self._paint(z, self._embedding(labels[first : first + batch]))))
@@ -196,25 +196,25 @@ class DGP:
         best = torch.cat(distances, 1).argmin(1).tolist()
         return [(samples[i : i + 1].to(self.device), labels[i]) for i in best]
 
-    def _search(self, low: Tensor, z: Tensor, label: int | None, progress: "Progress") -> tuple[Tensor, str]:
-        """low (1, 3, in_size, in_size), z (1, code_dim) and the class to start from -> the picture (1, 3, size, size) and its note."""
+    def _search(self, lr: Tensor, z: Tensor, label: int | None, progress: "SearchProgress") -> tuple[Tensor, str]:
+        """low (1, 3, in_size, in_size), z (1, code_dim) and the class to start from -> the image (1, 3, size, size) and its note."""
         config = self.config
         self._restore()
-        target = self._degradation.enlarge(low)
+        target = self._degradation.enlarge(lr)
         with torch.no_grad():
             wanted = self._features(target)
         embedding = self._embedding([label])
         z = z.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], lr=0.0, betas=self.config.betas, eps=1e-8, fused=True)
         norms: list[InstanceNorm] | None = None
-        picture = target
+        image = target
         for stage, iterations in enumerate(config.iterations):
             self._enter(stage, z, optimizer)
             norms = (norms or self._instance_norms(z, embedding)) if config.instance_norm[stage] else None
             loss = torch.zeros(())
             for _ in range(iterations):
-                picture = self._paint(z, embedding, norms)
-                degraded = self._degradation(picture)
+                image = self._paint(z, embedding, norms)
+                degraded = self._degradation(image)
                 loss = (
                     config.feature_weights[stage] * features_distance(self._features(degraded), wanted, config.features[stage]).sum()
                     + config.mse_weights[stage] * F.mse_loss(degraded, target)
@@ -226,16 +226,16 @@ class DGP:
                 progress.add(1)
             if not loss.isfinite():
                 raise GleansrError(f"DGP went astray in stage {stage + 1}: its loss is not finite; lower generator_lrs or latent_lrs")
-        picture = picture.detach()  # as in the official code the one that the last step was taken for, not what came of that step
-        error = float(F.mse_loss(self._degradation.shrink(picture.clamp(-1, 1)), low)) / 4
-        note = f"shrunk again, {-10 * math.log10(max(error, 1e-10)):.1f} dB to the given picture"
-        return picture, note if label == config.class_index else f"{note}, class {label}"
+        image = image.detach()  # as in the official code the one that the last step was taken for, not what came of that step
+        error = float(F.mse_loss(self._degradation.shrink(image.clamp(-1, 1)), lr)) / 4
+        note = f"shrunk again, {-10 * math.log10(max(error, 1e-10)):.1f} dB to the given image"
+        return image, note if label == config.class_index else f"{note}, class {label}"
 
     def _paint(self, z: Tensor, embedding: Tensor, norms: list[InstanceNorm] | None = None) -> Tensor:
-        """The bank's pictures of z (N, code_dim), (N, 3, size, size)."""
+        """The bank's images of z (N, code_dim), (N, 3, size, size)."""
         with self._autocast():
-            picture = self._bank.synthesis(z, embedding, norms) if isinstance(self._bank, BigGAN) else self._bank(z)
-        return picture.float()
+            image = self._bank.synthesis(z, embedding, norms) if isinstance(self._bank, BigGAN) else self._bank(z)
+        return image.float()
 
     def _embedding(self, labels: list[int | None]) -> Tensor:
         """Those of classes, (N, shared_dim), or nothing, (N, 0), where there are none."""
@@ -281,10 +281,10 @@ class DGP:
             optimizer.add_param_group({"params": parameters, "lr": rate})
 
 
-class Progress:
+class SearchProgress:
     """Counts steps and tells a report of them, now and then."""
 
-    def __init__(self, report: Report | None, total: int):
+    def __init__(self, report: StepReport | None, total: int):
         self.report, self.total = report, total
         self.done = self.told = 0
 
@@ -321,12 +321,12 @@ def features_distance(found: Sequence[Tensor], wanted: Sequence[Tensor], count: 
 
 
 def size_of(network: Bank | Discriminator) -> int:
-    """Height and width of the pictures that it makes or judges."""
+    """Height and width of the images that it makes or judges."""
     return network.config.resolution if isinstance(network.config, BigGANConfig) else network.config.size
 
 
 def _checked(discriminator: Discriminator | None, size: int) -> Discriminator:
-    """The discriminator, if it is one and for pictures of `size` px."""
+    """The discriminator, if it is one and for images of `size` px."""
     if discriminator is None:
         raise RequestError(
             "DGP needs the bank's own discriminator, which this file lacks; `gleansr train-bank` writes a bank with it where the recipe "
@@ -334,9 +334,9 @@ def _checked(discriminator: Discriminator | None, size: int) -> Discriminator:
         )
     if not isinstance(discriminator, Discriminator):
         known = "a BigGAN's, StyleGAN's or StyleGAN2's"
-        raise RequestError(f"DGP compares pictures by the features of {known} discriminator, not of a {type(discriminator).__name__}")
+        raise RequestError(f"DGP compares images by the features of {known} discriminator, not of a {type(discriminator).__name__}")
     if size_of(discriminator) != size:
         raise RequestError(
-            f"the discriminator is for pictures of {size_of(discriminator)} px, but the bank makes {size} px; give the bank's own"
+            f"the discriminator is for images of {size_of(discriminator)} px, but the bank makes {size} px; give the bank's own"
         )
     return discriminator

@@ -46,12 +46,12 @@ class DGPConfig:
     select_features: Annotated[int, Range(1)] = 3
     """How many of the discriminator's features, counted from its output, choose among them."""
     class_index: Annotated[int | None, Range(0)] = None
-    """The class of the pictures, for BigGAN; None: it is chosen with z."""
+    """The class of the images, for BigGAN; None: it is chosen with z."""
     downsampler: Downsampler = "bicubic"
-    """How the bank's picture is shrunk: by MATLAB's bicubic, which the given pictures were made with, or by Lanczos' kernel of two lobes
-    ("lanczos2"), as in the official code, which compares with pictures that Pillow's Lanczos shrank."""
+    """How the bank's image is shrunk: by MATLAB's bicubic, which the given images were made with, or by Lanczos' kernel of two lobes
+    ("lanczos2"), as in the official code, which compares with images that Pillow's Lanczos shrank."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    """Seed of what is drawn, the same for every picture."""
+    """Seed of what is drawn, the same for every image."""
 
     def __post_init__(self):
         lengths = {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self) if _per_stage(field)}
@@ -83,7 +83,7 @@ def discriminator_biased() -> DGPConfig:
 
 
 def mse_biased() -> DGPConfig:
-    """The official setting for results close to the truth ("MSE_biased")."""
+    """The official setting for results close to the ground truth ("MSE_biased")."""
     return DGPConfig(
         feature_weights=(1.0, 1.0, 1.0, 0.5, 0.1),
         mse_weights=(10.0, 10.0, 10.0, 50.0, 100.0),

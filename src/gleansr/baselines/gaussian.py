@@ -35,7 +35,7 @@ class Gaussian:
     std: Tensor
     """(code_dim)."""
 
-    def codes(self, latent: Tensor) -> Tensor:
+    def latents(self, latent: Tensor) -> Tensor:
         """Standard normal (..., code_dim) -> codes in W (..., code_dim)."""
         return F.leaky_relu(latent * self.std + self.mean, 0.2)
 
@@ -44,12 +44,12 @@ class Gaussian:
         return Gaussian(self.mean.to(device), self.std.to(device))
 
 
-def before_activation(codes: Tensor) -> Tensor:
+def before_activation(latents: Tensor) -> Tensor:
     """w -> what the mapping's last leaky ReLU received: its slope of 0.2 is undone by one of 5.
 
     StyleGAN2's gain of sqrt(2) behind it commutes with both and stays in mean and deviation: the codes made of them are the same.
     """
-    return F.leaky_relu(codes, 5.0)
+    return F.leaky_relu(latents, 5.0)
 
 
 def chunks(samples: int) -> int:

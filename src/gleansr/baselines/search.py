@@ -1,4 +1,4 @@
-"""What the searches in a bank share: which pictures they take, and the matrices by which they shrink."""
+"""What the searches in a bank share: which images they take, and the matrices by which they shrink."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ def check_scale(name: str, size: int, scale: int) -> None:
         raise RequestError(f"{name} with a bank of {size} px takes a scale that is a power of two from 2 to {size // 2}, not {scale}")
 
 
-def check_low(name: str, low: Tensor, in_size: int | None) -> None:
-    """Raises RequestError unless `low` is (N, 3, in_size, in_size)."""
-    if low.ndim != 4 or low.shape[1:] != (3, in_size, in_size):
-        raise RequestError(f"{name} with this bank takes pictures (N, 3, {in_size}, {in_size}), not {tuple(low.shape)}")
+def check_lr(name: str, lr: Tensor, in_size: int | None) -> None:
+    """Raises RequestError unless `lr` is (N, 3, in_size, in_size)."""
+    if lr.ndim != 4 or lr.shape[1:] != (3, in_size, in_size):
+        raise RequestError(f"{name} with this bank takes images (N, 3, {in_size}, {in_size}), not {tuple(lr.shape)}")
 
 
 def reduction(size: int, factor: int, kernel: Callable[[Tensor], Tensor], border: Callable[[Tensor], Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ _IN_ZIP64 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """An entry of the directory."""
 
     name: bytes
@@ -26,7 +26,7 @@ class Entry:
     """Where its local header begins."""
 
 
-def directory(data: memoryview) -> list[Entry]:
+def directory(data: memoryview) -> list[ArchiveEntry]:
     """The entries of an archive, by the records at its end. Raises Malformed."""
     start, end, count = _place(data)
     if count > MOST_ENTRIES:
@@ -43,14 +43,14 @@ def directory(data: memoryview) -> list[Entry]:
             raise Malformed("a zip archive with a broken directory")
         name = bytes(data[start + 46 : start + 46 + n_name])
         sizes = _zip64(bytes(data[start + 46 + n_name : start + 46 + n_name + n_extra]), size, packed, header)
-        entries.append(Entry(name, method, flags, packed=sizes[1], size=sizes[0], header=sizes[2]))
+        entries.append(ArchiveEntry(name, method, flags, packed=sizes[1], size=sizes[0], header=sizes[2]))
         start = after
     if start != end:
         raise Malformed("a zip archive with a broken directory")
     return entries
 
 
-def contents(data: memoryview, entries: list[Entry]) -> dict[str, memoryview]:
+def contents(data: memoryview, entries: list[ArchiveEntry]) -> dict[str, memoryview]:
     """The bytes of every entry, shared with `data`.
 
     Raises Malformed where an entry is compressed or encrypted, where its own header disagrees with the directory, and where two overlap.

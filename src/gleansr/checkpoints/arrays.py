@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from gleansr.checkpoints.stored import LARGEST_RANK, Storage, StoredTensor
+from gleansr.checkpoints.stored import LARGEST_RANK, StoredNumbers, StoredTensor
 from gleansr.checkpoints.unpickle import Budget, Opaque
 
 _DTYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
 
 
-class Kind(Opaque):
+class DTypeStandIn(Opaque):
     """What stands for a dtype."""
 
     __slots__ = ("dtype",)
@@ -46,7 +46,7 @@ def _of_buffer(data: Any = None, kind: Any = None, shape: Any = None, order: Any
 
 
 def _stored(data: Any, kind: Any, shape: Any, by_columns: bool) -> StoredTensor | None:
-    if not (isinstance(data, memoryview) and isinstance(kind, Kind) and kind.dtype and type(shape) is tuple):
+    if not (isinstance(data, memoryview) and isinstance(kind, DTypeStandIn) and kind.dtype and type(shape) is tuple):
         return None
     if len(shape) > LARGEST_RANK or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
         return None
@@ -54,7 +54,7 @@ def _stored(data: Any, kind: Any, shape: Any, by_columns: bool) -> StoredTensor 
     for n in shape if by_columns else shape[::-1]:
         strides.append(step)
         step *= n
-    return StoredTensor.checked(Storage(kind.dtype, data), 0, shape, tuple(strides if by_columns else strides[::-1]))
+    return StoredTensor.checked(StoredNumbers(kind.dtype, data), 0, shape, tuple(strides if by_columns else strides[::-1]))
 
 
 def calls(budget: Budget) -> dict[str, Callable[..., Any]]:
@@ -72,7 +72,7 @@ def calls(budget: Budget) -> dict[str, Callable[..., Any]]:
 
     return {
         "_codecs.encode": encoded,
-        "numpy.dtype": Kind,
+        "numpy.dtype": DTypeStandIn,
         **{f"numpy.{core}.multiarray._reconstruct": Array for core in ("core", "_core")},
         **{f"numpy.{core}.numeric._frombuffer": _of_buffer for core in ("core", "_core")},
     }

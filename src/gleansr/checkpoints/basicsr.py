@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.native import StoredNetwork
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.models.rrdb import RRDBNetConfig
@@ -22,7 +22,7 @@ LAYOUT = StyleGAN2Layout(
         "synthesis.to_rgb.{j}.conv.affine.bias": "{rgb}.modulated_conv.modulation.bias",
         "synthesis.to_rgb.{j}.bias": "{rgb}.bias",
         "synthesis.noise_{i}": "noises.noise{k}",
-        "mean_code": "latent_avg",
+        "w_avg": "latent_avg",
     },
     discriminator={
         "from_rgb.weight": "conv_body.0.0.weight",
@@ -46,17 +46,17 @@ LAYOUT = StyleGAN2Layout(
 )
 
 
-def generator(weights: Weights) -> Network:
-    """A generator; "latent_avg", which the file has beside it, is the mean code."""
+def generator(weights: Weights) -> StoredNetwork:
+    """A generator; "latent_avg", which the file has beside it, is the w_avg."""
     return LAYOUT.read_generator(weights)
 
 
-def discriminator(weights: Weights) -> Network:
+def discriminator(weights: Weights) -> StoredNetwork:
     """A discriminator."""
     return LAYOUT.read_discriminator(weights)
 
 
-def rrdbnet(weights: Weights) -> Network:
+def rrdbnet(weights: Weights) -> StoredNetwork:
     """An ESRGAN network."""
     doublings = max(weights.count(lambda u: f"conv_up{u + 1}.weight"), 2)  # BasicSR's has no fewer
     scale, folded = enlargement(weights, "conv_first.weight", doublings)

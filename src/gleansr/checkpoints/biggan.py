@@ -7,7 +7,7 @@ step of the power iteration and 1e-6 and 1e-5 beside the spectral norms and the 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from gleansr.checkpoints.native import Network, skeleton
+from gleansr.checkpoints.native import StoredNetwork, skeleton
 from gleansr.checkpoints.weights import Weights
 from gleansr.models.biggan import DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, BigGANConfig
 
@@ -24,7 +24,7 @@ GENERATOR_NAMES = SHARED_NAMES | {
 """Parts of our names -> what stands for them there. All others are the same."""
 
 
-def generator(weights: Weights) -> Network:
+def generator(weights: Weights) -> StoredNetwork:
     """A generator. What DGP's instance normalisation has left in a file is no weight: it is made anew wherever it is used."""
     resolution, widths = _table(weights, {len(widths) - 1: (size, widths) for size, widths in GENERATOR_WIDTHS.items()})
     blocks = range(len(widths) - 1)
@@ -40,7 +40,7 @@ def generator(weights: Weights) -> Network:
     return _translate(weights, "biggan", config, GENERATOR_NAMES, unused)
 
 
-def discriminator(weights: Weights) -> Network:
+def discriminator(weights: Weights) -> StoredNetwork:
     """A discriminator, with the embedding of its class term."""
     resolution, widths = _table(weights, {len(widths): (size, widths) for size, widths in DISCRIMINATOR_WIDTHS.items()})
     config = BigGANConfig(
@@ -65,7 +65,7 @@ def _attention(weights: Weights, sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({size for i, size in enumerate(sizes) if f"blocks.{i}.1.theta.weight" in weights.tensors}))
 
 
-def _translate(weights: Weights, kind: str, config: BigGANConfig, parts: Mapping[str, str], unused: set[str]) -> Network:
+def _translate(weights: Weights, kind: str, config: BigGANConfig, parts: Mapping[str, str], unused: set[str]) -> StoredNetwork:
     """The network of a state dict without the tensors `unused` and without "sv0", a log of the largest singular value beside every "u0"."""
     ours = skeleton(kind, config).state_dict()
     names = {name: ".".join(parts.get(part, part) for part in name.split(".")) for name in ours}

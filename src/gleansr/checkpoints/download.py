@@ -33,7 +33,7 @@ TRIES = 5
 LONGEST_WAIT = 60.0
 """Seconds; a server that asks for a longer pause (Retry-After) is asked again after this one."""
 
-Progress = Callable[[int, int | None], None]
+DownloadProgress = Callable[[int, int | None], None]
 """Called with the bytes that are here (a resumed part included) and the size of the file, None while it is unknown."""
 
 _CHUNK = 1 << 16
@@ -46,7 +46,7 @@ def download(
     *,
     sha256_prefix: str,
     size: int | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     timeout: float = 30,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
@@ -61,7 +61,7 @@ def download(
         path: where the file goes; its folder is created.
         sha256_prefix: the first 8 to 64 hexadecimal digits of the file's sha256.
         size: the exact size in bytes, where it is known; otherwise at most `MAX_BYTES` are taken.
-        progress: see `Progress`.
+        progress: see `DownloadProgress`.
         timeout: seconds of silence after which a connection counts as broken.
         sleep: waits between attempts.
 
@@ -133,7 +133,7 @@ def _fetch(
     path: Path,
     sha256_prefix: str,
     size: int | None,
-    progress: Progress | None,
+    progress: DownloadProgress | None,
     timeout: float,
     sleep: Callable[[float], None],
 ) -> None:
@@ -161,7 +161,7 @@ def _fetch(
     part.note.unlink(missing_ok=True)
 
 
-def _attempt(url: str, part: _Part, size: int | None, progress: Progress | None, timeout: float) -> str:
+def _attempt(url: str, part: _Part, size: int | None, progress: DownloadProgress | None, timeout: float) -> str:
     """One request, which continues the part where it can; returns the sha256 of the complete part."""
     received, digest = 0, hashlib.sha256()
     headers = {"User-Agent": "gleansr", "Accept-Encoding": "identity"}

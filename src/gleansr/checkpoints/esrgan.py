@@ -8,13 +8,13 @@ tensors as one by 2 and is taken for that. The noise of training is not in the f
 """
 
 from gleansr.checkpoints.basicsr import dense_names, enlargement
-from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.native import StoredNetwork
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.models.esrgan_plus import ESRGANPlusConfig
 from gleansr.models.rrdb import RRDBNetConfig
 
 
-def esrgan_plus(weights: Weights) -> Network:
+def esrgan_plus(weights: Weights) -> StoredNetwork:
     """An ESRGAN+ or nESRGAN+, in the older layout."""
     features, growth, n_blocks, doublings = _older_sizes(weights)
     config = ESRGANPlusConfig(2**doublings, features, growth, n_blocks)
@@ -25,7 +25,7 @@ def esrgan_plus(weights: Weights) -> Network:
     return weights.translate("esrgan+", config, names)
 
 
-def older(weights: Weights) -> Network:
+def older(weights: Weights) -> StoredNetwork:
     """An ESRGAN in the older layout; folded inputs, of converted files, are told by their channels."""
     features, growth, n_blocks, doublings = _older_sizes(weights)
     scale, folded = enlargement(weights, "model.0.weight", doublings)
@@ -33,7 +33,7 @@ def older(weights: Weights) -> Network:
     return weights.translate("rrdbnet", config, _older_names(n_blocks, doublings))
 
 
-def newer(weights: Weights) -> Network:
+def newer(weights: Weights) -> StoredNetwork:
     """An ESRGAN in the newer layout."""
     n_blocks = weights.count(lambda b: f"RRDB_trunk.{b}.RDB1.conv1.weight")
     doublings = weights.count(lambda u: f"upconv{u + 1}.weight")

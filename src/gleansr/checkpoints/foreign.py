@@ -10,12 +10,12 @@ from torch import Tensor
 
 from gleansr.checkpoints import basicsr, biggan, esrgan, genforce, mmagic, nvidia, pulse, rosinality
 from gleansr.checkpoints.arrays import Array
-from gleansr.checkpoints.native import Checkpoint, Network
+from gleansr.checkpoints.native import Checkpoint, StoredNetwork
 from gleansr.checkpoints.stored import StoredTensor
 from gleansr.checkpoints.weights import Weights
 from gleansr.errors import CheckpointError
 
-READERS: dict[str, tuple[str, str, Callable[[Weights], Network]]] = {
+READERS: dict[str, tuple[str, str, Callable[[Weights], StoredNetwork]]] = {
     "encoder.0.0.conv_first.weight": ("mmagic", "generator", mmagic.glean),
     "constant_input.input": ("mmagic", "generator", mmagic.generator),
     "convs.0.conv1.input": ("mmagic", "generator", mmagic.stylegan1),

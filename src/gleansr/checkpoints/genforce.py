@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.native import StoredNetwork
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.models.layers import binomial_kernel
 from gleansr.models.stylegan import BLUR, StyleGANConfig
@@ -18,8 +18,8 @@ FUSED_FROM = 128
 """The first size in pixels at which the generator's doubling is fused with its convolution."""
 
 
-def generator(weights: Weights) -> Network:
-    """A generator with its mean code."""
+def generator(weights: Weights) -> StoredNetwork:
+    """A generator with its w_avg."""
     if "mapping.label_weight" in weights.tensors:
         raise weights.error("a generator conditioned on labels, which is not supported")
     n = weights.count(lambda j: f"synthesis.output{j}.weight")
@@ -29,7 +29,7 @@ def generator(weights: Weights) -> Network:
         mapping_layers=weights.count(lambda k: f"mapping.dense{k}.weight"),
         lod=_lod(weights, "synthesis.lod"),
     )
-    names = {"mean_code": "truncation.w_avg", "synthesis.constant": "synthesis.layer0.const"}
+    names = {"w_avg": "truncation.w_avg", "synthesis.constant": "synthesis.layer0.const"}
     for k in range(config.mapping_layers):
         names |= pair(f"mapping.layers.{k}", f"mapping.dense{k}")
     for i in range(2 * n):
@@ -51,7 +51,7 @@ def generator(weights: Weights) -> Network:
     return network
 
 
-def discriminator(weights: Weights) -> Network:
+def discriminator(weights: Weights) -> StoredNetwork:
     """A discriminator. Fused or not, halving sees its kernels alike."""
     n = weights.count(lambda j: f"input{j}.weight")
     top_down = [weights.size(f"input{j}.weight", 0) for j in range(n)]

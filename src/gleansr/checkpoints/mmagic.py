@@ -3,7 +3,7 @@
 import math
 
 from gleansr.checkpoints.basicsr import trunk_names, trunk_sizes
-from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.native import StoredNetwork
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.models.glean import GLEANConfig
@@ -23,7 +23,7 @@ LAYOUT = StyleGAN2Layout(
         "synthesis.to_rgb.{j}.conv.affine.bias": "{rgb}.conv.style_modulation.bias",
         "synthesis.to_rgb.{j}.bias": "{rgb}.bias",
         "synthesis.noise_{i}": "injected_noise_{k}",
-        "mean_code": "w_avg",
+        "w_avg": "w_avg",
     },
     discriminator={
         "from_rgb.weight": "convs.0.0.conv.weight_orig",
@@ -47,25 +47,25 @@ LAYOUT = StyleGAN2Layout(
 )
 
 
-def generator(weights: Weights) -> Network:
-    """A StyleGAN2 generator. The published ones have no mean code."""
+def generator(weights: Weights) -> StoredNetwork:
+    """A StyleGAN2 generator. The published ones have no w_avg."""
     return LAYOUT.read_generator(weights)
 
 
-def stylegan1(weights: Weights) -> Network:
+def stylegan1(weights: Weights) -> StoredNetwork:
     """Refused: mmagic's StyleGAN of the first version computes otherwise than the official one."""
     raise weights.error(
         "a StyleGAN1 of mmagic (styleganv1), which is not the official architecture; StyleGAN is read from GenForce's files"
     )
 
 
-def discriminator(weights: Weights) -> Network:
+def discriminator(weights: Weights) -> StoredNetwork:
     """A StyleGAN2 discriminator, also that of a GLEAN; augmentation (ADA), which is for training only, is left out."""
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("ada_aug.")}
     return LAYOUT.read_discriminator(Weights(tensors, weights.prefix, weights.source))
 
 
-def glean(weights: Weights) -> Network:
+def glean(weights: Weights) -> StoredNetwork:
     """A GLEAN: the bank under "generator.", the encoder as one list from the RRDBs to the codes."""
     bank = LAYOUT.generator_config(weights.under("generator."))
     n_fused = weights.count(lambda k: f"fusion_out.{k}.weight")  # at 4, 8, ..., in px

@@ -76,17 +76,17 @@ class About:
     name: str | None = None
     """What to call the model."""
     category: str | None = None
-    """What its pictures show: faces, cats, ..."""
+    """What its images show: faces, cats, ..."""
     licence: str | None = None
     """SPDX identifier or name of the licence of the weights."""
     credit: str | None = None
     """Who must be named."""
     content_height: int | None = None
-    """Rows in the middle of a result that are picture, between bars (384 of 512 for LSUN's cars); None: all."""
+    """Rows in the middle of a result that are image, between bars (384 of 512 for LSUN's cars); None: all."""
     border: str | None = None
     """What the bars are in the model's eyes: "repeat", the outermost rows again; None or "black"."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Facts of the training: data, pictures seen, recipe, figures."""
+    """Facts of the training: data, images seen, recipe, figures."""
 
     def published(self) -> dict[str, Any]:
         """What is written into a model's file: what is known, and of absolute paths in the facts of the training only the last part."""
@@ -113,7 +113,7 @@ def skeleton(kind: str, config: Any) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Network:
+class StoredNetwork:
     """One network of a checkpoint: its kind, its architecture and its tensors under gleansr's names."""
 
     kind: str
@@ -121,7 +121,7 @@ class Network:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Network":
+    def of(cls, model: nn.Module) -> "StoredNetwork":
         """The network that `model` is, its tensors shared."""
         for kind, (model_type, config_type) in KINDS.items():
             if type(model) is model_type:
@@ -135,8 +135,8 @@ class Network:
         A tensor that is missing, unexpected, of another shape or no plain floating-point one is an error, and so are NaN and infinity.
         """
         model = skeleton(self.kind, self.config)
-        if isinstance(model, Generator) and "mean_code" in self.tensors:
-            model.register_buffer("mean_code", torch.empty(model.config.code_dim, device="meta"))
+        if isinstance(model, Generator) and "w_avg" in self.tensors:
+            model.register_buffer("w_avg", torch.empty(model.config.code_dim, device="meta"))
         check_tensors(self.tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()}, source)
         for name, tensor in self.tensors.items():
             check_values(name, tensor, source)
@@ -162,7 +162,7 @@ class Checkpoint:
     """The networks of one file by part ("generator", "discriminator") and what is known of them."""
 
     layout: str
-    networks: dict[str, Network]
+    networks: dict[str, StoredNetwork]
     about: About = About()
     bank: SharedBank | None = None
     """Where the tensors of the generator's bank are, if they are not in the file; `checkpoints.read` puts them in."""
@@ -186,7 +186,7 @@ def bank_within(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
         raise CheckpointError(f"{source}: a light GLEAN holds no whole bank, only what it reads of one; give the full model's file instead")
     kind = "stylegan2" if isinstance(network.config.bank, StyleGAN2Config) else "stylegan"
     tensors = {name.removeprefix("bank."): tensor for name, tensor in network.tensors.items() if name.startswith("bank.")}
-    networks = {**checkpoint.networks, "generator": Network(kind, network.config.bank, tensors)}
+    networks = {**checkpoint.networks, "generator": StoredNetwork(kind, network.config.bank, tensors)}
     return dataclasses.replace(checkpoint, networks=networks)
 
 
@@ -218,7 +218,7 @@ def check_values(name: str, tensor: Tensor, source: str | Path) -> None:
 
 def save(path: str | Path, models: Mapping[str, nn.Module], about: About, *, dtype: torch.dtype = torch.float32) -> None:
     """Writes `models` by part to `path`, floating-point tensors stored as `dtype`."""
-    networks = {part: Network.of(model) for part, model in models.items()}
+    networks = {part: StoredNetwork.of(model) for part, model in models.items()}
     write(path, Checkpoint("gleansr", networks, about), dtype=dtype)
 
 
@@ -284,8 +284,8 @@ def read_any(path: str | Path) -> Checkpoint | None:
                 raise ValueError(f"a network of the kind {str(kind)[:50]!r}")
             config = from_dict(KINDS[kind][1], entry["config"], f"configuration of the {part}")
             prefix = f"{part}."
-            own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-            networks[part] = Network(kind, config, own)
+            own = {_present(name.removeprefix(prefix)): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            networks[part] = StoredNetwork(kind, config, own)
         if tensors or not networks:
             raise CheckpointError(f"{path}: tensors of no network: {', '.join(name[:100] for name in list(tensors)[:10])}")
         bank = from_dict(SharedBank, parse_json(metadata["bank"], "bank"), "bank") if "bank" in metadata else None
@@ -294,6 +294,11 @@ def read_any(path: str | Path) -> Checkpoint | None:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: its metadata is not that of a gleansr model ({error})") from None
+
+
+def _present(name: str) -> str:
+    """The present name of a tensor: early files have `mean_code` for `w_avg`."""
+    return f"{name.removesuffix('mean_code')}w_avg" if name == "mean_code" or name.endswith(".mean_code") else name
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

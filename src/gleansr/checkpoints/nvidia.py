@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gleansr.checkpoints.native import Checkpoint, Network
+from gleansr.checkpoints.native import Checkpoint, StoredNetwork
 from gleansr.checkpoints.pickles import PersistentObject
 from gleansr.checkpoints.stored import StoredTensor
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
@@ -39,7 +39,7 @@ LAYOUT = StyleGAN2Layout(
         "synthesis.to_rgb.{j}.conv.affine.bias": "{rgb}.affine.bias",
         "synthesis.to_rgb.{j}.bias": "{rgb}.bias",
         "synthesis.noise_{i}": "{layer}.noise_const",
-        "mean_code": "mapping.w_avg",
+        "w_avg": "mapping.w_avg",
     },
     discriminator={
         "from_rgb.weight": "{top}.fromrgb.weight",
@@ -64,13 +64,13 @@ LAYOUT = StyleGAN2Layout(
 )
 
 
-def generator(weights: Weights) -> Network:
+def generator(weights: Weights) -> StoredNetwork:
     """A generator from its tensors alone: no limit of activations (`conv_clamp`) is assumed."""
     return LAYOUT.read_generator(weights)
 
 
-def discriminator(weights: Weights) -> Network:
-    """A discriminator from its tensors alone: no limit of activations and groups of 4 pictures are assumed."""
+def discriminator(weights: Weights) -> StoredNetwork:
+    """A discriminator from its tensors alone: no limit of activations and groups of 4 images are assumed."""
     return LAYOUT.read_discriminator(weights)
 
 
@@ -93,7 +93,7 @@ def read_pickle(contents: Mapping[str, Any], source: str | Path, size: int) -> C
         else:
             group = _plain(modules["b4.mbstd"].state.get("group_size"), "group_size", weights) if "b4.mbstd" in modules else 0
             if not (group is None or (isinstance(group, int) and group > 0)):
-                raise weights.error(f"D has a minibatch standard deviation over {group!r} pictures; only 1 or more are supported")
+                raise weights.error(f"D has a minibatch standard deviation over {group!r} images; only 1 or more are supported")
             networks[part] = LAYOUT.read_discriminator(weights, clamp, group)
     return Checkpoint("nvidia", networks)
 

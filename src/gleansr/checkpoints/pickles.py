@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints import archive, arrays
-from gleansr.checkpoints.stored import Malformed, Storage, StoredTensor
+from gleansr.checkpoints.stored import Malformed, StoredNumbers, StoredTensor
 from gleansr.checkpoints.unpickle import Budget, Global, Opaque, Refused, load, new_dict
 from gleansr.errors import CheckpointError
 
@@ -181,11 +181,11 @@ def _persistent_object(meta: Any) -> PersistentObject:
     return PersistentObject(class_name, state)
 
 
-def _storage_of_bytes(data: Any, budget: Budget) -> Storage:
+def _storage_of_bytes(data: Any, budget: Budget) -> StoredNumbers:
     if not isinstance(data, memoryview) or not is_legacy(bytes(data[:64])):  # another kind of file in there could be compressed
         raise Malformed("a tensor's storage is not in torch's format")
     storage = _legacy(data, budget)
-    if not isinstance(storage, Storage):
+    if not isinstance(storage, StoredNumbers):
         raise Malformed("a tensor's storage is not in torch's format")
     return storage
 
@@ -214,9 +214,9 @@ def _archive(data: memoryview, budget: Budget) -> Any:
     if len(description) > _LONGEST_DESCRIPTION:
         raise Malformed(f"a description of {len(description):,} bytes, which no file of weights needs")
 
-    def persistent(key: Any) -> Storage:
+    def persistent(key: Any) -> StoredNumbers:
         dtype, name, _ = _storage_key(key, 5)
-        return Storage(dtype, entries.get(f"{root}data/{name}", memoryview(b"")))
+        return StoredNumbers(dtype, entries.get(f"{root}data/{name}", memoryview(b"")))
 
     return load(description, 0, budget, partial(_resolve, _calls(budget)), persistent)[0]
 
@@ -224,11 +224,11 @@ def _archive(data: memoryview, budget: Budget) -> Any:
 def _legacy(data: memoryview, budget: Budget) -> Any:
     """Five pickles (a magic number, the format's, the machine's sizes, the contents, the storages' names) and the storages' numbers."""
     resolve = partial(_resolve, _calls(budget))
-    storages: dict[str, tuple[Storage, int]] = {}
+    storages: dict[str, tuple[StoredNumbers, int]] = {}
 
-    def persistent(key: Any) -> Storage:
+    def persistent(key: Any) -> StoredNumbers:
         dtype, name, numbers = _storage_key(key, 6)
-        storage, of_file = storages.setdefault(name, (Storage(dtype, memoryview(b"")), numbers))
+        storage, of_file = storages.setdefault(name, (StoredNumbers(dtype, memoryview(b"")), numbers))
         if (storage.dtype, of_file) != (dtype, numbers):
             raise Malformed(f"two storages of the name {name[:50]!r}")
         return storage

@@ -1,7 +1,7 @@
 """StyleGAN, the first version, in PULSE's two files: the synthesis network and the mapping network, two bare state dicts.
 
-The generator's names are those of lernapparat's port. What the files lack: the noise pictures, since PULSE passes its own (seeded ones
-stand in), the mean code (it is estimated where it is needed) and the RGB layers below the full size, which nothing reads (zeros stand in).
+The generator's names are those of lernapparat's port. What the files lack: the noise images, since PULSE passes its own (seeded ones
+stand in), the w_avg (it is estimated where it is needed) and the RGB layers below the full size, which nothing reads (zeros stand in).
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gleansr.checkpoints import pickles
 from gleansr.checkpoints.genforce import FUSED_FROM
-from gleansr.checkpoints.native import Network, check_values
+from gleansr.checkpoints.native import StoredNetwork, check_values
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.errors import CheckpointError
 from gleansr.models.layers import binomial_kernel
@@ -25,12 +25,12 @@ SIGNATURES = {"synthesis": "blocks.4x4.const", "mapping": "dense0.weight"}
 """A tensor that tells which of the two files one is."""
 
 
-def synthesis(weights: Weights) -> Network:
+def synthesis(weights: Weights) -> StoredNetwork:
     """The generator of the synthesis network's file and of the mapping network's beside it."""
     return _generator(weights, _beside(weights, "mapping"))
 
 
-def mapping(weights: Weights) -> Network:
+def mapping(weights: Weights) -> StoredNetwork:
     """The generator of the mapping network's file and of the synthesis network's beside it."""
     return _generator(_beside(weights, "synthesis"), weights)
 
@@ -49,7 +49,7 @@ def _beside(weights: Weights, part: str) -> Weights:
     return Weights(pickles.tensors(contents, found[0]), "", found[0])
 
 
-def _generator(synthesis: Weights, mapping: Weights) -> Network:
+def _generator(synthesis: Weights, mapping: Weights) -> StoredNetwork:
     n = synthesis.count(lambda j: f"blocks.{4 * 2**j}x{4 * 2**j}.conv0_up.weight" if j else "blocks.4x4.const", limit=9)
     sizes = [4 * 2**j for j in range(n)]
     config = StyleGANConfig(
@@ -91,7 +91,7 @@ def _lacking(config: StyleGANConfig) -> dict[str, Tensor]:
     """What the files do not hold, by our names."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for i in range(config.n_codes):
+    for i in range(config.n_latents):
         size = 4 * 2 ** (i // 2)
         tensors[f"synthesis.noise_{i}"] = torch.randn(1, 1, size, size, generator=generator)
     for j, channels in enumerate(config.channels[:-1]):

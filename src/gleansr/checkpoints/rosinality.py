@@ -1,6 +1,6 @@
 """StyleGAN2 in rosinality's layout: training files {"g", "d", "g_ema"} and converted ones {"g_ema", "latent_avg"}."""
 
-from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.native import StoredNetwork
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Weights
 
@@ -19,7 +19,7 @@ LAYOUT = StyleGAN2Layout(
         "synthesis.to_rgb.{j}.conv.affine.bias": "{rgb}.conv.modulation.bias",
         "synthesis.to_rgb.{j}.bias": "{rgb}.bias",
         "synthesis.noise_{i}": "noises.noise_{k}",
-        "mean_code": "latent_avg",
+        "w_avg": "latent_avg",
     },
     discriminator={
         "from_rgb.weight": "convs.0.0.weight",
@@ -43,11 +43,11 @@ LAYOUT = StyleGAN2Layout(
 )
 
 
-def generator(weights: Weights) -> Network:
-    """A generator; "latent_avg", which the file has beside it, is the mean code."""
+def generator(weights: Weights) -> StoredNetwork:
+    """A generator; "latent_avg", which the file has beside it, is the w_avg."""
     return LAYOUT.read_generator(weights)
 
 
-def discriminator(weights: Weights) -> Network:
+def discriminator(weights: Weights) -> StoredNetwork:
     """A discriminator."""
     return LAYOUT.read_discriminator(weights)

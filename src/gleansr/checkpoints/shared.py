@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gleansr.checkpoints import native, zoo
-from gleansr.checkpoints.native import Checkpoint, Network, SharedBank
+from gleansr.checkpoints.native import Checkpoint, SharedBank, StoredNetwork
 from gleansr.checkpoints.zoo import NamedModel
 from gleansr.errors import CheckpointError, RequestError
 
@@ -56,7 +56,7 @@ def _is_bundled_bank(model: NamedModel) -> bool:
     return model.asset is not None and model.kind == "stylegan2"
 
 
-def _tensors(bank: SharedBank, generator: Network, source: str | Path) -> dict[str, Tensor]:
+def _tensors(bank: SharedBank, generator: StoredNetwork, source: str | Path) -> dict[str, Tensor]:
     """The bank's tensors that a GLEAN has, under its names for them. Raises CheckpointError, see `with_bank`."""
     model = next((model for model in zoo.named_models() if model.name == bank.name and _is_bundled_bank(model)), None)
     if model is None:

@@ -13,7 +13,7 @@ class Malformed(Exception):  # noqa: N818, it names what the file is
     """What a file of weights may not hold, in words for the user."""
 
 
-class Storage:
+class StoredNumbers:
     """A run of numbers of one type in a file."""
 
     __slots__ = ("data", "dtype")
@@ -27,7 +27,7 @@ class Storage:
 class StoredTensor:
     """A tensor that lies within a storage; its shape is checked, its numbers are not read."""
 
-    storage: Storage
+    storage: StoredNumbers
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -36,7 +36,7 @@ class StoredTensor:
     @classmethod
     def checked(cls, storage: object, offset: object, shape: object, stride: object, dtype: torch.dtype | None = None) -> "StoredTensor":
         """Raises Malformed unless the parts are of the right types and all numbers lie within the storage."""
-        if not isinstance(storage, Storage):
+        if not isinstance(storage, StoredNumbers):
             raise Malformed("a tensor without a storage")
         dtype = dtype or storage.dtype
         shape, stride = _sizes(shape), _sizes(stride)

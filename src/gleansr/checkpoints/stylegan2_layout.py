@@ -6,7 +6,7 @@ None of them transposes, flips or scales a weight relative to another.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gleansr.checkpoints.native import Network
+from gleansr.checkpoints.native import StoredNetwork
 from gleansr.checkpoints.weights import Shape, Weights
 from gleansr.models.stylegan2 import StyleGAN2Config
 
@@ -32,7 +32,7 @@ class StyleGAN2Layout:
     """
 
     generator: Mapping[str, str]
-    """The generator's tensors; `mean_code`, where it is listed, may be absent."""
+    """The generator's tensors; `w_avg`, where it is listed, may be absent."""
     discriminator: Mapping[str, str]
     """The discriminator's tensors."""
     layer: Callable[[int], str]
@@ -40,7 +40,7 @@ class StyleGAN2Layout:
     rgb: Callable[[int], str]
     """Name of the RGB layer j."""
     block: Callable[[int, int], str]
-    """Name of block b of so many, from the largest pictures down."""
+    """Name of block b of so many, from the largest images down."""
     filters: Mapping[str, float]
     """Stored filters, see `Weights.translate`."""
     shape: Callable[[str, Shape], Shape] = leading_axis
@@ -66,15 +66,15 @@ class StyleGAN2Layout:
             for k in range(next((count for field, count in counts.items() if field in ours), 1))
         }
 
-    def read_generator(self, weights: Weights, clamp: float | None = None) -> Network:
+    def read_generator(self, weights: Weights, clamp: float | None = None) -> StoredNetwork:
         """The generator; `clamp` is what the shapes cannot tell."""
         config = self.generator_config(weights, clamp)
         names = self.generator_names(config)
-        if names.get("mean_code") not in weights.tensors:
-            names.pop("mean_code", None)
+        if names.get("w_avg") not in weights.tensors:
+            names.pop("w_avg", None)
         return weights.translate("stylegan2", config, names, self.shape, self.filters)
 
-    def read_discriminator(self, weights: Weights, clamp: float | None = None, stddev_group: int | None = 4) -> Network:
+    def read_discriminator(self, weights: Weights, clamp: float | None = None, stddev_group: int | None = 4) -> StoredNetwork:
         """The discriminator; `clamp` and `stddev_group` are what the shapes cannot tell."""
         n_blocks = max(n for n in range(9) if n == 0 or {self.block(0, n), self.block(n - 1, n)} <= self._blocks(weights))
         top_down = [

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gleansr.checkpoints import pickles, zoo
-from gleansr.checkpoints.download import Progress, download
+from gleansr.checkpoints.download import DownloadProgress, download
 from gleansr.checkpoints.native import check_tensors, check_values
 from gleansr.checkpoints.stored import StoredTensor
 from gleansr.errors import CheckpointError, DownloadError, RequestError
@@ -41,7 +41,7 @@ def load_vgg16(
     *,
     input_range: InputRange = "signed",
     offline: bool | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> VGG16:
     """VGG16 up to conv4_3 with torchvision's ImageNet weights, in eval mode, frozen, float32, on the CPU.
 
@@ -63,7 +63,9 @@ def load_vgg16(
     return network
 
 
-def load_vgg19(path: str | os.PathLike[str] | None = None, *, offline: bool | None = None, progress: Progress | None = None) -> VGG19:
+def load_vgg19(
+    path: str | os.PathLike[str] | None = None, *, offline: bool | None = None, progress: DownloadProgress | None = None
+) -> VGG19:
     """VGG19 up to conv5_4 with torchvision's ImageNet weights, as `load_vgg16` has VGG16: torchvision's vgg19-dcbb9e9d.pth (548 MB)."""
     with torch.device("meta"):
         network = VGG19()
@@ -86,7 +88,7 @@ def load_mobilenet_v2(path: str | os.PathLike[str]) -> MobileNetV2:
     return _load(MobileNetV2, path, MOBILENET_V2_EXCESS)
 
 
-def vgg16_file(*, offline: bool | None = None, progress: Progress | None = None, instead: str = FOR_PERCEPTUAL) -> Path:
+def vgg16_file(*, offline: bool | None = None, progress: DownloadProgress | None = None, instead: str = FOR_PERCEPTUAL) -> Path:
     """torchvision's vgg16-397923af.pth, fetched first where it is not on this machine; see `load_vgg16`.
 
     `instead` is what the message of an error advises before a download by hand.
@@ -94,22 +96,22 @@ def vgg16_file(*, offline: bool | None = None, progress: Progress | None = None,
     return _fetched("VGG16", VGG16_URL, VGG16_SHA256_PREFIX, offline, progress, instead)
 
 
-def vgg19_file(*, offline: bool | None = None, progress: Progress | None = None) -> Path:
+def vgg19_file(*, offline: bool | None = None, progress: DownloadProgress | None = None) -> Path:
     """torchvision's vgg19-dcbb9e9d.pth, fetched first where it is not on this machine; see `load_vgg19`."""
     return _fetched("VGG19", VGG19_URL, VGG19_SHA256_PREFIX, offline, progress, FOR_PERCEPTUAL)
 
 
-def alexnet_file(*, instead: str, offline: bool | None = None, progress: Progress | None = None) -> Path:
+def alexnet_file(*, instead: str, offline: bool | None = None, progress: DownloadProgress | None = None) -> Path:
     """torchvision's alexnet-owt-7be5be79.pth (233 MB), fetched first where it is not on this machine; see `vgg16_file`."""
     return _fetched("AlexNet", ALEXNET_URL, ALEXNET_SHA256_PREFIX, offline, progress, instead)
 
 
-def mobilenet_v2_file(*, instead: str, offline: bool | None = None, progress: Progress | None = None) -> Path:
+def mobilenet_v2_file(*, instead: str, offline: bool | None = None, progress: DownloadProgress | None = None) -> Path:
     """torchvision's mobilenet_v2-b0353104.pth (14 MB), fetched first where it is not on this machine; see `vgg16_file`."""
     return _fetched("MobileNetV2", MOBILENET_V2_URL, MOBILENET_V2_SHA256_PREFIX, offline, progress, instead)
 
 
-def _fetched(name: str, url: str, sha256_prefix: str, offline: bool | None, progress: Progress | None, instead: str) -> Path:
+def _fetched(name: str, url: str, sha256_prefix: str, offline: bool | None, progress: DownloadProgress | None, instead: str) -> Path:
     """The file of a network in the folder of downloaded models, fetched first where it is not there."""
     path = zoo.cache_folder() / "models" / url.rsplit("/", 1)[-1]
     if path.is_file():
@@ -123,10 +125,10 @@ def _fetched(name: str, url: str, sha256_prefix: str, offline: bool | None, prog
         raise DownloadError(f"{error}; {otherwise}") from error
 
 
-Network = TypeVar("Network", bound=nn.Module)
+TorchvisionNetwork = TypeVar("TorchvisionNetwork", bound=nn.Module)
 
 
-def _load(kind: type[Network], path: str | os.PathLike[str], excess: tuple[str, ...]) -> Network:
+def _load(kind: type[TorchvisionNetwork], path: str | os.PathLike[str], excess: tuple[str, ...]) -> TorchvisionNetwork:
     with torch.device("meta"):
         network = kind()
     _fill(network, Path(path).expanduser(), excess)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gleansr.checkpoints.native import Network, check_tensors, check_values, skeleton
+from gleansr.checkpoints.native import StoredNetwork, check_tensors, check_values, skeleton
 from gleansr.errors import CheckpointError
 from gleansr.models.layers import binomial_kernel
 
@@ -49,7 +49,7 @@ class Weights:
         names: Mapping[str, str],
         shape: Callable[[str, Shape], Shape] = lambda _, ours: ours,
         filters: Mapping[str, float] | None = None,
-    ) -> Network:
+    ) -> StoredNetwork:
         """The network of architecture `config`; every tensor of it must be here in the right shape, and nothing else.
 
         Args:
@@ -61,8 +61,8 @@ class Weights:
                 equal our filter.
         """
         ours = {name: tuple(t.shape) for name, t in skeleton(kind, config).state_dict().items()}
-        if "mean_code" in names:
-            ours["mean_code"] = (config.code_dim,)
+        if "w_avg" in names:
+            ours["w_avg"] = (config.code_dim,)
         weights = {name: t for name, t in self.tensors.items() if not self._is_filter(name, t, filters or {})}
         check_tensors(
             {self.prefix + name: t for name, t in weights.items()},
@@ -71,7 +71,7 @@ class Weights:
         )
         for name, tensor in weights.items():
             check_values(f"{self.prefix}{name}", tensor, self.source)
-        return Network(kind, config, {name: weights[names[name]].reshape(size) for name, size in ours.items()})
+        return StoredNetwork(kind, config, {name: weights[names[name]].reshape(size) for name, size in ours.items()})
 
     def error(self, problem: str) -> CheckpointError:
         """The error to raise about these weights."""

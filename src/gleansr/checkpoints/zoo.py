@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from gleansr.checkpoints.download import Progress, download
+from gleansr.checkpoints.download import DownloadProgress, download
 from gleansr.errors import CheckpointError, DownloadError, RequestError
 
 
@@ -26,7 +26,7 @@ class NamedModel:
     kind: Literal["glean", "stylegan2", "residual", "esrgan+"]
     """The architecture."""
     category: str
-    """What its pictures show."""
+    """What its images show."""
     in_size: int | None
     """Side of the square low-resolution input in pixels; None for a bank, which draws from latent codes."""
     out_size: int
@@ -34,7 +34,7 @@ class NamedModel:
     licence: str
     """What the weights may be used for."""
     credit: str
-    """Whom to name: authors, publisher, training pictures and their terms."""
+    """Whom to name: authors, publisher, training images and their terms."""
     asset: str | None = None
     """Name of the file in this package's assets folder, for a bundled model."""
     url: str | None = None
@@ -70,7 +70,7 @@ def model_path(
     name_or_path: str | os.PathLike[str],
     *,
     offline: bool | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Path:
     """The file of a model, downloaded first where that is needed.
 
@@ -185,7 +185,7 @@ def _bundled(
     )
 
 
-def _glean(name: str, category: str, in_size: int, out_size: int, pictures: str, file: str, sha256: str) -> NamedModel:
+def _glean(name: str, category: str, in_size: int, out_size: int, images: str, file: str, sha256: str) -> NamedModel:
     return NamedModel(
         name=name,
         kind="glean",
@@ -194,13 +194,13 @@ def _glean(name: str, category: str, in_size: int, out_size: int, pictures: str,
         out_size=out_size,
         licence=_NVIDIA_AND_MMAGIC,
         credit="GLEAN: Chan, Wang, Xu, Gu, Loy, CVPR 2021, published by MMagic (OpenMMLab); bank: StyleGAN2, Karras, "
-        f"Laine, Aittala, Hellsten, Lehtinen, Aila, CVPR 2020 (NVIDIA); trained on {pictures}",
+        f"Laine, Aittala, Hellsten, Lehtinen, Aila, CVPR 2020 (NVIDIA); trained on {images}",
         url=f"{_OPENMMLAB}/restorers/glean/{file}-{sha256}.pth",
         sha256_prefix=sha256,
     )
 
 
-def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str, sha256: str) -> NamedModel:
+def _stylegan2(name: str, category: str, out_size: int, images: str, file: str, sha256: str) -> NamedModel:
     return NamedModel(
         name=name,
         kind="stylegan2",
@@ -209,7 +209,7 @@ def _stylegan2(name: str, category: str, out_size: int, pictures: str, file: str
         out_size=out_size,
         licence=_NVIDIA,
         credit="StyleGAN2: Karras, Laine, Aittala, Hellsten, Lehtinen, Aila, CVPR 2020 (NVIDIA), converted by MMagic "
-        f"(OpenMMLab); trained on {pictures}",
+        f"(OpenMMLab); trained on {images}",
         url=f"{_OPENMMLAB}/stylegan2/official_weights/stylegan2-{file}-{sha256}.pth",
         sha256_prefix=sha256,
     )

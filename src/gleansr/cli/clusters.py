@@ -27,5 +27,5 @@ def requested(after_ray: tuple[str, ...], workers: int | None, cores: int | None
     for one in rest[:1]:
         if address is None and not is_url(one) and not os.path.lexists(one):
             known = "HOST:PORT, auto, local"
-            raise RequestError(f"--ray {one}: neither the address of a cluster ({known}) nor a picture or folder that is there")
+            raise RequestError(f"--ray {one}: neither the address of a cluster ({known}) nor an image or folder that is there")
     return ClusterConfig(address, workers, cores, gpus=device == "auto"), tuple(map(Path, rest))

@@ -1,4 +1,4 @@
-"""`gleansr compare`: several methods on the same pictures, in tables and side by side."""
+"""`gleansr compare`: several methods on the same images, in tables and side by side."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ def compare(
     set: tuple[str, ...] = (),
     judging: Annotated[Judging, Flat] = JUDGING,
     size: int | None = None,
-    low: str | None = None,
+    lr: str | None = None,
     limit: int | None = None,
     limit_slow: int | None = None,
     aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
@@ -40,14 +40,14 @@ def compare(
     jobs: int = 1,
     offline: bool = False,
 ) -> None:
-    """Compare methods on the same pictures: quality, seconds per picture and peak memory. A run that was stopped goes on where it was when
+    """Compare methods on the same images: quality, seconds per image and peak memory. A run that was stopped goes on where it was when
     the same command is given again.
 
     Writes comparison.json, comparison.csv, comparison.md, index.html and pictures/ into the output folder. Exit status 1 if a method
     failed; the others are compared all the same.
 
     Args:
-        data: The true pictures: a folder, a zip or tar archive, an LMDB folder, or an address.
+        data: The ground-truth images: a folder, a zip or tar archive, an LMDB folder, or an address.
         output: Folder for the reports; by default NAME-8x-comparison in the current folder.
         scale: Enlargement.
         methods: Names with commas between, of glean, esrgan+, plain, dgp, pulse and bicubic.
@@ -55,20 +55,20 @@ def compare(
             method takes what comes with the package, PULSE and DGP the bank of the first GLEAN that is given, if one is.
         set: Changes to the settings of a method, such as pulse.steps=50.
         judging: How results are judged.
-        size: Side of the true pictures, where no method makes pictures of a size of its own.
-        low: Prepared low-resolution pictures, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
-        limit: Only the first so many pictures.
+        size: Side of the ground-truth images, where no method makes images of a size of its own.
+        lr: Prepared low-resolution images, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
+        limit: Only the first so many images.
         limit_slow: Only the first so many for pulse and dgp; a second table then has all methods on these.
-        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
+        aspect: What to do with images that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
             the border; bars: take the centre of aspect 4:3 and add bars. Borders are not judged. By default crop, or bars for models of
-            such pictures.
-        small: What to do with pictures that would have to be enlarged to be true ones.
-        degradation: How the low-resolution pictures are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
+            such images.
+        small: What to do with images that would have to be enlarged to be true ones.
+        degradation: How the low-resolution images are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
             kernels with and without antialiasing, noise, JPEG), always the same for the same data.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
-        batch_size: Pictures per forward pass. With 1, times are what one waits for a picture.
-        jobs: Pictures that pulse and dgp search for at once on a CPU, each in a process with its share of the threads. Each takes longer,
+        batch_size: Images per forward pass. With 1, times are what one waits for an image.
+        jobs: Images that pulse and dgp search for at once on a CPU, each in a process with its share of the threads. Each takes longer,
             and all together take less time where one search does not keep all cores busy.
         offline: Never download a model.
     """
@@ -76,7 +76,7 @@ def compare(
     from gleansr.evaluation.compare import compare as run
     from gleansr.evaluation.entries import parse_entries
     from gleansr.evaluation.plan import plan
-    from gleansr.evaluation.runner import Place
+    from gleansr.evaluation.runner import ComputeConfig
 
     if offline:
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the processes of the methods too, and the networks that judge
@@ -87,14 +87,14 @@ def compare(
     folder = output or Path(f"{Path(data.partition('?')[0]).name.partition('.')[0] or 'pictures'}-{scale}x-comparison")
     options: dict[str, Any] = {
         "size": size,
-        "low": low,
+        "lr": lr,
         "limit": limit,
         "limit_slow": limit_slow,
         "aspect": aspect,
         "small": small,
         "degradation": degradation,
     }
-    place = Place(device, precision)
+    place = ComputeConfig(device, precision)
     with fetching("a network that judges") as progress:
         comparison = plan(
             data, entries, scale=scale, place=place, batch_size=batch_size, jobs=jobs, progress=progress, **options, **judging.options()
@@ -128,7 +128,7 @@ def finish(report: dict[str, Any], folder: Path | None) -> None:
 
 @contextmanager
 def watching() -> Iterator["Watcher"]:
-    """Bars on the terminal: of the pictures, and of the steps of a slow method."""
+    """Bars on the terminal: of the images, and of the steps of a slow method."""
     from gleansr.evaluation.compare import Watcher
 
     console = Console(stderr=True, soft_wrap=True)
@@ -136,16 +136,16 @@ def watching() -> Iterator["Watcher"]:
     logging.getLogger("gleansr").addHandler(handler)
     try:
         with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as bars:
-            pictures = bars.add_task("", total=None)
+            images = bars.add_task("", total=None)
             steps = bars.add_task("steps", total=None, visible=False)
             current = ""
 
             def progress(what: str, done: int, total: int) -> None:
                 nonlocal current
                 if what != current:
-                    bars.reset(pictures, description=what, total=total, completed=done)
+                    bars.reset(images, description=what, total=total, completed=done)
                 current = what
-                bars.update(pictures, completed=done, total=total)
+                bars.update(images, completed=done, total=total)
                 bars.update(steps, visible=False)
 
             def step(done: int, total: int) -> None:

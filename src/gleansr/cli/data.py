@@ -36,24 +36,24 @@ def data(
     count: int = 16,
     set: tuple[str, ...] = (),
 ) -> None:
-    """Prepare pictures for training: all of one size, resized as the paper's were. A run that was stopped goes on when it is given again.
+    """Prepare images for training: all of one size, resized as the paper's were. A run that was stopped goes on when it is given again.
 
     Args:
         action: kinds: the data sets that are known and where to get them. prepare: make a training set in the folder OUTPUT. preview: a
             sheet of what the network of a recipe will see, lr beside ground truth: gleansr data preview RECIPE SOURCE -o sheet.png
-        kind: Which data set the pictures are of, see `gleansr data kinds`; folder is an own one. For preview the recipe.
+        kind: Which data set the images are of, see `gleansr data kinds`; folder is an own one. For preview the recipe.
         source: Folder, LMDB folder, zip or tar archive, several by a pattern such as 'cats-{0000..0011}.tar', or their address.
         output: Folder for the set; --data takes it.
         size: Side of the results; by default the kind's.
-        aspect: What to do with pictures that are not square, by default the kind's. squash: scale each axis by itself; crop: take the
+        aspect: What to do with images that are not square, by default the kind's. squash: scale each axis by itself; crop: take the
             centre square; pad: repeat the border up to a square; bars: take the centre of aspect 4:3 and add black bars above and below.
-        small: What to do with pictures that would have to be enlarged; by default the kind's.
+        small: What to do with images that would have to be enlarged; by default the kind's.
         crop: What to cut out first. head: of the kind cat, by its landmarks; box: of the kind cars, by its bounding boxes.
-        names: Text file with the names of the pictures to take, one a line.
+        names: Text file with the names of the images to take, one a line.
         format: Of the results; both are lossless.
-        scales: Store low-resolution pictures at these scales too, such as 8,16.
+        scales: Store low-resolution images at these scales too, such as 8,16.
         workers: Processes; by default one a core.
-        strict: Stop at the first picture that cannot be used.
+        strict: Stop at the first image that cannot be used.
         overwrite: Replace a set that was made with other options.
         sheet: preview: the PNG file to write.
         count: preview: how many images to show.
@@ -110,7 +110,7 @@ def _numbers(text: str) -> list[int]:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} pictures/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
 
 
 def _prepare(preparation: "Preparation", output: Path, workers: int | None, strict: bool, overwrite: bool) -> None:
@@ -143,7 +143,7 @@ def _prepare(preparation: "Preparation", output: Path, workers: int | None, stri
             raise
     skipped = f", {sum(result.skipped.values()):,} left out ({', '.join(f'{n:,} {why}' for why, n in result.skipped.items())})"
     before = f", {result.kept:,} of them before" if result.kept else ""
-    console.print(f"{result.written:,} pictures in {output}{before}{skipped if result.skipped else ''}", markup=False, highlight=False)
+    console.print(f"{result.written:,} images in {output}{before}{skipped if result.skipped else ''}", markup=False, highlight=False)
     if problems > _SHOWN:
         console.print(f"all reasons are in {output / RECORDS}", markup=False, highlight=False)
     if not result.written:

@@ -11,7 +11,7 @@ from rich.text import Text
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
-    from gleansr.doctor import Report
+    from gleansr.doctor import DoctorReport
 
 _FIRST = 26
 """Columns that names take."""
@@ -44,7 +44,7 @@ def doctor(model: str = "cats-8x", device: str = "auto", precision: Precision = 
         sys.exit(1)
 
 
-def _print(report: "Report") -> None:
+def _print(report: "DoctorReport") -> None:
     console = Console(highlight=False)
     for section, findings in report.findings.items():
         console.print(Text(section, style="bold"))
@@ -55,7 +55,7 @@ def _print(report: "Report") -> None:
             table.add_row(Text(f"  {finding.name}"), Text(finding.text, style=_STYLES[finding.ok]))
         console.print(table)
     if report.trials:
-        console.print(Text(f"{report.model} on {report.device}, pictures per second", style="bold"))
+        console.print(Text(f"{report.model} on {report.device}, images per second", style="bold"))
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(width=min(_FIRST, console.width // 3))
         for _ in range(1 + len(report.trials[0].rates)):

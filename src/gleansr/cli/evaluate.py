@@ -1,4 +1,4 @@
-"""`gleansr evaluate`: how good a model is on held-back pictures."""
+"""`gleansr evaluate`: how good a model is on held-out images."""
 
 import json as json_module
 import os
@@ -14,7 +14,7 @@ from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
-    from gleansr.evaluation.judges import JudgeFiles
+    from gleansr.evaluation.judges import MetricFiles
     from gleansr.models.generator import Generator
 
 
@@ -44,10 +44,10 @@ class Judging:
         names = [name.strip() for name in self.metrics.split(",") if name.strip()] or None
         return {"metrics": names, "rounding": self.rounding, "crop": self.crop, "files": self._files()}
 
-    def _files(self) -> "JudgeFiles":
-        from gleansr.evaluation.judges import JudgeFiles
+    def _files(self) -> "MetricFiles":
+        from gleansr.evaluation.judges import MetricFiles
 
-        return JudgeFiles(self.mobilenet, self.lpips_alexnet, self.lpips_vgg16, self.arcface)
+        return MetricFiles(self.mobilenet, self.lpips_alexnet, self.lpips_vgg16, self.arcface)
 
 
 JUDGING = Judging()
@@ -60,7 +60,7 @@ def evaluate(
     data: tyro.conf.Positional[str],
     judging: Annotated[Judging, Flat] = JUDGING,
     size: int | None = None,
-    low: str | None = None,
+    lr: str | None = None,
     limit: int | None = None,
     aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
     small: Literal["refuse", "enlarge"] = "refuse",
@@ -74,38 +74,38 @@ def evaluate(
     output: Output = None,
     offline: bool = False,
 ) -> None:
-    """Measure how good a model is on held-back pictures, beside bicubic enlargement, and print a table. Of a bank: how near to them what it
+    """Measure how good a model is on held-out images, beside bicubic enlargement, and print a table. Of a bank: how near to them what it
     draws is, as a set.
 
     Args:
         model: Name of a model (see `gleansr models`), or file with a GLEAN, an ESRGAN+, an ESRGAN or a plain network; or with a bank.
-        data: The true pictures: a folder, a zip or tar archive, an LMDB folder, or an address.
+        data: The ground-truth images: a folder, a zip or tar archive, an LMDB folder, or an address.
         judging: How results are judged.
-        size: Side of the true pictures, for a model that takes pictures of any size.
-        low: Prepared low-resolution pictures, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
-        limit: Only the first so many pictures.
-        aspect: What to do with pictures that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
+        size: Side of the ground-truth images, for a model that takes images of any size.
+        lr: Prepared low-resolution images, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
+        limit: Only the first so many images.
+        aspect: What to do with images that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
             the border; bars: take the centre of aspect 4:3 and add bars. Borders are not judged. By default crop, or bars for models of
-            such pictures.
-        small: What to do with pictures that would have to be enlarged to be true ones.
-        degradation: How the low-resolution pictures are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
+            such images.
+        small: What to do with images that would have to be enlarged to be true ones.
+        degradation: How the low-resolution images are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
             kernels with and without antialiasing, noise, JPEG), always the same for the same data.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
-        batch_size: Pictures per forward pass; by default as many as suit the device.
-        groups: CSV file with the columns name and group, one line for each picture: the figures of each group are told too.
-        samples: How many pictures a bank draws; by default as many as there are true ones.
+        batch_size: Images per forward pass; by default as many as suit the device.
+        groups: CSV file with the columns name and group, one line for each image: the figures of each group are told too.
+        samples: How many images a bank draws; by default as many as there are true ones.
         json: File for all figures and how they were measured.
-        output: Folder for pictures and reports, as `gleansr compare` writes them; pictures are then taken one by one.
+        output: Folder for images and reports, as `gleansr compare` writes them; images are then taken one by one.
         offline: Never download a model.
     """
     from gleansr.cli.compare import finish, watching
     from gleansr.cli.progress import fetched, fetching
     from gleansr.evaluation.compare import compare
-    from gleansr.evaluation.entries import Entry
+    from gleansr.evaluation.entries import ComparedMethod
     from gleansr.evaluation.evaluate import evaluate as run
     from gleansr.evaluation.plan import plan
-    from gleansr.evaluation.runner import Place
+    from gleansr.evaluation.runner import ComputeConfig
     from gleansr.inference.upscaler import load
 
     if json is not None and not json.absolute().parent.is_dir():
@@ -114,24 +114,24 @@ def evaluate(
         raise RequestError(f"--json {json}: exists already and is no report of an evaluation, so it is not replaced; give another name")
     if offline:
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the networks that judge too
-    place = Place(device, precision)
+    place = ComputeConfig(device, precision)
     file = fetched(model, offline)
     if bank := _bank(file):
-        if size or low or output or groups or degradation != "bicubic":
-            raise RequestError(f"{model}: is a bank, which enlarges no pictures: leave out what is about enlarging")
+        if size or lr or output or groups or degradation != "bicubic":
+            raise RequestError(f"{model}: is a bank, which enlarges no images: leave out what is about enlarging")
         _evaluate_bank(bank, file, data, judging, device, json, limit=limit, aspect=aspect or "crop", small=small, samples=samples)
         return
     if samples is not None:
-        raise RequestError(f"--samples is for banks, but {model} enlarges pictures")
+        raise RequestError(f"--samples is for banks, but {model} enlarges images")
     upscaler = load(file, device=device, precision=precision)
     method = {"GLEAN": "glean", "ESRGAN+": "esrgan+", "ESRGAN": "esrgan+", "plain": "plain"}[upscaler.method.name]
     label = re.sub(r"[^A-Za-z0-9+_-]", "-", Path(model).stem).lstrip("-_+")[:40] or method
-    entries = [Entry("bicubic", "bicubic"), Entry(label, method, model)]
+    entries = [ComparedMethod("bicubic", "bicubic"), ComparedMethod(label, method, model)]
     if batch_size is None:
         batch_size = 1 if output else upscaler.default_batch_size()
     options: dict[str, Any] = {
         "size": size,
-        "low": low,
+        "lr": lr,
         "limit": limit,
         "aspect": aspect,
         "small": small,
@@ -176,20 +176,18 @@ def _evaluate_bank(
     from gleansr.cli.compare import watching
     from gleansr.cli.progress import fetching
     from gleansr.evaluation.banks import evaluate_bank
-    from gleansr.evaluation.judges import Judge
-    from gleansr.evaluation.truths import Task, Truths
+    from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
+    from gleansr.evaluation.judges import MetricSuite
     from gleansr.inference.devices import find_device
 
     options = judging.options()
     names = options.pop("metrics") or ["squeezenet_frechet", *(["mobilenet_frechet"] if judging.mobilenet else [])]
     with fetching("a network that judges") as progress:
-        judge = Judge(names, device=find_device(device), progress=progress, **options)
-    truths = Truths(data, Task(bank.config.size, 2, aspect, small), limit=limit)
-    samples = len(truths) if samples is None else samples
+        judge = MetricSuite(names, device=find_device(device), progress=progress, **options)
+    gts = GroundTruth(data, EvaluationTask(bank.config.size, 2, aspect, small), limit=limit)
+    samples = len(gts) if samples is None else samples
     with watching() as watcher:
-        drawn = evaluate_bank(
-            bank, truths, judge, samples=samples, progress=lambda done, total: watcher.progress("evaluating", done, total)
-        )
+        drawn = evaluate_bank(bank, gts, judge, samples=samples, progress=lambda done, total: watcher.progress("evaluating", done, total))
     if json is not None:
         report = {"protocol": {"sha256": sha256_of(file), "judge": judge.protocol}, "methods": [drawn.report()], "common": None}
         json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")

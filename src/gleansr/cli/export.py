@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from gleansr.cli.progress import fetched
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 
 
 def export(
@@ -23,10 +23,10 @@ def export(
     """Write a network as an ONNX file, run the file with ONNX Runtime and compare.
 
     Args:
-        model: Name of a model, or a file of any supported layout, with a network that enlarges pictures.
+        model: Name of a model, or a file of any supported layout, with a network that enlarges images.
         output: The file, .onnx. `gleansr upscale -m FILE.onnx` and `gleansr.load` take it.
-        batch_size: Pictures that go in together.
-        dynamic_batch: Any number of pictures may go in together.
+        batch_size: Images that go in together.
+        dynamic_batch: Any number of images may go in together.
         fp16: Compute in float16, but for demodulation: half the size, meant for GPUs.
         overwrite: Replace the file.
         offline: Never download a model.
@@ -38,19 +38,19 @@ def export(
     if output.suffix.lower() != ".onnx":
         raise RequestError(f"{output}: the name of an ONNX file ends in .onnx")
     if dynamic_batch and batch_size != 1:
-        raise RequestError("--dynamic-batch takes any number of pictures; leave --batch-size out")
+        raise RequestError("--dynamic-batch takes any number of images; leave --batch-size out")
     if os.path.lexists(output) and not overwrite:
         raise RequestError(f"{output}: exists already and may not be overwritten; --overwrite replaces it")
     if not output.parent.is_dir():
-        raise PictureError(f"{output}: the folder {output.parent} does not exist")
+        raise ImageError(f"{output}: the folder {output.parent} does not exist")
     file = fetched(model, offline)
     spare(output, [file])
     network = upscaler.load(file, device="cpu", precision="float32")
     done = write(network, output, batch=None if dynamic_batch else batch_size, half=fp16)
     console = Console(stderr=True, soft_wrap=True)
-    pictures = "any number of pictures" if done.batch is None else "1 picture" if done.batch == 1 else f"{done.batch} pictures"
+    images = "any number of images" if done.batch is None else "1 image" if done.batch == 1 else f"{done.batch} images"
     console.print(
-        f"{model} -> {output} ({done.bytes / 1e6:.1f} MB, {pictures} at once; run by ONNX Runtime it differs from the network by at most "
+        f"{model} -> {output} ({done.bytes / 1e6:.1f} MB, {images} at once; run by ONNX Runtime it differs from the network by at most "
         f"{done.difference:.2g} of 255, {done.psnr:.1f} dB)",
         markup=False,
         highlight=False,

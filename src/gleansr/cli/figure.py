@@ -1,4 +1,4 @@
-"""`gleansr figure`: the figures of the paper's supplement, from own pictures."""
+"""`gleansr figure`: the figures of the paper's supplement, from own images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from gleansr.evaluation.entries import Entry
+    from gleansr.evaluation.entries import ComparedMethod
     from gleansr.inference.upscaler import Upscaler
 
 
@@ -34,7 +34,7 @@ def figure(
     set: tuple[str, ...] = (),
     scale: int | None = None,
     size: int | None = None,
-    pictures: int | None = None,
+    images: int | None = None,
     gallery: int | None = None,
     names: tuple[str, ...] = (),
     seed: int = 0,
@@ -49,31 +49,31 @@ def figure(
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
-    """Draw a figure of the paper's supplement from own pictures; see docs/figures.md.
+    """Draw a figure of the paper's supplement from own images; see docs/figures.md.
 
     Args:
         number: 1: random examples against PULSE. 2: comparison with DGP and ESRGAN+. 3: GLEAN at several scales. 4 to 7: cats, cars,
             bedrooms, towers. 8: image retouching.
-        data: Test pictures: a folder, an archive or a picture. For figure 8 the retouched ones.
+        data: Test images: a folder, an archive or an image. For figure 8 the retouched ones.
         output: One or more files, .png or .pdf.
-        comparison: Take pictures and results from the output folder of `gleansr compare` instead of DATA.
+        comparison: Take images and results from the output folder of `gleansr compare` instead of DATA.
         models: Models by method, such as glean=cats-8x dgp=FILE; in figure 3 by scale, such as glean:16=cats-16x glean:64=FILE.
         methods: What is shown instead of the methods of the paper's figure, with commas between, such as bicubic,glean; the last is what
             the figure is about. With --comparison its labels.
         set: Changes to the settings of pulse and dgp, such as pulse.steps=50 dgp.seed=1.
         scale: Enlargement, by default 8.
-        size: Side of the results, where all methods take pictures of any size.
-        pictures: How many pictures; in figures 4 to 7 in the upper part.
-        gallery: How many pictures are in the lower part of figures 4 to 7, by default one row.
-        names: Show these pictures, in this order, instead of drawing some.
+        size: Side of the results, where all methods take images of any size.
+        images: How many images; in figures 4 to 7 in the upper part.
+        gallery: How many images are in the lower part of figures 4 to 7, by default one row.
+        names: Show these images, in this order, instead of drawing some.
         seed: Of the draw.
-        original: The pictures of figure 8 before they were retouched, of the same names.
-        patch: What is shown enlarged, one for each picture or one for all: x,y,size in pixels of the result, auto or the size alone for the
+        original: The images of figure 8 before they were retouched, of the same names.
+        patch: What is shown enlarged, one for each image or one for all: x,y,size in pixels of the result, auto or the size alone for the
             place where methods differ most (in figure 8: around the retouch).
-        aspect: What to do with pictures that are not square, see docs/data.md; by default bars for models of such pictures, otherwise crop.
-        small: What to do with pictures that would have to be enlarged.
+        aspect: What to do with images that are not square, see docs/data.md; by default bars for models of such images, otherwise crop.
+        small: What to do with images that would have to be enlarged.
         width_mm: Width of the figure; 180 is two columns.
-        dpi: Least resolution of a PNG: the next at which the pixels of pictures are whole numbers of dots is taken.
+        dpi: Least resolution of a PNG: the next at which the pixels of images are whole numbers of dots is taken.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         overwrite: Replace files that exist already.
@@ -97,7 +97,7 @@ def figure(
         "--aspect": aspect,
     }
     _check_options(number, {option for option, value in given.items() if value not in (None, ())})
-    for option, value, least in (("--pictures", pictures, 1), ("--gallery", gallery, 0), ("--size", size, 1), ("--dpi", dpi, 1)):
+    for option, value, least in (("--images", images, 1), ("--gallery", gallery, 0), ("--size", size, 1), ("--dpi", dpi, 1)):
         if value is not None and not least <= value <= 100_000:
             raise RequestError(f"{option} must be {least} to 100000, not {value}")
     _check_outputs(output, overwrite)
@@ -113,7 +113,7 @@ def figure(
         original=original,
         scale=scale or 8,
         size=size,
-        pictures=pictures,
+        images=images,
         gallery=gallery,
         names=names,
         seed=seed,
@@ -148,7 +148,7 @@ def _check_options(number: int, given: AbstractSet[str]) -> None:
         having = [str(n) for n, kind in KINDS.items() if option in kind.options]
         raise RequestError(f"{option} is for figure{'s' if len(having) > 1 else ''} {', '.join(having)}, not for figure {number}")
     if "--comparison" in given and (others := sorted(given & {"DATA", "--scale", "--size", "--aspect"})):
-        raise RequestError(f"a --comparison has pictures of its own, of one scale and size: leave {', '.join(others)} out")
+        raise RequestError(f"a --comparison has images of its own, of one scale and size: leave {', '.join(others)} out")
 
 
 def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
@@ -168,16 +168,16 @@ def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
 
 
 def _spare(path: Path, inputs: Sequence[Path]) -> None:
-    """Raises RequestError where a figure would replace a picture that it may show, or the file that it takes them from."""
+    """Raises RequestError where a figure would replace an image that it may show, or the file that it takes them from."""
     spare(path, inputs)
     held = [one for one in inputs if one.is_dir() and path.resolve().is_relative_to(one.resolve())]
     if held and path.suffix.lower() == ".png" and path.exists():
-        raise RequestError(f"{path}: may be one of the pictures in {held[0]}, which are never replaced; give the figure another name")
+        raise RequestError(f"{path}: may be one of the images in {held[0]}, which are never replaced; give the figure another name")
 
 
 def _columns(
     number: int, methods: Sequence[str], models: tuple[str, ...], settings: tuple[str, ...], scale: int, comparison: Path | None
-) -> "dict[str, Entry | None]":
+) -> "dict[str, ComparedMethod | None]":
     """What is shown, from left to right, by label: methods to be run, or None for results that the comparison has."""
     from gleansr.evaluation.entries import parse_entries
     from gleansr.evaluation.figure_makers import KINDS
@@ -200,7 +200,7 @@ def _columns(
         wanted = " ".join(f"{method}=FILE" for method in missing)
         raise RequestError(f"no models of {kind.shows} come with the package: give --models {wanted}, or show other --methods")
     entries = parse_entries(",".join(wanting), models, settings, folder.scale if folder else scale) if wanting else []
-    columns: dict[str, Entry | None] = {}
+    columns: dict[str, ComparedMethod | None] = {}
     for method in methods:
         columns.update({method: None} if method in there else {entry.label: entry for entry in entries if entry.method == method})
     return columns
@@ -209,22 +209,22 @@ def _columns(
 # --------------------------------------------------------------------------------------------------------------- methods
 
 
-def _load(entries: "Mapping[str, Entry]", device: str, precision: Precision, offline: bool, label: str, scale: int) -> "Upscaler":
+def _load(entries: "Mapping[str, ComparedMethod]", device: str, precision: Precision, offline: bool, label: str, scale: int) -> "Upscaler":
     entry = entries[label]
     if entry.model:
         fetched(entry.model, offline)
     return entry.load(scale, device, precision)
 
 
-def _run(console: Console, label: str, upscaler: "Upscaler", lows: "Sequence[Tensor]", names: Sequence[str]) -> "list[np.ndarray]":
+def _run(console: Console, label: str, upscaler: "Upscaler", lrs: "Sequence[Tensor]", names: Sequence[str]) -> "list[np.ndarray]":
     from gleansr.evaluation.figure_rows import enlarge
 
     with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=len(lows))
+        task = progress.add_task(label, total=len(lrs))
 
         def finished(index: int, note: str) -> None:
             progress.advance(task)
             if note:
                 console.print(f"{label}: {names[index]}: {note}", markup=False, highlight=False)
 
-        return enlarge(upscaler, lows, steps_of(progress), finished)
+        return enlarge(upscaler, lrs, steps_of(progress), finished)

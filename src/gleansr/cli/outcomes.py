@@ -15,20 +15,26 @@ from rich.table import Table
 from rich.text import Text
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
-from gleansr.cluster import Addressed, ClusterConfig, Manifest, count, upscale_on_cluster, walk
+from gleansr.cluster import ClusterConfig, Manifest, RemoteDestination, count, upscale_on_cluster, walk
 from gleansr.files import shown
-from gleansr.jobs import Counted, Outcome, OutputError, Place, Unlisted, Work, run
+from gleansr.jobs import Counted, Destination, JobResult, OutputError, UnreadableFolder, Work, run
 from gleansr.jobs import Manifest as LocalManifest
 from gleansr.signals import stoppable
 
 FEW = 10
-"""Pictures up to which each result gets a line."""
+"""Images up to which each result gets a line."""
 
 _ROWS = 20
 
 
 def upscale_all(
-    found: Sequence[Place | Addressed], work: Work, *, slow: bool, fail_fast: bool, verbose: bool, cluster: ClusterConfig | None = None
+    found: Sequence[Destination | RemoteDestination],
+    work: Work,
+    *,
+    slow: bool,
+    fail_fast: bool,
+    verbose: bool,
+    cluster: ClusterConfig | None = None,
 ) -> None:
     """Does the work of all places, here or on a cluster, says what becomes of it, and exits where not all was done: 1, 3 if all that failed
     is that nothing was found in photographs, 130 and 143 where SIGINT and SIGTERM stopped it.
@@ -57,9 +63,9 @@ def upscale_all(
 
 def _upscaled(
     console: Console,
-    found: Sequence[Place | Addressed],
+    found: Sequence[Destination | RemoteDestination],
     work: Work,
-    way: Callable[..., Iterator[Outcome | Unlisted]],
+    way: Callable[..., Iterator[JobResult | UnreadableFolder]],
     *,
     slow: bool,
     fail_fast: bool,
@@ -67,15 +73,15 @@ def _upscaled(
 ) -> "tuple[Outcomes, str | None]":
     """With the name of the signal that stopped it."""
     with ExitStack() as ending:
-        with console.status("counting pictures") if console.is_terminal else nullcontext():
+        with console.status("counting images") if console.is_terminal else nullcontext():
             counted = [count(place) for place in found]  # before any folder is touched, since what is wrong with the request is told here
             manifests = _manifests(found, ending)
             ours = [manifest.ours if manifest else None for manifest in manifests]
             for i, place in enumerate(found):
-                # Earlier results are among the pictures.
-                if isinstance(place, Place) and place.root.resolve() in [path.resolve() for path in place.inputs]:
+                # Earlier results are among the images.
+                if isinstance(place, Destination) and place.root.resolve() in [path.resolve() for path in place.inputs]:
                     counted[i] = count(place, ours[i])
-        total = sum(one.pictures for one in counted)
+        total = sum(one.images for one in counted)
         expected = sum(manifest.index.done(work.fingerprint) for manifest in {id(one): one for one in manifests if one}.values())
         _say_what_is_left_out(console, counted)
         stop = ending.enter_context(stoppable())
@@ -95,7 +101,7 @@ def _upscaled(
     return outcomes, stop.name
 
 
-def _manifests(found: Sequence[Place | Addressed], ending: ExitStack) -> list[LocalManifest | None]:
+def _manifests(found: Sequence[Destination | RemoteDestination], ending: ExitStack) -> list[LocalManifest | None]:
     """One for each place; the same for places that share one."""
     opened: dict[Path | str, LocalManifest] = {}
     for place in found:
@@ -120,10 +126,10 @@ def _say_what_is_left_out(console: Console, counted: Sequence[Counted]) -> None:
 
 
 class Outcomes:
-    """Counts what becomes of the pictures, tells of it above a bar, and sums up."""
+    """Counts what becomes of the images, tells of it above a bar, and sums up."""
 
     def __init__(self, console: Console, progress: Progress, total: int, expected: int, *, each: bool):
-        """`total`: pictures; `expected`: those of them that the manifests say are done. `each`: every result gets a line."""
+        """`total`: images; `expected`: those of them that the manifests say are done. `each`: every result gets a line."""
         self.done = self.failed = self.skipped = 0
         self.failures: list[tuple[str, str]] = []
         """The first ones: what, and why."""
@@ -135,13 +141,13 @@ class Outcomes:
 
     @property
     def to_do(self) -> int:
-        """Pictures without those that are skipped: as the manifests let expect at first, exactly at the end."""
+        """Images without those that are skipped: as the manifests let expect at first, exactly at the end."""
         ended = self.done + self.failed
         return max(ended, self.total - max(self.skipped, min(self._expected, self.total - ended)))
 
-    def add(self, outcome: Outcome | Unlisted) -> None:
+    def add(self, outcome: JobResult | UnreadableFolder) -> None:
         """Tells of it."""
-        if isinstance(outcome, Unlisted):
+        if isinstance(outcome, UnreadableFolder):
             self.total += 1
             self._fail(outcome.folder, f"the folder cannot be read: {outcome.reason}", 1)
         elif outcome.error:
@@ -162,9 +168,9 @@ class Outcomes:
         ended = self.done + self.failed
         if self.failed:
             self._console.print(self._table(manifests))
-        parts = [f"{self.done:,} of {self.to_do:,} pictures upscaled {factor}x in {seconds:.1f} s"]
+        parts = [f"{self.done:,} of {self.to_do:,} images upscaled {factor}x in {seconds:.1f} s"]
         if ended:
-            parts[0] += f" ({ended / max(seconds, 1e-9):.3g} pictures/s)"
+            parts[0] += f" ({ended / max(seconds, 1e-9):.3g} images/s)"
         if self.failed:
             parts.append(f"{self.failed:,} failed")
         if self.skipped:

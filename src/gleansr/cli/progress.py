@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 COUNTED = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-"""Columns of a bar over pictures."""
+"""Columns of a bar over images."""
 
 
 def fetched(model: str, offline: bool) -> Path:
@@ -66,9 +66,9 @@ def steps_of(progress: Progress) -> Callable[[int, int], None]:
 
 @contextmanager
 def training(total: int, *, shown: bool = True) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """A bar over `total` pictures; yields what to call with the pictures seen and the line of the log. Warnings appear above the bar."""
+    """A bar over `total` images; yields what to call with the images seen and the line of the log. Warnings appear above the bar."""
     console = Console(stderr=True, soft_wrap=True)
-    speed = TextColumn("{task.fields[speed]} pictures/s")
+    speed = TextColumn("{task.fields[speed]} images/s")
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn(elapsed_when_finished=True))
     progress = Progress(*columns, console=console, disable=not shown, speed_estimate_period=600)
     with warnings_above(console), progress:

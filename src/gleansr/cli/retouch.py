@@ -1,4 +1,4 @@
-"""`gleansr retouch`: a retouched picture made realistic."""
+"""`gleansr retouch`: a retouched image made realistic."""
 
 from functools import partial
 from pathlib import Path
@@ -31,23 +31,23 @@ def retouch(
     max_megapixels: float = 200,
     offline: bool = False,
 ) -> None:
-    """Make a retouched picture realistic, in one forward pass; see docs/retouching.md.
+    """Make a retouched image realistic, in one forward pass; see docs/retouching.md.
 
     Args:
-        edited: The retouched picture.
-        output: A file (.png, .jpg, .webp, .tif); by default NAME_retouched.png beside the retouched picture.
-        original: The picture before, of the same size: only what differs from it is refined, and all else stays as it is there, bit for
-            bit. Without it, the whole picture is refined.
-        mask: A picture that is white where the refined picture may show; instead of what the original tells.
+        edited: The retouched image.
+        output: A file (.png, .jpg, .webp, .tif); by default NAME_retouched.png beside the retouched image.
+        original: The image before, of the same size: only what differs from it is refined, and all else stays as it is there, bit for
+            bit. Without it, the whole image is refined.
+        mask: An image that is white where the refined image may show; instead of what the original tells.
         model: Name of a model (see `gleansr models`) or file of any layout; by default cats-8x, or cats-16x for a factor of 16.
-        strength: 0 leaves the retouched picture as it is, 1 shows the refined one alone.
-        factor: How many times the picture is shrunk before it is refined, at the size of the model's output; the more, the more is painted
+        strength: 0 leaves the retouched image as it is, 1 shows the refined one alone.
+        factor: How many times the image is shrunk before it is refined, at the size of the model's output; the more, the more is painted
             anew. By default the model's scale.
-        feather: Pixels over which the refined picture fades into the original; by default a 32nd of the region's width.
+        feather: Pixels over which the refined image fades into the original; by default a 32nd of the region's width.
         box: Left, top and width in pixels, such as 100,50,512, of the region that the model sees, which should hold the whole head. By
-            default the whole picture, or the largest region that holds what was touched.
+            default the whole image, or the largest region that holds what was touched.
         tolerance: Difference from the original, of 0 to 1, that counts as none.
-        save_mask: File for what was found: how much of the refined picture shows, in grey.
+        save_mask: File for what was found: how much of the refined image shows, in grey.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
         quality: Of JPEG and WebP, 1 to 100.
@@ -73,10 +73,10 @@ def retouch(
     if not 0 < max_megapixels <= 1e6:
         raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {max_megapixels:g}")
     read = partial(decode, max_pixels=round(max_megapixels * 1e6))
-    picture = read(edited)
+    image = read(edited)
     upscaler = load(fetched(model or default_model(factor), offline), device=device, precision=precision)
-    prepared = prepare(picture, original and read(original), upscaler, config, mask=mask and read(mask))
-    encode(refine(prepared, upscaler), target, metadata=picture.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
+    prepared = prepare(image, original and read(original), upscaler, config, mask=mask and read(mask))
+    encode(refine(prepared, upscaler), target, metadata=image.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"{edited} -> {target} ({prepared.note})", markup=False, highlight=False)
     if save_mask is not None:

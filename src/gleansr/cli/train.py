@@ -38,8 +38,8 @@ def train(
         recipe: A .toml file or the name of a bundled recipe.
         output: Folder for the states, the log, sample sheets and the model.
         bank: GLEAN's trained bank: a file of any supported layout, or the name of an official one.
-        data: Pictures to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
-        validation: Pictures to report on.
+        data: Images to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
+        validation: Images to report on.
         set: Changes to the recipe, such as run.iterations=1000 lr=2e-4.
         device: auto, cpu, cuda, cuda:1.
         devices: GPUs per node, or processes on a CPU; by default the recipe's number, or as many GPUs as there are.
@@ -91,7 +91,7 @@ def train_bank(
         recipe: A .toml file or the name of a bundled recipe.
         output: Folder for the states, the log, sample sheets and the bank.
         start: A bank of the same or a smaller size to start from, alone or in a GLEAN: a file or the name of a model.
-        data: Pictures to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
+        data: Images to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
         set: Changes to the recipe, such as run.iterations=1000 lr=2e-3.
         device: auto, cpu, cuda, cuda:1.
         resume: auto: resume from the newest whole state in the folder, if any. never: refuse a folder with states. Or a state file.

@@ -1,4 +1,4 @@
-"""`gleansr upscale`: pictures and folders of pictures."""
+"""`gleansr upscale`: images and folders of images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +11,7 @@ from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
-    from gleansr.inference.tasks import Task
+    from gleansr.inference.tasks import ImageTask
     from gleansr.inference.upscaler import Upscaler
 
 
@@ -51,30 +51,30 @@ def upscale(
     allow_truncated: bool = False,
     offline: bool = False,
 ) -> None:
-    """Enlarge pictures, all pictures in folders, and videos; see docs/folders.md, docs/photos.md (whole photographs), docs/video.md and
+    """Enlarge images, all images in folders, and videos; see docs/folders.md, docs/photos.md (whole photographs), docs/video.md and
     docs/cluster.md.
 
     A folder's results come with gleansr.jsonl, which remembers what is done: the same command goes on where it was stopped.
 
     Args:
-        inputs: Pictures and folders of pictures.
-        output: A file (.png, .jpg, .webp, .tif) for one picture, otherwise a folder, in which the tree of an input folder is mirrored. By
+        inputs: Images and folders of images.
+        output: A file (.png, .jpg, .webp, .tif) for one image, otherwise a folder, in which the tree of an input folder is mirrored. By
             default NAME_8x.png beside NAME, and FOLDER_8x beside FOLDER.
         model: Name of a model (see `gleansr models`) or file of any layout; by default cats-8x, or what suits the method and the scale.
         method: auto: whatever network the model is. pulse, dgp: search the model's bank, which takes a hundred to two
-            thousand times longer; see docs/rivals.md.
+            thousand times longer; see docs/baselines.md.
         scale: Enlargement by pulse, dgp and bicubic, by default 8; a network has its own.
         set: Changes to the settings of pulse and dgp, such as steps=50 seed=1.
-        fit: What to do with a picture that is not of the model's input size. exact: refuse it; stretch: resize both sides; crop: cut out
+        fit: What to do with an image that is not of the model's input size. exact: refuse it; stretch: resize both sides; crop: cut out
             the centre square; pad: repeat the border up to a square; auto: as pad, which loses nothing.
-        consistent: Change each result, as little as possible, so that shrunk again it equals its picture.
+        consistent: Change each result, as little as possible, so that shrunk again it equals its image.
         consistent_strength: How far, 0 to 1; by default 1. Implies --consistent.
-        photo: Find the faces, cats, ... in each picture, upscale each, and paste them into the enlarged picture.
+        photo: Find the faces, cats, ... in each image, upscale each, and paste them into the enlarged image.
         box: Left, top, width and height of an object in pixels, such as 100,50,200,200, instead of finding them; may be repeated. Implies
             --photo.
-        aligned: Each picture is one object. For --photo.
+        aligned: Each image is one object. For --photo.
         factor: How many times larger photographs become; by default the model's scale, less for large ones. For --photo.
-        background: Model that takes pictures of any size, for what is no object; by default bicubic. For --photo.
+        background: Model that takes images of any size, for what is no object; by default bicubic. For --photo.
         keep: How much of an object's own detail, which the model does not see, is kept, 0 to 1; by default what the photograph
             resolves, and none in blurred ones. For --photo.
         require_object: A photograph in which nothing is found is a failure; exit status 3 if that is the only kind. For --photo.
@@ -82,16 +82,16 @@ def upscale(
         rate: Frames per second of a video that is made of numbered frames; by default 25.
         find_every: Search every so many frames of a video, and interpolate in between; by default about ten a second. For --photo.
         report: Write NAME.json beside each result: how it was made, what was found, and how consistent it is in dB.
-        manifest: File that remembers what is done, instead of gleansr.jsonl in the folder of results; for pictures without --output, too.
+        manifest: File that remembers what is done, instead of gleansr.jsonl in the folder of results; for images without --output, too.
         ray: Work on a Ray cluster: that at HOST:PORT, by default the one that $RAY_ADDRESS names or that this machine belongs to, or else a
             new one of this machine's cores. Inputs and --output may then have addresses, such as s3://bucket/folder.
         ray_workers: Models at once on the cluster; by default one for each GPU, or for each core. For --ray.
         ray_cores: CPU cores for each of them. For --ray.
-        fail_fast: Stop at the first failure instead of going on with the other pictures.
+        fail_fast: Stop at the first failure instead of going on with the other images.
         verbose: A line for each result also where there are many.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps. With --ray, all GPUs of a machine work, each with a model of its own.
         precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
-        batch_size: Pictures per forward pass; by default as many as suit the device.
+        batch_size: Images per forward pass; by default as many as suit the device.
         quality: Of JPEG and WebP, 1 to 100.
         overwrite: Replace files that exist already. Results that the manifest knows and that are outdated are replaced anyway.
         max_megapixels: The largest image that is read; each million pixels takes about 8 MB while it is, and up to 24 MB with --photo.
@@ -114,9 +114,9 @@ def upscale(
     elif ray_workers is not None or ray_cores is not None:
         raise RequestError("--ray-workers and --ray-cores are for a cluster: give --ray too")
     elif addressed := [normal(path) for path in (*inputs, *([output] if output else [])) if is_url(normal(path))]:
-        raise RequestError(f"{addressed[0]}: pictures and results with addresses are for clusters: give --ray too")
+        raise RequestError(f"{addressed[0]}: images and results with addresses are for clusters: give --ray too")
     if not inputs:
-        raise RequestError("give at least one picture or folder")
+        raise RequestError("give at least one image or folder")
     if batch_size is not None and batch_size < 1:
         raise RequestError(f"--batch-size must be at least 1, not {batch_size}")
     if not 1 <= quality <= 100:
@@ -125,15 +125,15 @@ def upscale(
         raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {max_megapixels:g}")
     videos = videos_among(inputs, output, video=video, rate=rate, find_every=find_every, photo=photo or bool(box))
     if videos and (cluster or manifest):
-        raise RequestError("--ray and --manifest are for pictures, not for videos")
+        raise RequestError("--ray and --manifest are for images, not for videos")
     if manifest and (manifest.suffix.lower() in FORMATS or (report and manifest.suffix.lower() == ".json")):
         raise RequestError(f"--manifest {manifest}: is a name of a result; give one that ends in .jsonl")
     to_file = output is not None and output.suffix.lower() in FORMATS and not output.is_dir()
     one_file = len(inputs) == 1 and not any(source.is_dir() for source in inputs)
     if to_file and not one_file:
-        raise RequestError(f"{output}: is one file, but there are several pictures; give a folder with --output")
+        raise RequestError(f"{output}: is one file, but there are several images; give a folder with --output")
     if output is not None and output.suffix and not to_file and not output.is_dir() and one_file and not videos:
-        raise RequestError(f"{output}: unknown kind of picture {output.suffix!r}; use one of {', '.join(FORMATS)}")
+        raise RequestError(f"{output}: unknown kind of image {output.suffix!r}; use one of {', '.join(FORMATS)}")
     photo = photo or bool(box)
     for_photos = {"aligned": aligned, "factor": factor, "background": background, "keep": keep, "require-object": require_object}
     if not photo and (given := [name for name, value in for_photos.items() if value is not None and value is not False]):
@@ -152,7 +152,7 @@ def upscale(
         "set": list(set),
         "precision": str(find_precision(precision, chosen)).removeprefix("torch."),
     }
-    task: Task = Enlarge(upscaler, fit, strength, measured=report)
+    task: ImageTask = Enlarge(upscaler, fit, strength, measured=report)
     if photo:
         from gleansr.photos import Photo, PhotoConfig
 
@@ -168,7 +168,7 @@ def upscale(
         return
     found = places(inputs, output, f"_{task.factor}x", to_file=to_file, manifest=manifest)
     remembered = report or any(place.manifest for place in found)
-    alone = one_file and not manifest  # so that all threads are for the one picture
+    alone = one_file and not manifest  # so that all threads are for the one image
     work = Work(
         task,
         batch_size or (1 if alone and not photo else upscaler.default_batch_size()),
@@ -194,14 +194,14 @@ def _upscaler(
             raise RequestError("--scale and --set are for a method that is named: give --method pulse, dgp or bicubic too")
         file = fetched(model or "cats-8x", offline)
         return load(file, device=device, precision=precision), file
-    from gleansr import baselines as rivals
+    from gleansr import baselines as baselines
     from gleansr.configs import override
 
     settings = {key: value for change in changes for key, value in override(change).items()}
     if model is None and method != "bicubic":
-        model = rivals.bundled(method, scale or 8)
+        model = baselines.bundled(method, scale or 8)
     file = fetched(model, offline) if model else None
-    return rivals.load(method, file, scale=scale, device=device, precision=precision, settings=settings), file
+    return baselines.load(method, file, scale=scale, device=device, precision=precision, settings=settings), file
 
 
 def _box(text: str) -> tuple[float, float, float, float]:

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
-from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.errors import GleansrError, ImageError, RequestError
 from gleansr.files import shown, spare
 from gleansr.signals import Stop, stoppable
 
 if TYPE_CHECKING:
-    from gleansr.inference.tasks import Task
+    from gleansr.inference.tasks import ImageTask
     from gleansr.jobs import Work
     from gleansr.video import Footage, Numbered, TrackConfig
 
@@ -37,10 +37,10 @@ class Videos:
 def videos_among(
     inputs: Sequence[Path], output: Path | None, *, video: bool, rate: float | None, find_every: int | None, photo: bool
 ) -> Videos | None:
-    """The videos that are asked for; None where it is pictures.
+    """The videos that are asked for; None where it is images.
 
-    A file is a video by the suffix of its name, or by its contents where that is not the suffix of pictures; a .gif where it moves, and no
-    picture is to be made of it. A folder is one where `video` says so.
+    A file is a video by the suffix of its name, or by its contents where that is not the suffix of images; a .gif where it moves, and no
+    image is to be made of it. A folder is one where `video` says so.
 
     Raises:
         RequestError: the request cannot be met.
@@ -59,7 +59,7 @@ def videos_among(
         return None
     if len(found) < len(inputs):
         other = next(path for path in inputs if path not in found)
-        raise RequestError(f"{other}: videos and pictures go one after the other; give the pictures to a command of their own")
+        raise RequestError(f"{other}: videos and images go one after the other; give the images to a command of their own")
     if kind in (*READ, *FORMATS) and kind not in WRITTEN:
         raise RequestError(f"{output}: videos are written as {', '.join(WRITTEN)}, and as frames into a folder")
     if kind in WRITTEN and len(inputs) > 1:
@@ -82,7 +82,7 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
     """
     from gleansr.cli.outcomes import upscale_all
     from gleansr.jobs import OutputError, places
-    from gleansr.jobs.pipeline import StoppedError
+    from gleansr.jobs.pipeline import SearchStoppedError
     from gleansr.video import RATE, WRITTEN, Clip, Numbered
 
     console = Console(stderr=True, soft_wrap=True)
@@ -102,7 +102,7 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
                 if isinstance(footage, Numbered) and videos.rate is None:
                     footage.notes[f"{RATE} frames per second, --rate chooses"] = None
                 _one(console, progress, stop, footage, target, work, videos.config, slow=slow)
-            except StoppedError:
+            except SearchStoppedError:
                 break
             except OutputError:
                 raise
@@ -112,7 +112,7 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
                 if fail_fast:
                     break
         if folders and not stop.name and not (failed and fail_fast):
-            with suppress(StoppedError):
+            with suppress(SearchStoppedError):
                 task, lacking = _followed(console, progress, stop, [one for one, _ in folders], work, videos.config)
                 work = replace(work, task=task)
                 failed += lacking.values()
@@ -120,7 +120,7 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
     if stop.name:
         _say(console, f"gleansr: stopped by {stop.name}; a video is not written in part, and starts anew", "yellow")
         raise SystemExit(128 + signal.Signals[stop.name])
-    codes = {3 if error.exit_code == 3 else 1 for error in failed}
+    exit_codes = {3 if error.exit_code == 3 else 1 for error in failed}
     if folders and not (failed and fail_fast):
         found = [place for one, target in folders for place in places(one.frames, target, "")]
         try:
@@ -128,9 +128,9 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
         except SystemExit as end:  # which does not know of what failed before
             if end.code not in (1, 3):
                 raise
-            codes.add(int(str(end.code)))
-    if codes:
-        raise SystemExit(3 if codes == {3} else 1)
+            exit_codes.add(int(str(end.code)))
+    if exit_codes:
+        raise SystemExit(3 if exit_codes == {3} else 1)
 
 
 def _one(
@@ -164,13 +164,13 @@ def _one(
     finally:
         progress.remove_task(finding)
         progress.remove_task(upscaling)
-    notes = "; ".join([f"{summary.pictures} frames", *summary.notes])
+    notes = "; ".join([f"{summary.images} frames", *summary.notes])
     _say(console, f"{footage.name} -> {target} ({notes})")
 
 
 def _followed(
     console: Console, progress: Progress, stop: Stop, folders: "Sequence[Numbered]", work: "Work", config: "TrackConfig"
-) -> "tuple[Task, dict[str, GleansrError]]":
+) -> "tuple[ImageTask, dict[str, GleansrError]]":
     """The task for folders of frames, with the objects of each followed through it, and the errors of folders of which that failed."""
     from gleansr.photos import Photo
     from gleansr.video import followed, follows
@@ -190,7 +190,7 @@ def _followed(
         try:
             _, found = followed(one, task, config, stopped=lambda: stop.name is not None, seen=seen, shots=shots)
             known |= found.known
-        except PictureError as error:  # of this folder
+        except ImageError as error:  # of this folder
             lacking[one.name] = error
             _say(console, f"gleansr: {error}", "red")
         finally:
@@ -222,22 +222,22 @@ def _targets(videos: Videos, factor: int) -> dict[Path, Path]:
     return targets
 
 
-def _is_video(path: Path, to_picture: bool) -> bool:
+def _is_video(path: Path, to_image: bool) -> bool:
     from gleansr.images.formats import readable_suffixes, recognised
     from gleansr.video import READ
 
     suffix = path.suffix.lower()
     if suffix == ".gif":
-        return not to_picture and _moves(path)
+        return not to_image and _moves(path)
     if suffix in READ or suffix in readable_suffixes() or not path.is_file():
         return suffix in READ
-    with suppress(OSError), path.open("rb") as file:  # one that cannot be read is refused as a picture
+    with suppress(OSError), path.open("rb") as file:  # one that cannot be read is refused as an image
         return (found := recognised(file)) is not None and found.group == "video"
     return False
 
 
 def _moves(path: Path) -> bool:
-    """Whether a GIF has several frames. One that cannot be read is a picture, and refused as such."""
+    """Whether a GIF has several frames. One that cannot be read is an image, and refused as such."""
     from PIL import Image
 
     try:

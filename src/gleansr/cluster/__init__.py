@@ -1,4 +1,4 @@
-"""Pictures on a Ray cluster, read and written by path or through fsspec.
+"""Images on a Ray cluster, read and written by path or through fsspec.
 
     upscaler = gleansr.load("cats-8x")
     work = Work(Enlarge(upscaler), upscaler.default_batch_size(), sha256_of(file_of_the_model))
@@ -11,9 +11,9 @@
 `run`. Ray is imported when it is needed.
 """
 
-from gleansr.cluster.addresses import Addressed, Manifest, count, places, walk
+from gleansr.cluster.addresses import Manifest, RemoteDestination, count, places, walk
 from gleansr.cluster.config import ClusterConfig
 from gleansr.cluster.upscale import upscale_on_cluster
 from gleansr.cluster.urls import is_url, normal
 
-__all__ = ["Addressed", "ClusterConfig", "Manifest", "count", "is_url", "normal", "places", "upscale_on_cluster", "walk"]
+__all__ = ["ClusterConfig", "Manifest", "RemoteDestination", "count", "is_url", "normal", "places", "upscale_on_cluster", "walk"]

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gleansr import jobs as folders
-from gleansr.cluster.listing import Addressed, listed
+from gleansr.cluster.listing import RemoteDestination, listed
 from gleansr.cluster.manifest import opened as Manifest
 from gleansr.cluster.urls import is_url, normal
 from gleansr.errors import RequestError
-from gleansr.jobs import Counted, Job, Place, Unlisted
+from gleansr.jobs import Counted, Destination, Job, UnreadableFolder
 from gleansr.jobs.walk import Ours
 
-__all__ = ["Addressed", "Manifest", "count", "places", "walk"]
+__all__ = ["Manifest", "RemoteDestination", "count", "places", "walk"]
 
 
 def places(
@@ -22,7 +22,7 @@ def places(
     *,
     to_file: bool = False,
     manifest: str | os.PathLike[str] | None = None,
-) -> list[Place] | list[Addressed]:
+) -> list[Destination] | list[RemoteDestination]:
     """As `folders.places`. Where anything has an address, all results go into one folder, which must be given.
 
     Raises:
@@ -39,23 +39,23 @@ def places(
             manifest=None if manifest is None else Path(normal(manifest)),
         )
     if output is None or to_file:
-        raise RequestError("where pictures or results have addresses, give the folder of the results: --output FOLDER or --output s3://...")
-    return [Addressed.of(inputs, output, manifest)]
+        raise RequestError("where images or results have addresses, give the folder of the results: --output FOLDER or --output s3://...")
+    return [RemoteDestination.of(inputs, output, manifest)]
 
 
-def walk(place: Place | Addressed, number: int = 0, ours: Ours | None = None) -> Iterator[Job | Unlisted]:
+def walk(place: Destination | RemoteDestination, number: int = 0, ours: Ours | None = None) -> Iterator[Job | UnreadableFolder]:
     """As `folders.walk`."""
-    return listed(place, number) if isinstance(place, Addressed) else folders.walk(place, number, ours)
+    return listed(place, number) if isinstance(place, RemoteDestination) else folders.walk(place, number, ours)
 
 
-def count(place: Place | Addressed, ours: Ours | None = None) -> Counted:
+def count(place: Destination | RemoteDestination, ours: Ours | None = None) -> Counted:
     """As `folders.count`. Folders at addresses are listed for it, and again by `walk`."""
-    if not isinstance(place, Addressed):
+    if not isinstance(place, RemoteDestination):
         return folders.count(place, ours)
     counted, unlisted = Counted(), 0
     for found in listed(place, counted=counted):
-        counted.pictures += isinstance(found, Job)
-        unlisted += isinstance(found, Unlisted)
-    if not counted.pictures and not unlisted:
-        raise RequestError(f"{', '.join(place.inputs)}: no pictures there")
+        counted.images += isinstance(found, Job)
+        unlisted += isinstance(found, UnreadableFolder)
+    if not counted.images and not unlisted:
+        raise RequestError(f"{', '.join(place.inputs)}: no images there")
     return counted

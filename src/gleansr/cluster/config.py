@@ -19,7 +19,7 @@ class ClusterConfig:
     gpus: bool = True
     """Whether the cluster's GPUs are used, if it has any."""
     tries: int = 2
-    """How many of its workers a picture may see die among its neighbours, and then again alone, before it is given up."""
+    """How many of its workers an image may see die among its neighbours, and then again alone, before it is given up."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "cores", "tries"):

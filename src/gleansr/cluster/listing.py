@@ -1,4 +1,4 @@
-"""What is to be done where pictures or results have addresses: the jobs of `folders.walk`, of lists that stores give."""
+"""What is to be done where images or results have addresses: the jobs of `folders.walk`, of lists that stores give."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gleansr.cluster.urls import file_system, is_url, normal
 from gleansr.errors import RequestError
 from gleansr.images.formats import by_suffix, readable_suffixes
-from gleansr.jobs import MANIFEST, Counted, Job, Unlisted
+from gleansr.jobs import MANIFEST, Counted, Job, UnreadableFolder
 from gleansr.jobs.walk import _targets  # names are given in the same way
 
 _AHEAD = 16
@@ -18,12 +18,12 @@ _AHEAD = 16
 
 
 @dataclass(frozen=True)
-class Addressed:
+class RemoteDestination:
     """A folder of results, and what is put there; at least one of them has an address. What `folders.Place` is for paths."""
 
     root: str
     inputs: tuple[str, ...]
-    """Pictures, and folders whose trees are mirrored in `root`."""
+    """Images, and folders whose trees are mirrored in `root`."""
     folders: frozenset[str]
     """Which of them are folders."""
     manifest: Path | str
@@ -32,20 +32,20 @@ class Addressed:
     @classmethod
     def of(
         cls, inputs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], manifest: str | os.PathLike[str] | None = None
-    ) -> "Addressed":
+    ) -> "RemoteDestination":
         """Asks what the inputs are.
 
         Raises:
-            RequestError: there is no such input, its store cannot be used, or results would lie among the pictures.
+            RequestError: there is no such input, its store cannot be used, or results would lie among the images.
         """
         taken, root = tuple(dict.fromkeys(map(_absolute, inputs))), _absolute(output)
         if root in taken:
-            raise RequestError(f"{root}: results need a folder of their own, where pictures or results have addresses")
+            raise RequestError(f"{root}: results need a folder of their own, where images or results have addresses")
         file = f"{root}/{MANIFEST}" if manifest is None else _absolute(manifest)
         return cls(root, taken, frozenset(one for one in taken if _is_folder(one)), file if is_url(file) else Path(file))
 
 
-def listed(place: Addressed, number: int = 0, counted: Counted | None = None) -> Iterator[Job | Unlisted]:
+def listed(place: RemoteDestination, number: int = 0, counted: Counted | None = None) -> Iterator[Job | UnreadableFolder]:
     """The jobs of a place, folder by folder, with the order, the names and the exceptions of `folders.walk`.
 
     Several folders are listed at once, ahead of what is asked for. `counted` is told of the files that are left out, by their names.
@@ -53,7 +53,7 @@ def listed(place: Addressed, number: int = 0, counted: Counted | None = None) ->
     suffixes = readable_suffixes()
     beside = str(place.manifest) == f"{place.root}/{MANIFEST}"
     with ThreadPoolExecutor(_AHEAD, "gleansr-list") as pool:
-        begun: dict[str, list[Future[_Listing]]] = {}
+        begun: dict[str, list[Future[_RemoteListing]]] = {}
         waiting: list[tuple[str, list[str]]] = [("", [one for one in place.inputs if one in place.folders])]
         while waiting:
             for relative, inputs in waiting[-_AHEAD:]:
@@ -83,23 +83,23 @@ def listed(place: Addressed, number: int = 0, counted: Counted | None = None) ->
             waiting += [(_join(relative, name), inner[name]) for name in sorted(inner, reverse=True)]
 
 
-class _Listing(NamedTuple):
+class _RemoteListing(NamedTuple):
     names: list[str]
-    """Of the pictures in a folder, sorted."""
+    """Of the images in a folder, sorted."""
     folders: list[str]
     manifest: bool
-    unlisted: Unlisted | None = None
+    unlisted: UnreadableFolder | None = None
     others: tuple[str, ...] = ()
     """Of its other files."""
 
 
-def _list(folder: str, suffixes: frozenset[str]) -> _Listing:
+def _list(folder: str, suffixes: frozenset[str]) -> _RemoteListing:
     names, folders, others, manifest = [], [], [], False
     try:
         system, path = file_system(folder)
         entries = system.ls(path, detail=True)
     except Exception as error:  # fsspec's stores have many
-        return _Listing([], [], False, Unlisted(folder, " ".join(str(error).split()) or type(error).__name__))
+        return _RemoteListing([], [], False, UnreadableFolder(folder, " ".join(str(error).split()) or type(error).__name__))
     for entry in entries:
         name = entry["name"].rstrip("/").rpartition("/")[2]
         manifest |= name == MANIFEST
@@ -112,7 +112,7 @@ def _list(folder: str, suffixes: frozenset[str]) -> _Listing:
             names.append(name)
         elif name:
             others.append(name)
-    return _Listing(sorted(set(names)), folders, manifest, None, tuple(sorted(others)))
+    return _RemoteListing(sorted(set(names)), folders, manifest, None, tuple(sorted(others)))
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -136,7 +136,7 @@ def _is_folder(path: str) -> bool:
     raise RequestError(f"{path}: there is no such folder")
 
 
-def _is_input(target: str, place: Addressed) -> bool:
+def _is_input(target: str, place: RemoteDestination) -> bool:
     """Whether a file at `target` is read: results lie below inputs only in their own folder, which is not."""
     inner = [one for one in place.folders if one.startswith(f"{place.root}/")]
     return target in place.inputs or any(target.startswith(f"{one}/") for one in inner)

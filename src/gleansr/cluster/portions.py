@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import islice
 
-from gleansr.errors import PictureError
-from gleansr.jobs import Job, Manifest, Outcome, Recorded, Unlisted, Work, failed, skips
+from gleansr.errors import ImageError
+from gleansr.jobs import Job, JobResult, Manifest, ManifestEntry, UnreadableFolder, Work, failed, skips
 from gleansr.jobs.steps import check_targets
 
 _AT_ONCE = 1024
@@ -23,7 +23,7 @@ class Known:
     sha256: bytes | None = None
     """That its source had when its result, which is there, was made in the same way; None if it is to be made in any case."""
     result: bytes | None = None
-    """`Recorded.result`."""
+    """`ManifestEntry.result`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Portion:
 
 
 def portions(
-    jobs: Iterable[Job | Unlisted], work: Work, manifests: Sequence[Manifest | None], size: int
-) -> Iterator[Portion | Outcome | Unlisted]:
+    jobs: Iterable[Job | UnreadableFolder], work: Work, manifests: Sequence[Manifest | None], size: int
+) -> Iterator[Portion | JobResult | UnreadableFolder]:
     """Of successive jobs that are to be done, `size` in each portion, the last one less; and what became of the others.
 
     Skipped is what the manifests say is done. Refused is what would replace a file of somebody else: workers replace what is there, since
@@ -69,17 +69,17 @@ def portions(
         yield _begun(waiting, manifests)
 
 
-def _ask(job: Job | Unlisted, work: Work, manifests: Sequence[Manifest | None]) -> tuple[Job, Known] | Outcome | Unlisted:
-    if isinstance(job, Unlisted):
+def _ask(job: Job | UnreadableFolder, work: Work, manifests: Sequence[Manifest | None]) -> tuple[Job, Known] | JobResult | UnreadableFolder:
+    if isinstance(job, UnreadableFolder):
         return job
     manifest = manifests[job.place]
     recorded = manifest.index.get(job.target_key) if manifest else None
     if skips(job, work, recorded):
-        return Outcome(job, "skipped", {})
+        return JobResult(job, "skipped", {})
     if recorded is None:  # of others the worker asks, which reads what is there
         try:
             check_targets(job, work, None)
-        except PictureError as error:
+        except ImageError as error:
             return failed(job, error)
     same = recorded is not None and recorded.made_by == work.fingerprint and work.storage.state(job.target) is not None
     return job, Known(recorded.sha256 if recorded and same else None, recorded.result if recorded else None)
@@ -98,7 +98,8 @@ class Recall:
 
     def __init__(self, jobs: Iterable[tuple[Job, Known]], made_by: str):
         self.index = {
-            job.target_key: Recorded(0, 0, 0, known.sha256 or b"", made_by if known.sha256 else None, known.result) for job, known in jobs
+            job.target_key: ManifestEntry(0, 0, 0, known.sha256 or b"", made_by if known.sha256 else None, known.result)
+            for job, known in jobs
         }
 
     def begin(self, jobs: Iterable[Job]) -> None:

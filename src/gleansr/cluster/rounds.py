@@ -13,9 +13,9 @@ from typing import Any
 from gleansr.cluster.ahead import ahead
 from gleansr.cluster.config import ClusterConfig
 from gleansr.cluster.portions import Portion
-from gleansr.cluster.worker import Setting, Worker, sealed, unpack
-from gleansr.errors import GleansrError, PictureError
-from gleansr.jobs import Outcome, failed
+from gleansr.cluster.worker import RayWorker, Setting, sealed, unpack
+from gleansr.errors import GleansrError, ImageError
+from gleansr.jobs import JobResult, failed
 
 log = logging.getLogger("gleansr.cluster")
 
@@ -24,7 +24,7 @@ _BATCHES = 8
 _SHARES = 4
 """Portions for each worker, at least, so that all end at about the same time."""
 _ALONE = 64
-"""Jobs of a round of single ones. Where all of so many kill their worker, the pictures are not to blame."""
+"""Jobs of a round of single ones. Where all of so many kill their worker, the images are not to blame."""
 _IN_FLIGHT = 2
 _ENDING = 10.0
 """Seconds for what is under way to end, when a run is to end before its time."""
@@ -60,7 +60,7 @@ class Rounds:
     """Sends portions to workers, and goes on until each job has an outcome.
 
     Ray starts a worker that dies again, and gives it what it had. A portion that was begun `ClusterConfig.tries` times is given up; its
-    jobs are then sent one by one, each to a worker that has nothing else, so that a picture that kills its worker is found and fails, and
+    jobs are then sent one by one, each to a worker that has nothing else, so that an image that kills its worker is found and fails, and
     its neighbours are done.
     """
 
@@ -72,7 +72,7 @@ class Rounds:
         self._tally = tally(ray)
         self._number = itertools.count()
 
-    def __call__(self, portions: Sequence[Portion]) -> Iterator[Outcome]:
+    def __call__(self, portions: Sequence[Portion]) -> Iterator[JobResult]:
         """In the order in which they end; not of all, if it was asked to stop.
 
         Raises:
@@ -83,7 +83,7 @@ class Rounds:
             lost = yield from self._round([list(portions[i : i + size]) for i in range(0, len(portions), size)])
             singles = [Portion.of([job]) for portion in lost for job in portion.jobs()]
             if singles:
-                log.warning("workers died %d times with the same pictures; these %d are done one by one", self._tries, len(singles))
+                log.warning("workers died %d times with the same images; these %d are done one by one", self._tries, len(singles))
             for i in range(0, len(singles), _ALONE):
                 group = singles[i : i + _ALONE]
                 poison = yield from self._round([[one] for one in group], alone=True)
@@ -95,11 +95,11 @@ class Rounds:
                 for portion in poison:
                     [(job, _)] = portion.jobs()
                     told = f"{job.source}: its worker died each time, {self._tries} times with others and {self._tries} times alone"
-                    yield failed(job, PictureError(f"{told}: killed, out of memory, or by a fault of a library"))
+                    yield failed(job, ImageError(f"{told}: killed, out of memory, or by a fault of a library"))
         except _Stopped:
             return
 
-    def _round(self, portions: Sequence[Sequence[Portion]], *, alone: bool = False) -> Generator[Outcome, None, list[Portion]]:
+    def _round(self, portions: Sequence[Sequence[Portion]], *, alone: bool = False) -> Generator[JobResult, None, list[Portion]]:
         """Returns those of whose jobs some have no outcome, cut down to them."""
         waiting = dict(enumerate(portions))
         lost: list[Portion] = []
@@ -127,7 +127,7 @@ class Rounds:
         workers = min(self._fleet.workers, len(rows))
         setting = replace(self._setting, again=alone, round=next(self._number), tries=self._tries, workers=workers)
         return data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            Worker,
+            RayWorker,
             fn_constructor_args=([self._work], self._tally, setting),
             compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1 if alone else _IN_FLIGHT),
             batch_size=1,

@@ -15,23 +15,23 @@ from gleansr.cluster.rounds import Fleet, Rounds, tolerant
 from gleansr.cluster.urls import Listed
 from gleansr.cluster.worker import Setting
 from gleansr.errors import RequestError
-from gleansr.inference.feedforward import FeedForward
-from gleansr.inference.method import Report
-from gleansr.jobs import Job, Manifest, Outcome, Unlisted, Work
+from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.method import StepReport
+from gleansr.jobs import Job, JobResult, Manifest, UnreadableFolder, Work
 
 _WAVES = (20_000, 200_000, 1_000_000)
 """Jobs of the first waves, and of all others: workers begin with few while the next ones are listed."""
 
 
 def upscale_on_cluster(
-    jobs: Iterable[Job | Unlisted],
+    jobs: Iterable[Job | UnreadableFolder],
     work: Work,
     manifests: Sequence[Manifest | None],
     *,
     cluster: ClusterConfig | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    report: Report | None = None,
-) -> Iterator[Outcome | Unlisted]:
+    report: StepReport | None = None,
+) -> Iterator[JobResult | UnreadableFolder]:
     """Does all jobs on a Ray cluster; yields what became of each. Stands in the place of `folders.run`.
 
     Jobs are taken in waves; while one is done, the next is taken. What the manifests say is done is skipped before a cluster is sought, and
@@ -44,7 +44,7 @@ def upscale_on_cluster(
         manifests: by `Job.place`.
         cluster: which, and how it is used.
         stopped: asked a few times a second. What is under way when it says so is dropped, and done by the next run.
-        report: is not told, since pictures are done in parallel.
+        report: is not told, since images are done in parallel.
 
     Raises:
         RequestError: Ray is not installed, or the cluster does not answer within 10 seconds.
@@ -73,10 +73,10 @@ def _waves_done(
     wave: list[Portion],
     waves: "Iterator[_Wave]",
     stopped: Callable[[], bool],
-) -> Iterator[Outcome | Unlisted]:
+) -> Iterator[JobResult | UnreadableFolder]:
     files = [os.path.abspath(one.file) for one in manifests if one and not isinstance(one, StoredManifest) and one.file.exists()]  # noqa: PTH100
     setting = Setting(witnesses=tuple(dict.fromkeys(files)))
-    fleet = Fleet.of(ray, config, gpu=config.gpus and isinstance(work.task.upscaler.method, FeedForward))
+    fleet = Fleet.of(ray, config, gpu=config.gpus and isinstance(work.task.upscaler.method, FeedForwardModel))
     rounds = Rounds(ray, fleet, config, ray.put(_pickled(work)), setting, stopped)
     with ahead(waves, 1) as coming:
         for next_wave in chain([_Wave([], wave)], coming):
@@ -92,17 +92,17 @@ def _waves_done(
 
 
 class _Wave(NamedTuple):
-    told: list[Outcome | Unlisted]
+    told: list[JobResult | UnreadableFolder]
     """What is known already."""
     portions: list[Portion]
     """What is to be done."""
 
 
-def _waves(planned: Iterable[Portion | Outcome | Unlisted], stopped: Callable[[], bool]) -> Iterator[_Wave]:
+def _waves(planned: Iterable[Portion | JobResult | UnreadableFolder], stopped: Callable[[], bool]) -> Iterator[_Wave]:
     """In waves what is to be done, and before and between them in small parts what is known already."""
     sizes = chain(_WAVES, iter(lambda: _WAVES[-1], None))
     size = next(sizes)
-    told: list[Outcome | Unlisted] = []
+    told: list[JobResult | UnreadableFolder] = []
     wave: list[Portion] = []
     count = 0
     for one in planned:
@@ -122,9 +122,11 @@ def _waves(planned: Iterable[Portion | Outcome | Unlisted], stopped: Callable[[]
     yield _Wave(told, wave)
 
 
-def _recorded(outcomes: Iterable[Outcome | Unlisted], manifests: Sequence[Manifest | None]) -> Iterator[Outcome | Unlisted]:
+def _recorded(
+    outcomes: Iterable[JobResult | UnreadableFolder], manifests: Sequence[Manifest | None]
+) -> Iterator[JobResult | UnreadableFolder]:
     for outcome in outcomes:
-        if isinstance(outcome, Outcome) and outcome.entry and (manifest := manifests[outcome.job.place]):
+        if isinstance(outcome, JobResult) and outcome.entry and (manifest := manifests[outcome.job.place]):
             manifest.add(outcome.entry)
         yield outcome
 

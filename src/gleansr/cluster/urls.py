@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gleansr.errors import PictureError, RequestError, one_line
+from gleansr.errors import ImageError, RequestError, one_line
 from gleansr.jobs import LocalStorage, OutputError, State
 from gleansr.jobs.storage import LARGEST
 from gleansr.stores import check_address
@@ -76,12 +76,12 @@ class Addresses:
             return self._local.read(path)
         size = self._sizes.pop(path, 0)
         if size > LARGEST:
-            raise PictureError(f"{path}: has {size} bytes, and no picture that can be read has more than {LARGEST}")
+            raise ImageError(f"{path}: has {size} bytes, and no image that can be read has more than {LARGEST}")
         try:
             system, name = file_system(path)
             return system.cat_file(name)
         except Exception as error:
-            raise PictureError(f"{path}: cannot be read: {one_line(error)}") from error
+            raise ImageError(f"{path}: cannot be read: {one_line(error)}") from error
 
     def write(self, path: str, data: bytes) -> None:
         if not is_url(path):
@@ -92,7 +92,7 @@ class Addresses:
         except Exception as error:
             # No permission may be that of one folder; where it is that of all, the manifest cannot be written either.
             hopeless = isinstance(error, NotImplementedError) or getattr(error, "errno", None) == errno.ENOSPC
-            kind = OutputError if hopeless or "credential" in type(error).__name__.lower() else PictureError
+            kind = OutputError if hopeless or "credential" in type(error).__name__.lower() else ImageError
             raise kind(f"{path}: cannot be written: {one_line(error)}") from error
 
 

@@ -17,14 +17,14 @@ import torch
 
 from gleansr.cluster.portions import Known, Portion, Recall
 from gleansr.cluster.urls import Addresses, is_url
-from gleansr.errors import GleansrError, InternalError, PictureError, RequestError
+from gleansr.errors import GleansrError, ImageError, InternalError, RequestError
 from gleansr.files import beginning, half_written
 from gleansr.images.codec import software
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.precision import Precision
-from gleansr.inference.tasks import Enlarge, Task
+from gleansr.inference.tasks import Enlarge, ImageTask
 from gleansr.inference.upscaler import Upscaler
-from gleansr.jobs import Job, Manifest, Outcome, OutputError, Work, run
+from gleansr.jobs import Job, JobResult, Manifest, OutputError, Work, run
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,10 +55,10 @@ class Setting:
     workers: int = 1
 
 
-class Worker:
+class RayWorker:
     """An actor of Ray Data: makes a row of outcomes of a row of jobs.
 
-    Nothing is raised here: what is wrong with a picture is its outcome, and what is wrong with all of them stops the run by a row that says
+    Nothing is raised here: what is wrong with an image is its outcome, and what is wrong with all of them stops the run by a row that says
     so, since Ray would start a worker that raises anew, or retry.
     """
 
@@ -100,12 +100,12 @@ class Worker:
         jobs = [one for portion in unsealed(packed) for one in portion.jobs()]
         if self._swept is not None:
             self._sweep(job.target for job, _ in jobs)
-        outcomes: list[Outcome] = []
+        outcomes: list[JobResult] = []
         stop: GleansrError | None = None
         recall = [Recall([one for one in jobs if one[0].place == place], self._work.fingerprint) for place in range(_places(jobs))]
         try:
             for outcome in run([job for job, _ in jobs], self._work, cast("list[Manifest | None]", recall), stopped=self._stopped):
-                if isinstance(outcome, Outcome):
+                if isinstance(outcome, JobResult):
                     outcomes.append(outcome)
         except OutputError as error:
             stop = error
@@ -153,16 +153,16 @@ def unsealed(packed: bytes) -> list[Portion]:
     return pickle.loads(packed[:-1])  # noqa: S301, our own
 
 
-def pack(outcomes: Sequence[tuple[int, Outcome]], stop: GleansrError | None, note: str = "") -> bytes:
+def pack(outcomes: Sequence[tuple[int, JobResult]], stop: GleansrError | None, note: str = "") -> bytes:
     """Outcomes by the number of their job, what stops the run, and what is to be said."""
     rows = [(number, one.status, dict(one.entry), _sendable(one.error), one.notes) for number, one in outcomes]
     return zlib.compress(pickle.dumps((rows, _sendable(stop), note)), 1)
 
 
-def unpack(packed: bytes, jobs: Sequence[Job]) -> tuple[list[tuple[int, Outcome]], GleansrError | None, str]:
+def unpack(packed: bytes, jobs: Sequence[Job]) -> tuple[list[tuple[int, JobResult]], GleansrError | None, str]:
     """What `pack` was given, of these jobs."""
     rows, stop, note = pickle.loads(zlib.decompress(packed))  # noqa: S301, of our own workers
-    return [(number, Outcome(jobs[number], *row)) for number, *row in rows], stop, note
+    return [(number, JobResult(jobs[number], *row)) for number, *row in rows], stop, note
 
 
 def prepared(work: Work, *, gpu: bool) -> Work:
@@ -170,24 +170,24 @@ def prepared(work: Work, *, gpu: bool) -> Work:
     return dataclasses.replace(work, task=_on_gpu(work.task) if gpu else work.task, storage=Addresses())
 
 
-def _on_gpu(task: Task) -> Task:
+def _on_gpu(task: ImageTask) -> ImageTask:
     if isinstance(task, Enlarge):
         return dataclasses.replace(task, upscaler=_moved(task.upscaler))
     from gleansr.photos import Photo
 
     if isinstance(task, Photo):
         moved = Photo(_moved(task.upscaler), task.config, background=task.background and _moved(task.background))
-        return cast("Task", moved)
+        return cast("ImageTask", moved)
     return task
 
 
 def _moved(upscaler: Upscaler) -> Upscaler:
     """With its network on the GPU, and the arithmetic that it had, which the manifest names."""
     method = upscaler.method
-    if not isinstance(method, FeedForward) or method.device.type != "cpu":
+    if not isinstance(method, FeedForwardModel) or method.device.type != "cpu":
         return upscaler
     precision = cast("Precision", str(method.precision).removeprefix("torch."))
-    return Upscaler(FeedForward(method.model, device="cuda", precision=precision), upscaler.about)
+    return Upscaler(FeedForwardModel(method.model, device="cuda", precision=precision), upscaler.about)
 
 
 def _places(jobs: Sequence[tuple[Job, Known]]) -> int:
@@ -201,5 +201,5 @@ def _sendable(error: GleansrError | None) -> GleansrError | None:
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
     except Exception:
-        return PictureError(str(error))
+        return ImageError(str(error))
     return error

@@ -1,4 +1,4 @@
-"""The data sets of the paper's Table 1 as they are published: where their pictures lie, and which part of each is used."""
+"""The data sets of the paper's Table 1 as they are published: where their images lie, and which part of each is used."""
 
 import importlib.util
 import os
@@ -16,35 +16,35 @@ import numpy as np
 from gleansr.data.fit import Aspect, Small
 from gleansr.data.sources import FileItem, Item, Source, stem
 from gleansr.documents import parse_json
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 
 Crop = Literal["none", "head", "box"]
 KindName = Literal["ffhq", "celeba-hq", "lsun", "lsun-cars", "cat", "cars", "folder"]
 
 
 @dataclass(frozen=True)
-class Kind:
+class NamedDataset:
     """A data set that is known by name, with what `gleansr data prepare` does to it unless told otherwise."""
 
     name: KindName
     shows: str
-    """What its pictures show, and what the paper uses it for."""
+    """What its images show, and what the paper uses it for."""
     where: str
     """Where to get it."""
     licence: str
     """What may be done with it, as far as its publisher says."""
     size: int | None
-    """Side of the pictures in the paper's experiments."""
+    """Side of the images in the paper's experiments."""
     aspect: Aspect
-    """What is done with pictures that are not square."""
+    """What is done with images that are not square."""
     small: Small
-    """What is done with pictures that would have to be enlarged."""
+    """What is done with images that would have to be enlarged."""
     crop: Crop | None = None
     """The cut-out that its annotations allow."""
 
 
 KINDS = (
-    Kind(
+    NamedDataset(
         "ffhq",
         "human faces: training",
         "https://github.com/NVlabs/ffhq-dataset (images1024x1024)",
@@ -53,16 +53,16 @@ KINDS = (
         "squash",
         "enlarge",
     ),
-    Kind(
+    NamedDataset(
         "celeba-hq",
-        "human faces: test (100 pictures)",
+        "human faces: test (100 images)",
         "https://github.com/tkarras/progressive_growing_of_gans",
         "non-commercial research, by the terms of CelebA (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)",
         1024,
         "squash",
         "enlarge",
     ),
-    Kind(
+    NamedDataset(
         "lsun",
         "cats, bedrooms, towers: training; bedrooms, towers: test (the validation sets)",
         "https://github.com/fyu/lsun (scenes), https://www.yf.io/p/lsun (objects)",
@@ -71,7 +71,7 @@ KINDS = (
         "squash",
         "enlarge",
     ),
-    Kind(
+    NamedDataset(
         "lsun-cars",
         "cars: training",
         "https://www.yf.io/p/lsun (car, of the objects)",
@@ -80,9 +80,9 @@ KINDS = (
         "bars",
         "skip",
     ),
-    Kind(
+    NamedDataset(
         "cat",
-        "cats: test (100 pictures)",
+        "cats: test (100 images)",
         "https://archive.org/details/CAT_DATASET",
         "none stated; the photographs are from Flickr",
         256,
@@ -90,7 +90,7 @@ KINDS = (
         "enlarge",
         "head",
     ),
-    Kind(
+    NamedDataset(
         "cars",
         "cars: test",
         "Stanford Cars; its page https://ai.stanford.edu/~jkrause/cars/car_dataset.html has closed, copies go round",
@@ -100,11 +100,11 @@ KINDS = (
         "skip",
         "box",
     ),
-    Kind("folder", "an own category", "whatever --data takes: a folder, archives, WebDataset, LMDB", "yours", None, "crop", "skip"),
+    NamedDataset("folder", "an own category", "whatever --data takes: a folder, archives, WebDataset, LMDB", "yours", None, "crop", "skip"),
 )
 
 
-def find_kind(name: str) -> Kind:
+def find_kind(name: str) -> NamedDataset:
     """The kind of that name. Raises RequestError that lists the known ones."""
     for kind in KINDS:
         if kind.name == name:
@@ -113,8 +113,8 @@ def find_kind(name: str) -> Kind:
 
 
 @dataclass(frozen=True)
-class Box:
-    """A part of a picture, in pixels from its upper left corner."""
+class CropBox:
+    """A part of an image, in pixels from its upper left corner."""
 
     left: float
     top: float
@@ -122,14 +122,14 @@ class Box:
     height: float
 
     def within(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of the nearest box of whole pixels in a picture of that size.
+        """Rows and columns of the nearest box of whole pixels in an image of that size.
 
-        It is moved inside, and made smaller where that is not enough, a square one to a square. Raises PictureError where it holds no
+        It is moved inside, and made smaller where that is not enough, a square one to a square. Raises ImageError where it holds no
         pixel.
         """
         rows, columns = round(self.height), round(self.width)
         if rows < 1 or columns < 1 or self.left >= width or self.top >= height or self.left + columns <= 0 or self.top + rows <= 0:
-            raise PictureError(f"its annotation is for {columns}x{rows} at ({self.left:g}, {self.top:g}) of a picture of {width}x{height}")
+            raise ImageError(f"its annotation is for {columns}x{rows} at ({self.left:g}, {self.top:g}) of an image of {width}x{height}")
         if rows == columns:
             rows = columns = min(rows, height, width)
         rows, columns = min(rows, height), min(columns, width)
@@ -140,20 +140,20 @@ class Box:
 
 @dataclass(frozen=True)
 class Original:
-    """A picture of a data set before it is prepared."""
+    """An image of a data set before it is prepared."""
 
     name: str
     item: Item
-    box: Box | None
+    box: CropBox | None
     """The part to cut out, None for all."""
     problem: str = ""
     """Why it cannot be used, such as a missing annotation."""
 
 
 class Dataset:
-    """The chosen pictures of a data set, sorted by name."""
+    """The chosen images of a data set, sorted by name."""
 
-    def __init__(self, source: Source, chosen: Sequence[int], missing: Sequence[str], annotate: Callable[[Item], Box | None]):
+    def __init__(self, source: Source, chosen: Sequence[int], missing: Sequence[str], annotate: Callable[[Item], CropBox | None]):
         self.source, self.chosen, self.annotate = source, chosen, annotate
         self.missing = missing
         """The names in the list that the source does not have."""
@@ -164,19 +164,19 @@ class Dataset:
             name, item = self.source.names[index], self.source.item(index)
             try:
                 yield Original(name, item, self.annotate(item))
-            except PictureError as error:
+            except ImageError as error:
                 yield Original(name, item, None, str(error))
 
 
 def open_dataset(source: Source, spec: str, crop: Crop = "none", names: Sequence[str] | None = None) -> Dataset:
-    """The pictures of a data set.
+    """The images of a data set.
 
     Args:
-        source: the pictures at `spec`.
+        source: the images at `spec`.
         crop: which cut-out: "head" of CAT's landmarks, "box" of Stanford Cars' boxes.
         names: take these only, see `read_list`.
 
-    Raises RequestError where annotations are wanted that are not there, or a name in `names` fits several pictures.
+    Raises RequestError where annotations are wanted that are not there, or a name in `names` fits several images.
     """
     chosen, missing = (range(len(source)), []) if names is None else _choose(source, names)
     annotate = _CarBoxes(spec) if crop == "box" else _head if crop == "head" else _whole
@@ -209,7 +209,7 @@ def _first_field(line: str) -> str:
 
 
 def _choose(source: Source, names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """The indices of the pictures named, sorted, and the names that fit none. Suffixes need not agree, and folders may be left out."""
+    """The indices of the images named, sorted, and the names that fit none. Suffixes need not agree, and folders may be left out."""
     exact: dict[str, int] = {}
     similar: dict[str, list[int]] = {}
     asked, by_stem = set(names), {stem(name): name for name in names}
@@ -238,28 +238,28 @@ HEAD = 1.4
 and at the mouth, and this leaves room for chin and cheeks."""
 
 
-def _head(item: Item) -> Box:
-    """The square around a cat's head, by the landmark file beside the picture: `9 x y x y …`, eyes, mouth and three points an ear."""
+def _head(item: Item) -> CropBox:
+    """The square around a cat's head, by the landmark file beside the image: `9 x y x y …`, eyes, mouth and three points an ear."""
     if not isinstance(item, FileItem):
-        raise RequestError(f"{item.label}: --crop head reads the landmark files beside the pictures: unpack the archive")
+        raise RequestError(f"{item.label}: --crop head reads the landmark files beside the images: unpack the archive")
     file = item.path.with_name(f"{item.path.name}.cat")
     try:
         count, *values = (int(number) for number in file.read_text(encoding="ascii").split())
     except FileNotFoundError:
-        raise PictureError(f"has no landmark file {file.name}") from None
+        raise ImageError(f"has no landmark file {file.name}") from None
     except (OSError, ValueError) as error:
-        raise PictureError(f"{file.name} cannot be read: {error}") from None
+        raise ImageError(f"{file.name} cannot be read: {error}") from None
     if count != 9 or len(values) != 18:
-        raise PictureError(f"{file.name} holds {len(values)} numbers after {count}; expected 18 after 9")
+        raise ImageError(f"{file.name} holds {len(values)} numbers after {count}; expected 18 after 9")
     x, y = np.array(values).reshape(9, 2).T
     side = HEAD * float(max(np.ptp(x), np.ptp(y)))
     if side < 1:
-        raise PictureError(f"{file.name}: all landmarks are one point")
-    return Box((x.min() + x.max() - side) / 2, (y.min() + y.max() - side) / 2, side, side)
+        raise ImageError(f"{file.name}: all landmarks are one point")
+    return CropBox((x.min() + x.max() - side) / 2, (y.min() + y.max() - side) / 2, side, side)
 
 
 class _CarBoxes:
-    """The bounding boxes of Stanford Cars, by the name of a picture's folder and its own.
+    """The bounding boxes of Stanford Cars, by the name of an image's folder and its own.
 
     Two layouts: `cars_annos.mat`, whose field relative_im_path holds both names, and the development kit's `cars_train_annos.mat` and
     `cars_test_annos.mat` (or …_withlabels), whose field fname belongs into cars_train and cars_test.
@@ -275,12 +275,12 @@ class _CarBoxes:
             )
         self.boxes = {name: box for file in self.files for name, box in _boxes(file)}
 
-    def __call__(self, item: Item) -> Box:
+    def __call__(self, item: Item) -> CropBox:
         if not isinstance(item, FileItem):
-            raise RequestError(f"{item.label}: --crop box knows pictures by their folders: unpack the archive")
+            raise RequestError(f"{item.label}: --crop box knows images by their folders: unpack the archive")
         path = item.path.absolute()
         if (box := self.boxes.get(f"{path.parent.name}/{path.name}")) is None:
-            raise PictureError(f"has no bounding box in {', '.join(file.name for file in self.files)}")
+            raise ImageError(f"has no bounding box in {', '.join(file.name for file in self.files)}")
         return box
 
 
@@ -300,7 +300,7 @@ json.dump([[str(row[name]), *(int(row["bbox_" + corner]) for corner in ("x1", "y
 _READER_SECONDS = 300
 
 
-def _boxes(file: Path) -> Iterator[tuple[str, Box]]:
+def _boxes(file: Path) -> Iterator[tuple[str, CropBox]]:
     """(folder/name, box) of each annotation."""
     if importlib.util.find_spec("scipy") is None:
         raise RequestError(f"{file}: reading it wants a package: pip install 'gleansr[train]'")
@@ -331,4 +331,4 @@ def _boxes(file: Path) -> Iterator[tuple[str, Box]]:
     for path, left, top, right, bottom in parse_json(reader.stdout, str(file)):
         path = PurePosixPath(folder, path)
         # MATLAB counts from 1, and the right and bottom pixels belong to the box.
-        yield f"{path.parent.name}/{path.name}", Box(left - 1, top - 1, right - left + 1, bottom - top + 1)
+        yield f"{path.parent.name}/{path.name}", CropBox(left - 1, top - 1, right - left + 1, bottom - top + 1)

@@ -1,4 +1,4 @@
-"""Pictures of any shape brought to the square size of a network, as the paper's data sets were."""
+"""Images of any shape brought to the square size of a network, as the paper's data sets were."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.images.resize import resize
 
 Aspect = Literal["squash", "crop", "pad", "bars"]
-"""What to do with pictures that are not square, see `fit`."""
+"""What to do with images that are not square, see `fit`."""
 
 Small = Literal["skip", "enlarge"]
-"""What to do with pictures that would have to be enlarged."""
+"""What to do with images that would have to be enlarged."""
 
 
-class SmallError(PictureError):
-    """A picture would have to be enlarged."""
+class SmallError(ImageError):
+    """An image would have to be enlarged."""
 
 
 Border = Literal["repeat", "black"]
@@ -70,14 +70,14 @@ def content_of(height: int, width: int, size: int, aspect: Aspect, grid: int = 1
 
 
 def fit(pixels: Tensor, size: int, aspect: Aspect, small: Small, *, border: Border = "black", grid: int = 1) -> Tensor:
-    """A picture as bytes (3, size, size), uint8; one that has the size keeps its values.
+    """An image as bytes (3, size, size), uint8; one that has the size keeps its values.
 
     Args:
         pixels: (3, H, W) in [0, 1].
         size: of the result.
         aspect: "squash" scales each axis by itself; "crop" takes the centre square; "pad" adds a border up to a square; "bars" takes the
-            centre of aspect 4:3 and adds a border above and below, as in the pictures of StyleGAN2's car network.
-        small: with "skip", pictures that would have to be enlarged in either direction raise SmallError.
+            centre of aspect 4:3 and adds a border above and below, as in the images of StyleGAN2's car network.
+        small: with "skip", images that would have to be enlarged in either direction raise SmallError.
         border: what "pad" and "bars" add.
         grid: see `content_of`.
     """

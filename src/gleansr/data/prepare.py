@@ -27,7 +27,7 @@ from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_
 from gleansr.data.fit import Aspect, Small, SmallError, content_of, fit
 from gleansr.data.sources import MANIFEST, PREPARED, is_inside, open_source, read_manifest, stem
 from gleansr.documents import parse_line
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.files import held, replacing
 from gleansr.images.codec import decode
 from gleansr.images.resize import degrade
@@ -35,43 +35,43 @@ from gleansr.inference.devices import cores
 from gleansr.version import version
 
 RECORDS = "manifest.jsonl"
-"""One JSON object a line and picture, sorted: its name, and its files with sizes and hashes or why it was left out."""
+"""One JSON object a line and image, sorted: its name, and its files with sizes and hashes or why it was left out."""
 
 PICTURES = "hr"
-"""The folder of the pictures; those at a scale of 8 are in x8."""
+"""The folder of the images; those at a scale of 8 are in x8."""
 
 Format = Literal["png", "webp"]
 Record = dict[str, Any]
 T = TypeVar("T")
-Progress = Callable[[int, int, Record | None], None]
-"""Called with the number of pictures done, the number of all, and the record of the last one."""
+PrepareProgress = Callable[[int, int, Record | None], None]
+"""Called with the number of images done, the number of all, and the record of the last one."""
 
-_FEW = 100  # pictures for which processes would cost more time than they save
+_FEW = 100  # images for which processes would cost more time than they save
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is made of which pictures; a set is gone on with by an equal one only."""
+    """What is made of which images; a set is gone on with by an equal one only."""
 
     kind: str
     """Name of the data set, see `gleansr.data.datasets.KINDS`."""
     source: str
-    """Where its pictures lie, as `open_source` takes it."""
+    """Where its images lie, as `open_source` takes it."""
     size: int
     """Side of the square results."""
     aspect: Aspect
     """squash: each axis is scaled by itself; crop: the centre square; pad: black added up to a square; bars: the centre of aspect 4:3, and
     black above and below it, an eighth of the height each."""
     small: Small
-    """What is done with pictures that would have to be enlarged."""
+    """What is done with images that would have to be enlarged."""
     crop: Crop = "none"
     """What is cut out first: "head" of CAT, "box" of Stanford Cars."""
     names: Path | None = None
-    """A text file with the names of the pictures to take, see `read_list`."""
+    """A text file with the names of the images to take, see `read_list`."""
     format: Format = "png"
     """Both are lossless."""
     scales: tuple[int, ...] = ()
-    """Scales of the low-resolution pictures to store too."""
+    """Scales of the low-resolution images to store too."""
 
     def options(self) -> dict[str, Any]:
         """As they stand in the manifest."""
@@ -90,15 +90,15 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Result:
+class PreparedSet:
     """What a set consists of."""
 
     written: int
-    """Pictures in the set."""
+    """Images in the set."""
     kept: int
     """Those of them that an earlier run had finished."""
     skipped: dict[str, int]
-    """Numbers of the pictures left out, by reason."""
+    """Numbers of the images left out, by reason."""
 
 
 def plan(
@@ -117,7 +117,7 @@ def plan(
     known = find_kind(kind)
     size = size or known.size
     if size is None or size < 1:
-        raise RequestError(f"the kind {kind} wants the side of the pictures: --size 256, not {size}")
+        raise RequestError(f"the kind {kind} wants the side of the images: --size 256, not {size}")
     aspect = aspect or known.aspect
     if aspect == "bars" and size % 8:
         raise RequestError(f"bars are an eighth of the height each: --size must be a multiple of 8, not {size}")
@@ -137,25 +137,25 @@ def prepare(
     workers: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda done, total, record: None,  # noqa: ARG005
+    progress: PrepareProgress = lambda done, total, record: None,  # noqa: ARG005
     fetched: Callable[[int, int], None] | None = None,
-) -> Result:
+) -> PreparedSet:
     """Makes a set in the folder `output`, or goes on with one. The files do not depend on how often it was stopped, nor on `workers`.
 
-    A picture that cannot be used is left out, with its reason in the records.
+    An image that cannot be used is left out, with its reason in the records.
 
     Args:
         preparation: see `plan`.
-        output: for the pictures in hr/, low-resolution ones in x8/ and so on, `MANIFEST` and `RECORDS`. It can be given to `open_source`.
+        output: for the images in hr/, low-resolution ones in x8/ and so on, `MANIFEST` and `RECORDS`. It can be given to `open_source`.
         workers: processes; by default one a core.
-        strict: stop at the first picture that cannot be used.
+        strict: stop at the first image that cannot be used.
         overwrite: replace a set that was made by another preparation.
-        progress: see `Progress`.
+        progress: see `PrepareProgress`.
         fetched: see `open_source`.
 
     Raises:
-        RequestError: there are no pictures to read, or `output` holds something else.
-        PictureError: `output` cannot be written to, or with `strict` the first picture that cannot be used.
+        RequestError: there are no images to read, or `output` holds something else.
+        ImageError: `output` cannot be written to, or with `strict` the first image that cannot be used.
     """
     if workers is not None and workers < 1:
         raise RequestError(f"--workers must be at least 1, not {workers}")
@@ -182,22 +182,22 @@ def prepare(
                     records.flush()  # what is finished is known to be so even if this process is killed
                     skipped.update([record["skipped"]] if "skipped" in record else [])
                     if strict and record.get("skipped") not in (None, "small"):
-                        raise PictureError(f"{record['name']}: {record['reason']}")
+                        raise ImageError(f"{record['name']}: {record['reason']}")
                     progress(i, total, record)
-            result = Result(total - skipped.total(), len(done), dict(sorted(skipped.items())))
+            result = PreparedSet(total - skipped.total(), len(done), dict(sorted(skipped.items())))
             _finish(output, manifest, result)
             return result
     except OSError as error:
-        raise PictureError(
+        raise ImageError(
             f"{output}: cannot be written to: {error.strerror or error}; what is finished is kept for the next run of the same command"
         ) from error
 
 
-# ------------------------------------------------------------------------------------------------------------ one picture
+# ------------------------------------------------------------------------------------------------------------ one image
 
 
 def _make(preparation: Preparation, output: Path, task: tuple[Original, str]) -> Record:
-    """Writes the files of a picture and returns its record. Raises OSError where they cannot be written."""
+    """Writes the files of an image and returns its record. Raises OSError where they cannot be written."""
     original, target = task
     name, label = original.name, original.item.label
     if original.problem:
@@ -213,19 +213,19 @@ def _make(preparation: Preparation, output: Path, task: tuple[Original, str]) ->
         grid = math.lcm(*preparation.scales)
         height, width = pixels.shape[-2:]
         content = content_of(height, width, preparation.size, preparation.aspect, grid)
-        high = fit(pixels, preparation.size, preparation.aspect, preparation.small, border=border, grid=grid)
+        gt = fit(pixels, preparation.size, preparation.aspect, preparation.small, border=border, grid=grid)
     except SmallError as error:
         return _left_out(name, "small", f"{error}; --small enlarge takes it")
-    except PictureError as error:
+    except ImageError as error:
         return _left_out(name, "unreadable", str(error).removeprefix(f"{label}: "))
-    pictures = {PICTURES: high}
+    images = {PICTURES: gt}
     for scale in preparation.scales:
-        low = degrade(content.of(high)[None].float() / 127.5 - 1, scale)[0]
-        pictures[f"x{scale}"] = content.shrunk(scale).framed((low * 127.5 + 127.5).round().to(torch.uint8), border)
+        lr = degrade(content.of(gt)[None].float() / 127.5 - 1, scale)[0]
+        images[f"x{scale}"] = content.shrunk(scale).framed((lr * 127.5 + 127.5).round().to(torch.uint8), border)
     files = {}
-    for folder, picture in pictures.items():
+    for folder, image in images.items():
         path = PurePosixPath(folder, f"{target}.{preparation.format}")
-        data = _encoded(picture, preparation.format)
+        data = _encoded(image, preparation.format)
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(output / path) as temporary:
             temporary.write_bytes(data)
@@ -233,10 +233,10 @@ def _make(preparation: Preparation, output: Path, task: tuple[Original, str]) ->
     return {"name": name, "files": files}
 
 
-def _encoded(picture: Tensor, format: Format) -> bytes:
+def _encoded(image: Tensor, format: Format) -> bytes:
     file = io.BytesIO()
     options = {"lossless": True} if format == "webp" else {}
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format.upper(), **options)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format.upper(), **options)
     return file.getvalue()
 
 
@@ -271,7 +271,7 @@ def _harmless(name: str) -> str:
 def keep_apart(source: str, output: Path) -> None:
     place, target = Path(source).expanduser().resolve(), output.resolve()
     if place.is_dir() and (target.is_relative_to(place) or place.is_relative_to(target)):
-        raise RequestError(f"{output}: lies in {source} or holds it; results must not lie among the pictures: give another folder")
+        raise RequestError(f"{output}: lies in {source} or holds it; results must not lie among the images: give another folder")
 
 
 @contextmanager
@@ -280,7 +280,7 @@ def _claimed(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     if read_manifest(output) is None and any(file.name != ".lock" for file in output.iterdir()):
         raise RequestError(f"{output}: is not empty, and not a set made by `gleansr data prepare`; give another folder")
-    with held(output, "preparing pictures"):
+    with held(output, "preparing images"):
         yield
 
 
@@ -313,7 +313,7 @@ def _begin(output: Path, preparation: Preparation, overwrite: bool) -> dict[str,
 
 
 def _finished(output: Path, targets: dict[str, str]) -> set[str]:
-    """The names of the pictures whose files are all there. The records keep those only; files that nothing needs any more are removed."""
+    """The names of the images whose files are all there. The records keep those only; files that nothing needs any more are removed."""
     for base, _, files in os.walk(output):
         for file in files:
             if file.startswith(".") and file.endswith(".part"):  # of a process that was killed
@@ -356,7 +356,7 @@ def _whole(output: Path, files: dict[str, dict[str, Any]]) -> bool:
         return False
 
 
-def _finish(output: Path, manifest: dict[str, Any], result: Result) -> None:
+def _finish(output: Path, manifest: dict[str, Any], result: PreparedSet) -> None:
     """Sorts the records, so that they do not depend on how often the run was stopped, and writes the manifest of a finished set."""
     lines = sorted((output / RECORDS).read_bytes().splitlines(keepends=True))
     with replacing(output / RECORDS) as temporary:
@@ -394,7 +394,7 @@ def _results(make: Callable[[T], Record], tasks: Iterable[T], first: Iterable[Re
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            raise PictureError("a worker process ended unexpectedly, perhaps for want of memory; try fewer with --workers") from None
+            raise ImageError("a worker process ended unexpectedly, perhaps for want of memory; try fewer with --workers") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""Where training pictures lie: folders, archives here or far away, LMDB. A source gives each picture's bytes by its number."""
+"""Where training images lie: folders, archives here or far away, LMDB. A source gives each image's bytes by its number."""
 
 import abc
 import os
@@ -17,7 +17,7 @@ import numpy as np
 from gleansr.data.lmdbs import values
 from gleansr.data.shards import expand, fetch, shown
 from gleansr.documents import DocumentError, read_json
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import readable_suffixes
 
 PREPARED = "gleansr-pictures/1"
@@ -27,29 +27,29 @@ MANIFEST = "manifest.json"
 """The file by which a folder is known as a prepared set, see `gleansr.data.prepare`."""
 
 LARGEST = 2**30
-"""Bytes of a picture's file in an archive or a database."""
+"""Bytes of an image's file in an archive or a database."""
 
 _PLAIN = -1  # beside zipfile's numbers of compression methods: bytes as they are, of a tar or an LMDB
 
 
-# ----------------------------------------------------------------------------------------------------------- one picture
+# ----------------------------------------------------------------------------------------------------------- one image
 
 
 @dataclass(frozen=True)
 class Item(abc.ABC):
-    """Where one picture lies; small, so that it can be sent to another process."""
+    """Where one image lies; small, so that it can be sent to another process."""
 
     label: str
     """What messages call it: its path, or its archive and its name in there."""
 
     def read(self) -> bytes:
-        """The contents of the picture's file. Raises PictureError that says why not; `label` is not repeated in it."""
+        """The contents of the image's file. Raises ImageError that says why not; `label` is not repeated in it."""
         try:
             return self._bytes()
-        except PictureError:
+        except ImageError:
             raise
         except (OSError, ValueError, zlib.error) as error:
-            raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     @abc.abstractmethod
     def _bytes(self) -> bytes: ...
@@ -63,7 +63,7 @@ class FileItem(Item):
 
     def _bytes(self) -> bytes:
         if not stat.S_ISREG(self.path.stat().st_mode):  # a pipe would be waited for, and a device has no end
-            raise PictureError("is no file but a folder, a pipe or a device")
+            raise ImageError("is no file but a folder, a pipe or a device")
         return self.path.read_bytes()
 
 
@@ -79,12 +79,12 @@ class MemberItem(Item):
     method: int
     crc: int
     whole: int
-    """Bytes of the picture's file, which a compressed member makes."""
+    """Bytes of the image's file, which a compressed member makes."""
 
     def _bytes(self) -> bytes:
-        # Opened anew for each picture: next to decoding it costs nothing, and no handle or position is shared with a thread or a fork.
+        # Opened anew for each image: next to decoding it costs nothing, and no handle or position is shared with a thread or a fork.
         if max(self.size, self.whole) > LARGEST:
-            raise ValueError(f"it has {max(self.size, self.whole):,} bytes, and no picture that can be read has more than {LARGEST:,}")
+            raise ValueError(f"it has {max(self.size, self.whole):,} bytes, and no image that can be read has more than {LARGEST:,}")
         with self.path.open("rb") as file:
             file.seek(self.offset)
             if self.method != _PLAIN:
@@ -109,29 +109,29 @@ class MemberItem(Item):
 
 
 class Source(abc.ABC):
-    """Pictures by number. It can be pickled, and read in several threads and processes at once, forked ones too."""
+    """Images by number. It can be pickled, and read in several threads and processes at once, forked ones too."""
 
     names: Sequence[str]
-    """The pictures' names in the source, sorted, none twice, with / between folders; those of an LMDB have no suffix."""
+    """The images' names in the source, sorted, none twice, with / between folders; those of an LMDB have no suffix."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @abc.abstractmethod
     def item(self, index: int) -> Item:
-        """Where a picture lies, for another process to read it."""
+        """Where an image lies, for another process to read it."""
 
     def read(self, index: int) -> bytes:
-        """The contents of a picture's file. Raises PictureError that says why not, without `label`."""
+        """The contents of an image's file. Raises ImageError that says why not, without `label`."""
         return self.item(index).read()
 
     def label(self, index: int) -> str:
-        """What messages call a picture: its path, or its archive and its name in there."""
+        """What messages call an image: its path, or its archive and its name in there."""
         return self.item(index).label
 
 
 class FolderSource(Source):
-    """The pictures of a folder and the folders in it."""
+    """The images of a folder and the folders in it."""
 
     def __init__(self, root: Path, names: Sequence[str]):
         self.root, self.names = root, names
@@ -142,13 +142,13 @@ class FolderSource(Source):
 
 
 class ArchiveSource(Source):
-    """The pictures of one or more tar and zip archives."""
+    """The images of one or more tar and zip archives."""
 
     def __init__(self, archives: Sequence[tuple[str, Path]]):
         """`archives`: what messages call them, and their local files."""
         self.archives = archives
         found = [(name, i, *place) for i, (label, path) in enumerate(archives) for name, place in _members(label, path).items()]
-        if len({name for name, *_ in found}) < len(found):  # the shards number their pictures each for itself
+        if len({name for name, *_ in found}) < len(found):  # the shards number their images each for itself
             stems = [PurePosixPath(label.replace(os.sep, "/")).stem for label, _ in archives]
             folders = stems if len(set(stems)) == len(stems) else [f"{i:06}" for i in range(len(stems))]
             found = [(f"{folders[row[0]]}/{name}", *row) for name, *row in found]
@@ -163,7 +163,7 @@ class ArchiveSource(Source):
 
 
 class LMDBSource(Source):
-    """The values of an LMDB, all of them pictures, as LSUN has them."""
+    """The values of an LMDB, all of them images, as LSUN has them."""
 
     def __init__(self, folder: Path):
         self.file = folder.resolve() / "data.mdb"
@@ -177,14 +177,14 @@ class LMDBSource(Source):
 
 
 def open_source(spec: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Source:
-    """The pictures of a place, recognised by what is there.
+    """The images of a place, recognised by what is there.
 
     Args:
         spec: a folder (searched with all its folders, those behind links too); a set made by `gleansr data prepare`; an LMDB folder; a zip
             or uncompressed tar archive (WebDataset), or several by a pattern with braces, `cats-{0000..0011}.tar`; such archives by
             address, `https://…`, `s3://…`, which are fetched into the cache folder first. Files and folders whose names begin with a dot
             are left out. Of consecutive members of a tar that differ after the first dot of their names only, which WebDataset calls a
-            sample, the first with a picture's suffix is the picture.
+            sample, the first with an image's suffix is the image.
         progress: called with the number of remote archives that are here and the number of all.
 
     Raises:
@@ -199,7 +199,7 @@ def open_source(spec: str | os.PathLike[str], progress: Callable[[int, int], Non
     except OSError as error:
         raise RequestError(f"{error.filename or spec}: cannot be read: {error.strerror or error}") from None
     if not len(source):
-        raise RequestError(f"{shown(spec)}: no pictures in it{_contents(Path(spec))}")
+        raise RequestError(f"{shown(spec)}: no images in it{_contents(Path(spec))}")
     return source
 
 
@@ -211,12 +211,12 @@ def _open(spec: str, progress: Callable[[int, int], None] | None) -> Source:
     if (path / "data.mdb").is_file():
         return LMDBSource(path)
     if manifest := read_manifest(path):
-        pictures = path / manifest["pictures"]
+        images = path / manifest["pictures"]
         if not manifest["complete"]:
             raise RequestError(
-                f"{spec}: its preparation was stopped; go on with the same `gleansr data prepare`, or give {pictures} as it is"
+                f"{spec}: its preparation was stopped; go on with the same `gleansr data prepare`, or give {images} as it is"
             )
-        return FolderSource(pictures, sorted(_files(pictures)))
+        return FolderSource(images, sorted(_files(images)))
     if path.is_dir():
         return FolderSource(path, sorted(_files(path)))
     archives = [path] if path.exists() else [Path(name) for name in expand(str(path))]
@@ -245,8 +245,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None  # many programs call a file so
     if not isinstance(manifest, dict) or manifest.get("format") != PREPARED:
         return None
-    low = manifest.get("low")
-    folders = [manifest.get("pictures"), *(low.values() if isinstance(low, dict) else [None])]
+    lr = manifest.get("low")
+    folders = [manifest.get("pictures"), *(lr.values() if isinstance(lr, dict) else [None])]
     if (
         not all(is_inside(one) for one in folders)
         or not isinstance(manifest.get("complete"), bool)
@@ -268,36 +268,36 @@ def is_inside(path: object) -> bool:
 
 
 def stem(name: str) -> str:
-    """A picture's name without its suffix; of a name without a picture's suffix, such as an LMDB's key, all of it."""
+    """An image's name without its suffix; of a name without an image's suffix, such as an LMDB's key, all of it."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in readable_suffixes() else name
 
 
-def prepared_low(spec: str, scale: int) -> str | None:
-    """The folder with the low-resolution pictures of the prepared set `spec`, None where there are none at that scale."""
+def prepared_lr(spec: str, scale: int) -> str | None:
+    """The folder with the low-resolution images of the prepared set `spec`, None where there are none at that scale."""
     manifest = read_manifest(Path(spec).expanduser())
     folder = (manifest or {}).get("low", {}).get(str(scale))
     return str(Path(spec) / folder) if folder else None
 
 
-def pairs_of(high_source: Source, low_source: Source, high_spec: str, low_spec: str) -> list[tuple[int, int]]:
+def pairs_of(gt_source: Source, lr_source: Source, gt_spec: str, lr_spec: str) -> list[tuple[int, int]]:
     """(index in `high_source`, index in `low_source`) of each image, matched by name without suffix, sorted by name.
 
     `high_spec` and `low_spec` are what messages call them. Raises RequestError where an image of either has no partner or more than one.
     """
-    sources = ((high_source, high_spec), (low_source, low_spec))
-    high, low = ({stem(name): i for i, name in enumerate(_unambiguous(source, spec))} for source, spec in sources)
+    sources = ((gt_source, gt_spec), (lr_source, lr_spec))
+    gt, lr = ({stem(name): i for i, name in enumerate(_unambiguous(source, spec))} for source, spec in sources)
     problems = [
         f"{len(alone):,} of {spec} have no partner in {other}, such as {', '.join(alone[:3])}"
         for spec, other, alone in (
-            (high_spec, low_spec, [name for name in high if name not in low]),
-            (low_spec, high_spec, [name for name in low if name not in high]),
+            (gt_spec, lr_spec, [name for name in gt if name not in lr]),
+            (lr_spec, gt_spec, [name for name in lr if name not in gt]),
         )
         if alone
     ]
     if problems:
-        raise RequestError(f"pictures and low-resolution pictures do not match by name: {'; '.join(problems)}")
-    return [(index, low[name]) for name, index in high.items()]
+        raise RequestError(f"images and low-resolution images do not match by name: {'; '.join(problems)}")
+    return [(index, lr[name]) for name, index in gt.items()]
 
 
 def _unambiguous(source: Source, spec: str) -> Sequence[str]:
@@ -311,7 +311,7 @@ def _unambiguous(source: Source, spec: str) -> Sequence[str]:
 # ---------------------------------------------------------------------------------------------------------------- listing
 
 
-def _is_picture(name: PurePosixPath) -> bool:
+def _is_image(name: PurePosixPath) -> bool:
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
     return not hidden and name.suffix.lower() in readable_suffixes()
 
@@ -325,7 +325,7 @@ def _files(root: Path) -> Iterator[str]:
         below = Path(base).relative_to(root)
         # Each real folder is searched once, or links could lead in a circle.
         folders[:] = [f for f in sorted(folders) if not f.startswith(".") and _first_time((Path(base) / f).resolve(), seen)]
-        yield from ((below / file).as_posix() for file in files if _is_picture(PurePosixPath(file)))
+        yield from ((below / file).as_posix() for file in files if _is_image(PurePosixPath(file)))
 
 
 def _first_time(folder: Path, seen: set[Path]) -> bool:
@@ -346,7 +346,7 @@ class _Place(NamedTuple):
 
 
 def _members(label: str, path: Path) -> dict[str, _Place]:
-    """The pictures in an archive by name; of members of one name the last."""
+    """The images in an archive by name; of members of one name the last."""
     try:
         members = _zip_members(label, path) if zipfile.is_zipfile(path) else _tar_members(path)
         found = {name.as_posix(): place for name, place in members}
@@ -360,8 +360,8 @@ def _members(label: str, path: Path) -> dict[str, _Place]:
     except (tarfile.TarError, zipfile.BadZipFile, ValueError, LookupError, struct.error, NotImplementedError, EOFError) as error:
         with path.open("rb") as file:
             compressed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
-        mend = "it is compressed: decompress it, since pictures are read out of its middle" if compressed else str(error)
-        if _is_picture(PurePosixPath(path.name)):
+        mend = "it is compressed: decompress it, since images are read out of its middle" if compressed else str(error)
+        if _is_image(PurePosixPath(path.name)):
             mend = "it is an image: give the folder that it is in"
         raise RequestError(f"{label}: cannot be read as a zip or tar archive: {mend}") from None
 
@@ -370,7 +370,7 @@ def _zip_members(label: str, path: Path) -> Iterator[tuple[PurePosixPath, _Place
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = PurePosixPath(info.filename.lstrip("/"))
-            if not _is_picture(name) or info.is_dir():
+            if not _is_image(name) or info.is_dir():
                 continue
             if info.flag_bits & 1:
                 raise RequestError(f"{label}: {name} is encrypted; make an archive without a password")
@@ -380,20 +380,20 @@ def _zip_members(label: str, path: Path) -> Iterator[tuple[PurePosixPath, _Place
 
 
 def _tar_members(path: Path) -> Iterator[tuple[PurePosixPath, _Place]]:
-    sample, has_picture = None, False
+    sample, has_image = None, False
     with tarfile.open(path, "r:") as archive:
         for info in archive:
             name = PurePosixPath(info.name.lstrip("/"))
             key = name.with_name(name.name.partition(".")[0]) if name.name.partition(".")[0] else name
             if key != sample:
-                sample, has_picture = key, False
-            if info.isreg() and not info.issparse() and not has_picture and _is_picture(name):
-                has_picture = True
+                sample, has_image = key, False
+            if info.isreg() and not info.issparse() and not has_image and _is_image(name):
+                has_image = True
                 yield name, _Place(info.offset_data, info.size, _PLAIN, 0, info.size)
 
 
 def _contents(path: Path) -> str:
-    """What there is instead of pictures, where that can be seen."""
+    """What there is instead of images, where that can be seen."""
     if not path.is_dir():
         return ""
     files = sorted(str((Path(base) / name).relative_to(path)) for base, _, names in os.walk(path) for name in names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from gleansr import baselines as rivals
+from gleansr import baselines as baselines
 from gleansr.configs import merge, override
 from gleansr.errors import RequestError
 from gleansr.inference.precision import Precision
@@ -20,7 +20,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,39}")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedMethod:
     """A method that takes part in a comparison."""
 
     label: str
@@ -40,15 +40,15 @@ class Entry:
 
     @property
     def searches(self) -> bool:
-        """Whether it takes many steps for each picture."""
-        return self.method in rivals.SEARCHES
+        """Whether it takes many steps for each image."""
+        return self.method in baselines.SEARCHES
 
     def load(self, scale: int, device: str = "auto", precision: Precision = "auto") -> Upscaler:
         """The Upscaler of the method, see `gleansr.baselines.load`."""
-        return rivals.load(self.method, self.model, scale=scale, device=device, precision=precision, settings=self.settings)
+        return baselines.load(self.method, self.model, scale=scale, device=device, precision=precision, settings=self.settings)
 
 
-def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], scale: int) -> list[Entry]:
+def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], scale: int) -> list[ComparedMethod]:
     """The entries that a command line asks for, in the order of `methods`.
 
     Args:
@@ -62,10 +62,10 @@ def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], 
     """
     names = [name.strip().lower() for name in methods.split(",") if name.strip()]
     if not names:
-        raise RequestError(f"--methods takes names with commas between, of {','.join(rivals.NAMES)}")
+        raise RequestError(f"--methods takes names with commas between, of {','.join(baselines.NAMES)}")
     for name in names:
-        if name not in rivals.NAMES:
-            near = difflib.get_close_matches(name, rivals.NAMES, n=1)
+        if name not in baselines.NAMES:
+            near = difflib.get_close_matches(name, baselines.NAMES, n=1)
             raise RequestError(f"--methods: no method is named {name!r}; " + (f"did you mean {near[0]!r}?" if near else _known()))
     given: dict[str, dict[str, str]] = {name: {} for name in names}
     for text in models:
@@ -85,18 +85,18 @@ def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], 
     for name in names:
         for label, model in (given[name] or {name: None}).items():
             if model is None and name != "bicubic":
-                model = banks[0] if banks and name in rivals.SEARCHES else _bundled(name, scale)
+                model = banks[0] if banks and name in baselines.SEARCHES else _bundled(name, scale)
                 if model is None:
                     problems.append(_wanting(name, scale))
                     continue
-            entries.append(Entry(label, name, model))
+            entries.append(ComparedMethod(label, name, model))
     if problems:
         raise RequestError("; ".join(problems))
     check_labels(entries)
     return _with_settings(entries, settings)
 
 
-def check_labels(entries: Sequence[Entry]) -> None:
+def check_labels(entries: Sequence[ComparedMethod]) -> None:
     """Raises RequestError where two entries have one label; files do not tell cases apart everywhere."""
     seen: set[str] = set()
     for entry in entries:
@@ -105,7 +105,7 @@ def check_labels(entries: Sequence[Entry]) -> None:
         seen.add(entry.label.lower())
 
 
-def _with_settings(entries: Sequence[Entry], settings: Sequence[str]) -> list[Entry]:
+def _with_settings(entries: Sequence[ComparedMethod], settings: Sequence[str]) -> list[ComparedMethod]:
     changes: dict[str, dict[str, Any]] = {}
     for text in settings:
         key, dot, change = text.partition(".")
@@ -115,19 +115,19 @@ def _with_settings(entries: Sequence[Entry], settings: Sequence[str]) -> list[En
             raise RequestError(f"--set takes METHOD.name=value, such as pulse.steps=50, with a method of {labels}, not {text!r}")
         for owner in owners:
             changes[owner] = merge(changes.get(owner, {}), override(change))
-    return [Entry(entry.label, entry.method, entry.model, changes.get(entry.label, {})) for entry in entries]
+    return [ComparedMethod(entry.label, entry.method, entry.model, changes.get(entry.label, {})) for entry in entries]
 
 
 def _bundled(method: str, scale: int) -> str | None:
     """The name of the model that comes with the package, if there is one."""
     try:
-        return rivals.bundled(method, scale)
+        return baselines.bundled(method, scale)
     except RequestError:
         return None
 
 
 def _known() -> str:
-    return f"known are {', '.join(rivals.NAMES)}"
+    return f"known are {', '.join(baselines.NAMES)}"
 
 
 def _wanting(method: str, scale: int) -> str:

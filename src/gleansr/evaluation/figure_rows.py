@@ -1,4 +1,4 @@
-"""Where the pictures of a figure come from: test pictures and methods, or the folder that `gleansr compare` has left."""
+"""Where the images of a figure come from: test images and methods, or the folder that `gleansr compare` has left."""
 
 import dataclasses
 import difflib
@@ -15,21 +15,21 @@ from torch import Tensor
 from gleansr.data.fit import Aspect, SmallError
 from gleansr.data.sources import FolderSource, Source, open_source, stem
 from gleansr.documents import read_json
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
-from gleansr.evaluation.truths import Small, Task, on_grid, usual_aspect, usual_border
+from gleansr.evaluation.ground_truth import EvaluationTask, Small, on_grid, usual_aspect, usual_border
 from gleansr.images.codec import decode, readable_suffixes, to_image
-from gleansr.inference.method import Report
+from gleansr.inference.method import StepReport
 from gleansr.inference.upscaler import Upscaler
 
 # -------------------------------------------------------------------------------------------------------------- choosing
 
 
 def choose(names: Sequence[str], count: int, seed: int, wanted: Sequence[str] = (), source: str = "the data") -> list[str]:
-    """The pictures of a figure.
+    """The images of a figure.
 
     Args:
-        names: of all pictures, sorted.
+        names: of all images, sorted.
         count: how many to draw; where there are no more, all are taken, in their order.
         seed: of the draw, which depends on it and on the number of `names` alone.
         wanted: names to take instead, in this order, with or without suffix and folders.
@@ -61,74 +61,74 @@ def _last(name: str) -> str:
     return stem(name).rpartition("/")[2]
 
 
-# --------------------------------------------------------------------------------------------------------- test pictures
+# --------------------------------------------------------------------------------------------------------- test images
 
 
-def open_pictures(spec: str | os.PathLike[str]) -> Source:
-    """As `open_source`, or one picture's file."""
+def open_images(spec: str | os.PathLike[str]) -> Source:
+    """As `open_source`, or one image's file."""
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix.lower() in readable_suffixes():
         return FolderSource(path.parent, [path.name])
     return open_source(spec)
 
 
-def exhibits(source: Source, names: Sequence[str], task: Task) -> tuple[list[Exhibit], list[Tensor]]:
-    """The named pictures without results, and what methods are given of them: (1, 3, h, w), RGB in [-1, 1]."""
+def exhibits(source: Source, names: Sequence[str], task: EvaluationTask) -> tuple[list[Exhibit], list[Tensor]]:
+    """The named images without results, and what methods are given of them: (1, 3, h, w), RGB in [-1, 1]."""
     pairs = [(name, *_fitted(source, name, task)) for name in names]
-    return [Exhibit(name, to_bytes(low[0]), to_bytes(truth[0])) for name, truth, low in pairs], [low for *_, low in pairs]
+    return [Exhibit(name, to_bytes(lr[0]), to_bytes(gt[0])) for name, gt, lr in pairs], [lr for *_, lr in pairs]
 
 
 def retouches(
-    retouched: Source, original: Source, names: Sequence[str], task: Task, method: Callable[[list[Tensor]], list[np.ndarray]]
+    retouched: Source, original: Source, names: Sequence[str], task: EvaluationTask, method: Callable[[list[Tensor]], list[np.ndarray]]
 ) -> list[Retouch]:
-    """The named pictures of `retouched`, their originals by name without suffix (or the only ones that there are), and what `method` makes
+    """The named images of `retouched`, their originals by name without suffix (or the only ones that there are), and what `method` makes
     of the retouched ones after they were shrunk; it is called with (1, 3, h, w) in [-1, 1] each.
 
-    Raises RequestError for a picture without an original.
+    Raises RequestError for an image without an original.
     """
     partners = {stem(name): name for name in original.names}
     if len(retouched) == len(original) == 1:
         partners[stem(retouched.names[0])] = original.names[0]
     if missing := [name for name in names if stem(name) not in partners]:
-        raise RequestError(f"--original has no picture for {', '.join(missing)}; original and retouched pictures have the same names")
+        raise RequestError(f"--original has no image for {', '.join(missing)}; original and retouched images have the same names")
     after = [_fitted(retouched, name, task) for name in names]
     before = [_fitted(original, partners[stem(name)], task) for name in names]
-    results = method([low for _, low in after])
+    results = method([lr for _, lr in after])
     rows = zip(names, before, after, results, strict=True)
     return [Retouch(name, to_bytes(old[0]), to_bytes(new[0]), result) for name, (old, _), (new, _), result in rows]
 
 
-def _fitted(source: Source, name: str, task: Task) -> tuple[Tensor, Tensor]:
-    """A picture of the task's size, (1, 3, size, size) in [-1, 1], and the low-resolution one that is made of it."""
+def _fitted(source: Source, name: str, task: EvaluationTask) -> tuple[Tensor, Tensor]:
+    """An image of the task's size, (1, 3, size, size) in [-1, 1], and the low-resolution one that is made of it."""
     pixels = _read(source, name)
     try:
-        truth, content = task.fitted(pixels)
-        return truth, task.shrunk(truth, content, source.names.index(name))
+        gt, content = task.fitted(pixels)
+        return gt, task.shrunk(gt, content, source.names.index(name))
     except SmallError as error:
-        raise PictureError(f"{source.label(source.names.index(name))}: {error}; --small enlarge takes it nevertheless") from None
+        raise ImageError(f"{source.label(source.names.index(name))}: {error}; --small enlarge takes it nevertheless") from None
 
 
 def _read(source: Source, name: str) -> Tensor:
-    """(3, H, W) in [0, 1], black behind transparency. Errors name the picture."""
+    """(3, H, W) in [0, 1], black behind transparency. Errors name the image."""
     index = source.names.index(name)
     label = source.label(index)
     try:
         return decode(source.read(index), name=label).premultiplied()
-    except PictureError as error:
-        raise PictureError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from None
+    except ImageError as error:
+        raise ImageError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from None
 
 
 # --------------------------------------------------------------------------------------------------------------- methods
 
 
-def task_of(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Aspect | None, small: Small) -> Task:
-    """What all these methods can do: pictures of one size at one scale.
+def task_of(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Aspect | None, small: Small) -> EvaluationTask:
+    """What all these methods can do: images of one size at one scale.
 
     Args:
         upscalers: the methods by what messages call them.
-        size: of the results, for methods that take pictures of any size.
-        aspect: by default "bars" for models of pictures between black bars, otherwise "crop".
-        small: see `Task`.
+        size: of the results, for methods that take images of any size.
+        aspect: by default "bars" for models of images between black bars, otherwise "crop".
+        small: see `EvaluationTask`.
 
     Raises RequestError where they differ, or nothing decides the size.
     """
@@ -141,46 +141,48 @@ def task_of(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Aspect 
         sizes["--size"] = size
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{label} {side}" for label, side in sizes.items())
-        raise RequestError(f"the pictures of a figure must have one size, not {found}; give models of one size with --models")
+        raise RequestError(f"the images of a figure must have one size, not {found}; give models of one size with --models")
     if not sizes:
-        raise RequestError(f"{', '.join(upscalers)} takes pictures of any size: give the side of the results with --size")
+        raise RequestError(f"{', '.join(upscalers)} takes images of any size: give the side of the results with --size")
     every = upscalers.values()
-    return Task(next(iter(sizes.values())), next(iter(scales.values())), aspect or usual_aspect(every), small, usual_border(every))
+    return EvaluationTask(
+        next(iter(sizes.values())), next(iter(scales.values())), aspect or usual_aspect(every), small, usual_border(every)
+    )
 
 
 def enlarge(
     upscaler: Upscaler,
-    lows: Sequence[Tensor],
-    report: Report | None = None,
+    lrs: Sequence[Tensor],
+    report: StepReport | None = None,
     finished: Callable[[int, str], None] = lambda index, note: None,  # noqa: ARG005
 ) -> list[np.ndarray]:
-    """What a method makes of low-resolution pictures (1, 3, h, w) in [-1, 1]: (H, W, 3) uint8 each. `report` is told of the progress within
-    a batch, `finished` of each picture by its number, with what the method says of it."""
+    """What a method makes of low-resolution images (1, 3, h, w) in [-1, 1]: (H, W, 3) uint8 each. `report` is told of the progress within
+    a batch, `finished` of each image by its number, with what the method says of it."""
     size = upscaler.default_batch_size()
-    pictures: list[np.ndarray] = []
-    for first in range(0, len(lows), size):
-        batch = torch.cat(list(lows[first : first + size]))
+    images: list[np.ndarray] = []
+    for first in range(0, len(lrs), size):
+        batch = torch.cat(list(lrs[first : first + size]))
         if upscaler.input_size and batch.shape[-2:] != (upscaler.input_size, upscaler.input_size):
             name, side = upscaler.method.name, upscaler.input_size
             raise RequestError(
-                f"{name} takes pictures of {side}x{side}, not {batch.shape[-1]}x{batch.shape[-2]}; give another of the --models"
+                f"{name} takes images of {side}x{side}, not {batch.shape[-1]}x{batch.shape[-2]}; give another of the --models"
             )
         enlarged = upscaler.passes(list(batch), report)
-        for picture, note in zip(enlarged.pictures, enlarged.notes or [""] * len(batch), strict=True):
-            pictures.append(to_bytes(picture))
-            finished(len(pictures) - 1, note)
-    return pictures
+        for image, note in zip(enlarged.images, enlarged.notes or [""] * len(batch), strict=True):
+            images.append(to_bytes(image))
+            finished(len(images) - 1, note)
+    return images
 
 
-def to_bytes(picture: Tensor) -> np.ndarray:
-    """(3, H, W) in [-1, 1], clamped, as (H, W, 3) uint8. Raises PictureError for NaN and infinity."""
-    return np.array(to_image((picture + 1) / 2))
+def to_bytes(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [-1, 1], clamped, as (H, W, 3) uint8. Raises ImageError for NaN and infinity."""
+    return np.array(to_image((image + 1) / 2))
 
 
-def with_results(shown: Sequence[Exhibit], method: str, pictures: Sequence[np.ndarray]) -> list[Exhibit]:
+def with_results(shown: Sequence[Exhibit], method: str, images: Sequence[np.ndarray]) -> list[Exhibit]:
     """The exhibits with a method's results added."""
-    pairs = zip(shown, pictures, strict=True)
-    return [dataclasses.replace(exhibit, results={**exhibit.results, method: picture}) for exhibit, picture in pairs]
+    pairs = zip(shown, images, strict=True)
+    return [dataclasses.replace(exhibit, results={**exhibit.results, method: image}) for exhibit, image in pairs]
 
 
 # ----------------------------------------------------------------------------------------------------------- comparisons
@@ -201,10 +203,10 @@ class ComparisonFolder:
     @property
     def scale(self) -> int:
         """How many times the methods enlarged. Raises RequestError where that is no whole number."""
-        truth, low = (_read(source := open_source(self.folder / name), source.names[0]).shape[-1] for name in ("truth", "low"))
-        if truth % low:
-            raise RequestError(f"{self.folder}: truths of {truth} pixels are no whole multiple of inputs of {low}")
-        return truth // low
+        gt, lr = (_read(source := open_source(self.folder / name), source.names[0]).shape[-1] for name in ("truth", "low"))
+        if gt % lr:
+            raise RequestError(f"{self.folder}: ground truths of {gt} pixels are no whole multiple of inputs of {lr}")
+        return gt // lr
 
     def facts(self, methods: Sequence[str]) -> list[str]:
         """How the results of those methods were made, by comparison.json, a line for each."""
@@ -220,20 +222,20 @@ class ComparisonFolder:
         return ", ".join(filter(None, [made.get("model"), made.get("licence"), *settings, f"in {self.folder.parent.name}"]))
 
     def names(self, methods: Sequence[str]) -> list[str]:
-        """The pictures of which there are results of all these methods; slow ones may have done a part only."""
+        """The images of which there are results of all these methods; slow ones may have done a part only."""
         every, *others = [open_source(self.folder / label).names for label in ("truth", "low", *methods)]
         common = set(every).intersection(*others)
         if not common:
-            raise RequestError(f"{self.folder}: there is no picture that {', '.join(methods)} have all done; show others with --methods")
+            raise RequestError(f"{self.folder}: there is no image that {', '.join(methods)} have all done; show others with --methods")
         return [name for name in every if name in common]
 
     def exhibits(self, names: Sequence[str], methods: Sequence[str]) -> tuple[list[Exhibit], list[Tensor]]:
-        """The named pictures with the results of those methods, and what methods are given, as of `exhibits`."""
+        """The named images with the results of those methods, and what methods are given, as of `exhibits`."""
         sources = {label: open_source(self.folder / label) for label in ("truth", "low", *methods)}
-        shown, lows = [], []
+        shown, lrs = [], []
         for name in names:
             pixels = {label: _read(source, name) for label, source in sources.items()}
-            lows.append(on_grid(pixels["low"].mul(255).round()[None]))
-            pictures = {label: to_bytes(picture * 2 - 1) for label, picture in pixels.items()}
-            shown.append(Exhibit(name, pictures.pop("low"), pictures.pop("truth"), pictures))
-        return shown, lows
+            lrs.append(on_grid(pixels["low"].mul(255).round()[None]))
+            images = {label: to_bytes(image * 2 - 1) for label, image in pixels.items()}
+            shown.append(Exhibit(name, images.pop("low"), images.pop("truth"), images))
+        return shown, lrs

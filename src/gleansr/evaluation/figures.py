@@ -1,4 +1,4 @@
-"""Draws sheets of pictures as papers print them: arrays in, a matplotlib figure out. Every pixel of a picture is a whole number of dots.
+"""Draws sheets of images as papers print them: arrays in, a matplotlib figure out. Every pixel of an image is a whole number of dots.
 
 Needs matplotlib, the extra `eval`, which is imported when something is drawn.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.files import replacing
 from gleansr.images.metadata import software
 
@@ -25,44 +25,44 @@ MAX_DOTS = 400_000_000
 """The most dots of a figure."""
 
 GAP = 0.7
-"""Millimetres between pictures that belong together."""
+"""Millimetres between images that belong together."""
 GROUP_GAP = 2.2
-"""Millimetres between groups of pictures."""
+"""Millimetres between groups of images."""
 COLOUR = "#e3122b"
 """Of the box around what is shown enlarged, and of the frame around that."""
 
 _FONT_SIZE = 8.0  # points; captions have 9 or 10
 _FONT_SIZES = (4.0, _FONT_SIZE)
-_HEADING = 3.9  # millimetres from one line of headings to the next, or to the pictures
+_HEADING = 3.9  # millimetres from one line of headings to the next, or to the images
 _LINE = 1.0  # points: width of boxes
 _INCH = 25.4
-_NARROWEST = 4.0  # millimetres of a picture
+_NARROWEST = 4.0  # millimetres of an image
 
 # Fonts that come with matplotlib, so that a figure is the same on every machine; the second one has signs and letters that the first lacks.
 _STYLE: Any = {"font.family": ["STIXGeneral", "DejaVu Sans"], "pdf.fonttype": 42, "text.parse_math": False, "text.usetex": False}
 
 
 @dataclass(frozen=True)
-class Box:
-    """A rectangle in a picture, in its pixels."""
+class PanelBox:
+    """A rectangle in an image, in its pixels."""
 
     x: int
     y: int
     width: int
     height: int
 
-    def of(self, picture: np.ndarray) -> np.ndarray:
-        """What it marks in a picture (H, W, 3)."""
-        return picture[self.y : self.y + self.height, self.x : self.x + self.width]
+    def of(self, image: np.ndarray) -> np.ndarray:
+        """What it marks in an image (H, W, 3)."""
+        return image[self.y : self.y + self.height, self.x : self.x + self.width]
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A picture in a sheet."""
+    """An image in a sheet."""
 
     pixels: np.ndarray
     """(h, w, 3) uint8, sRGB. All fill the same space: those with fewer pixels are enlarged by repeating them."""
-    box: Box | None = None
+    box: PanelBox | None = None
     """Drawn onto it, in its pixels."""
     framed: bool = False
     """Whether it has a frame of the box's colour."""
@@ -94,7 +94,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures of one size in rows and columns."""
+    """Images of one size in rows and columns."""
 
     rows: Sequence[Row]
     group: int
@@ -107,7 +107,7 @@ class Sheet:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pictures: of the largest."""
+        """Height and width of the images: of the largest."""
         shapes = [panel.pixels.shape[:2] for row in self.rows for panel in row.panels if panel]
         return max(shapes, key=lambda shape: shape[1])
 
@@ -142,9 +142,9 @@ def check_drawing() -> None:
 def place(sheet: Sheet, width_mm: float, dpi: float) -> Places:
     """The places of a sheet that is `width_mm` wide.
 
-    Resolution is the lowest from `dpi` dots an inch up at which a pixel of the largest pictures is a whole number of dots.
+    Resolution is the lowest from `dpi` dots an inch up at which a pixel of the largest images is a whole number of dots.
 
-    Raises RequestError if the pictures would be too narrow, or the figure too large.
+    Raises RequestError if the images would be too narrow, or the figure too large.
     """
     gaps = [GROUP_GAP if i % sheet.group == 0 else GAP for i in range(1, sheet.columns)]
     room = width_mm - sum(gaps)
@@ -166,12 +166,12 @@ def place(sheet: Sheet, width_mm: float, dpi: float) -> Places:
         y.append(bottom + round((above + _HEADING * len(row.headings)) * scale))
         bottom = y[-1] + height * dots
     if total * bottom > MAX_DOTS:
-        raise RequestError(f"the figure would have {total}x{bottom} dots, more than {MAX_DOTS:,}; show fewer --pictures")
+        raise RequestError(f"the figure would have {total}x{bottom} dots, more than {MAX_DOTS:,}; show fewer --images")
     return Places(total * _INCH / width_mm, total, bottom, (height * dots, width * dots), x, y)
 
 
 def draw(sheet: Sheet, *, width_mm: float = 180.0, dpi: float = 300.0) -> "Figure":
-    """The figure of a sheet, with text as text and each picture as an image of its own.
+    """The figure of a sheet, with text as text and each image as an image of its own.
 
     Raises RequestError where matplotlib is not installed, and as `place`.
     """
@@ -183,7 +183,7 @@ def draw(sheet: Sheet, *, width_mm: float = 180.0, dpi: float = 300.0) -> "Figur
         # The next larger numbers: rounding must not lose the last dot.
         inches = [math.nextafter(dots / places.dpi, math.inf) for dots in (places.width, places.height)]
         figure = Figure(figsize=(inches[0], inches[1]), dpi=places.dpi)
-        figure.suppressComposite = True  # a PDF would get one image of all pictures, resampled
+        figure.suppressComposite = True  # a PDF would get one image of all images, resampled
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_xlim(0, places.width)
@@ -208,7 +208,7 @@ def save(figure: "Figure", path: Path, *, title: str, facts: str, keywords: str 
         facts: what it was made of and how, seeds too; PNG's Description and PDF's Subject.
         keywords: PDF's keywords.
 
-    Raises PictureError if it cannot be written.
+    Raises ImageError if it cannot be written.
     """
     kind = path.suffix.lower().removeprefix(".")
     metadata: Mapping[str, Any] = {"Title": title, "Description": facts, "Software": software()}
@@ -221,7 +221,7 @@ def save(figure: "Figure", path: Path, *, title: str, facts: str, keywords: str 
         with replacing(path) as temporary:
             temporary.write_bytes(file.getvalue())
     except OSError as error:
-        raise PictureError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -247,7 +247,7 @@ def _draw_panel(axes: Any, places: Places, panel: Panel, left: int, top: int) ->
 
 
 def _enlarged(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each pixel repeated as often as it has dots, where that makes small pictures larger: many programs blur those in a PDF."""
+    """Each pixel repeated as often as it has dots, where that makes small images larger: many programs blur those in a PDF."""
     times = (max(1, height // pixels.shape[0]), max(1, width // pixels.shape[1]))
     if min(times) < 3:
         return pixels
@@ -255,7 +255,7 @@ def _enlarged(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _draw_box(axes: Any, places: Places, x: float, y: float, width: float, height: float) -> None:
-    """A rectangle whose line lies inside its edges, so that it is whole at the border of a picture too."""
+    """A rectangle whose line lies inside its edges, so that it is whole at the border of an image too."""
     from matplotlib.patches import Rectangle
 
     line = max(1, round(_LINE * places.dpi / 72))

@@ -1,4 +1,4 @@
-"""Whether a result shows the person that the truth shows. For pictures of faces only."""
+"""Whether a result shows the person that the ground truth shows. For images of faces only."""
 
 import importlib
 import importlib.util
@@ -26,7 +26,7 @@ DLIB_FILES = {"dlib_landmarks": LANDMARKS, "dlib_embedding": "dlib_face_recognit
 
 @dataclass(frozen=True)
 class Face:
-    """The face in a true picture."""
+    """The face in a ground-truth image."""
 
     landmarks: Any
     """dlib's rectangle and five points."""
@@ -35,10 +35,10 @@ class Face:
 
 
 class DlibIdentity:
-    """Distance between dlib's embeddings of faces: 0 for equal pictures, below 0.6 the same person by dlib's own threshold.
+    """Distance between dlib's embeddings of faces: 0 for equal images, below 0.6 the same person by dlib's own threshold.
 
-    The face is found in the truth, the largest confidence first, by dlib's frontal detector, and its five landmarks there say where to cut
-    the face out of both pictures: a super-resolved picture has its face where the truth has it, and a result that no detector would take
+    dlib's frontal detector finds the face in the ground truth, the largest confidence first, and its five landmarks there say where to cut
+    the face out of both images: a super-resolved image has its face where the ground truth has it, and a result that no detector would take
     for a face is judged all the same. King, "Dlib-ml: a machine learning toolkit" (2009), and its dlib_face_recognition_resnet_model_v1.
     """
 
@@ -59,35 +59,35 @@ class DlibIdentity:
         self._mark = dlib.shape_predictor(str(self.files["dlib_landmarks"]))
         self._encoder = dlib.face_recognition_model_v1(str(self.files["dlib_embedding"]))
 
-    def faces(self, truth: Tensor) -> list[Face]:
-        """The face in each true picture (N, 3, H, W), RGB in [-1, 1].
+    def faces(self, gt: Tensor) -> list[Face]:
+        """The face in each ground-truth image (N, 3, H, W), RGB in [-1, 1].
 
         Raises:
-            RequestError: there is a picture without a face.
+            RequestError: there is an image without a face.
         """
         faces = []
-        for number, picture in enumerate(_bytes(truth), start=1):
-            # The detector knows faces of 80 pixels and more; small pictures are doubled, and all are once more where nothing was found.
-            doublings = int(min(picture.shape[:2]) < 512)
-            rectangles, _, _ = self._detect.run(picture, doublings, 0.0)
+        for number, img in enumerate(_bytes(gt), start=1):
+            # The detector knows faces of 80 pixels and more; small images are doubled, and all are once more where nothing was found.
+            doublings = int(min(img.shape[:2]) < 512)
+            rectangles, _, _ = self._detect.run(img, doublings, 0.0)
             if not rectangles:
-                rectangles, _, _ = self._detect.run(picture, doublings + 1, 0.0)
+                rectangles, _, _ = self._detect.run(img, doublings + 1, 0.0)
             if not rectangles:
                 raise RequestError(
-                    f"identity_dlib is for pictures of faces, but picture {number} of {len(truth)} in a batch of true pictures shows none "
+                    f"identity_dlib is for images of faces, but image {number} of {len(gt)} in a batch of ground-truth images shows none "
                     "that dlib finds: leave identity_dlib out of the metrics"
                 )
-            landmarks = self._mark(picture, rectangles[0])
-            faces.append(Face(landmarks, self._embedding(picture, landmarks)))
+            landmarks = self._mark(img, rectangles[0])
+            faces.append(Face(landmarks, self._embedding(img, landmarks)))
         return faces
 
     def distance(self, result: Tensor, faces: Sequence[Face]) -> Tensor:
-        """The Euclidean distance (N) of each result (N, 3, H, W), RGB in [-1, 1], to the face of the truth of the same size."""
+        """The Euclidean distance (N) of each result (N, 3, H, W), RGB in [-1, 1], to the face of the ground truth of the same size."""
         pairs = zip(_bytes(result), faces, strict=True)
-        return torch.tensor([float(np.linalg.norm(self._embedding(picture, face.landmarks) - face.embedding)) for picture, face in pairs])
+        return torch.tensor([float(np.linalg.norm(self._embedding(img, face.landmarks) - face.embedding)) for img, face in pairs])
 
-    def _embedding(self, picture: np.ndarray, landmarks: Any) -> np.ndarray:
-        return np.asarray(self._encoder.compute_face_descriptor(picture, landmarks))
+    def _embedding(self, img: np.ndarray, landmarks: Any) -> np.ndarray:
+        return np.asarray(self._encoder.compute_face_descriptor(img, landmarks))
 
 
 class Session(Protocol):
@@ -99,16 +99,16 @@ class Session(Protocol):
 
 
 class ArcFace:
-    """Cosine similarity of ArcFace's embeddings of faces: 1 for equal pictures. The identity similarity of GLEAN's tables.
+    """Cosine similarity of ArcFace's embeddings of faces: 1 for equal images. The identity similarity of GLEAN's tables.
 
-    Deng, Guo, Xue, Zafeiriou, "ArcFace" (2019). Nothing is detected: pictures are cut as faces aligned like FFHQ's or CelebA-HQ's need
-    it, as pSp and mmagic do, rows 35 to 223 and columns 32 to 220 of the picture at 256x256, averaged down to 112x112.
+    Deng, Guo, Xue, Zafeiriou, "ArcFace" (2019). Nothing is detected: images are cut as faces aligned like FFHQ's or CelebA-HQ's need
+    it, as pSp and mmagic do, rows 35 to 223 and columns 32 to 220 of the image at 256x256, averaged down to 112x112.
     """
 
     def __init__(self, session: Session):
         """
         Raises:
-            CheckpointError: the network takes something else than float32 pictures (1, 3, 112, 112).
+            CheckpointError: the network takes something else than float32 images (1, 3, 112, 112).
         """
         self.session = session
         self._input = session.get_inputs()[0]
@@ -116,18 +116,18 @@ class ArcFace:
         shape = tuple(self._input.shape)  # a length that is left open is a name or None
         fits = len(shape) == 4 and all(n == m for n, m in zip(shape, wanted, strict=True) if isinstance(n, int))
         if not fits or self._input.type != "tensor(float)":
-            raise CheckpointError(f"a network for identity_arcface must take float32 pictures {wanted}, not {self._input.type} {shape}")
+            raise CheckpointError(f"a network for identity_arcface must take float32 images {wanted}, not {self._input.type} {shape}")
 
     def embeddings(self, image: Tensor) -> Tensor:
         """The embeddings (N, D), of unit length, of aligned faces (N, 3, H, W), RGB in [-1, 1]."""
         if image.shape[-2:] != (256, 256):
             image = F.adaptive_avg_pool2d(image, 256)
         image = F.adaptive_avg_pool2d(image[:, :, 35:223, 32:220], 112)
-        found = [self.session.run(None, {self._input.name: picture[None]})[0] for picture in image.float().cpu().numpy()]
+        found = [self.session.run(None, {self._input.name: img[None]})[0] for img in image.float().cpu().numpy()]
         return F.normalize(torch.from_numpy(np.concatenate(found)).flatten(1))
 
     def similarity(self, result: Tensor, embeddings: Tensor) -> Tensor:
-        """The cosine similarity (N) of results (N, 3, H, W), RGB in [-1, 1], to the embeddings of the truths."""
+        """The cosine similarity (N) of results (N, 3, H, W), RGB in [-1, 1], to the embeddings of the ground truth."""
         return (self.embeddings(result) * embeddings).sum(1)
 
 
@@ -158,5 +158,5 @@ def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
 
 
 def _bytes(image: Tensor) -> np.ndarray:
-    """Pictures (N, 3, H, W) in [-1, 1] as bytes (N, H, W, 3)."""
+    """Images (N, 3, H, W) in [-1, 1] as bytes (N, H, W, 3)."""
     return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,4 +1,4 @@
-"""The metrics by name, and the judge that computes them for pictures of one truth after another."""
+"""The metrics by name, and the judge that computes them for images of one truth after another."""
 
 import difflib
 import functools
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints.bundled import asset, squeezenet
-from gleansr.checkpoints.download import Progress
+from gleansr.checkpoints.download import DownloadProgress
 from gleansr.checkpoints.torchvision import alexnet_file, load_alexnet, load_mobilenet_v2, load_vgg16_stages, mobilenet_v2_file, vgg16_file
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation.identity import DlibIdentity, load_arcface
@@ -25,7 +25,7 @@ from gleansr.evaluation.perceptual import LPIPS
 from gleansr.files import sha256_of
 from gleansr.models.features import MobileNetV2, feature_distance
 
-Network = Literal["squeezenet", "mobilenet", "alexnet", "vgg16", "dlib", "arcface"]
+MetricNetwork = Literal["squeezenet", "mobilenet", "alexnet", "vgg16", "dlib", "arcface"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Metric:
     better: Literal["higher", "lower"]
     digits: int
     """After the point."""
-    network: Network | None = None
-    """What it is computed with. SqueezeNet comes with the package, dlib's networks with the extra "photos"; of the others `JudgeFiles`
+    network: MetricNetwork | None = None
+    """What it is computed with. SqueezeNet comes with the package, dlib's networks with the extra "photos"; of the others `MetricFiles`
     names the files."""
     of_set: bool = False
-    """A figure of a set of pictures, by `Judge.pooled` and `frechet_distance`, not of each picture."""
+    """A figure of a set of images, by `MetricSuite.pooled` and `frechet_distance`, not of each image."""
 
 
 METRICS = {
@@ -70,7 +70,7 @@ _OF_PIXELS = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
 
 
 @dataclass(frozen=True)
-class JudgeFiles:
+class MetricFiles:
     """Files of the networks that do not come with the package."""
 
     mobilenet: Path | None = None
@@ -84,12 +84,12 @@ class JudgeFiles:
     """For identity_arcface: an ArcFace network as ONNX, input RGB (1, 3, 112, 112) in [-1, 1]."""
 
 
-def default_metrics(files: JudgeFiles | None = None, size: int | None = None) -> list[str]:
+def default_metrics(files: MetricFiles | None = None, size: int | None = None) -> list[str]:
     """The metrics that need nothing but the package and `files`.
 
-    With `size`, the shortest side in pixels that is left of a picture without its border, those that it is too small for are left out.
+    With `size`, the shortest side in pixels that is left of an image without its border, those that it is too small for are left out.
     """
-    files = files or JudgeFiles()
+    files = files or MetricFiles()
     return [
         metric.name
         for metric in METRICS.values()
@@ -99,15 +99,15 @@ def default_metrics(files: JudgeFiles | None = None, size: int | None = None) ->
 
 
 class _Eye(NamedTuple):
-    """What a network sees in true pictures and in results, and how far one is from the other."""
+    """What a network sees in ground-truth images and in results, and how far one is from the other."""
 
-    truth: Callable[[Tensor], Any]
+    gt: Callable[[Tensor], Any]
     result: Callable[[Tensor], Any]
     compare: Callable[[Any, Any], Tensor]
 
 
-class Judge:
-    """Computes metrics of results against truths.
+class MetricSuite:
+    """Computes metrics of results against ground truths.
 
     What the networks see in a truth is kept for the next call with that very tensor, so that results of several methods are best judged
     one after the other, truth by truth; a tensor must not be changed in place meanwhile.
@@ -121,14 +121,14 @@ class Judge:
         rounding: Rounding = "8-bit",
         crop: int = 0,
         device: str | torch.device = "cpu",
-        files: JudgeFiles | None = None,
-        progress: Progress | None = None,
+        files: MetricFiles | None = None,
+        progress: DownloadProgress | None = None,
     ):
         """
         Args:
             metrics: names out of METRICS; see `default_metrics`.
             rounding: "8-bit": results count as the files that they would be stored in; "none": clamped only, as mmagic's validation.
-            crop: border in pixels that is left out of both pictures. Consistency and identity are of whole pictures.
+            crop: border in pixels that is left out of both images. Consistency and identity are of whole images.
             device: where the networks of metrics run, but for those of faces.
             files: a network of torchvision's whose file is not among them is downloaded where a metric needs it.
             progress: called during a download with the bytes received and the size in bytes (None while it is unknown).
@@ -153,15 +153,15 @@ class Judge:
         self.crop = crop
         self.device = torch.device(device)
         self._sha256: dict[str, str] = {}
-        files = files or JudgeFiles()
-        self._eyes: dict[Network, _Eye] = {}
+        files = files or MetricFiles()
+        self._eyes: dict[MetricNetwork, _Eye] = {}
         for metric in self.metrics:
             if metric.network and metric.network not in self._eyes:
                 self._eyes[metric.network] = self._eye(metric.network, files, progress)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """All that the figures depend on beside the pictures and their number."""
+        """All that the figures depend on beside the images and their number."""
         return {
             "colour_space": "RGB",
             "rounding": self.rounding,
@@ -171,60 +171,60 @@ class Judge:
 
     @plain_torch()
     @torch.inference_mode()
-    def __call__(self, low: Tensor, result: Tensor, truth: Tensor) -> list[dict[str, float]]:
-        """The figures of each picture, by name in the order of METRICS, but for those of sets.
+    def __call__(self, lr: Tensor, result: Tensor, gt: Tensor) -> list[dict[str, float]]:
+        """The figures of each image, by name in the order of METRICS, but for those of sets.
 
         Args:
-            low: what was enlarged (N, 3, h, w), RGB in [-1, 1].
+            lr: what was enlarged (N, 3, h, w), RGB in [-1, 1].
             result: what a method made of it (N, 3, s * h, s * w), not rounded, perhaps beyond [-1, 1].
-            truth: what was shrunk to `low`, of the size of `result`.
+            truth: what was shrunk to `lr`, of the size of `result`.
 
         Raises:
-            RequestError: the sizes do not fit together, or pictures are too small for a metric or show no face where one is needed.
+            RequestError: the sizes do not fit together, or images are too small for a metric or show no face where one is needed.
         """
-        if result.shape != truth.shape or len(low) != len(truth):
-            raise RequestError(f"results {tuple(result.shape)} of {tuple(low.shape)} cannot be held against truths {tuple(truth.shape)}")
-        shown, wanted = self._shown(result), self._shown(truth)
+        if result.shape != gt.shape or len(lr) != len(gt):
+            raise RequestError(f"results {tuple(result.shape)} of {tuple(lr.shape)} cannot be held against ground truths {tuple(gt.shape)}")
+        shown, wanted = self._shown(result), self._shown(gt)
         figures: dict[str, list[float]] = {}
         for metric in self.metrics:
             if metric.of_set:
                 continue
             if metric.network:
                 eye = self._eyes[metric.network]
-                true = eye.truth(truth)  # first: of what is remembered the oldest is forgotten, and that is to be the last result
+                true = eye.gt(gt)  # first: of what is remembered the oldest is forgotten, and that is to be the last result
                 values = eye.compare(eye.result(result), true)
             elif metric.name == "consistency":
-                values = consistency(low.to(self.device), self._whole(result), rounding=self.rounding)
+                values = consistency(lr.to(self.device), self._whole(result), rounding=self.rounding)
             else:
                 values = _OF_PIXELS[metric.name](shown, wanted, rounding=self.rounding)
             figures[metric.name] = values.tolist()
-        return [dict(zip(figures, row, strict=True)) for row in zip(*figures.values(), strict=True)] or [{} for _ in truth]
+        return [dict(zip(figures, row, strict=True)) for row in zip(*figures.values(), strict=True)] or [{} for _ in gt]
 
     @plain_torch()
     @torch.inference_mode()
     def pooled(self, images: Tensor) -> dict[str, Tensor]:
-        """By name of each metric of sets, the features (N, D) of pictures (N, 3, H, W), results or truths as they go into a call.
+        """By name of each metric of sets, the features (N, D) of images (N, 3, H, W), results or ground truths as they go into a call.
 
-        The features of all results and of all truths, concatenated, make a `frechet_distance`.
+        The features of all results and of all ground truths, concatenated, make a `frechet_distance`.
         """
         return {m.name: self._eyes[m.network].result(images)[1].cpu() for m in self.metrics if m.of_set and m.network}
 
     def _shown(self, images: Tensor) -> Tensor:
-        """What is judged of pictures: rounded, without the border."""
+        """What is judged of images: rounded, without the border."""
         height, width = images.shape[-2:]
         if 2 * self.crop >= min(height, width):
-            raise RequestError(f"nothing is left of a picture of {width}x{height} pixels without a border of {self.crop}")
+            raise RequestError(f"nothing is left of an image of {width}x{height} pixels without a border of {self.crop}")
         return self._whole(images)[..., self.crop : height - self.crop, self.crop : width - self.crop]
 
     def _whole(self, images: Tensor) -> Tensor:
         images = images.to(self.device).float()
         return rounded(images) if self.rounding == "8-bit" else images.clamp(-1, 1)
 
-    def _eye(self, network: Network, files: JudgeFiles, progress: Progress | None) -> _Eye:
+    def _eye(self, network: MetricNetwork, files: MetricFiles, progress: DownloadProgress | None) -> _Eye:
         if network == "dlib":
             dlib = DlibIdentity()
             self._sha256 |= {name: sha256_of(path) for name, path in dlib.files.items()}
-            return _Eye(_remembering(1, lambda truth: dlib.faces(self._whole(truth))), self._whole, dlib.distance)
+            return _Eye(_remembering(1, lambda gt: dlib.faces(self._whole(gt))), self._whole, dlib.distance)
         if network == "arcface":
             if files.arcface is None:
                 raise RequestError(
@@ -232,7 +232,7 @@ class Judge:
                 )
             arcface = load_arcface(files.arcface)
             self._sha256[network] = sha256_of(files.arcface)
-            return _Eye(_remembering(1, lambda truth: arcface.embeddings(self._whole(truth))), self._whole, arcface.similarity)
+            return _Eye(_remembering(1, lambda gt: arcface.embeddings(self._whole(gt))), self._whole, arcface.similarity)
         if network in ("squeezenet", "mobilenet"):
             look = self._squeezenet() if network == "squeezenet" else self._mobilenet(files, progress)
             # Of a truth and a result both, since `pooled` takes what a call has seen already.
@@ -255,13 +255,13 @@ class Judge:
 
         return look
 
-    def _mobilenet(self, files: JudgeFiles, progress: Progress | None) -> Callable[[Tensor], tuple[list[Tensor], Tensor]]:
+    def _mobilenet(self, files: MetricFiles, progress: DownloadProgress | None) -> Callable[[Tensor], tuple[list[Tensor], Tensor]]:
         instead = "leave mobilenet_distance and mobilenet_frechet out of the metrics, or give the file"
         network, self._sha256["mobilenet"] = read_mobilenet(files.mobilenet or mobilenet_v2_file(instead=instead, progress=progress))
         network.to(self.device)
         return lambda images: network(self._shown(images))
 
-    def _lpips(self, network: Network, files: JudgeFiles, progress: Progress | None) -> LPIPS:
+    def _lpips(self, network: MetricNetwork, files: MetricFiles, progress: DownloadProgress | None) -> LPIPS:
         if network == "alexnet":
             path = files.alexnet or alexnet_file(instead="leave lpips_alex out of the metrics, or give the file", progress=progress)
             backbone = load_alexnet(path)

@@ -1,4 +1,4 @@
-"""How close a result is to the truth, to its input, and a set of results to a set of pictures. Numbers as the field reports them."""
+"""How close a result is to the ground truth, to its input, and a set of results to a set of images. Numbers as the field reports them."""
 
 import functools
 import logging
@@ -20,27 +20,27 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_MIN_SIZE = WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
 """The shortest side in pixels at which the window still fits into the smallest scale."""
 FRECHET_MANY = 2048
-"""From so many pictures on the Fréchet distance is given without a warning; its literature takes 10,000 and more."""
+"""From so many images on the Fréchet distance is given without a warning; its literature takes 10,000 and more."""
 
 logger = logging.getLogger(__name__)
 
 
 @plain_torch(grad=True)
 def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
-    """Structural similarity (N), at most 1, of pictures (N, C, H, W) in [-1, 1]: of each channel, averaged over channels.
+    """Structural similarity (N), at most 1, of images (N, C, H, W) in [-1, 1]: of each channel, averaged over channels.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), with its Gaussian window of 11x11
-    and deviation 1.5, K1 = 0.01, K2 = 0.03; only where the window lies wholly within the picture, as in the authors' program and in
+    and deviation 1.5, K1 = 0.01, K2 = 0.03; only where the window lies wholly within the image, as in the authors' program and in
     scikit-image, where torchmetrics mirrors the border. `rounding` as in `psnr`.
     """
     if min(a.shape[-2:]) < WINDOW:
-        raise RequestError(f"ssim needs pictures of at least {WINDOW}x{WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}")
+        raise RequestError(f"ssim needs images of at least {WINDOW}x{WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}")
     return _similarity(steps(a, rounding), steps(b, rounding))[0]
 
 
 @plain_torch(grad=True)
 def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
-    """Structural similarity over five scales (N), from 0 to 1, of pictures (N, C, H, W) in [-1, 1] with sides of 176 and more.
+    """Structural similarity over five scales (N), from 0 to 1, of images (N, C, H, W) in [-1, 1] with sides of 176 and more.
 
     Wang, Simoncelli, Bovik, "Multiscale structural similarity for image quality assessment" (2003), equation 7 with its exponents: contrast
     and structure of all five scales, brightness of the coarsest only. Each scale is the mean of 2x2 pixels of the one before; of an odd
@@ -50,7 +50,7 @@ def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """
     if min(a.shape[-2:]) < MS_SSIM_MIN_SIZE:
         raise RequestError(
-            f"ms_ssim needs pictures of at least {MS_SSIM_MIN_SIZE}x{MS_SSIM_MIN_SIZE} pixels, not {a.shape[-1]}x{a.shape[-2]}: "
+            f"ms_ssim needs images of at least {MS_SSIM_MIN_SIZE}x{MS_SSIM_MIN_SIZE} pixels, not {a.shape[-1]}x{a.shape[-2]}: "
             "leave ms_ssim out of the metrics"
         )
     x, y = steps(a, rounding), steps(b, rounding)
@@ -65,7 +65,7 @@ def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
 
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM and its factor of contrast and structure, each (N), of pictures (N, C, H, W) in 0..255: means over positions and channels."""
+    """SSIM and its factor of contrast and structure, each (N), of images (N, C, H, W) in 0..255: means over positions and channels."""
     n, channels = x.shape[:2]
     x, y = x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None]  # (N * C, 1, H, W)
     window = torch.exp(-((torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2) ** 2) / (2 * 1.5**2))
@@ -89,11 +89,11 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) with the unbiased covariances A and B, in float64 (Heusel et al., 2017). With
     R_a^T R_a = A and R_b^T R_b = B from QR decompositions of the centred features, the trace of the root is the sum of the singular values
-    of R_a R_b^T: no root of a singular matrix is taken, and none of D x D is formed where there are fewer pictures than features.
-    The fewer pictures, the larger the value: compare sets of one size only. Below 2,048 pictures a warning says so, once.
+    of R_a R_b^T: no root of a singular matrix is taken, and none of D x D is formed where there are fewer images than features.
+    The fewer images, the larger the value: compare sets of one size only. Below 2,048 images a warning says so, once.
 
     Raises:
-        RequestError: fewer than two pictures in a set, or features of two kinds.
+        RequestError: fewer than two images in a set, or features of two kinds.
     """
     if min(len(features_a), len(features_b)) < 2 or features_a.shape[1:] != features_b.shape[1:]:
         raise RequestError(f"two sets (N, D) of at least 2 are wanted, not {tuple(features_a.shape)} and {tuple(features_b.shape)}")
@@ -110,4 +110,4 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 @functools.cache  # once is enough
 def _warn_of_few() -> None:
-    logger.warning(f"Fréchet distances of fewer than {FRECHET_MANY:,} pictures are biased upwards: compare sets of one size only")
+    logger.warning(f"Fréchet distances of fewer than {FRECHET_MANY:,} images are biased upwards: compare sets of one size only")

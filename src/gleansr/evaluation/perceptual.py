@@ -14,7 +14,7 @@ EPS = 1e-10
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual image patch similarity, version 0.1: a distance, 0 for equal pictures.
+    """Learned perceptual image patch similarity, version 0.1: a distance, 0 for equal images.
 
     Zhang, Isola, Efros, Shechtman, Wang, "The unreasonable effectiveness of deep features as a perceptual metric" (2018), equation 1: in
     each of five layers of a network trained on ImageNet the features of each position are brought to unit length, their squared differences
@@ -30,20 +30,20 @@ class LPIPS(nn.Module):
             self.register_buffer(f"head{layer}", head)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """The distance (N) of pictures (N, 3, H, W), RGB in [-1, 1], of at least 31x31 pixels with AlexNet, 16x16 with VGG16."""
+        """The distance (N) of images (N, 3, H, W), RGB in [-1, 1], of at least 31x31 pixels with AlexNet, 16x16 with VGG16."""
         return self.distance(self.features(a), self.features(b))
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The features of five layers at unit length, for `distance`."""
         if min(image.shape[-2:]) < (side := self.backbone.min_size):
             raise RequestError(
-                f"lpips_{self.net} needs pictures of at least {side}x{side} pixels, not {image.shape[-1]}x{image.shape[-2]}: "
+                f"lpips_{self.net} needs images of at least {side}x{side} pixels, not {image.shape[-1]}x{image.shape[-2]}: "
                 f"leave lpips_{self.net} out of the metrics"
             )
         return [x / (x.square().sum(1, keepdim=True).sqrt() + EPS) for x in self.backbone(image)]
 
     def distance(self, features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
-        """The distance (N) of two pictures' `features`."""
+        """The distance (N) of two images' `features`."""
         total = torch.zeros(len(features_a[0]), device=features_a[0].device)
         for layer, (x, y) in enumerate(zip(features_a, features_b, strict=True)):
             total = total + F.conv2d((x - y).square(), self.get_buffer(f"head{layer}")[None, :, None, None]).mean((1, 2, 3))

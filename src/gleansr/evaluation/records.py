@@ -1,4 +1,4 @@
-"""What is known of each picture, one JSON line a picture, so that a run that was stopped goes on where it was."""
+"""What is known of each image, one JSON line an image, so that a run that was stopped goes on where it was."""
 
 import json
 import math
@@ -14,9 +14,9 @@ Record = dict[str, Any]
 
 
 class Records(Mapping[str, Record]):
-    """The records of one method by the pictures' names, in a file whose first line says how they were made.
+    """The records of one method by the images' names, in a file whose first line says how they were made.
 
-    Each is in the file before the next picture is begun. A last line that was torn when the process was killed is dropped.
+    Each is in the file before the next image is begun. A last line that was torn when the process was killed is dropped.
     """
 
     def __init__(self, path: Path):

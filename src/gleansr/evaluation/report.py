@@ -13,20 +13,20 @@ from urllib.parse import quote
 
 from gleansr.evaluation.judges import METRICS
 from gleansr.evaluation.records import plain
-from gleansr.evaluation.summary import Outcome, Table, tables
+from gleansr.evaluation.summary import MethodSummary, Table, tables
 from gleansr.files import replacing
 
 _ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
-def write_reports(output: Path, report: Mapping[str, Any], outcomes: Sequence[Outcome], files: Mapping[str, str]) -> None:
+def write_reports(output: Path, report: Mapping[str, Any], outcomes: Sequence[MethodSummary], files: Mapping[str, str]) -> None:
     """Writes comparison.json, comparison.csv, comparison.md and index.html.
 
     Args:
         output: the folder, in which pictures/ has low/FILE.png, truth/FILE.png and LABEL/FILE.png.
         report: what comparison.json is to hold.
         outcomes: of the methods.
-        files: FILE of each picture by its name.
+        files: FILE of each image by its name.
     """
     _write(output / "comparison.json", f"{json.dumps(report, indent=2, allow_nan=False)}\n")
     with replacing(output / "comparison.csv") as temporary, temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:
@@ -40,8 +40,8 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
 
 
-def _write_rows(file: Any, outcomes: Sequence[Outcome]) -> None:
-    """One row a picture and method."""
+def _write_rows(file: Any, outcomes: Sequence[MethodSummary]) -> None:
+    """One row an image and method."""
     measured = {name for outcome in outcomes for record in outcome.records.values() for name in record["metrics"]}
     metrics = [name for name in METRICS if name in measured]
     rows = csv.writer(file)
@@ -75,14 +75,14 @@ def facts(report: Mapping[str, Any]) -> dict[str, str]:
     )
     jobs = protocol["jobs"]
     shared = max(1, place["threads"] // jobs)
-    beside = "" if jobs == 1 else f"; searches {jobs} pictures at once, each with {shared} thread{'s' * (shared != 1)}"
+    beside = "" if jobs == 1 else f"; searches {jobs} images at once, each with {shared} thread{'s' * (shared != 1)}"
     memory = "what torch held at most on the GPU" if "gpu" in place else "the largest resident size of the method's own process"
     return {
-        "Data": f"{protocol['data']}, {protocol['pictures']:,} pictures, {fitted[task['aspect']]} where they are not square",
+        "Data": f"{protocol['data']}, {protocol['pictures']:,} images, {fitted[task['aspect']]} where they are not square",
         "Task": f"{task['scale']}x, {small}x{small} to {task['size']}x{task['size']}",
-        "Low-resolution pictures": protocol["low"],
-        "Judged": f"{judge['colour_space']}, results {rounding}{border}; means over pictures ± standard error of the mean",
-        "Time": f"median seconds per picture, {batches}, without reading and writing files; networks after one warm-up, searches without; "
+        "Low-resolution images": protocol["low"],
+        "Judged": f"{judge['colour_space']}, results {rounding}{border}; means over images ± standard error of the mean",
+        "Time": f"median seconds per image, {batches}, without reading and writing files; networks after one warm-up, searches without; "
         f"one method after the other{beside}",
         "Memory": memory,
         "Machine": machine,
@@ -96,12 +96,12 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     for method in report["methods"]:
         parts = [
             f"model {method['model']} (sha256 {method['sha256'][:16]}…)" if method["model"] else "",
-            f"{method['pictures']:,} pictures",
+            f"{method['pictures']:,} images",
         ]
         if method["settings"]:
             parts.append(", ".join(f"{key}={value}" for key, value in method["settings"].items()))
         if method["notes"]:
-            parts.append(f"notes on {method['notes']:,} pictures, see comparison.csv")
+            parts.append(f"notes on {method['notes']:,} images, see comparison.csv")
         if method["licence"]:
             parts.append(f"licence of the model: {method['licence']}")
         if method["failed"]:
@@ -109,7 +109,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         name = method["label"] if method["label"] == method["method"] else f"{method['label']} ({method['method']})"
         lines.append(f"{name}: {'; '.join(filter(None, parts))}")
     if any(METRICS[metric].of_set for metric in report["protocol"]["judge"]["metrics"]):
-        lines.append("Fréchet distances depend on the number of pictures: compare those of equal numbers only.")
+        lines.append("Fréchet distances depend on the number of images: compare those of equal numbers only.")
     return lines
 
 
@@ -139,8 +139,8 @@ def _escaped(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------- HTML
 
 
-def page(report: Mapping[str, Any], outcomes: Sequence[Outcome], files: Mapping[str, str]) -> str:
-    """A page that needs nothing but the pictures: tables to sort, and for each test picture a row that zooms as one."""
+def page(report: Mapping[str, Any], outcomes: Sequence[MethodSummary], files: Mapping[str, str]) -> str:
+    """A page that needs nothing but the images: tables to sort, and for each test image a row that zooms as one."""
     folder = resources.files("gleansr") / "evaluation"
     template, style, script = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     protocol = report["protocol"]
@@ -203,7 +203,7 @@ def _table(table: Table) -> str:
     )
 
 
-def _row(name: str, file: str, labels: Sequence[str], outcomes: Sequence[Outcome], size: int) -> str:
+def _row(name: str, file: str, labels: Sequence[str], outcomes: Sequence[MethodSummary], size: int) -> str:
     done = {"low", "truth", *(outcome.label for outcome in outcomes if name in outcome.records)}
     figures = []
     for label in ("low", *labels, "truth"):

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from gleansr.errors import GleansrError, InternalError
-from gleansr.evaluation.entries import Entry
-from gleansr.inference.method import Report
+from gleansr.evaluation.entries import ComparedMethod
+from gleansr.inference.method import StepReport
 from gleansr.inference.precision import Precision, full_name
 
-_STEP_SECONDS = 0.2  # between two reports of the progress within a picture
+_STEP_SECONDS = 0.2  # between two reports of the progress within an image
 
 
 class MethodError(GleansrError):
@@ -32,7 +32,7 @@ class MethodError(GleansrError):
 
 
 @dataclass(frozen=True)
-class Place:
+class ComputeConfig:
     """Where and how methods compute."""
 
     device: str = "auto"
@@ -48,10 +48,10 @@ class Place:
 class Run:
     """What a method made of a batch, and at what cost."""
 
-    pictures: Tensor
+    images: Tensor
     """(N, 3, H, W), RGB, nominally in [-1, 1], not clamped, float32, on the CPU."""
     notes: list[str]
-    """What the method said of each picture, "" if nothing."""
+    """What the method said of each image, "" if nothing."""
     seconds: float
     """For the batch, until the results were there on the device."""
     peak: int | None
@@ -60,10 +60,10 @@ class Run:
     """Bytes: what of `peak` was added since before the model was read."""
 
 
-class Runner:
+class MethodProcess:
     """Runs a method in a fresh process. Its methods raise MethodError where that one fails."""
 
-    def __init__(self, entry: Entry, scale: int, place: Place):
+    def __init__(self, entry: ComparedMethod, scale: int, place: ComputeConfig):
         """Starts the process and has it load the model."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -77,20 +77,20 @@ class Runner:
             self.close()
             raise
 
-    def __enter__(self) -> "Runner":
+    def __enter__(self) -> "MethodProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def warm_up(self, low: Tensor) -> None:
+    def warm_up(self, lr: Tensor) -> None:
         """Enlarges a batch once for nothing: the first time, memory is asked for and kernels are chosen."""
-        self._ask((low.numpy(), False))
+        self._ask((lr.numpy(), False))
 
-    def __call__(self, low: Tensor, report: Report | None = None) -> Run:
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> Run:
         """Enlarges a batch (N, 3, h, w) in [-1, 1]. `report` is told of the steps of a slow method, now and then."""
-        pictures, *rest = self._ask((low.numpy(), report is not None), report)
-        return Run(torch.from_numpy(pictures), *rest)
+        images, *rest = self._ask((lr.numpy(), report is not None), report)
+        return Run(torch.from_numpy(images), *rest)
 
     def close(self) -> None:
         """Ends the process."""
@@ -98,7 +98,7 @@ class Runner:
         self._process.join()
         self._pipe.close()
 
-    def _ask(self, question: tuple[Any, bool] | None, report: Report | None = None) -> Any:
+    def _ask(self, question: tuple[Any, bool] | None, report: StepReport | None = None) -> Any:
         """What the process answers to a batch, or at its start to nothing."""
         try:
             if question is not None:
@@ -140,7 +140,7 @@ def _deaf() -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------- in the other process
 
 
-def _serve(pipe: Connection, entry: Entry, scale: int, place: Place) -> None:
+def _serve(pipe: Connection, entry: ComparedMethod, scale: int, place: ComputeConfig) -> None:
     _end_with_parent()
     try:
         if place.threads:
@@ -151,8 +151,8 @@ def _serve(pipe: Connection, entry: Entry, scale: int, place: Place) -> None:
         before = 0 if device.type == "cuda" else before
         pipe.send(("done",))
         while True:
-            low, reporting = pipe.recv()
-            batch = torch.from_numpy(low).to(device)
+            lr, reporting = pipe.recv()
+            batch = torch.from_numpy(lr).to(device)
             report = _throttled(pipe) if reporting else None
             synchronise(device)
             start = time.perf_counter()
@@ -161,8 +161,8 @@ def _serve(pipe: Connection, entry: Entry, scale: int, place: Place) -> None:
             seconds = time.perf_counter() - start
             peak = peak_memory(device)
             own = None if peak is None or before is None else peak - before
-            pictures = enlarged.pictures.detach().float().cpu().numpy()
-            pipe.send(("done", pictures, list(enlarged.notes) or [""] * len(low), seconds, peak, own))
+            images = enlarged.images.detach().float().cpu().numpy()
+            pipe.send(("done", images, list(enlarged.notes) or [""] * len(lr), seconds, peak, own))
     except (EOFError, BrokenPipeError):  # the comparison has gone
         return
     except (GleansrError, OSError, MemoryError, RuntimeError) as error:  # torch and its drivers raise RuntimeErrors
@@ -185,7 +185,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _throttled(pipe: Connection) -> Report:
+def _throttled(pipe: Connection) -> StepReport:
     last = 0.0
 
     def report(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What came of a comparison: means over pictures with their errors, and the tables that show them."""
+"""What came of a comparison: means over images with their errors, and the tables that show them."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class MethodSummary:
     """What a method did."""
 
     label: str
@@ -30,14 +30,14 @@ class Outcome:
     failed: str | None
     """Why it could not go on, None if it could."""
     records: Mapping[str, Record]
-    """Of each picture by name: "seconds", "peak" and "own" memory in bytes or None, "note", and "metrics"."""
+    """Of each image by name: "seconds", "peak" and "own" memory in bytes or None, "note", and "metrics"."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
     """For each metric of sets the features (N, D) of its results, in the order of `records`."""
-    truth_features: Mapping[str, Tensor] = field(default_factory=dict)
-    """The same of the truths of these pictures."""
+    gt_features: Mapping[str, Tensor] = field(default_factory=dict)
+    """The same of the ground truth of these images."""
 
     def figures(self, names: Sequence[str]) -> dict[str, Any]:
-        """Mean of each metric over the pictures of these names, and the standard error of the mean where it is one of pictures."""
+        """Mean of each metric over the images of these names, and the standard error of the mean where it is one of images."""
         means: dict[str, float] = {}
         errors: dict[str, float] = {}
         for metric in self.records[names[0]]["metrics"] if names else ():
@@ -49,7 +49,7 @@ class Outcome:
             index = {name: i for i, name in enumerate(self.records)}
             rows = [index[name] for name in names]
             for metric, features in self.features.items():
-                means[metric] = frechet_distance(features[rows], self.truth_features[metric][rows])
+                means[metric] = frechet_distance(features[rows], self.gt_features[metric][rows])
         order = list(METRICS)
         return {"means": {name: means[name] for name in sorted(means, key=order.index)}, "standard_errors": errors}
 
@@ -59,15 +59,15 @@ def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {metric: torch.cat([part[metric] for part in parts]) for metric in (parts[0] if parts else ())}
 
 
-def summary(outcomes: Sequence[Outcome], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The "methods" of a comparison, "common": the figures over the pictures that all have done, None where all have done the same, and
-    "groups": the figures over the pictures of each group, None without `groups`.
+def summary(outcomes: Sequence[MethodSummary], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The "methods" of a comparison, "common": the figures over the images that all have done, None where all have done the same, and
+    "groups": the figures over the images of each group, None without `groups`.
 
     Methods that failed are left out of "common" and "groups".
 
     Args:
         outcomes: of each method.
-        groups: of each picture by name.
+        groups: of each image by name.
     """
     methods = []
     for outcome in outcomes:
@@ -100,8 +100,8 @@ def summary(outcomes: Sequence[Outcome], groups: Mapping[str, str] | None = None
     return plain({"methods": methods, "common": common, "groups": _by_group(whole, groups) if groups else None})
 
 
-def _above(outcome: Outcome, outcomes: Sequence[Outcome]) -> float | None:
-    """The share of pictures on which a method's PSNR is higher than that of bicubic interpolation; None where that did not take part."""
+def _above(outcome: MethodSummary, outcomes: Sequence[MethodSummary]) -> float | None:
+    """The share of images on which a method's PSNR is higher than that of bicubic interpolation; None where that did not take part."""
     base = next((other for other in outcomes if other.method == "bicubic" and other is not outcome), None)
     names = [name for name in outcome.records if name in base.records] if base else []
     pairs = [[float(of.records[name]["metrics"].get("psnr", math.nan)) for of in (outcome, base) if of] for name in names]
@@ -110,8 +110,8 @@ def _above(outcome: Outcome, outcomes: Sequence[Outcome]) -> float | None:
     return sum(own > other for own, other in pairs) / len(pairs)
 
 
-def _by_group(outcomes: Sequence[Outcome], groups: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The figures of each group over the pictures that all methods have done."""
+def _by_group(outcomes: Sequence[MethodSummary], groups: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The figures of each group over the images that all methods have done."""
     rows = []
     for group in sorted(set(groups.values())):
         names = [name for name, of in groups.items() if of == group and all(name in outcome.records for outcome in outcomes)]
@@ -159,22 +159,22 @@ class Table:
 
 
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """The tables of a comparison: all figures; where methods had different numbers of pictures, the figures over the same; the figures
+    """The tables of a comparison: all figures; where methods had different numbers of images, the figures over the same; the figures
     relative to bicubic's, where it took part; and the figures by group."""
     methods = [method for method in report["methods"] if method["pictures"] and not method["failed"]]
     if not methods:
         return
     common = report["common"]
     counts = {method["pictures"] for method in methods}
-    title = f"{max(counts):,} pictures" if len(counts) == 1 else "All pictures that each method had"
+    title = f"{max(counts):,} images" if len(counts) == 1 else "All images that each method had"
     yield _figures(title, methods, costs=True, ranked=common is None)
     shared = methods
     if common:
         shared = [{**method, **figures} for figures in common["methods"] for method in methods if method["label"] == figures["label"]]
-        yield _figures(f"The {common['pictures']:,} pictures that all methods had", shared, costs=False, ranked=True)
+        yield _figures(f"The {common['pictures']:,} images that all methods had", shared, costs=False, ranked=True)
     base = next((method for method in shared if method["method"] == "bicubic"), None)
     if base and len(shared) > 1:
-        over = f", over the {common['pictures']:,} common pictures" if common else ""
+        over = f", over the {common['pictures']:,} common images" if common else ""
         yield _relative(f"Relative to bicubic{over}", base, [method for method in shared if method is not base])
     if report.get("groups"):
         yield _grouped(report["groups"], methods)
@@ -184,7 +184,7 @@ def _figures(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, r
     metrics = _metrics(methods)
     columns = [Column(metric.title, metric.unit, metric.better) for metric in metrics]
     counted = len({method["pictures"] for method in methods}) > 1 and costs
-    columns = [*([Column("pictures")] if counted else []), *columns]
+    columns = [*([Column("images")] if counted else []), *columns]
     best = {metric.name: _best(metric, methods) if ranked else None for metric in metrics}
     rows = {}
     for method in methods:
@@ -200,7 +200,7 @@ def _figures(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, r
         rows[method["label"]] = cells
     if costs:
         columns += [
-            Column("time", "s", hint="seconds per picture, median"),
+            Column("time", "s", hint="seconds per image, median"),
             Column("memory", "MiB", hint="most memory of the method's process"),
             Column("of which own", "MiB", hint="added since before the model was read"),
         ]
@@ -211,7 +211,7 @@ def _figures(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, r
 
 
 def _relative(title: str, base: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> Table:
-    """Distances as ratios to bicubic's, the other figures as differences from it; and on how many pictures PSNR is above bicubic's."""
+    """Distances as ratios to bicubic's, the other figures as differences from it; and on how many images PSNR is above bicubic's."""
     metrics = [metric for metric in _metrics(methods) if metric.name in base["means"]]
     columns = [Column(metric.title, "ratio" if metric.better == "lower" else metric.unit, metric.better) for metric in metrics]
     told = any(method.get("above_bicubic") is not None for method in methods)
@@ -232,14 +232,14 @@ def _relative(title: str, base: Mapping[str, Any], methods: Sequence[Mapping[str
             cells.append(Cell() if above is None else Cell(f"{100 * above:.1f}", value=above))
         rows[method["label"]] = cells
     if told:
-        columns.append(Column("PSNR above bicubic's", "% of pictures", "higher"))
+        columns.append(Column("PSNR above bicubic's", "% of images", "higher"))
     return Table(title, columns, rows)
 
 
 def _grouped(groups: Sequence[Mapping[str, Any]], methods: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each group and method."""
     metrics = _metrics(methods)
-    columns = [Column("pictures"), *(Column(metric.title, metric.unit, metric.better) for metric in metrics)]
+    columns = [Column("images"), *(Column(metric.title, metric.unit, metric.better) for metric in metrics)]
     rows = {}
     for group in groups:
         for figures in group["methods"]:

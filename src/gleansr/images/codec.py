@@ -1,4 +1,4 @@
-"""Picture files in and out: orientation, colour, transparency, 16 bits, metadata, the mark of synthetic detail."""
+"""Image files in and out: orientation, colour, transparency, 16 bits, metadata, the mark of synthetic detail."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gleansr.errors import PictureError, RequestError, TooLargeError, one_line
+from gleansr.errors import ImageError, RequestError, TooLargeError, one_line
 from gleansr.files import replacing
 from gleansr.images import formats, opening, png, tiff
 from gleansr.images.formats import readable_suffixes
@@ -29,8 +29,8 @@ __all__ = [
     "GENERATED",
     "MAX_PIXELS",
     "MAX_SIDE",
+    "DecodedImage",
     "Metadata",
-    "Picture",
     "Source",
     "check_output",
     "decode",
@@ -54,11 +54,11 @@ MAX_PIXELS = 200_000_000
 strictly: Pillow itself only warns up to twice its limit."""
 
 MAX_SIDE = 1_000_000
-"""The most pixels along a side of a file's picture."""
+"""The most pixels along a side of a file's image."""
 
 
-class Picture:
-    """A decoded picture: upright, sRGB. What came with 8 bits is kept so, and becomes float where it is needed."""
+class DecodedImage:
+    """A decoded image: upright, sRGB. What came with 8 bits is kept so, and becomes float where it is needed."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ def _rgb(values: torch.Tensor) -> torch.Tensor:
 
 
 def neutral(image: Image.Image) -> Image.Image:
-    """RGB or RGBA with red, green and blue equal to its brightness. The tint that a model of colour gives a grey picture is gone."""
+    """RGB or RGBA with red, green and blue equal to its brightness. The tint that a model of colour gives a grey image is gone."""
     *_, alpha = image.split()
     grey = image.convert("L")
     result = Image.merge(image.mode, [grey, grey, grey, alpha][: len(image.mode)])
@@ -154,15 +154,15 @@ def decode(
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     kinds: Collection[str] | None = None,
-) -> Picture:
-    """Read a picture.
+) -> DecodedImage:
+    """Read an image.
 
     Args:
         source: a path, or a file or its bytes, of any kind that Pillow reads except EPS (the first frame or page; colour of 16 bits in PNG
             files is reduced to 8 bits by Pillow, in TIFF files it stays, as 16-bit grey does); a PIL image; a uint8 or uint16 array HW or
             HWC; a float tensor CHW in [0, 1]. The channels of arrays and tensors are grey, grey and alpha, sRGB, or sRGB and alpha.
         name: what messages call it; by default its path.
-        opened: is called with the width and height of a file's picture before its pixels are read, from which on it takes memory.
+        opened: is called with the width and height of a file's image before its pixels are read, from which on it takes memory.
         max_pixels: the most that a file may have; by default `MAX_PIXELS`, or Pillow's limit where that is lower. One that is given
             raises Pillow's own limit for this process where that is lower.
         allow_truncated: whether a file that ends too early is read as far as it goes, with a note of how many rows are missing. They are
@@ -170,22 +170,22 @@ def decode(
         kinds: Pillow's names of the kinds of files that are read; by default all.
 
     Returns:
-        The picture, turned upright and converted to sRGB by its embedded profile or by what a PNG states of its colour; a profile that does
+        The image, turned upright and converted to sRGB by its embedded profile or by what a PNG states of its colour; a profile that does
         not work is ignored with a note. Metadata that cannot be read is left out with a note.
         Float grey is read as [0, 1], [0, 255] or [0, 65535] and 32-bit grey as [0, 65535] or the whole range, the first that holds it.
 
-    Raises PictureError if it is missing, unreadable, empty, truncated, corrupt, too large or no picture.
+    Raises ImageError if it is missing, unreadable, empty, truncated, corrupt, too large or no image.
     """
     name = name or str(source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or type(source).__name__)
     if isinstance(source, torch.Tensor):
         if not source.is_floating_point():
-            raise PictureError(f"{name}: takes float tensors CHW in [0, 1], not {source.dtype}")
-        return _picture(source, Metadata(), name)
+            raise ImageError(f"{name}: takes float tensors CHW in [0, 1], not {source.dtype}")
+        return _image(source, Metadata(), name)
     if isinstance(source, np.ndarray):
         if source.dtype not in (np.uint8, np.uint16):
-            raise PictureError(f"{name}: arrays are uint8 or uint16, not {source.dtype}; floats go into a CHW tensor")
+            raise ImageError(f"{name}: arrays are uint8 or uint16, not {source.dtype}; floats go into a CHW tensor")
         planes = np.atleast_3d(source if source.dtype == np.uint8 else source / np.float32(65535))
-        return _picture(torch.from_numpy(np.array(np.moveaxis(planes, -1, 0))), Metadata(), name)
+        return _image(torch.from_numpy(np.array(np.moveaxis(planes, -1, 0))), Metadata(), name)
     if isinstance(source, Image.Image):
         with reading(name):
             return _decode_image(source, name)
@@ -198,7 +198,7 @@ def decode(
         elif hasattr(source, "read") and hasattr(source, "seek"):
             file = cast("BinaryIO", source)
         else:
-            raise PictureError(f"a picture is a path, bytes, PIL image, array or tensor, not {type(source).__name__}")
+            raise ImageError(f"an image is a path, bytes, PIL image, array or tensor, not {type(source).__name__}")
         return _decode_file(file, name, _limit(max_pixels), opened, allow_truncated, kinds)
 
 
@@ -210,29 +210,29 @@ def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
 def to_image(pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> Image.Image:
     """RGB of `pixels` (3, H, W), or RGBA with `alpha` (1, H, W): float in [0, 1], clamped, rounded half to even; or RGB of uint8.
 
-    The colour is not premultiplied (see `unpremultiply`). Raises PictureError for another shape, for NaN and infinity.
+    The colour is not premultiplied (see `unpremultiply`). Raises ImageError for another shape, for NaN and infinity.
     """
     if pixels.dtype == torch.uint8 and alpha is None and pixels.ndim == 3 and len(pixels) == 3:
         return Image.fromarray(pixels.to("cpu").permute(1, 2, 0).contiguous().numpy())
     if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():
-        raise PictureError(f"a picture is a float tensor (3, H, W), not {pixels.dtype} of {tuple(pixels.shape)}")
+        raise ImageError(f"an image is a float tensor (3, H, W), not {pixels.dtype} of {tuple(pixels.shape)}")
     planes = (pixels if alpha is None else torch.cat((pixels, alpha.to(pixels)))).detach().float()
     if not planes.isfinite().all():
-        raise PictureError("the picture has NaN or infinite values; try --precision float32")
+        raise ImageError("the image has NaN or infinite values; try --precision float32")
     return Image.fromarray(planes.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy())
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-    """`path`, if `encode` can write to it, to be called before any work. Raises PictureError that says why not."""
+    """`path`, if `encode` can write to it, to be called before any work. Raises ImageError that says why not."""
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
-        raise PictureError(f"{target}: unknown suffix {target.suffix!r}; use one of {', '.join(FORMATS)}")
+        raise ImageError(f"{target}: unknown suffix {target.suffix!r}; use one of {', '.join(FORMATS)}")
     if not (target.parent.is_dir() and os.access(target.parent, os.W_OK | os.X_OK)):
-        raise PictureError(f"{target}: the folder {target.parent} does not exist or cannot be written to")
+        raise ImageError(f"{target}: the folder {target.parent} does not exist or cannot be written to")
     if target.is_dir():
-        raise PictureError(f"{target}: is a folder")
+        raise ImageError(f"{target}: is a folder")
     if os.path.lexists(target) and not overwrite:
-        raise PictureError(f"{target}: exists already and may not be overwritten")
+        raise ImageError(f"{target}: exists already and may not be overwritten")
     return target
 
 
@@ -245,20 +245,20 @@ def encode(
     quality: int = 95,
     overwrite: bool = True,
 ) -> Path:
-    """Write a PNG, JPEG, WebP or TIFF, by the suffix of `path`, marked as a picture with synthetic detail.
+    """Write a PNG, JPEG, WebP or TIFF, by the suffix of `path`, marked as an image with synthetic detail.
 
     The mark is the Software tag, with `model`, and IPTC's Digital Source Type in XMP. Written whole or not at all.
 
     Args:
-        image: in sRGB. A JPEG has no transparency: the picture is laid on white.
-        metadata: of the picture that `image` was made of.
+        image: in sRGB. A JPEG has no transparency: the image is laid on white.
+        metadata: of the image that `image` was made of.
         model: the name of the model that made the detail.
         quality: of JPEG (4:4:4) and WebP, 1 to 100. WebP is lossless at 100; PNG and TIFF always are.
         overwrite: whether a file that exists is replaced.
 
     Metadata that the format cannot hold is left out with a warning.
 
-    Raises PictureError if the file cannot be written, RequestError for a `quality` out of range.
+    Raises ImageError if the file cannot be written, RequestError for a `quality` out of range.
     """
     if quality not in range(1, 101):
         raise RequestError(f"quality is a whole number from 1 to 100, not {quality!r}")
@@ -268,7 +268,7 @@ def encode(
         with replacing(target) as temporary:
             notes = save(image, temporary, kind, metadata or Metadata(), model, quality)
     except (*DAMAGE, MemoryError) as error:  # not those of a mistake in a program
-        raise PictureError(f"{target}: cannot be written: {one_line(error)}") from error
+        raise ImageError(f"{target}: cannot be written: {one_line(error)}") from error
     for note in notes:
         warnings.warn(f"{target}: {note}", stacklevel=2)
     return target
@@ -319,7 +319,7 @@ def _decode_file(
     opened: Callable[[int, int], object] | None,
     allow_truncated: bool,
     kinds: Collection[str] | None,
-) -> Picture:
+) -> DecodedImage:
     image, notes, contents = None, list[str](), file
     with reading(name):
         formats.check(file, name, limit, kinds)
@@ -336,12 +336,12 @@ def _decode_file(
     with reading(name):
         if layout:
             return _decode_tiff(layout, file, name, notes)
-        codes = png.coded_colour(contents)
+        cicp = png.coded_colour(contents)
         image = opening.loaded(image, contents, file, name, kinds, notes, allow_truncated=allow_truncated)
-        return _decode_image(image, name, notes, codes, owned=True)
+        return _decode_image(image, name, notes, cicp, owned=True)
 
 
-def _decode_tiff(layout: tiff.Layout, file: BinaryIO, name: str, notes: list[str]) -> Picture:
+def _decode_tiff(layout: tiff.Layout, file: BinaryIO, name: str, notes: list[str]) -> DecodedImage:
     values = layout.read(file)
     colours, alpha = torch.from_numpy(values[: layout.colours]), None
     if layout.alpha is not None:
@@ -358,19 +358,19 @@ def _decode_image(
     image: Image.Image,
     name: str,
     notes: list[str] | None = None,
-    codes: tuple[int, int, int, int] | None = None,
+    cicp: tuple[int, int, int, int] | None = None,
     *,
     owned: bool = False,
-) -> Picture:
+) -> DecodedImage:
     """`owned`: whether nobody else needs the image, whose memory is then freed."""
     notes = [] if notes is None else notes
     file = None if owned or not getattr(image, "tile", None) else getattr(image, "fp", None)
     if file and image.format == "TIFF" and not image.tell() and (layout := tiff.layout(file)):
         return _decode_tiff(layout, file, name, notes)
     if file and image.format == "PNG":
-        codes = png.coded_colour(file)
+        cicp = png.coded_colour(file)
     image.load()  # first, and where its errors count: what is asked for metadata loads too, and Pillow does not load a second time
-    colours, alpha = planes_of(image, name, notes, codes)
+    colours, alpha = planes_of(image, name, notes, cicp)
     text = {}
     with contextlib.suppress(Exception):  # of a PNG that was cut off
         text = getattr(image, "text", {})
@@ -387,8 +387,8 @@ def _with_metadata(
     text: Mapping[str, str],
     name: str,
     notes: list[str],
-) -> Picture:
-    """The picture, turned upright."""
+) -> DecodedImage:
+    """The image, turned upright."""
     metadata, orientation = read_metadata(getexif, info, text, name, notes)
     turned = orientation in (5, 6, 7, 8)
     mirrored = [axis for axis, orientations in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in orientations]
@@ -396,25 +396,25 @@ def _with_metadata(
     def upright(planes: torch.Tensor) -> torch.Tensor:
         return (planes.mT if turned else planes).flip(mirrored) if turned or mirrored else planes
 
-    return _picture(upright(colours), metadata, name, tuple(notes), None if alpha is None else upright(alpha))
+    return _image(upright(colours), metadata, name, tuple(notes), None if alpha is None else upright(alpha))
 
 
-def _picture(
+def _image(
     planes: torch.Tensor, metadata: Metadata, name: str, notes: tuple[str, ...] = (), alpha: torch.Tensor | None = None
-) -> Picture:
+) -> DecodedImage:
     """Of (C, H, W), uint8 or float in [0, 1]: grey, grey and alpha, RGB or RGBA; or without alpha and with that beside it."""
     floats = planes.is_floating_point()
     if not (floats or planes.dtype == torch.uint8) or planes.ndim != 3 or len(planes) not in (1, 2, 3, 4) or 0 in planes.shape:
         found = f"{planes.dtype} CHW {tuple(planes.shape)}"
-        raise PictureError(f"{name}: takes arrays HW and HWC, float tensors CHW, with up to 4 channels, not {found}")
+        raise ImageError(f"{name}: takes arrays HW and HWC, float tensors CHW, with up to 4 channels, not {found}")
     if floats:
         planes = planes.detach().to("cpu", torch.float32)
         low, high = (bound.item() for bound in torch.aminmax(planes))
         if not (low >= -0.01 and high <= 1.01):  # the overshoot of an interpolation is clamped; NaN is refused here too
-            raise PictureError(f"{name}: values are in [0, 1], not from {low:g} to {high:g}")
+            raise ImageError(f"{name}: values are in [0, 1], not from {low:g} to {high:g}")
         planes = planes.clamp(0, 1)
     if len(planes) in (2, 4):
         planes, alpha = planes.split((len(planes) - 1, 1))
     if alpha is not None and bool((alpha == (1 if alpha.is_floating_point() else 255)).all()):
         alpha = None
-    return Picture(planes.contiguous(), None if alpha is None else alpha.contiguous(), metadata, name, notes)
+    return DecodedImage(planes.contiguous(), None if alpha is None else alpha.contiguous(), metadata, name, notes)

@@ -72,16 +72,16 @@ class Stated:
         return _to_srgb(light.clip(0, 1)).astype(np.float32)
 
 
-def of_codes(codes: tuple[int, int, int, int]) -> Stated | None:
+def of_cicp(cicp: tuple[int, int, int, int]) -> Stated | None:
     """The colour of the codes of ITU-T H.273 for primaries, transfer, matrix and range; None if it is sRGB.
 
     Raises ValueError, which says what is not read, for HDR, other codes, and colour that is not stored as RGB.
     """
-    primaries, transfer, matrix, full = codes
+    primaries, transfer, matrix, full = cicp
     if transfer in _HDR:
         raise ValueError(f"HDR ({_HDR[transfer]}) is passed on as it is; the model was made for other images")
     if primaries not in _PRIMARIES or transfer not in _TRANSFERS or matrix or full not in (0, 1):
-        raise ValueError(f"its colour (cICP {'/'.join(map(str, codes))}) is not known and was ignored; convert it to sRGB")
+        raise ValueError(f"its colour (cICP {'/'.join(map(str, cicp))}) is not known and was ignored; convert it to sRGB")
     if (primaries, transfer, full) == (1, 13, 1):
         return None
     return Stated(_TRANSFERS[transfer], _PRIMARIES[primaries], narrow=not full)
@@ -135,7 +135,7 @@ def by_profile(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image
     space = profile[16:20].decode("latin-1")  # of its header
     colours = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}.get(space, "")
     if colours not in {"1": ("L", "RGB"), "L": ("L", "RGB"), "CMYK": ("CMYK",)}.get(mode, ("RGB",)):
-        raise ValueError(f"it is made for {space}, the picture is {mode}")
+        raise ValueError(f"it is made for {space}, the image is {mode}")
     transform = ImageCms.buildTransform(source, _SRGB, colours, "RGB", ImageCms.Intent.PERCEPTUAL)
     moved = np.asarray(transform.apply(_PROBE), int) - np.asarray(_PROBE) if colours == "RGB" else np.inf
     if np.abs(moved).max() <= 1:  # sRGB by another maker: the pixels stay as they are

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, whatever its name: pictures, camera raw files, videos, documents and others; and what to do about it.
+"""What a file is, by its first bytes, whatever its name: images, camera raw files, videos, documents and others; and what to do about it.
 
 The readers of HEIC and JPEG XL that the extra `heif` installs are given to Pillow here.
 """
@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 
 from PIL import Image
 
-from gleansr.errors import PictureError, TooLargeError
+from gleansr.errors import ImageError, TooLargeError
 
 Group = Literal["image", "raw", "video", "audio", "document", "archive", "other"]
 
@@ -238,12 +238,12 @@ def by_suffix(name: str) -> Format | None:
 
 
 _NEVER = {".txt", ".json", ".jsonl", ".xml", ".xmp", ".csv", ".md", ".log", ".yaml", ".py", ".npy", ".aae"}
-"""Suffixes of files that are not looked into for a picture."""
+"""Suffixes of files that are not looked into for an image."""
 
 
 def left_out(folder: str, name: str) -> str | None:
     """What to say of a file of a folder that is not read, by its name, or its contents where that tells nothing: what such files are, and
-    what to do with them. None where nobody would take it for a picture or a video."""
+    what to do with them. None where nobody would take it for an image or a video."""
     kind, suffix = by_suffix(name), PurePath(name).suffix.lower()
     if kind is None and suffix not in _NEVER:
         with contextlib.suppress(OSError), open(PurePath(folder, name), "rb", opener=_without_waiting) as file:
@@ -261,34 +261,34 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def unreadable(name: str, source: bytes | BinaryIO, kinds: Collection[str] | None = None) -> str:
-    """What to say of a file that should be a picture and cannot be read, without its name: what it is, and what to do.
+    """What to say of a file that should be an image and cannot be read, without its name: what it is, and what to do.
 
     `kinds`: Pillow's names of those that are taken, where it is not all.
     """
     found = recognised(source)
     if found is None:
-        unknown = "is not a picture of a known kind" + (f"; {SUPPORTED}" if kinds is None else "")
+        unknown = "is not an image of a known kind" + (f"; {SUPPORTED}" if kinds is None else "")
         return "is empty" if _size(source) == 0 else unknown
     said = f"is {_article(found.name)}"
     if found.group == "video" and PurePath(name).suffix.lower() not in found.suffixes:
-        return f"{said}, not a picture: rename it to {PurePath(name).stem}{found.suffixes[0]}, and {remedy(found)}"
+        return f"{said}, not an image: rename it to {PurePath(name).stem}{found.suffixes[0]}, and {remedy(found)}"
     if found.group == "image" and is_read(found):
         return f"cannot be read: this {found.name} is damaged or cut off{'' if kinds is None else ', or of a kind that is not taken here'}"
     if kinds is not None:
         return f"{said}, which is not taken here"
-    return f"{said}{'' if found.group in ('image', 'raw') else ', not a picture'}: {remedy(found)}"
+    return f"{said}{'' if found.group in ('image', 'raw') else ', not an image'}: {remedy(found)}"
 
 
 SUPPORTED = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF and others are, and with `pip install 'gleansr[heif]'` HEIC and JPEG XL"
 
 
 def is_read(kind: Format) -> bool:
-    """Whether pictures of a kind are read, with what is installed."""
+    """Whether images of a kind are read, with what is installed."""
     return kind.group == "image" and bool(readable_suffixes() & {*kind.suffixes})
 
 
 def remedy(kind: Format) -> str:
-    """What to do with a file of a kind that is not read as a picture."""
+    """What to do with a file of a kind that is not read as an image."""
     if kind.group == "raw":
         return "develop it to a TIFF or JPEG first, for example with darktable or RawTherapee (the small preview in it is not taken)"
     if kind.group == "video":
@@ -299,20 +299,20 @@ def remedy(kind: Format) -> str:
         return "this Pillow cannot read it; `pip install --upgrade pillow`"
     if kind.group == "archive":
         return "unpack it, and give the folder"
-    return {"image": "save it as a PNG or TIFF", "document": "save its pages as PNG files"}.get(kind.group, "give a picture")
+    return {"image": "save it as a PNG or TIFF", "document": "save its pages as PNG files"}.get(kind.group, "give an image")
 
 
 def check(file: BinaryIO, name: str, most: int, kinds: Collection[str] | None = None) -> None:
     """Refuses what Pillow would read, but must not: the small preview in a camera's raw file, and a JPEG XL of more than `most` pixels,
     whose reader decodes it all before it tells its size.
 
-    Raises PictureError that begins with `name`.
+    Raises ImageError that begins with `name`.
     """
     found = recognised(file)
     if found is None:
         return
     if found.group == "raw":
-        raise PictureError(f"{name}: {unreadable(name, file, kinds)}")
+        raise ImageError(f"{name}: {unreadable(name, file, kinds)}")
     if found is _IMAGES["JPEG XL"]:
         file.seek(0)
         size = jxl_size(file.read(2**20))

@@ -14,7 +14,7 @@ from gleansr.errors import one_line
 from gleansr.version import version
 
 # Of https://cv.iptc.org/newscodes/digitalsourcetype/. The first is "Edited using Generative AI": a generative model has augmented an
-# existing picture, as a latent bank does. IPTC's algorithmicallyEnhanced excludes generative AI.
+# existing image, as a latent bank does. IPTC's algorithmicallyEnhanced excludes generative AI.
 EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -44,16 +44,16 @@ _MOST_TOOL_TEXT = 2**20
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is carried from a picture to the one that is made of it."""
+    """What is carried from an image to the one that is made of it."""
 
     exif: bytes = b""
     """Exif without thumbnail, maker note and orientation (pixels are upright). Place and camera are in it."""
     dpi: tuple[float, float] | None = None
-    """Pixels per inch of the upright picture, horizontal and vertical."""
+    """Pixels per inch of the upright image, horizontal and vertical."""
     text: Mapping[str, str] = field(default_factory=dict)
     """Values of PNG's standard keywords, and of the `TOOL_TEXT`; the comment of a JPEG or GIF is "Comment"."""
     generated: bool = False
-    """Whether the picture is marked as created by generative AI, so that it stays marked so."""
+    """Whether the image is marked as created by generative AI, so that it stays marked so."""
 
 
 @functools.cache
@@ -100,7 +100,7 @@ def read_metadata(
 
 
 def kept_exif(exif: Image.Exif) -> Image.Exif:
-    """The tags that still hold for a new, upright picture."""
+    """The tags that still hold for a new, upright image."""
 
     def raw(value: Any) -> Any:  # Pillow reads any text as Latin-1 and writes it as ASCII with question marks
         return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value

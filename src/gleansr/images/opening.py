@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image, ImageFile
 
-from gleansr.errors import PictureError, TooLargeError, one_line
+from gleansr.errors import ImageError, TooLargeError, one_line
 from gleansr.images import formats, png
 
 _BY_ROWS = {"PNG", "JPEG", "MPO", "BMP", "PPM", "TGA"}
@@ -37,12 +37,12 @@ def reading(name: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except PictureError:
+    except ImageError:
         raise
     except MemoryError as error:
-        raise PictureError(f"{name}: there is not enough memory to read it") from error
+        raise ImageError(f"{name}: there is not enough memory to read it") from error
     except DAMAGE as error:
-        raise PictureError(f"{name}: cannot be read: {one_line(error)}") from error
+        raise ImageError(f"{name}: cannot be read: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def _ours(item: tuple[Any, ...]) -> bool:
 
 
 def opened(file: BinaryIO, name: str, kinds: Collection[str] | None, notes: list[str]) -> tuple[Image.Image, BinaryIO]:
-    """The image of a file, not yet loaded, and what it is read from. Raises PictureError; `notes` is added to.
+    """The image of a file, not yet loaded, and what it is read from. Raises ImageError; `notes` is added to.
 
     Args:
         file: at any place.
@@ -161,7 +161,7 @@ def _without_metadata(
 ) -> tuple[Image.Image, BinaryIO]:
     """The image of an undamaged PNG again, whose metadata Pillow does not take: its text may be longer than Pillow allows.
 
-    Raises PictureError, which says what `error` means, for all other files.
+    Raises ImageError, which says what `error` means, for all other files.
     """
     if (plain := png.without_metadata(file)) is None:
         raise _explained(error, file, name, kinds) from error
@@ -174,15 +174,15 @@ def _without_metadata(
     return image, contents
 
 
-def _explained(error: Exception, file: BinaryIO, name: str, kinds: Collection[str] | None) -> PictureError:
+def _explained(error: Exception, file: BinaryIO, name: str, kinds: Collection[str] | None) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
         return too_large(name, str(error))
     damage = png.damage(file) if png.is_png(file) else ""
     if isinstance(error, Image.UnidentifiedImageError | RuntimeError) and not damage:  # RuntimeError: of the reader of JPEG XL
-        return PictureError(f"{name}: {formats.unreadable(name, file, kinds)}")
+        return ImageError(f"{name}: {formats.unreadable(name, file, kinds)}")
     said = [] if damage and isinstance(error, Image.UnidentifiedImageError) else [one_line(error)]
     mend = ALLOW_TRUNCATED if "truncated" in str(error) else ""
-    return PictureError(f"{name}: cannot be read: {'; '.join(filter(None, [*said, damage]))}{mend}")
+    return ImageError(f"{name}: cannot be read: {'; '.join(filter(None, [*said, damage]))}{mend}")
 
 
 def too_large(name: str, what: str) -> TooLargeError:

@@ -16,15 +16,15 @@ _STRIP = 2**20
 
 
 def planes_of(
-    image: Image.Image, name: str, notes: list[str], codes: tuple[int, int, int, int] | None
+    image: Image.Image, name: str, notes: list[str], cicp: tuple[int, int, int, int] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(1 or 3, H, W) in sRGB, uint8 or float32 in [0, 1], and (1, H, W) of alpha, of an image of any mode."""
     if image.mode in ("P", "PA") and image.palette is None:
         raise ValueError("its palette is missing")
     if image.mode == "F" or image.mode.startswith("I"):
-        return _deep_planes(image, name, notes, codes)
+        return _deep_planes(image, name, notes, cicp)
     clear = ("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA") if image.has_transparency_data else ""
-    convert = conversion(clear[:-1] or image.mode, image.info, codes, name, notes, image.format)
+    convert = conversion(clear[:-1] or image.mode, image.info, cicp, name, notes, image.format)
     (width, height), grey, spread = image.size, True, 0
     colours = torch.empty(0, dtype=torch.uint8)
     alpha = torch.empty(1, height, width, dtype=torch.uint8) if clear else None
@@ -48,7 +48,7 @@ def planes_of(
 
 
 def _deep_planes(
-    image: Image.Image, name: str, notes: list[str], codes: tuple[int, int, int, int] | None
+    image: Image.Image, name: str, notes: list[str], cicp: tuple[int, int, int, int] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     values = np.asarray(image).astype(np.float32)
     alpha = None
@@ -56,14 +56,14 @@ def _deep_planes(
         alpha = torch.from_numpy((values != image.info["transparency"]).astype(np.float32))[None]
     kind, bits = {"F": ("f", 32), "I": ("i", 32)}.get(image.mode, ("u", 16))
     values = values.clip(0) / tiff.scale(kind, bits, values.max())
-    return torch.from_numpy(converted(values[None], image.info, codes, name, notes, image.format)), alpha
+    return torch.from_numpy(converted(values[None], image.info, cicp, name, notes, image.format)), alpha
 
 
 def converted(
-    values: np.ndarray, info: Mapping[Any, Any], codes: tuple[int, int, int, int] | None, name: str, notes: list[str], kind: str | None
+    values: np.ndarray, info: Mapping[Any, Any], cicp: tuple[int, int, int, int] | None, name: str, notes: list[str], kind: str | None
 ) -> np.ndarray:
     """(1 or 3, H, W) float32 in [0, 1] -> in sRGB; uint8 where a profile is applied, since colour management has 8 bits."""
-    convert = conversion("L" if len(values) == 1 else "RGB", info, codes, name, notes, kind)
+    convert = conversion("L" if len(values) == 1 else "RGB", info, cicp, name, notes, kind)
     if convert is unchanged:
         return values
     last = np.moveaxis(values, 0, -1)
@@ -79,14 +79,14 @@ def unchanged(image: Image.Image) -> np.ndarray:
 
 
 def conversion(
-    mode: str, info: Mapping[Any, Any], codes: tuple[int, int, int, int] | None, name: str, notes: list[str], kind: str | None
+    mode: str, info: Mapping[Any, Any], cicp: tuple[int, int, int, int] | None, name: str, notes: list[str], kind: str | None
 ) -> Callable[[Image.Image], np.ndarray]:
     """What makes sRGB, (H, W, 1 or 3) uint8, of 8-bit images of a mode without alpha: `unchanged` where they are sRGB."""
     if mode == "LAB":
         return lambda image: np.asarray(colour.of_lab()(image))
-    if codes:  # they count more than a profile
+    if cicp:  # they count more than a profile
         try:
-            return _stated(colour.of_codes(codes))
+            return _stated(colour.of_cicp(cicp))
         except ValueError as error:
             notes.append(f"{name}: {error}")
     if profile := info.get("icc_profile"):
@@ -95,7 +95,7 @@ def conversion(
             return unchanged if apply is None else lambda image: np.asarray(apply(image))
         except colour.PROFILE_ERRORS as error:
             notes.append(f"{name}: its colour profile was ignored: {one_line(error)}")
-    elif kind == "PNG" and not codes and "srgb" not in info and mode != "CMYK":
+    elif kind == "PNG" and not cicp and "srgb" not in info and mode != "CMYK":
         try:
             return _stated(colour.of_numbers(info.get("gamma"), info.get("chromaticity")))
         except ValueError as error:

@@ -49,7 +49,7 @@ def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, i
         if image.dtype not in (np.float32, np.float64) or image.ndim not in (2, 3):
             raise RequestError(
                 f"resize takes a float32 or float64 array HW or HWC, not {image.dtype} of shape {image.shape}; "
-                "convert 8-bit pictures with image.astype('float32') / 255"
+                "convert 8-bit images with image.astype('float32') / 255"
             )
         # A copy: PyTorch cannot share read-only memory or negative strides.
         channels_first = torch.from_numpy(np.array(image, order="C")).permute(*range(2, image.ndim), 0, 1)
@@ -60,13 +60,13 @@ def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, i
     if image.dtype not in (torch.float32, torch.float64) or image.ndim < 2:
         raise RequestError(
             f"resize takes a float32 or float64 tensor (..., H, W), not {image.dtype} of shape "
-            f"{tuple(image.shape)}; convert 8-bit pictures with image.float() / 255"
+            f"{tuple(image.shape)}; convert 8-bit images with image.float() / 255"
         )
     if 0 in image.shape[-2:]:
-        raise RequestError(f"resize cannot resize an empty picture: shape {tuple(image.shape)}")
+        raise RequestError(f"resize cannot resize an empty image: shape {tuple(image.shape)}")
     # Zero weights do not stop NaN or infinity: one such pixel would spoil a whole block of the result.
     if image.numel() and not all(bound.isfinite() for bound in torch.aminmax(image.detach())):
-        raise RequestError("resize cannot resize a picture that holds NaN or infinity")
+        raise RequestError("resize cannot resize an image that holds NaN or infinity")
     if image.device.type == "mps":  # has no float64
         return resize(image.cpu(), scale=scale, size=size).to(image.device)
 
@@ -79,7 +79,7 @@ def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, i
 
 @plain_torch()
 def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
-    """Shrink pictures as the data sets of the paper were prepared: MATLAB's bicubic, then stored with 8 bits.
+    """Shrink images as the data sets of the paper were prepared: MATLAB's bicubic, then stored with 8 bits.
 
     Args:
         images: (N, 3, H, W) float32 or float64 in [-1, 1], where -1 and 1 are the 8-bit values 0 and 255.
@@ -96,14 +96,14 @@ def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
         raise RequestError(f"degrade takes a whole scale from 1 up, such as 8 or 16, not {scale!r}")
     if not isinstance(images, torch.Tensor) or images.dtype not in (torch.float32, torch.float64) or images.ndim != 4:
         raise RequestError("degrade takes a float32 or float64 tensor of shape (N, 3, H, W) in [-1, 1]")
-    if images.device.type == "cpu":  # one by one, the pictures' float64 copies stay in the cache, which is four times as fast
+    if images.device.type == "cpu":  # one by one, the images' float64 copies stay in the cache, which is four times as fast
         return torch.cat([_degrade(image, scale) for image in images.split(1)])
     return _degrade(images, scale)
 
 
 def _degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
     home = images.device
-    # An 8-bit picture in float32 is 1e-5 of a step off its values. Put back on them, it degrades like the stored file.
+    # An 8-bit image in float32 is 1e-5 of a step off its values. Put back on them, it degrades like the stored file.
     steps = images.to("cpu" if home.type == "mps" else home, torch.float64, copy=True).mul_(127.5).add_(127.5)
     small = resize(_snap(steps, 1.0, 1e-4), scale=1 / scale).clamp_(0, 255)
     # Exact halves do occur (an edge in the middle of a pixel). Without this they would be rounded as noise of 1e-13
@@ -177,7 +177,7 @@ def _taps(length_in: int, length_out: int, scale: float) -> tuple[np.ndarray, np
     indices = left[:, None] + np.arange(math.ceil(width) + 2)
     weights = _cubic(shrink * (centre[:, None] - indices))
     weights /= weights.sum(axis=1, keepdims=True)
-    # Beyond the border the picture is mirrored, its last pixel doubled: 1..n, n..1, and so on.
+    # Beyond the border the image is mirrored, its last pixel doubled: 1..n, n..1, and so on.
     indices = (indices.astype(np.int64) - 1) % (2 * length_in)
     return np.minimum(indices, 2 * length_in - 1 - indices), weights
 

@@ -20,67 +20,67 @@ _MOST = 4
 Call = Callable[[Tensor], Tensor]
 
 
-class Recording(NamedTuple):
+class CapturedGraph(NamedTuple):
     """A pass as it was recorded: it reads one tensor and writes another, always the same ones."""
 
-    low: Tensor
-    high: Tensor
+    lr: Tensor
+    sr: Tensor
     replay: Callable[[], object]
     pool: Any = None
     """Of the memory of its maps, as CUDA graphs name it."""
 
 
-def record(call: Call, low: Tensor, beside: Recording | None = None) -> Recording:
-    """Records `call` with the shape of `low`, on a GPU, after passes that choose kernels and take memory, which no recording may do.
+def record(call: Call, lr: Tensor, beside: CapturedGraph | None = None) -> CapturedGraph:
+    """Records `call` with the shape of `lr`, on a GPU, after passes that choose kernels and take memory, which no recording may do.
 
     It shares the memory of its maps with `beside`: no two may then run at once, and a result must be copied before the next.
     """
-    low = low.clone()
+    lr = lr.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            call(low)
+            call(lr)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads read and write pictures meanwhile: what they ask of the driver, as pinned memory, is no fault of this recording.
+    # Other threads read and write images meanwhile: what they ask of the driver, as pinned memory, is no fault of this recording.
     with torch.cuda.graph(graph, pool=beside and beside.pool, capture_error_mode="thread_local"):
-        high = call(low)
-    return Recording(low, high, graph.replay, graph.pool())
+        sr = call(lr)
+    return CapturedGraph(lr, sr, graph.replay, graph.pool())
 
 
-class Recorded:
+class GraphedCall:
     """`call`, recorded at the first pass of a shape. Where that fails, as with kernels that wait for the CPU, it is called as it is.
 
     Several threads may call it if they share a stream, as they do unless told otherwise.
     """
 
-    def __init__(self, call: Call, record: Callable[[Call, Tensor, Recording | None], Recording] = record):
+    def __init__(self, call: Call, record: Callable[[Call, Tensor, CapturedGraph | None], CapturedGraph] = record):
         self._call, self._record = call, record
-        self._kept: OrderedDict[torch.Size, Recording] = OrderedDict()
+        self._kept: OrderedDict[torch.Size, CapturedGraph] = OrderedDict()
         self._lock = threading.Lock()
         self.failed: str | None = None
         """Why passes are not recorded."""
 
-    def __call__(self, low: Tensor) -> Tensor:
+    def __call__(self, lr: Tensor) -> Tensor:
         if self.failed is not None:
-            return self._call(low)
+            return self._call(lr)
         with self._lock:
             try:
-                recording = self._kept.pop(low.shape, None) or self._record(self._call, low, next(iter(self._kept.values()), None))
+                recording = self._kept.pop(lr.shape, None) or self._record(self._call, lr, next(iter(self._kept.values()), None))
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
                 self.failed = one_line(error)
                 log.info("passes are not recorded as CUDA graphs: %s", self.failed)
                 self._kept.clear()
-                return self._call(low)
-            self._kept[low.shape] = recording
+                return self._call(lr)
+            self._kept[lr.shape] = recording
             if len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
-            recording.low.copy_(low)
+            recording.lr.copy_(lr)
             recording.replay()
-            return recording.high.clone()
+            return recording.sr.clone()
 
     def forget(self) -> None:
         """Lets go of all recordings, and of their memory."""

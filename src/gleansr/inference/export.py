@@ -15,7 +15,7 @@ from gleansr.ambient import plain_torch
 from gleansr.errors import GleansrError, RequestError
 from gleansr.files import replacing
 from gleansr.inference.exportable import exportable
-from gleansr.inference.feedforward import FeedForward, enlarge
+from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import KEY, OnnxModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.residual import ResidualNet
@@ -36,7 +36,7 @@ class Exported:
     path: Path
     bytes: int
     batch: int | None
-    """Pictures that go in together; None: any number."""
+    """Images that go in together; None: any number."""
     difference: float
     """The largest difference from the network's own result, of 255, both clamped."""
     psnr: float
@@ -50,8 +50,8 @@ class _Enlarging(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, low: Tensor) -> Tensor:
-        return enlarge(self.model, low)
+    def forward(self, lr: Tensor) -> Tensor:
+        return enlarge(self.model, lr)
 
 
 @plain_torch()
@@ -72,7 +72,7 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
         GleansrError: what ONNX Runtime made differed: by more than 1e-3 (of values in [-1, 1]), in half precision by less than 45 dB.
     """
     method, path = upscaler.method, Path(path)
-    if not isinstance(method, FeedForward) or isinstance(method.model, OnnxModel):
+    if not isinstance(method, FeedForwardModel) or isinstance(method.model, OnnxModel):
         raise RequestError(f"{method.name} cannot be exported: it is no network of ours that enlarges by one forward pass")
     if isinstance(method.model, ResidualNet):
         raise RequestError("a plain network cannot be exported: it adds to MATLAB's bicubic interpolation, which ONNX does not have")
@@ -103,7 +103,7 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
     return Exported(path, path.stat().st_size, batch, difference * 127.5, psnr)
 
 
-def _proto(model: nn.Module, method: FeedForward, batch: int | None) -> Any:
+def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any:
     any_size = method.in_size is None
     shapes: dict[int, Any] = {} if batch else {0: torch.export.Dim("n", min=1, max=2**12)}
     if any_size:
@@ -111,8 +111,8 @@ def _proto(model: nn.Module, method: FeedForward, batch: int | None) -> Any:
         for axis, name in ((2, "h"), (3, "w")):
             length = torch.export.Dim(name, min=2, max=2**14 // fold)
             shapes[axis] = fold * length if fold > 1 else length
-    low = _samples(method)[: batch or 2]
-    low = low.repeat(-(-(batch or 2) // len(low)), 1, 1, 1)[: batch or 2]
+    lr = _samples(method)[: batch or 2]
+    lr = lr.repeat(-(-(batch or 2) // len(lr)), 1, 1, 1)[: batch or 2]
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that torchvision is not there
@@ -120,8 +120,8 @@ def _proto(model: nn.Module, method: FeedForward, batch: int | None) -> Any:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model, (low,), dynamo=True, input_names=["low"], output_names=["high"], opset_version=OPSET,
-                dynamic_shapes={"low": shapes or None}, verbose=False,
+                model, (lr,), dynamo=True, input_names=["low"], output_names=["high"], opset_version=OPSET,
+                dynamic_shapes={"lr": shapes or None}, verbose=False,
             )  # fmt: skip
     finally:
         logger.setLevel(level)
@@ -130,7 +130,7 @@ def _proto(model: nn.Module, method: FeedForward, batch: int | None) -> Any:
     return program.model_proto
 
 
-def _describe(proto: Any, method: FeedForward, upscaler: Upscaler, batch: int | None) -> None:
+def _describe(proto: Any, method: FeedForwardModel, upscaler: Upscaler, batch: int | None) -> None:
     fold = getattr(method.model, "fold", 1)
     facts = {
         "name": method.name,
@@ -143,7 +143,7 @@ def _describe(proto: Any, method: FeedForward, upscaler: Upscaler, batch: int | 
     entry = proto.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(facts)
     proto.doc_string = (
-        f"{upscaler.about.name}: low (N, 3, h, w) to high, RGB in [-1, 1], {method.scale} times larger; {upscaler.about.licence}"
+        f"{upscaler.about.name}: lr (N, 3, h, w) to high, RGB in [-1, 1], {method.scale} times larger; {upscaler.about.licence}"
     )
     proto.producer_name = "gleansr"
     for node in proto.graph.node:  # notes of where in the source each came from, with this machine's paths
@@ -155,8 +155,8 @@ def _describe(proto: Any, method: FeedForward, upscaler: Upscaler, batch: int | 
             value.ClearField("metadata_props")
 
 
-def _samples(method: FeedForward) -> Tensor:
-    """Three pictures, smooth, noisy and black."""
+def _samples(method: FeedForwardModel) -> Tensor:
+    """Three images, smooth, noisy and black."""
     size = method.in_size or 24
     generator = torch.Generator().manual_seed(0)
     smooth = nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=generator), size=(size, size), mode="bilinear") * 2 - 1
@@ -164,8 +164,8 @@ def _samples(method: FeedForward) -> Tensor:
 
 
 @torch.inference_mode()
-def _compare(exported: OnnxModel, method: FeedForward) -> tuple[float, float]:
-    low = _samples(method)
-    ours, theirs = enlarge(method.model, low).clamp(-1, 1), exported(low).clamp(-1, 1)
+def _compare(exported: OnnxModel, method: FeedForwardModel) -> tuple[float, float]:
+    lr = _samples(method)
+    ours, theirs = enlarge(method.model, lr).clamp(-1, 1), exported(lr).clamp(-1, 1)
     error = (ours - theirs).double()
     return float(error.abs().max()), float(10 * torch.log10(4 / error.square().mean()))

@@ -1,4 +1,4 @@
-"""Networks that enlarge pictures in one forward pass."""
+"""Networks that enlarge images in one forward pass."""
 
 from functools import partial
 from typing import Any
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from gleansr.errors import RequestError
 from gleansr.inference.cpu.frozen import FrozenGLEAN, freezable
-from gleansr.inference.cuda_graphs import Recorded
+from gleansr.inference.cuda_graphs import GraphedCall
 from gleansr.inference.devices import find_device, find_precision
-from gleansr.inference.method import Enlarged, Report
+from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.precision import Precision, full_name
 from gleansr.models.esrgan_plus import ESRGANPlus
@@ -20,11 +20,11 @@ from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
 
 
-class FeedForward:
-    """One forward pass of a network that enlarges pictures."""
+class FeedForwardModel:
+    """One forward pass of a network that enlarges images."""
 
     _frozen: FrozenGLEAN | None = None
-    recorded: Recorded | None = None
+    recorded: GraphedCall | None = None
     """Passes of a GLEAN on a GPU."""
 
     def __init__(self, model: nn.Module | OnnxModel, *, device: str | torch.device = "auto", precision: Precision = "auto"):
@@ -50,7 +50,7 @@ class FeedForward:
             self.name, self.scale = "ESRGAN+" if isinstance(model, ESRGANPlus) else "ESRGAN", model.config.scale
         else:
             raise RequestError(
-                f"a {type(model).__name__} does not enlarge pictures by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
+                f"a {type(model).__name__} does not enlarge images by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
             )
         self.model = placed(model.eval(), self.device)
         self._prepare()
@@ -60,7 +60,7 @@ class FeedForward:
             self._frozen = FrozenGLEAN(self.model, self.precision)
         if isinstance(self.model, GLEAN) and self.device.type == "cuda":
             model = self.model if self.precision == torch.float32 else held(self.model, self.precision)
-            self.recorded = Recorded(partial(self._enlarged, self.precision, model))
+            self.recorded = GraphedCall(partial(self._enlarged, self.precision, model))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_frozen", "recorded")}  # made of the model again
@@ -70,15 +70,15 @@ class FeedForward:
         self._prepare()
 
     @torch.inference_mode()
-    def __call__(self, low: Tensor, report: Report | None = None) -> Enlarged:  # noqa: ARG002, it takes no time worth reporting
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, it takes no time worth reporting
         if self._frozen:
-            return Enlarged(self._frozen(low).float())
-        return Enlarged(self.recorded(low) if self.recorded else self._enlarged(self.precision, self.model, low))
+            return ModelOutput(self._frozen(lr).float())
+        return ModelOutput(self.recorded(lr) if self.recorded else self._enlarged(self.precision, self.model, lr))
 
     @torch.inference_mode()
-    def in_float32(self, low: Tensor) -> Tensor:
-        """What the model makes of low (N, 3, h, w) in the precision of its weights: for what is not finite in half of it."""
-        return self._enlarged(torch.float32, self.model, low)
+    def in_float32(self, lr: Tensor) -> Tensor:
+        """What the model makes of lr (N, 3, h, w) in the precision of its weights: for what is not finite in half of it."""
+        return self._enlarged(torch.float32, self.model, lr)
 
     def forget(self) -> None:
         """Lets go of memory that only makes passes faster."""
@@ -87,21 +87,21 @@ class FeedForward:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _enlarged(self, precision: torch.dtype, model: nn.Module | OnnxModel, low: Tensor) -> Tensor:
-        height, width = low.shape[-2:]
+    def _enlarged(self, precision: torch.dtype, model: nn.Module | OnnxModel, lr: Tensor) -> Tensor:
+        height, width = lr.shape[-2:]
         fold = getattr(self.model, "fold", 1)  # ESRGANs of small scales fold so many pixels of each side into channels
         if height % fold or width % fold:
-            low = nn.functional.pad(low, (0, -width % fold, 0, -height % fold), mode="replicate")
-        low = low.to(memory_format=torch.channels_last)
+            lr = nn.functional.pad(lr, (0, -width % fold, 0, -height % fold), mode="replicate")
+        lr = lr.to(memory_format=torch.channels_last)
         # The casts of weights belong into a recorded pass, which a cache of them would leave out.
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32, cache_enabled=self.recorded is None):
-            high = enlarge(model, low)
-        return high[..., : height * self.scale, : width * self.scale]
+            sr = enlarge(model, lr)
+        return sr[..., : height * self.scale, : width * self.scale]
 
 
-def enlarge(model: nn.Module | OnnxModel, low: Tensor) -> Tensor:
-    """What a network makes of low (N, 3, h, w), RGB in [-1, 1]: (N, 3, scale * h, scale * w), float32, not clamped.
+def enlarge(model: nn.Module | OnnxModel, lr: Tensor) -> Tensor:
+    """What a network makes of lr (N, 3, h, w), RGB in [-1, 1]: (N, 3, scale * h, scale * w), float32, not clamped.
 
-    ESRGAN's networks take and make pictures in [0, 1]; this is where that is converted.
+    ESRGAN's networks take and make images in [0, 1]; this is where that is converted.
     """
-    return model((low + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus | RRDBNet) else model(low).float()
+    return model((lr + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus | RRDBNet) else model(lr).float()

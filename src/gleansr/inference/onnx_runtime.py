@@ -56,16 +56,16 @@ class Facts:
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{field} must be 1 to {most}, not {value}")
 
-    def disagreement(self, low: Any, high: Any) -> str | None:
+    def disagreement(self, lr: Any, sr: Any) -> str | None:
         """What the network's only input and output, as ONNX Runtime describes them, have otherwise; None if nothing."""
         sizes = (self.in_size, self.in_size)
         made = (self.in_size and self.in_size * self.scale,) * 2
-        for end, name, expected in ((low, "low", (self.batch, 3, *sizes)), (high, "high", (self.batch, 3, *made))):
+        for end, name, expected in ((lr, "low", (self.batch, 3, *sizes)), (sr, "high", (self.batch, 3, *made))):
             if end.name != name or end.type != "tensor(float)" or len(end.shape) != 4:
                 return f"it has {end.name[:50]!r} of {end.type} and {len(end.shape)} axes, not {name!r} of tensor(float) and 4 axes"
             for found, wanted in zip(end.shape, expected, strict=True):
                 # What the file leaves open is a name; of results it may leave open what the metadata tell.
-                if (isinstance(found, int) and found != wanted) or (not isinstance(found, int) and wanted is not None and end is low):
+                if (isinstance(found, int) and found != wanted) or (not isinstance(found, int) and wanted is not None and end is lr):
                     return f"its metadata tell of {name} {_shown(expected)}, but it is {_shown(end.shape)}"
         return None
 
@@ -77,11 +77,11 @@ def _shown(shape: Any) -> str:
 class OnnxModel:
     """A network in a file that `gleansr.inference.export` wrote, called like a module.
 
-    Its input is low (N, 3, h, w) and its output (N, 3, scale * h, scale * w), float32 RGB in [-1, 1], the output not clamped.
+    Its input is lr (N, 3, h, w) and its output (N, 3, scale * h, scale * w), float32 RGB in [-1, 1], the output not clamped.
     """
 
     def __init__(self, path: str | Path, device: torch.device):
-        """`device`: where ONNX Runtime computes. Pictures go in and come out as tensors on the CPU.
+        """`device`: where ONNX Runtime computes. Images go in and come out as tensors on the CPU.
 
         Raises:
             RequestError: onnxruntime is not installed, or not for the device.
@@ -122,27 +122,27 @@ class OnnxModel:
         self.about, self.name, self.scale, self.fold = facts.about, facts.name, facts.scale, facts.fold
         self.in_size, self.batch = facts.in_size, facts.batch
 
-    def __call__(self, low: Tensor) -> Tensor:
+    def __call__(self, lr: Tensor) -> Tensor:
         """Raises CheckpointError where the network fails or makes what its metadata do not tell, MemoryError where memory is short."""
         made = []
-        for part in low.split(self.batch or len(low)):
+        for part in lr.split(self.batch or len(lr)):
             missing = (self.batch or len(part)) - len(part)
             full = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
-            high = self._run(full)
+            sr = self._run(full)
             expected = (len(full), 3, full.shape[2] * self.scale, full.shape[3] * self.scale)
-            if high.shape != expected or high.dtype != torch.float32:
+            if sr.shape != expected or sr.dtype != torch.float32:
                 raise CheckpointError(
-                    f"{self._path}: made {_shown(high.shape)} of {_shown(full.shape)}, not {_shown(expected)}; export it again"
+                    f"{self._path}: made {_shown(sr.shape)} of {_shown(full.shape)}, not {_shown(expected)}; export it again"
                 )
-            made.append(high[: len(part)])
+            made.append(sr[: len(part)])
         return torch.cat(made)
 
-    def _run(self, low: Tensor) -> Tensor:
+    def _run(self, lr: Tensor) -> Tensor:
         try:
-            [high] = self._session.run(None, {"low": low.contiguous().numpy()})
+            [sr] = self._session.run(None, {"low": lr.contiguous().numpy()})
         except Exception as error:  # all that onnxruntime's errors have in common
             text = " ".join(str(error).split())[:300]
             if "allocate" in text or "bad_alloc" in text:
                 raise MemoryError(text) from error
             raise CheckpointError(f"{self._path}: ONNX Runtime cannot run it: {text}") from error
-        return torch.from_numpy(high)
+        return torch.from_numpy(sr)

@@ -1,4 +1,4 @@
-"""What is done with a picture around the model's forward passes: the same for one picture, a folder and a cluster."""
+"""What is done with an image around the model's forward passes: the same for one image, a folder and a cluster."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from torch import Tensor
 from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
 from gleansr.images.back_projection import back_project, consistency
-from gleansr.images.codec import Picture
+from gleansr.images.codec import DecodedImage
 from gleansr.inference.upscaler import Fit, Upscaler
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """What was made of a picture."""
+class TaskResult:
+    """What was made of an image."""
 
     image: Image.Image
     notes: tuple[str, ...] = ()
@@ -28,19 +28,19 @@ class Result:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A picture between reading and writing."""
+class PreparedImage:
+    """An image between reading and writing."""
 
-    lows: tuple[Tensor, ...]
+    lrs: tuple[Tensor, ...]
     """What the model is to enlarge, each (3, h, w), RGB in [-1, 1], on the CPU; none where there is nothing."""
-    finish: Callable[[Sequence[Tensor], Sequence[str]], Result]
+    finish: Callable[[Sequence[Tensor], Sequence[str]], TaskResult]
     """The result, of what the model made of each, (3, scale * h, scale * w), on the CPU, not clamped, and its note, which may be empty."""
     eight_bits: bool = False
-    """Whether `finish` takes 8 bits (`pictures.to_bytes`) as well: a GPU then sends home a quarter."""
+    """Whether `finish` takes 8 bits (`codec.to_bytes`) as well: a GPU then sends home a quarter."""
 
 
-class Task(Protocol):
-    """A way to treat pictures. `prepare` and `finish` use the CPU alone, and several threads may call them at once."""
+class ImageTask(Protocol):
+    """A way to treat images. `prepare` and `finish` use the CPU alone, and several threads may call them at once."""
 
     @property
     def upscaler(self) -> Upscaler:
@@ -49,7 +49,7 @@ class Task(Protocol):
 
     @property
     def factor(self) -> int:
-        """How many times larger than its picture a result is."""
+        """How many times larger than its image a result is."""
         ...
 
     @property
@@ -57,14 +57,14 @@ class Task(Protocol):
         """All but the model that decides what a result looks like, as plain JSON values."""
         ...
 
-    def prepare(self, picture: Picture) -> Prepared:
-        """Raises GleansrError for a picture that cannot be treated."""
+    def prepare(self, decoded: DecodedImage) -> PreparedImage:
+        """Raises GleansrError for an image that cannot be treated."""
         ...
 
 
 @dataclass(frozen=True)
 class Enlarge:
-    """Enlarges the picture as a whole."""
+    """Enlarges the image as a whole."""
 
     upscaler: Upscaler
     fit: Fit = "auto"
@@ -86,24 +86,24 @@ class Enlarge:
         return {"fit": self.fit, "consistent": self.consistent}
 
     @plain_torch()
-    def prepare(self, picture: Picture) -> Prepared:
-        fitted = self.upscaler.fit(picture, self.fit)
-        # What finishing needs is kept, not the picture as it came, while it waits.
-        fitted = dataclasses.replace(fitted, picture=Picture(torch.empty(3, 0, 0)))
+    def prepare(self, decoded: DecodedImage) -> PreparedImage:
+        fitted = self.upscaler.fit(decoded, self.fit)
+        # What finishing needs is kept, not the image as it came, while it waits.
+        fitted = dataclasses.replace(fitted, image=DecodedImage(torch.empty(3, 0, 0)))
 
-        notes_of_picture = picture.notes
+        decoded_notes = decoded.notes
 
         @plain_torch()
-        def finish(highs: Sequence[Tensor], notes: Sequence[str]) -> Result:
-            high = back_project(fitted.low, highs[0], strength=self.consistent) if self.consistent else highs[0]
-            image = self.upscaler.finish(fitted, high, notes[0])
-            details = {"consistency_db": decibels(fitted.low, high)} if self.measured else {}
-            return Result(image, tuple(filter(None, [image.info.get("gleansr"), *notes_of_picture])), details)
+        def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
+            sr = back_project(fitted.lr, srs[0], strength=self.consistent) if self.consistent else srs[0]
+            image = self.upscaler.finish(fitted, sr, notes[0])
+            details = {"consistency_db": decibels(fitted.lr, sr)} if self.measured else {}
+            return TaskResult(image, tuple(filter(None, [image.info.get("gleansr"), *decoded_notes])), details)
 
-        return Prepared((fitted.low,), finish, eight_bits=fitted.alpha is None and not (self.consistent or self.measured))
+        return PreparedImage((fitted.lr,), finish, eight_bits=fitted.alpha is None and not (self.consistent or self.measured))
 
 
-def decibels(low: Tensor, high: Tensor) -> float | None:
+def decibels(lr: Tensor, sr: Tensor) -> float | None:
     """Consistency of one result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None where nothing differs, for JSON."""
-    value = float(consistency(low[None], high[None])[0])
+    value = float(consistency(lr[None], sr[None])[0])
     return None if value == float("inf") else round(value, 2)

@@ -26,7 +26,7 @@ _ROW = np.dtype(
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class ManifestEntry:
     """What is remembered of a result."""
 
     source: int
@@ -95,7 +95,7 @@ class Index:
     def __contains__(self, target: str) -> bool:
         return self.get(target) is not None
 
-    def get(self, target: str) -> Recorded | None:
+    def get(self, target: str) -> ManifestEntry | None:
         """Of a target, begun or done; None if it was never written."""
         key, check = _hashed(target)
         place = int(self._keys.searchsorted(np.uint64(key)))
@@ -103,7 +103,7 @@ class Index:
             return None
         _, found, size, mtime_ns, sha256, source, maker, result = _PACKED.unpack(self._rows[place].tobytes())
         told = result if result.strip(b"\0") else None
-        return Recorded(source, size, mtime_ns, sha256, self._makers[maker], told) if found == check else None
+        return ManifestEntry(source, size, mtime_ns, sha256, self._makers[maker], told) if found == check else None
 
     def done(self, made_by: str) -> int:
         """How many results were made so."""

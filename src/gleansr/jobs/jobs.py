@@ -1,4 +1,4 @@
-"""What is to be done: one job for each picture, and the places where their results go."""
+"""What is to be done: one job for each image, and the places where their results go."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ MANIFEST = "gleansr.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture to read and where its result goes. Small, and can be sent to another process."""
+    """One image to read and where its result goes. Small, and can be sent to another process."""
 
     source: str
-    """Path or address of the picture; bytes of a name that are no text are surrogates, as in `os.fsdecode`."""
+    """Path or address of the image; bytes of a name that are no text are surrogates, as in `os.fsdecode`."""
     target: str
     """Path or address of the result."""
     source_key: str
@@ -31,44 +31,46 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Unlisted:
-    """A folder that could not be read, so that the pictures in it are unknown."""
+class UnreadableFolder:
+    """A folder that could not be read, so that the images in it are unknown."""
 
     folder: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """A folder of results and what is put there."""
 
     root: Path
     """The folder of results."""
     inputs: tuple[Path, ...]
-    """Pictures, and folders whose trees are mirrored in `root`; their trees may overlap there."""
+    """Images, and folders whose trees are mirrored in `root`; their trees may overlap there."""
     suffix: str = ""
     """Added to the names of the results."""
     target: Path | None = None
-    """The result itself, for one picture that has been given a name."""
+    """The result itself, for one image that has been given a name."""
     manifest: Path | None = None
-    """The file that remembers what is done; None for pictures whose results lie beside them."""
+    """The file that remembers what is done; None for images whose results lie beside them."""
     others: tuple[Path, ...] = ()
     """Inputs of other places, which are not replaced either."""
 
 
-def places(inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file: bool = False, manifest: Path | None = None) -> list[Place]:
+def places(
+    inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file: bool = False, manifest: Path | None = None
+) -> list[Destination]:
     """Where the results of `inputs` go.
 
     Args:
-        inputs: pictures and folders of pictures; one that is given twice counts once.
+        inputs: images and folders of images; one that is given twice counts once.
         output: the folder of all results, or with `to_file` the one result. Without it the results of a folder go into FOLDER`suffix`
-            beside it, that of a picture into NAME`suffix`.png beside it.
+            beside it, that of an image into NAME`suffix`.png beside it.
         suffix: such as "_8x".
-        manifest: the file that remembers what is done, instead of gleansr.jsonl in each folder of results. Pictures whose results lie
+        manifest: the file that remembers what is done, instead of gleansr.jsonl in each folder of results. Images whose results lie
             beside them or that have been given a name have a manifest only so.
     """
     if to_file and output is not None:
-        return [Place(output.parent, tuple(inputs), target=output, manifest=manifest)]
+        return [Destination(output.parent, tuple(inputs), target=output, manifest=manifest)]
     every = tuple(dict.fromkeys(inputs))
     grouped: dict[tuple[Path, str, bool], dict[Path, None]] = {}
     for path in inputs:
@@ -80,7 +82,7 @@ def places(inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file:
             key = (path.parent, suffix, False)
         grouped.setdefault(key, {})[path] = None
     return [
-        Place(
+        Destination(
             root,
             tuple(paths),
             added,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from gleansr.documents import parse_line
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.files import held, leftovers
 from gleansr.images.codec import software
 from gleansr.jobs.index import Index
@@ -86,7 +86,7 @@ class Manifest:
                 self._write([{"status": "begun", "targets": targets}])
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Appends what became of a picture. Failures are kept back while nothing was written: no folder is made for nothing."""
+        """Appends what became of an image. Failures are kept back while nothing was written: no folder is made for nothing."""
         with self._lock:
             if entry["status"] == "failed" and self._descriptor is None and len(self._kept_back) < _KEPT_BACK:
                 self._kept_back.append(entry)
@@ -156,7 +156,7 @@ class Manifest:
             entries, self._kept_back = self._kept_back + entries, []
             for entry in entries:
                 self._append(entry)
-        except PictureError as error:  # a file is where its folder is to be
+        except ImageError as error:  # a file is where its folder is to be
             raise OutputError(str(error)) from error
         except OSError as error:
             raise OutputError(f"{self.file}: cannot be written: {error.strerror or error}") from error

@@ -11,39 +11,39 @@ from typing import Any
 
 import torch
 
-from gleansr.inference.method import Report
-from gleansr.inference.tasks import Enlarge, Task
-from gleansr.jobs.batches import Batches, Low
+from gleansr.inference.method import StepReport
+from gleansr.inference.tasks import Enlarge, ImageTask
+from gleansr.jobs.batches import BatchCollector, Low
 from gleansr.jobs.forward import Forward, Made
-from gleansr.jobs.index import Recorded
-from gleansr.jobs.jobs import Job, Unlisted
+from gleansr.jobs.index import ManifestEntry
+from gleansr.jobs.jobs import Job, UnreadableFolder
 from gleansr.jobs.manifest import Manifest
-from gleansr.jobs.steps import Loaded, Outcome, Work, load, skips, store
+from gleansr.jobs.steps import DecodedJob, JobResult, Work, load, skips, store
 from gleansr.jobs.window import ClosedError, Window
 
 MEMORY = 2**30
-"""Bytes that pictures between reading and writing may take together, by estimate; one that takes more is treated alone."""
+"""Bytes that images between reading and writing may take together, by estimate; one that takes more is treated alone."""
 
 _PATIENCE = 0.2
 """Seconds between two questions whether to stop, while nothing comes."""
 
 
-class StoppedError(Exception):
+class SearchStoppedError(Exception):
     """A slow method was stopped at one of its steps."""
 
 
 def run(
-    jobs: Iterable[Job | Unlisted],
+    jobs: Iterable[Job | UnreadableFolder],
     work: Work,
     manifests: Sequence[Manifest | None],
     *,
     stopped: Callable[[], bool] = lambda: False,
-    report: Report | None = None,
-) -> Iterator[Outcome | Unlisted]:
+    report: StepReport | None = None,
+) -> Iterator[JobResult | UnreadableFolder]:
     """Does all jobs; yields what became of each as soon as it is known, in the order in which they end.
 
-    Reader threads read, decode and prepare, a few pictures ahead; this thread makes the forward passes, in batches of lows of one shape in
-    the order of the jobs; writer threads finish, encode and write. Which pictures share a batch depends on the jobs alone, not on timing.
+    Reader threads read, decode and prepare, a few images ahead; this thread makes the forward passes, in batches of lrs of one shape in
+    the order of the jobs; writer threads finish, encode and write. Which images share a batch depends on the jobs alone, not on timing.
     What is done already (see `skips`) is not read. `Manifest.begin` and `.add` are called here.
 
     Args:
@@ -58,13 +58,13 @@ def run(
     """
     count = 4 * work.batch_size + 4
     memory = max(MEMORY, 6 * work.batch_size * bytes_of(work.task, 0, 0))
-    window: Window[Job, Loaded | Outcome, Outcome | Unlisted] = Window(iter(()), count, memory)
+    window: Window[Job, DecodedJob | JobResult, JobResult | UnreadableFolder] = Window(iter(()), count, memory)
     window = Window(_to_do(jobs, work, manifests, lambda outcome: window.tell(outcome, bounded=True)), count, memory)
-    computed: queue.SimpleQueue[tuple[int, Loaded, list[Made]] | None] = queue.SimpleQueue()
+    computed: queue.SimpleQueue[tuple[int, DecodedJob, list[Made]] | None] = queue.SimpleQueue()
 
     def step(done: int, total: int) -> None:
         if stopped():
-            raise StoppedError
+            raise SearchStoppedError
         if report:
             report(done, total)
 
@@ -75,8 +75,8 @@ def run(
         while begun := window.begin():
             number, job = begun
             item = load(job, work, _recorded(manifests, job), partial(admit, number))
-            window.admit(number, 0)  # where it came to no picture
-            if isinstance(item, Loaded) and item.light and work.task.upscaler.output_size:  # otherwise the low is as large as the picture
+            window.admit(number, 0)  # where it came to no image
+            if isinstance(item, DecodedJob) and item.light and work.task.upscaler.output_size:  # otherwise the low is as large as the image
                 window.lighten(number, bytes_of(work.task, 0, 0))
             window.put(number, item)
             del item
@@ -92,30 +92,30 @@ def run(
             window.tell(outcome)
 
     forward = Forward(work.task.upscaler.method, work.batch_size, step)
-    batches = Batches(work.batch_size, count // 2, memory // 2)
-    pictures: dict[int, tuple[Loaded, list[Made | None]]] = {}
+    batches = BatchCollector(work.batch_size, count // 2, memory // 2)
+    images: dict[int, tuple[DecodedJob, list[Made | None]]] = {}
 
     def collect(batch: list[Low], end: Callable[[], list[Made]]) -> None:
-        for low, made in zip(batch, end(), strict=True):
-            loaded, parts = pictures[low.number]
-            parts[low.place] = made
+        for lr, made in zip(batch, end(), strict=True):
+            loaded, parts = images[lr.number]
+            parts[lr.place] = made
             if all(parts):
-                computed.put((low.number, loaded, [part for part in parts if part]))
-                del pictures[low.number]
+                computed.put((lr.number, loaded, [part for part in parts if part]))
+                del images[lr.number]
 
     ready: deque[list[Low]] = deque()
     under_way: deque[tuple[list[Low], Callable[[], list[Made]]]] = deque()
     ended = False
     threads = threads_beside(work.task)
-    with _threads(window, [read] * (threads + 1), [write] * threads, lambda: computed.put(None)), suppress(StoppedError):
+    with _threads(window, [read] * (threads + 1), [write] * threads, lambda: computed.put(None)), suppress(SearchStoppedError):
         while not (stopped() or (ended and not ready and not under_way)):
             yield from window.told()
             if ready and len(under_way) < forward.ahead:
                 batch = ready.popleft()
-                together = [pictures[number][0] for number in dict.fromkeys(low.number for low in batch)]
+                together = [images[number][0] for number in dict.fromkeys(lr.number for lr in batch)]
                 _begin([one.job for one in together], manifests)
                 eight_bits = all(one.prepared.eight_bits for one in together)
-                under_way.append((batch, forward.start([low.tensor for low in batch], eight_bits=eight_bits)))
+                under_way.append((batch, forward.start([lr.tensor for lr in batch], eight_bits=eight_bits)))
                 continue
             if len(under_way) == forward.ahead or ended:
                 collect(*under_way.popleft())
@@ -131,14 +131,14 @@ def run(
                 ready.extend(batches.rest())
                 continue
             number, weight, item = taken
-            if isinstance(item, Outcome):
+            if isinstance(item, JobResult):
                 if item.entry and (manifest := manifests[item.job.place]):
                     manifest.add(item.entry)
                 window.release(number)
                 yield item
-            elif lows := item.prepared.lows:
-                pictures[number] = item, [None] * len(lows)
-                ready.extend(batches.add(number, weight, lows))
+            elif lrs := item.prepared.lrs:
+                images[number] = item, [None] * len(lrs)
+                ready.extend(batches.add(number, weight, lrs))
             else:
                 _begin([item.job], manifests)
                 computed.put((number, item, []))
@@ -149,18 +149,21 @@ def run(
 
 
 def _to_do(
-    jobs: Iterable[Job | Unlisted], work: Work, manifests: Sequence[Manifest | None], tell: Callable[[Outcome | Unlisted], None]
+    jobs: Iterable[Job | UnreadableFolder],
+    work: Work,
+    manifests: Sequence[Manifest | None],
+    tell: Callable[[JobResult | UnreadableFolder], None],
 ) -> Iterator[Job]:
     for job in jobs:
-        if isinstance(job, Unlisted):
+        if isinstance(job, UnreadableFolder):
             tell(job)
         elif skips(job, work, _recorded(manifests, job)):
-            tell(Outcome(job, "skipped", {}))
+            tell(JobResult(job, "skipped", {}))
         else:
             yield job
 
 
-def _recorded(manifests: Sequence[Manifest | None], job: Job) -> Recorded | None:
+def _recorded(manifests: Sequence[Manifest | None], job: Job) -> ManifestEntry | None:
     manifest = manifests[job.place]
     return manifest.index.get(job.target_key) if manifest else None
 
@@ -171,15 +174,15 @@ def _begin(jobs: Sequence[Job], manifests: Sequence[Manifest | None]) -> None:
             manifest.begin(job for job in jobs if job.place == place)
 
 
-def bytes_of(task: Task, width: int, height: int) -> int:
-    """Bytes that a picture of that size takes, roughly: its pixels in float32 twice, the result in float32 and in 8 bits."""
+def bytes_of(task: ImageTask, width: int, height: int) -> int:
+    """Bytes that an image of that size takes, roughly: its pixels in float32 twice, the result in float32 and in 8 bits."""
     side = task.upscaler.output_size
     result = side**2 if isinstance(task, Enlarge) and side else task.factor**2 * width * height
     return 24 * width * height + 16 * result
 
 
-def threads_beside(task: Task) -> int:
-    """How many threads finish pictures beside the forward passes."""
+def threads_beside(task: ImageTask) -> int:
+    """How many threads finish images beside the forward passes."""
     return max(1, (os.cpu_count() or 1) // (8 if task.upscaler.device.type == "cpu" else 2))
 
 

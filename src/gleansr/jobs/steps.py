@@ -1,4 +1,4 @@
-"""What happens to a picture, from its bytes to its result and the manifest's line: the same in a pipeline, one by one and on a cluster."""
+"""What happens to an image, from its bytes to its result and the manifest's line: the same in a pipeline, one by one and on a cluster."""
 
 import hashlib
 import io
@@ -17,26 +17,26 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from gleansr.errors import GleansrError, InternalError, PictureError, one_line
+from gleansr.errors import GleansrError, ImageError, InternalError, one_line
 from gleansr.files import same_file
 from gleansr.images.codec import FORMATS, Metadata, decode, save
 from gleansr.images.metadata import is_marked
 from gleansr.images.opening import DAMAGE
 from gleansr.inference.devices import out_of_memory
-from gleansr.inference.tasks import Prepared, Task
+from gleansr.inference.tasks import ImageTask, PreparedImage
 from gleansr.jobs.forward import Forward, Made
-from gleansr.jobs.index import Recorded, fingerprint
+from gleansr.jobs.index import ManifestEntry, fingerprint
 from gleansr.jobs.jobs import Job
-from gleansr.jobs.storage import LocalStorage, OutputError, State, Storage
+from gleansr.jobs.storage import FileStore, LocalStorage, OutputError, State
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is done with every picture, and how results are written."""
+    """What is done with every image, and how results are written."""
 
-    task: Task
+    task: ImageTask
     batch_size: int
-    """Most pictures, or objects in them, in a forward pass."""
+    """Most images, or objects in them, in a forward pass."""
     model_sha256: str | None = None
     """Of the model's file, see `gleansr.files.sha256_of`; None for a method without one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -47,9 +47,9 @@ class Work:
     """Whether files are replaced that no manifest says are ours."""
     sidecar: bool = False
     """Whether NAME.json beside each result tells how it was made."""
-    storage: Storage = field(default_factory=LocalStorage)
+    storage: FileStore = field(default_factory=LocalStorage)
     max_pixels: int | None = None
-    """The most pixels of a picture; see `pictures.decode`, `allow_truncated` too."""
+    """The most pixels of an image; see `codec.decode`, `allow_truncated` too."""
     allow_truncated: bool = False
 
     @cached_property
@@ -64,7 +64,7 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class JobResult:
     """What became of a job."""
 
     job: Job
@@ -76,14 +76,14 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
-    """A picture between reading and writing."""
+class DecodedJob:
+    """An image between reading and writing."""
 
     job: Job
     state: State
     sha256: str
     metadata: Metadata
-    prepared: Prepared
+    prepared: PreparedImage
     light: bool
     """Whether its task has let go of its pixels."""
     seconds: float
@@ -91,8 +91,8 @@ class Loaded:
 
 
 def treat(
-    jobs: Sequence[Job], work: Work, known: Sequence[Recorded | None] | None = None, *, forward: Forward | None = None
-) -> Iterator[Outcome]:
+    jobs: Sequence[Job], work: Work, known: Sequence[ManifestEntry | None] | None = None, *, forward: Forward | None = None
+) -> Iterator[JobResult]:
     """Does some jobs end to end, from the files' bytes to written results, one after the other, with forward passes in batches.
 
     It touches no manifest: its caller says `Manifest.begin(jobs)` before and `Manifest.add(outcome.entry)`, where there is an entry, after.
@@ -111,38 +111,40 @@ def treat(
         OutputError: nothing more can be written.
     """
     forward = forward or Forward(work.task.upscaler.method, work.batch_size)
-    loaded: list[Loaded] = []
+    loaded: list[DecodedJob] = []
     for job, recorded in zip(jobs, known or [None] * len(jobs), strict=True):
         one = load(job, work, recorded)
-        if isinstance(one, Outcome):
+        if isinstance(one, JobResult):
             yield one
         else:
             loaded.append(one)
     shapes: dict[torch.Size, list[tuple[int, int]]] = {}
     for i, one in enumerate(loaded):
-        for j, low in enumerate(one.prepared.lows):
-            shapes.setdefault(low.shape, []).append((i, j))
+        for j, lr in enumerate(one.prepared.lrs):
+            shapes.setdefault(lr.shape, []).append((i, j))
     made: dict[tuple[int, int], Made] = {}
     for places in shapes.values():
         for start in range(0, len(places), work.batch_size):
             batch = places[start : start + work.batch_size]
-            lows, eight_bits = [loaded[i].prepared.lows[j] for i, j in batch], all(loaded[i].prepared.eight_bits for i, _ in batch)
-            made.update(zip(batch, forward(lows, eight_bits=eight_bits), strict=True))
+            lrs, eight_bits = [loaded[i].prepared.lrs[j] for i, j in batch], all(loaded[i].prepared.eight_bits for i, _ in batch)
+            made.update(zip(batch, forward(lrs, eight_bits=eight_bits), strict=True))
     for i, one in enumerate(loaded):
-        yield store(one, [made[i, j] for j in range(len(one.prepared.lows))], work)
+        yield store(one, [made[i, j] for j in range(len(one.prepared.lrs))], work)
 
 
-def skips(job: Job, work: Work, known: Recorded | None) -> bool:
+def skips(job: Job, work: Work, known: ManifestEntry | None) -> bool:
     """Whether a job is done: its result is there, made in the same way from a source of the same name, size and time of change."""
     if known is None or known.made_by != work.fingerprint or not known.is_of(job.source_key):
         return False
     return work.storage.state(job.source) == State(known.size, known.mtime_ns) and _is_there(job, work)
 
 
-def load(job: Job, work: Work, known: Recorded | None = None, opened: Callable[[int, int], object] | None = None) -> Loaded | Outcome:
-    """Reads and prepares a picture. An outcome instead where that fails, or where `known` shows by its contents that it is done.
+def load(
+    job: Job, work: Work, known: ManifestEntry | None = None, opened: Callable[[int, int], object] | None = None
+) -> DecodedJob | JobResult:
+    """Reads and prepares an image. An outcome instead where that fails, or where `known` shows by its contents that it is done.
 
-    `opened` is called with the picture's width and height before its pixels are read.
+    `opened` is called with the image's width and height before its pixels are read.
     """
     started = time.perf_counter()
     with _Failing(job) as failing:
@@ -150,25 +152,25 @@ def load(job: Job, work: Work, known: Recorded | None = None, opened: Callable[[
         data = work.storage.read(job.source)
         digest = hashlib.sha256(data)
         if known and known.made_by == work.fingerprint and known.sha256 == digest.digest()[:16] and _is_there(job, work):
-            return Outcome(job, "skipped", {})
+            return JobResult(job, "skipped", {})
         check_targets(job, work, known)
-        picture = decode(data, name=job.source, opened=opened, max_pixels=work.max_pixels, allow_truncated=work.allow_truncated)
+        image = decode(data, name=job.source, opened=opened, max_pixels=work.max_pixels, allow_truncated=work.allow_truncated)
         del data
-        pixels, metadata = weakref.ref(picture.stored), picture.metadata
-        prepared = work.task.prepare(picture)
-        del picture
-        return Loaded(job, state, digest.hexdigest(), metadata, prepared, pixels() is None, time.perf_counter() - started)
+        pixels, metadata = weakref.ref(image.stored), image.metadata
+        prepared = work.task.prepare(image)
+        del image
+        return DecodedJob(job, state, digest.hexdigest(), metadata, prepared, pixels() is None, time.perf_counter() - started)
     return failing.outcome
 
 
-def store(loaded: Loaded, made: Sequence[Made], work: Work) -> Outcome:
-    """Finishes and writes a picture. Raises OutputError where nothing more can be written."""
+def store(loaded: DecodedJob, made: Sequence[Made], work: Work) -> JobResult:
+    """Finishes and writes an image. Raises OutputError where nothing more can be written."""
     job, started = loaded.job, time.perf_counter()
     with _Failing(job) as failing:
         for one in made:
             if one.error:
-                raise PictureError(str(one.error) if str(one.error).startswith(job.source) else f"{job.source}: {one.error}") from one.error
-        result = loaded.prepared.finish([one.high for one in made if one.high is not None], [one.note for one in made])
+                raise ImageError(str(one.error) if str(one.error).startswith(job.source) else f"{job.source}: {one.error}") from one.error
+        result = loaded.prepared.finish([one.sr for one in made if one.sr is not None], [one.note for one in made])
         entry = {
             "status": "done",
             "source": job.source_key,
@@ -190,51 +192,51 @@ def store(loaded: Loaded, made: Sequence[Made], work: Work) -> Outcome:
             work.storage.write(sidecar(job.target), json.dumps(told, indent=2).encode() + b"\n")
         work.storage.write(job.target, data)
         seconds = loaded.seconds + sum(one.seconds for one in made) + time.perf_counter() - started
-        return Outcome(job, "done", {**entry, "seconds": round(seconds, 4)}, notes=tuple(notes))
+        return JobResult(job, "done", {**entry, "seconds": round(seconds, 4)}, notes=tuple(notes))
     return failing.outcome
 
 
-def check_targets(job: Job, work: Work, known: Recorded | None) -> None:
-    """Raises PictureError where a result, or its sidecar, would replace an input, or a file that no earlier run wrote.
+def check_targets(job: Job, work: Work, known: ManifestEntry | None) -> None:
+    """Raises ImageError where a result, or its sidecar, would replace an input, or a file that no earlier run wrote.
 
     `known` is what the manifest remembers of the target. It is not enough: somebody may have put another file in the place of a result.
     """
     if work.storage.state(job.target) is not None or os.path.islink(job.target):  # noqa: PTH114, a link may lead to what is not mounted
         ours = job.replaces != "nothing" and known is not None and is_ours(job.target, work.storage, known)
         if (job.replaces != "anything" and not ours) or same_file(job.target, job.source):  # the source may be a link to it
-            raise PictureError(f"{job.target}: is an input, which is never replaced; give the results another folder with --output")
+            raise ImageError(f"{job.target}: is an input, which is never replaced; give the results another folder with --output")
         if not (ours or work.overwrite):
             changed = " and is not what gleansr wrote there" if known else ""
-            raise PictureError(f"{job.target}: exists already{changed} and may not be overwritten; --overwrite replaces it")
+            raise ImageError(f"{job.target}: exists already{changed} and may not be overwritten; --overwrite replaces it")
     path = sidecar(job.target)
     if work.sidecar and not work.overwrite and work.storage.state(path) is not None and not _is_sidecar(work.storage, path, job):
-        raise PictureError(f"{path}: exists already and may not be overwritten; --overwrite replaces it")
+        raise ImageError(f"{path}: exists already and may not be overwritten; --overwrite replaces it")
 
 
-def is_ours(path: str, storage: Storage, known: Recorded) -> bool:
+def is_ours(path: str, storage: FileStore, known: ManifestEntry) -> bool:
     """Whether the file at `path` is, to the last byte, the result that `known` tells of. Where it tells no hash, since a run was killed or
     is old, whether the file says that gleansr wrote it."""
     try:
         data = storage.read(path)
-    except PictureError:
+    except ImageError:
         return False
     if not data:  # what a machine may leave that failed before it was on the disk
         return True
     return is_marked(data) if known.result is None else hashlib.sha256(data).digest()[: len(known.result)] == known.result
 
 
-def _is_sidecar(storage: Storage, path: str, job: Job) -> bool:
+def _is_sidecar(storage: FileStore, path: str, job: Job) -> bool:
     """Whether a file tells how the job's result was made."""
     try:
         told = json.loads(storage.read(path))
-    except (PictureError, ValueError):
+    except (ImageError, ValueError):
         return False
     return isinstance(told, dict) and told.get("target") == job.target_key and {"sha256", "model_sha256", "options"} <= told.keys()
 
 
-def failed(job: Job, error: GleansrError) -> Outcome:
+def failed(job: Job, error: GleansrError) -> JobResult:
     """The outcome of a job that an error ended."""
-    return Outcome(job, "failed", {"status": "failed", "source": job.source_key, "target": job.target_key, "error": str(error)}, error)
+    return JobResult(job, "failed", {"status": "failed", "source": job.source_key, "target": job.target_key, "error": str(error)}, error)
 
 
 def encoded(image: Image.Image, target: str, metadata: Metadata, work: Work) -> tuple[bytes, tuple[str, ...]]:
@@ -248,7 +250,7 @@ def encoded(image: Image.Image, target: str, metadata: Metadata, work: Work) -> 
     try:
         notes = save(image, file, kind, metadata, work.task.upscaler.about.name, work.quality, **faster)
     except (*DAMAGE, MemoryError) as error:  # not those of a mistake in a program
-        raise PictureError(f"{target}: cannot be written: {error or type(error).__name__}") from error
+        raise ImageError(f"{target}: cannot be written: {error or type(error).__name__}") from error
     return file.getvalue(), notes
 
 
@@ -258,9 +260,9 @@ def sidecar(target: str) -> str:
 
 
 class _Failing:
-    """What is wrong with one picture becomes its outcome, so that the others go on. Faults of the program stop them all."""
+    """What is wrong with one image becomes its outcome, so that the others go on. Faults of the program stop them all."""
 
-    outcome: Outcome
+    outcome: JobResult
 
     def __init__(self, job: Job):
         self._job = job
@@ -274,7 +276,7 @@ class _Failing:
         if isinstance(error, GleansrError):
             known = error
         elif isinstance(error, OSError) or out_of_memory(error):
-            known = PictureError(f"{self._job.source}: {one_line(error)}")
+            known = ImageError(f"{self._job.source}: {one_line(error)}")
             known.__cause__ = error
         else:
             return False

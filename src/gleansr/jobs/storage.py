@@ -1,4 +1,4 @@
-"""Where pictures are read and results are written: files here; files elsewhere have the same three methods."""
+"""Where images are read and results are written: files here; files elsewhere have the same three methods."""
 
 import errno
 import os
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gleansr.errors import GleansrError, PictureError
+from gleansr.errors import GleansrError, ImageError
 from gleansr.files import replacing
 
 LARGEST = 2**31
-"""Bytes of a file that is taken for a picture; `pictures.MAX_PIXELS` of them fit, uncompressed, with 16 bits."""
+"""Bytes of a file that is taken for an image; `codec.MAX_PIXELS` of them fit, uncompressed, with 16 bits."""
 
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
 """Not what one folder may have and others not: no permission, a read-only file system. Where it is the folder of results, the manifest says
@@ -19,7 +19,7 @@ so."""
 
 
 class OutputError(GleansrError):
-    """Nothing more can be written: the disk is full, or the folder of results cannot be used. Every further picture would fail so, too."""
+    """Nothing more can be written: the disk is full, or the folder of results cannot be used. Every further image would fail so, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class State:
     """Of its last change, in nanoseconds since 1970."""
 
 
-class Storage(Protocol):
+class FileStore(Protocol):
     """Files by path or address. Several threads may call at once."""
 
     def state(self, path: str) -> State | None:
@@ -39,11 +39,11 @@ class Storage(Protocol):
         ...
 
     def read(self, path: str) -> bytes:
-        """Raises PictureError that says why not."""
+        """Raises ImageError that says why not."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes a file whole or not at all, with the folders above it. Raises PictureError; OutputError where the next would fail, too."""
+        """Writes a file whole or not at all, with the folders above it. Raises ImageError; OutputError where the next would fail, too."""
         ...
 
 
@@ -62,19 +62,19 @@ class LocalStorage:
             with open(path, "rb", opener=_without_waiting) as file:
                 found = os.fstat(file.fileno())
                 if not stat.S_ISREG(found.st_mode):
-                    raise PictureError(f"{path}: is not a file but a {'folder' if stat.S_ISDIR(found.st_mode) else 'device'}")
+                    raise ImageError(f"{path}: is not a file but a {'folder' if stat.S_ISDIR(found.st_mode) else 'device'}")
                 if found.st_size > LARGEST:
-                    raise PictureError(f"{path}: has {found.st_size} bytes, and no picture that can be read has more than {LARGEST}")
+                    raise ImageError(f"{path}: has {found.st_size} bytes, and no image that can be read has more than {LARGEST}")
                 return file.read()
         except (OSError, ValueError, MemoryError) as error:
-            raise PictureError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error or 'out of memory'}") from error
+            raise ImageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error or 'out of memory'}") from error
 
     def write(self, path: str, data: bytes) -> None:
         target = Path(path)
         try:
             make_folder(target.parent)
             if target.is_dir():
-                raise PictureError(f"{path}: is a folder")
+                raise ImageError(f"{path}: is a folder")
             with replacing(target) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
@@ -82,7 +82,7 @@ class LocalStorage:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder of results. Raises as `Storage.write`."""
+    """Makes a folder of results. Raises as `FileStore.write`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +91,7 @@ def make_folder(folder: Path) -> None:
 
 def refusal(reason: str, error: OSError) -> GleansrError:
     """The error that says why nothing can be written at a place: an OutputError where others would have it, too."""
-    return OutputError(reason) if error.errno in _HOPELESS else PictureError(reason)
+    return OutputError(reason) if error.errno in _HOPELESS else ImageError(reason)
 
 
 def _without_waiting(path: str, flags: int) -> int:

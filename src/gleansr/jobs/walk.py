@@ -15,7 +15,7 @@ from gleansr.files import shown, spare
 from gleansr.images.codec import readable_suffixes
 from gleansr.images.formats import left_out
 from gleansr.images.metadata import is_marked
-from gleansr.jobs.jobs import MANIFEST, Job, Place, Unlisted
+from gleansr.jobs.jobs import MANIFEST, Destination, Job, UnreadableFolder
 
 Ours = Callable[[str], bool]
 """Whether a manifest names a path, relative to its folder, as a result of an earlier run."""
@@ -24,20 +24,20 @@ _MARKED_BYTES = 2**17
 """In which the mark of a result is; before it there may be 64 KB of Exif."""
 
 _BESIDE = re.compile(r"(.+)_\d+x\.png", re.DOTALL)
-"""Names of results that lie beside their pictures."""
+"""Names of results that lie beside their images."""
 
 
 @dataclass
 class Counted:
     """What is below the inputs of a place."""
 
-    pictures: int = 0
+    images: int = 0
     links: int = 0
     """Links to folders, which are not followed."""
     results: int = 0
-    """Folders of results of other runs, and results beside their pictures, which are not read."""
+    """Folders of results of other runs, and results beside their images, which are not read."""
     left_out: dict[str, "LeftOut"] = field(default_factory=dict)
-    """Pictures and videos that are not read, by what they are and what to do with them, see `formats.left_out`."""
+    """Images and videos that are not read, by what they are and what to do with them, see `formats.left_out`."""
 
     def leave_out(self, folder: str, names: Iterable[str]) -> None:
         """Counts those of the other files that somebody may miss."""
@@ -67,15 +67,15 @@ class LeftOut:
     """The path of the first of them."""
 
 
-def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Job | Unlisted]:
-    """The jobs of a place, folder by folder: each folder's pictures, then the folders in it, both sorted by name.
+def walk(place: Destination, number: int = 0, ours: Ours | None = None) -> Iterator[Job | UnreadableFolder]:
+    """The jobs of a place, folder by folder: each folder's images, then the folders in it, both sorted by name.
 
-    Pictures are known by the suffixes of their names. Not taken are hidden files and folders (.NAME), links to folders (one that is given
-    as an input is followed, and so are links to pictures), the folder of results itself, folders of results of other runs (they hold a
-    gleansr.jsonl), results that lie beside their pictures, and what is `ours`, and says so, where results go into the folder of their
-    pictures.
+    Images are known by the suffixes of their names. Not taken are hidden files and folders (.NAME), links to folders (one that is given
+    as an input is followed, and so are links to images), the folder of results itself, folders of results of other runs (they hold a
+    gleansr.jsonl), results that lie beside their images, and what is `ours`, and says so, where results go into the folder of their
+    images.
 
-    A result has the name of its picture, with .png. Where several pictures would have the same, one that is a .png keeps it, and the others
+    A result has the name of its image, with .png. Where several images would have the same, one that is a .png keeps it, and the others
     add their suffix, or a number. Which gets which depends on the names alone, whatever is done already.
 
     Args:
@@ -93,7 +93,7 @@ def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Jo
     results, results_key = _prefixes(place.root, base)
     among = _Inputs(place)
     for found in _folders(place, ours):
-        if isinstance(found, Unlisted):
+        if isinstance(found, UnreadableFolder):
             yield found
             continue
         relative, groups = found
@@ -107,36 +107,36 @@ def walk(place: Place, number: int = 0, ours: Ours | None = None) -> Iterator[Jo
                 yield Job(prefix + name, results + target, key + name, results_key + target, number, replaces(file))
 
 
-def count(place: Place, ours: Ours | None = None) -> Counted:
+def count(place: Destination, ours: Ours | None = None) -> Counted:
     """How much `walk` will find.
 
     Raises:
-        RequestError: there is no picture in a folder that was given.
+        RequestError: there is no image in a folder that was given.
     """
     if place.target is not None:
         return Counted(1)
     counted = Counted()
     empty = {path for path in place.inputs if path.is_dir()}
     for found in _folders(place, ours, counted):
-        if isinstance(found, Unlisted):  # there may be pictures in it
+        if isinstance(found, UnreadableFolder):  # there may be images in it
             empty -= {path for path in empty if Path(found.folder).is_relative_to(path)}
             continue
-        counted.pictures += sum(len(names) for _, names in found[1])
+        counted.images += sum(len(names) for _, names in found[1])
         empty -= {path for path, names in found[1] if names}
     for path in sorted(empty):
         names = sorted(os.listdir(path))  # noqa: PTH208
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         missed = [(why, one.first) for why, one in counted.left_out.items() if Path(one.first).is_relative_to(path)]
         told = "; ".join(f"{first} is left out ({why})" for why, first in missed)
-        only = f"{path}: no pictures in this folder, only {listed}{f'; {told}' if told else ''}"
+        only = f"{path}: no images in this folder, only {listed}{f'; {told}' if told else ''}"
         raise RequestError(shown(only if names else f"{path}: is an empty folder"))
     return counted
 
 
 def _folders(
-    place: Place, ours: Ours | None, counted: Counted | None = None
-) -> Iterator[Unlisted | tuple[str, list[tuple[Path, list[str]]]]]:
-    """Each folder, relative to the inputs and with a final /, with the names of the pictures in it by input. Adds to `counted`,
+    place: Destination, ours: Ours | None, counted: Counted | None = None
+) -> Iterator[UnreadableFolder | tuple[str, list[tuple[Path, list[str]]]]]:
+    """Each folder, relative to the inputs and with a final /, with the names of the images in it by input. Adds to `counted`,
     for which other files may be looked into."""
     top = {path: os.path.realpath(path) for path in place.inputs if path.is_dir()}
     root = os.path.realpath(place.root)
@@ -157,7 +157,7 @@ def _folders(
             try:
                 listing = _listed(folder, suffixes)
             except OSError as error:
-                yield Unlisted(folder.rstrip("/"), error.strerror or str(error))
+                yield UnreadableFolder(folder.rstrip("/"), error.strerror or str(error))
                 continue
             if listing.manifest and relative:
                 if counted:
@@ -180,7 +180,7 @@ def _folders(
 
 class _Listing(NamedTuple):
     names: list[str]
-    """Of the pictures in a folder, sorted."""
+    """Of the images in a folder, sorted."""
     folders: list[str]
     links: int
     """How many there are to folders."""
@@ -216,7 +216,7 @@ def _leads_to_folder(link: os.DirEntry[str]) -> bool:
 
 
 def _without_results(folder: str, names: list[str]) -> list[str]:
-    """The names without those of results that lie beside their pictures: NAME_8x.png beside NAME, with our mark in it."""
+    """The names without those of results that lie beside their images: NAME_8x.png beside NAME, with our mark in it."""
     found = {name: match[1] for name in names if (match := _BESIDE.fullmatch(name))}
     if not found:
         return names
@@ -236,7 +236,7 @@ def _is_marked(path: str) -> bool:
 class _Inputs:
     """The files that a place, and others of the same command, read: none of them is replaced."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: Destination):
         self._root = os.path.realpath(place.root)
         self._own = [os.path.realpath(path) for path in place.inputs if path.is_dir()]
         self._others = [os.path.realpath(path) for path in place.others if path.is_dir()]
@@ -254,7 +254,7 @@ class _Inputs:
         return lambda name: "nothing" if (real, name.casefold()) in self._files else usual
 
     def _searched(self, tree: str, folder: str, results: str | None) -> bool:
-        """Whether `walk` looks for pictures in a folder, below a tree that is an input. All are real paths."""
+        """Whether `walk` looks for images in a folder, below a tree that is an input. All are real paths."""
         while folder != tree:
             above, name = os.path.split(folder)
             manifest = os.path.join(folder, MANIFEST)  # noqa: PTH118
@@ -273,7 +273,7 @@ def _is_one_of(target: Path, paths: Sequence[Path]) -> bool:
 
 
 def _targets(names: Sequence[str], suffix: str) -> list[str]:
-    """The names of the results of pictures that lie in one folder, each once, also where a file system takes a for A."""
+    """The names of the results of images that lie in one folder, each once, also where a file system takes a for A."""
     taken: set[str] = set()
     targets = [""] * len(names)
 

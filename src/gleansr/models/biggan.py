@@ -23,14 +23,14 @@ GENERATOR_WIDTHS = {
     256: (16, 16, 8, 8, 4, 2, 1),
     512: (16, 16, 8, 8, 4, 2, 1, 1),
 }
-"""Size of the picture -> widths at 4, 8, ..., size px, in multiples of the base width."""
+"""Size of the image -> widths at 4, 8, ..., size px, in multiples of the base width."""
 
 DISCRIMINATOR_WIDTHS = {
     64: (1, 2, 4, 8, 16),
     128: (1, 2, 4, 8, 16, 16),
     256: (1, 2, 4, 8, 8, 16, 16),
 }
-"""Size of the picture -> the blocks' widths, in multiples of the base width. All blocks but the last halve."""
+"""Size of the image -> the blocks' widths, in multiples of the base width. All blocks but the last halve."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class BigGANConfig:
     channels: Annotated[int, Range(1, 1024)]
     """Base width: the blocks have so many channels times 1 to 16; 96 in the published networks."""
     resolution: int
-    """Height and width of the picture in pixels: 64, 128, 256 or 512."""
+    """Height and width of the image in pixels: 64, 128, 256 or 512."""
     attention: tuple[int, ...] = (64,)
     """Sizes in pixels; a block that ends at one of them is followed by self-attention."""
     n_classes: Annotated[int, Range(1, 100_000)] = 1000
-    """Classes that a picture can be of."""
+    """Classes that an image can be of."""
     z_chunk: Annotated[int, Range(1, 4096)] = 17
     """Numbers of z that the first layer and each block read: 20 in the published generator of 128 px, 17 in that of 256 (generator)."""
     shared_dim: Annotated[int, Range(1, 4096)] = 128
@@ -153,7 +153,7 @@ class ConditionalBatchNorm(nn.Module):
 
 @dataclass(frozen=True)
 class InstanceNorm:
-    """Normalisation by the statistics of each picture, with constants for gain and bias. x: (N, C, H, W) -> the same shape."""
+    """Normalisation by the statistics of each image, with constants for gain and bias. x: (N, C, H, W) -> the same shape."""
 
     std: Tensor
     """(N, C, 1, 1), what the standard deviation becomes."""
@@ -217,7 +217,7 @@ class Attention(nn.Module):
 
 
 class BigGAN(nn.Module):
-    """The generator: z and a class -> picture."""
+    """The generator: z and a class -> image."""
 
     def __init__(self, config: BigGANConfig):
         super().__init__()
@@ -233,14 +233,14 @@ class BigGAN(nn.Module):
         self.out_conv = SpectralConv(widths[-1], 3, 3)
 
     def forward(self, z: Tensor, class_index: Tensor) -> Tensor:
-        """z (N, code_dim), standard normal, class_index (N,) int64 -> picture (N, 3, resolution, resolution), RGB in [-1, 1]."""
+        """z (N, code_dim), standard normal, class_index (N,) int64 -> image (N, 3, resolution, resolution), RGB in [-1, 1]."""
         n = self.config.n_classes
         if class_index.ndim != 1 or bool(((class_index < 0) | (class_index >= n)).any()):
             raise ValueError(f"classes are a vector of numbers from 0 to {n - 1}, not {class_index.tolist()}")
         return self.synthesis(z, self.embed(class_index))
 
     def synthesis(self, z: Tensor, embedding: Tensor, instance_norms: Sequence[InstanceNorm] | None = None) -> Tensor:
-        """z (N, code_dim), embedding (N, shared_dim) as from `embed` -> picture (N, 3, resolution, resolution), RGB in [-1, 1].
+        """z (N, code_dim), embedding (N, shared_dim) as from `embed` -> image (N, 3, resolution, resolution), RGB in [-1, 1].
 
         With `instance_norms`, as from the method of that name, they take the place of the conditional normalisations in the blocks; then
         only the first chunk of z and nothing of the embedding has influence, beside what they keep of both.
@@ -254,7 +254,7 @@ class BigGAN(nn.Module):
 
     @torch.no_grad()
     def instance_norms(self, z: Tensor, embedding: Tensor) -> list[InstanceNorm]:
-        """Instance normalisations with which `synthesis` makes of z (N, code_dim) and embedding (N, shared_dim) about the same picture.
+        """Instance normalisations with which `synthesis` makes of z (N, code_dim) and embedding (N, shared_dim) about the same image.
 
         DGP can fine-tune the network with them in place ("use_in"), so that features keep the mean and contrast that they have now. Each
         gives its input, which is made with those in front of it, the statistics that the conditional normalisation would. A channel that
@@ -291,7 +291,7 @@ class BigGAN(nn.Module):
         return torch.tanh(self.out_conv(F.relu_(self.out_norm(x))))
 
 
-class DiscriminatorBlock(nn.Module):
+class BigGANDiscriminatorBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut. x: (N, in, H, W) -> (N, out, H, W), or (N, out, H/2, W/2) with `down`."""
 
     def __init__(self, n_in: int, n_out: int, *, first: bool, down: bool):
@@ -309,7 +309,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class BigGANDiscriminator(nn.Module):
-    """Picture (N, 3, resolution, resolution), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
+    """Image (N, 3, resolution, resolution), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
 
     def __init__(self, config: BigGANConfig):
         super().__init__()
@@ -322,7 +322,7 @@ class BigGANDiscriminator(nn.Module):
         for i, (n_in, n_out) in enumerate(itertools.pairwise([3, *widths])):
             down = i < len(widths) - 1
             size = size // 2 if down else size
-            block = DiscriminatorBlock(n_in, n_out, first=i == 0, down=down)
+            block = BigGANDiscriminatorBlock(n_in, n_out, first=i == 0, down=down)
             self.blocks.append(nn.ModuleList([block, Attention(n_out)] if size in config.attention else [block]))
         self.linear = SpectralLinear(widths[-1], 1)
         self.embed = Spectral(config.n_classes, widths[-1], bias=False)  # of the class term, which DGP leaves out
@@ -332,14 +332,14 @@ class BigGANDiscriminator(nn.Module):
         return self.linear(self.features(image)[-1])
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """What DGP compares pictures by, for image (N, 3, resolution, resolution), RGB in [-1, 1].
+        """What DGP compares images by, for image (N, 3, resolution, resolution), RGB in [-1, 1].
 
         The results of the blocks and of attention in their order, (N, C, H, W) each, and their last one summed over height and width,
         (N, C). That last one alone is rectified: the official code overwrites it on the way to the sum, after it was listed.
         """
         size = self.config.resolution
         if image.shape[1:] != (3, size, size):
-            raise ValueError(f"the discriminator takes pictures (N, 3, {size}, {size}), not {tuple(image.shape)}")
+            raise ValueError(f"the discriminator takes images (N, 3, {size}, {size}), not {tuple(image.shape)}")
         found: list[Tensor] = []
         x = image
         for level in self.blocks:

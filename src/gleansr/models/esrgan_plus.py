@@ -66,7 +66,7 @@ class DenseBlockPlus(nn.Module):
 
 
 class ESRGANPlus(Enlarging):
-    """ESRGAN+ or nESRGAN+: picture (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped."""
+    """ESRGAN+ or nESRGAN+: image (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped."""
 
     def __init__(self, config: ESRGANPlusConfig):
         super().__init__(config.features, config.scale.bit_length() - 1)
@@ -82,7 +82,7 @@ class ESRGANDiscriminatorConfig:
     """Architecture of ESRGAN's discriminator."""
 
     size: Annotated[int, Range(32, 1024)] = 128
-    """Width and height of its pictures, a power of two."""
+    """Width and height of its images, a power of two."""
     features: Annotated[int, Range(1, 8192)] = 64
     """Channels at the full size; they double with every halving, up to eight times as many."""
 
@@ -91,7 +91,7 @@ class ESRGANDiscriminatorConfig:
 
 
 class ESRGANDiscriminator(nn.Module):
-    """Picture (N, 3, size, size), RGB in [0, 1] -> (N, 1) logits, positive for real. In the manner of VGG, with batch normalisation."""
+    """Image (N, 3, size, size), RGB in [0, 1] -> (N, 1) logits, positive for real. In the manner of VGG, with batch normalisation."""
 
     def __init__(self, config: ESRGANDiscriminatorConfig):
         super().__init__()
@@ -114,7 +114,7 @@ class ESRGANDiscriminator(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         size = self.config.size
         if image.shape[1:] != (3, size, size):
-            raise ValueError(f"the discriminator takes pictures (N, 3, {size}, {size}), not {tuple(image.shape)}")
+            raise ValueError(f"the discriminator takes images (N, 3, {size}, {size}), not {tuple(image.shape)}")
         x = self.features(image)
         with full_precision(x):
             return self.out(F.leaky_relu_(self.dense(x.to(self.out.weight.dtype).flatten(1)), 0.2))

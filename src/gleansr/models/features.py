@@ -57,7 +57,7 @@ class SqueezeNet(nn.Module):
 class VGG16(nn.Module):
     """The convolutions of VGG16 (Simonyan and Zisserman, 2014) up to conv4_3, torchvision's `vgg16().features[:22]` and its names.
 
-    `input_range` is what becomes of pictures in [-1, 1] before ImageNet's mean is subtracted and its deviation divided by, both meant for
+    `input_range` is what becomes of images in [-1, 1] before ImageNet's mean is subtracted and its deviation divided by, both meant for
     [0, 1]. "signed": nothing, as in all of GLEAN's official configurations but one (mmagic's `norm_img=False`): a slip, but what the
     published models were trained with. "unit": (x + 1) / 2, what VGG16 itself was trained for, as in the blind 128 -> 1024 configuration.
     """

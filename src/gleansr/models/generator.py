@@ -1,4 +1,4 @@
-"""What the generators of StyleGAN and StyleGAN2 have in common: sizes, noise pictures, W+ codes and truncation.
+"""What the generators of StyleGAN and StyleGAN2 have in common: sizes, noise images, W+ codes and truncation.
 
 Source: Karras et al., "A Style-Based Generator Architecture for Generative Adversarial Networks", CVPR 2019.
 """
@@ -24,7 +24,7 @@ class GeneratorConfig:
     mapping_layers: int = 8
     """Layers of the mapping network (generator)."""
     stddev_group: int | None = 4
-    """Pictures that share one minibatch standard deviation; None: the whole batch (discriminator)."""
+    """Images that share one minibatch standard deviation; None: the whole batch (discriminator)."""
 
     def __post_init__(self):
         if not 1 <= len(self.channels) <= 9 or not all(0 < n <= 8192 for n in self.channels):
@@ -36,19 +36,19 @@ class GeneratorConfig:
 
     @property
     def size(self) -> int:
-        """Height and width of the picture in pixels."""
+        """Height and width of the image in pixels."""
         return 2 ** (len(self.channels) + 1)
 
     @property
-    def n_codes(self) -> int:
+    def n_latents(self) -> int:
         """Rows L of a W+ code: 14 at 256 px, 18 at 1024 px."""
         return 2 * len(self.channels)
 
 
 class Synthesis(nn.Module):
-    """W+ codes to a picture. `layers` turn `constant` (1, C(4), 4, 4) into features of 4, 8, ..., size px.
+    """W+ codes to an image. `layers` turn `constant` (1, C(4), 4, 4) into features of 4, 8, ..., size px.
 
-    A layer takes (x, code, noise); layer i reads code i and has the stored noise picture `noise_i`.
+    A layer takes (x, code, noise); layer i reads code i and has the stored noise image `noise_i`.
     """
 
     config: GeneratorConfig
@@ -61,11 +61,11 @@ class Synthesis(nn.Module):
         raise NotImplementedError
 
     def noises(self, noise: Noise, n: int) -> list[Tensor | None]:
-        """One noise picture per layer: "fixed" the stored ones, "random" fresh ones, "none", or those given, (n or 1, 1, H, W) each."""
+        """One noise image per layer: "fixed" the stored ones, "random" fresh ones, "none", or those given, (n or 1, 1, H, W) each."""
         fixed = [self.get_buffer(f"noise_{i}") for i in range(len(self.layers))]
         if not isinstance(noise, str):
             if len(noise) != len(fixed):
-                raise ValueError(f"{len(noise)} noise pictures were given, but this network has {len(fixed)} layers with noise")
+                raise ValueError(f"{len(noise)} noise images were given, but this network has {len(fixed)} layers with noise")
             return list(noise)
         if noise == "fixed":
             return list(fixed)
@@ -75,48 +75,48 @@ class Synthesis(nn.Module):
             return [None] * len(fixed)
         raise ValueError(f'noise is {noise!r}, but must be "fixed", "random", "none" or a sequence of tensors')
 
-    def check(self, codes: Tensor) -> Tensor:
+    def check(self, latents: Tensor) -> Tensor:
         """`codes`, which must be (N, L, code_dim)."""
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != (self.config.n_codes, self.config.code_dim):
-            wanted = f"(N, {self.config.n_codes}, {self.config.code_dim})"
-            raise ValueError(f"W+ codes have the shape {tuple(codes.shape)}, but this network takes {wanted}")
-        return codes
+        if latents.ndim != 3 or tuple(latents.shape[1:]) != (self.config.n_latents, self.config.code_dim):
+            wanted = f"(N, {self.config.n_latents}, {self.config.code_dim})"
+            raise ValueError(f"W+ codes have the shape {tuple(latents.shape)}, but this network takes {wanted}")
+        return latents
 
 
 class Generator(nn.Module):
-    """z -> w -> W+ -> picture."""
+    """z -> w -> W+ -> image."""
 
-    mean_code: Tensor | None
+    w_avg: Tensor | None
 
     def __init__(self, config: Any, mapping: nn.Module, synthesis: Synthesis):
         super().__init__()
         self.config = config
         self.mapping = mapping
         self.synthesis = synthesis
-        self.register_buffer("mean_code", None)
+        self.register_buffer("w_avg", None)
 
     def forward(self, z: Tensor, truncation: float = 1.0, noise: Noise = "fixed", truncation_layers: int | None = None) -> Tensor:
-        """z (N, code_dim), standard normal -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
+        """z (N, code_dim), standard normal -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
 
-        `truncation` psi moves w towards the mean code: mean + psi * (w - mean), in the first `truncation_layers` of the L codes or in all
-        of them. Where there is no mean code it is estimated anew in each call, from 16,384 seeded samples; set `mean_code` to keep it.
+        `truncation` psi moves w towards the w_avg: mean + psi * (w - mean), in the first `truncation_layers` of the L codes or in all
+        of them. Where there is no w_avg it is estimated anew in each call, from 16,384 seeded samples; set `w_avg` to keep it.
         `noise`: see `Synthesis.noises`.
         """
         w = self.mapping(z)
-        codes = w[:, None].expand(-1, self.config.n_codes, -1)
+        latents = w[:, None].expand(-1, self.config.n_latents, -1)
         if truncation != 1:
-            n = self.config.n_codes if truncation_layers is None else truncation_layers
-            if not 0 <= n <= self.config.n_codes:
-                raise ValueError(f"truncation_layers must be 0 to {self.config.n_codes}, not {n}")
-            mean = self.estimate_mean_code() if self.mean_code is None else self.mean_code
+            n = self.config.n_latents if truncation_layers is None else truncation_layers
+            if not 0 <= n <= self.config.n_latents:
+                raise ValueError(f"truncation_layers must be 0 to {self.config.n_latents}, not {n}")
+            mean = self.estimate_w_avg() if self.w_avg is None else self.w_avg
             near = mean + truncation * (w - mean)
-            codes = torch.cat([near[:, None].expand(-1, n, -1), codes[:, n:]], 1)
-        return self.synthesis(codes, noise)
+            latents = torch.cat([near[:, None].expand(-1, n, -1), latents[:, n:]], 1)
+        return self.synthesis(latents, noise)
 
     def keep_features(self, n_sizes: int) -> None:
         """Removes all that makes no features of the first `n_sizes` sizes, 4, 8, ... px: the mapping, the RGB layers and larger layers.
 
-        Pictures cannot be drawn any more.
+        Images cannot be drawn any more.
         """
         synthesis = self.synthesis
         n = synthesis.layers_at(n_sizes - 1).stop
@@ -124,10 +124,10 @@ class Generator(nn.Module):
             delattr(synthesis, f"noise_{i}")
         synthesis.layers = synthesis.layers[:n]
         del synthesis.to_rgb, self.mapping
-        self.mean_code = None
+        self.w_avg = None
 
     @torch.no_grad()
-    def estimate_mean_code(self, n: int = 16_384, seed: int = 0) -> Tensor:
+    def estimate_w_avg(self, n: int = 16_384, seed: int = 0) -> Tensor:
         """Mean (code_dim) of w over `n` standard normal z drawn on the CPU with `seed`, the same on every device."""
         z = torch.randn(n, self.config.code_dim, generator=torch.Generator().manual_seed(seed))
         return self.mapping(z.to(next(self.parameters()).device)).mean(0)

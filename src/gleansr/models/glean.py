@@ -64,7 +64,7 @@ class GLEANConfig:
     """Architecture of a GLEAN. Encoder and decoder follow the channel table of the bank, unless it is a light one."""
 
     in_size: int
-    """Height and width of the low-resolution picture, a power of two."""
+    """Height and width of the low-resolution image, a power of two."""
     bank: StyleGAN2Config | StyleGANConfig | NoBankConfig
     """The generative latent bank; its size is the output's."""
     n_rrdb: int = 23
@@ -143,36 +143,36 @@ def glean_light(in_size: int, out_size: int) -> GLEANConfig:
 
 
 class EncoderHead(nn.Module):
-    """The encoder's layers at the size of the low-resolution picture."""
+    """The encoder's layers at the size of the low-resolution image."""
 
     def __init__(self, config: GLEANConfig):
         super().__init__()
         self.trunk = RRDBTrunk(3, config.features, config.growth, config.n_rrdb)
         self.head = conv3x3(config.features, config.encoder_channels(config.in_size))
 
-    def enter(self, low: Tensor) -> Tensor:
+    def enter(self, lr: Tensor) -> Tensor:
         """low (N, 3, in, in) -> (N, C(in), in, in)."""
-        return F.leaky_relu_(self.head(self.trunk(low)), 0.2)
+        return F.leaky_relu_(self.head(self.trunk(lr)), 0.2)
 
 
 class Encoder(EncoderHead):
-    """Low-resolution picture to features of 4 ... in px and W+ codes."""
+    """Low-resolution image to features of 4 ... in px and W+ codes."""
 
-    def __init__(self, config: GLEANConfig, n_codes: int, code_dim: int):
+    def __init__(self, config: GLEANConfig, n_latents: int, code_dim: int):
         super().__init__(config)
-        self.code_shape = (n_codes, code_dim)
+        self.code_shape = (n_latents, code_dim)
         channels = [config.encoder_channels(size) for size in reversed(config.encoder_sizes)]
         self.down = nn.ModuleList(
             nn.Sequential(conv3x3(a, b, stride=2), nn.LeakyReLU(0.2, inplace=True), conv3x3(b, b), nn.LeakyReLU(0.2, inplace=True))
             for a, b in itertools.pairwise(channels)
         )
         self.tail = conv3x3(channels[-1], channels[-1])
-        read, made, rank = 16 * channels[-1], n_codes * code_dim, config.light and config.light.code_rank
+        read, made, rank = 16 * channels[-1], n_latents * code_dim, config.light and config.light.code_rank
         self.code = nn.Sequential(nn.Linear(read, rank), nn.Linear(rank, made)) if rank else nn.Linear(read, made)
 
-    def forward(self, low: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, lr: Tensor) -> tuple[list[Tensor], Tensor]:
         """low (N, 3, in, in) -> features [(N, C(4), 4, 4), ..., (N, C(in), in, in)] and codes (N, L, code_dim), used as they are."""
-        x = self.enter(low)
+        x = self.enter(lr)
         features = [x]
         for block in self.down:
             x = block(x)
@@ -198,7 +198,7 @@ class PixelShuffleUp(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers that enlarge the encoder's feature beside the bank's to the picture. There is no activation between the enlargements."""
+    """The layers that enlarge the encoder's feature beside the bank's to the image. There is no activation between the enlargements."""
 
     def __init__(self, config: GLEANConfig):
         super().__init__()
@@ -239,8 +239,8 @@ class GLEAN(nn.Module):
             self.bank = NoBank()
         else:
             # A light one has a code for each layer that it keeps; StyleGAN2's first size has one layer, the others two.
-            n_codes = 2 * len(config.bank_sizes) - isinstance(bank, StyleGAN2Config) if light else bank.n_codes
-            self.encoder = Encoder(config, n_codes, bank.code_dim)
+            n_latents = 2 * len(config.bank_sizes) - isinstance(bank, StyleGAN2Config) if light else bank.n_latents
+            self.encoder = Encoder(config, n_latents, bank.code_dim)
             self.bank = (StyleGAN2(bank) if isinstance(bank, StyleGAN2Config) else StyleGAN(bank)).requires_grad_(False)
             if light:
                 self.bank.keep_features(len(config.bank_sizes))
@@ -249,43 +249,43 @@ class GLEAN(nn.Module):
         self.fusion_skip = nn.ModuleList(conv3x3(n + 3, 3) for _, n in fused if not light)
         self.decoder = Decoder(config)
 
-    def encode(self, low: Tensor) -> Tensor:
+    def encode(self, lr: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> W+ codes (N, L, code_dim), of a light GLEAN those of the layers that it has."""
         if isinstance(self.bank, NoBank):
             raise ValueError("this GLEAN has no bank, hence no codes of one: it cannot encode, only enlarge")
-        return self.encoder(self.check(low))[1]
+        return self.encoder(self.check(lr))[1]
 
-    def forward(self, low: Tensor) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
         if isinstance(self.bank, NoBank):
-            high = self.encoder.enter(self.check(low))
+            sr = self.encoder.enter(self.check(lr))
             for up in self.decoder.up:
-                high = up(high)
-            return self.decoder.finish(high)
-        features, codes = self.encoder(self.check(low))
+                sr = up(sr)
+            return self.decoder.finish(sr)
+        features, latents = self.encoder(self.check(lr))
         bank = self.bank.synthesis
-        noises = bank.noises("fixed", codes.shape[0])  # len() would fix the batch in an export
-        x = bank.constant.expand(codes.shape[0], -1, -1, -1)
+        noises = bank.noises("fixed", latents.shape[0])  # len() would fix the batch in an export
+        x = bank.constant.expand(latents.shape[0], -1, -1, -1)
         for j, fusion in enumerate(self.fusion_out):  # 4 * 2^j px
             for i in bank.layers_at(j):
-                x = bank.layers[i](x, codes[:, i], noises[i])
+                x = bank.layers[i](x, latents[:, i], noises[i])
             x = x + fusion(features[j]) if self.config.light else fusion(torch.cat([x, features[j]], 1))
-        high = features[-1]
+        sr = features[-1]
         for j, up in enumerate(self.decoder.up, len(features)):
-            high = up(high)
+            sr = up(sr)
             if j < len(self.config.bank_sizes):
                 for i in bank.layers_at(j):
-                    x = bank.layers[i](x, codes[:, i], noises[i])
-                high = torch.cat([high, x], 1)
-        del x  # a picture's worth of features at the output size, needed no more
-        return self.decoder.finish(high)
+                    x = bank.layers[i](x, latents[:, i], noises[i])
+                sr = torch.cat([sr, x], 1)
+        del x  # an image's worth of features at the output size, needed no more
+        return self.decoder.finish(sr)
 
-    def check(self, low: Tensor) -> Tensor:
+    def check(self, lr: Tensor) -> Tensor:
         """The same tensor. Raises ValueError where it is not (N, 3, in, in)."""
         size = self.config.in_size
-        if low.ndim != 4 or low.shape[1:] != (3, size, size):
-            raise ValueError(f"this GLEAN takes pictures (N, 3, {size}, {size}), not {tuple(low.shape)}")
-        return low
+        if lr.ndim != 4 or lr.shape[1:] != (3, size, size):
+            raise ValueError(f"this GLEAN takes images (N, 3, {size}, {size}), not {tuple(lr.shape)}")
+        return lr
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that the output depends on and that training changes: all but the bank and `fusion_skip`."""

@@ -231,7 +231,7 @@ def minibatch_stddev(x: Tensor, group: int | None) -> Tensor:
     n, c, h, w = x.shape
     size = n if group is None else min(group, n)
     if n % size:
-        raise ValueError(f"the discriminator takes at most {size} pictures at once or a multiple of {size}, not {n}")
+        raise ValueError(f"the discriminator takes at most {size} images at once or a multiple of {size}, not {n}")
     y = x.float().reshape(size, n // size, c, h, w)
     y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (N / G)
     return torch.cat([x, y.to(x.dtype).repeat(size)[:, None, None, None].expand(n, 1, h, w)], 1)

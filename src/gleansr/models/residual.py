@@ -1,4 +1,4 @@
-"""A plain residual network without a latent bank: what enlarging learns from pairs of pictures alone.
+"""A plain residual network without a latent bank: what enlarging learns from pairs of images alone.
 
 Source: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, on top of bicubic interpolation.
 """

@@ -112,7 +112,7 @@ class RRDBTrunk(nn.Module):
 
 
 class Enlarging(nn.Module):
-    """The end that ESRGAN and ESRGAN+ share: a convolution after each doubling, then two to the picture."""
+    """The end that ESRGAN and ESRGAN+ share: a convolution after each doubling, then two to the image."""
 
     def __init__(self, features: int, doublings: int):
         super().__init__()
@@ -151,7 +151,7 @@ class RRDBNetConfig:
 
 
 class RRDBNet(Enlarging):
-    """ESRGAN: picture (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped.
+    """ESRGAN: image (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped.
 
     If folded, H and W must be multiples of 4 for scale 1 and of 2 for scale 2.
     """

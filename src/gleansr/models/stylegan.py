@@ -35,7 +35,7 @@ class StyleGANConfig(GeneratorConfig):
             raise ValueError(f"norm_eps must be above 0 and at most 1, not {self.norm_eps}")
 
 
-class Conv(nn.Module):
+class EqualizedConv(nn.Module):
     """Convolution with equalised weights. x (N, in, H, W) -> (N, out, H, W)."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, *, gain: float = SQRT2, bias: bool = True):
@@ -48,7 +48,7 @@ class Conv(nn.Module):
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.weight.shape[-1] // 2)
 
 
-class UpConv(nn.Module):
+class EqualizedUpConv(nn.Module):
     """Doubling by repetition and a 3x3 convolution in one, then the blur. x (N, in, H, W) -> (N, out, 2H, 2W).
 
     Repeating pixels before a 3x3 kernel equals a transposed convolution of stride 2 with the sum of the kernel's four shifts by a pixel,
@@ -67,7 +67,7 @@ class UpConv(nn.Module):
         return self.blur(F.conv_transpose2d(x, kernel, stride=2, padding=1))
 
 
-class DownConv(Conv):
+class DownConv(EqualizedConv):
     """The blur, then a 3x3 convolution and halving by the mean of 2x2 pixels in one. x (N, in, H, W) -> (N, out, H/2, W/2).
 
     The two equal a convolution of stride 2 with the mean of the kernel's four shifts; the official code does it so from 128 px on.
@@ -86,7 +86,7 @@ def shifts_mean(kernel: Tensor) -> Tensor:
     return F.avg_pool2d(kernel, 2, stride=1, padding=1)
 
 
-class Mapping(nn.Module):
+class StyleGANMapping(nn.Module):
     """z (N, code_dim), standard normal -> w (N, code_dim)."""
 
     def __init__(self, code_dim: int, n_layers: int):
@@ -129,7 +129,7 @@ class StyledLayer(nn.Module):
 
 
 class StyleGANSynthesis(Synthesis):
-    """W+ codes to a picture. Layers 2j and 2j + 1 work at 4 * 2^j px; only the RGB layer of the size that `lod` tells is seen."""
+    """W+ codes to an image. Layers 2j and 2j + 1 work at 4 * 2^j px; only the RGB layer of the size that `lod` tells is seen."""
 
     config: StyleGANConfig
 
@@ -140,9 +140,9 @@ class StyleGANSynthesis(Synthesis):
         self.constant = nn.Parameter(torch.ones(1, channels[0], 4, 4))
         self.layers = nn.ModuleList()
         for j, n in enumerate(channels):
-            for conv in (UpConv(channels[j - 1], n) if j else None, Conv(n, n, 3, bias=False)):
+            for conv in (EqualizedUpConv(channels[j - 1], n) if j else None, EqualizedConv(n, n, 3, bias=False)):
                 self.layers.append(StyledLayer(conv, n, config.code_dim, config.norm_eps))
-        self.to_rgb = nn.ModuleList(Conv(n, 3, 1, gain=1.0) for n in channels)
+        self.to_rgb = nn.ModuleList(EqualizedConv(n, 3, 1, gain=1.0) for n in channels)
         for i in range(len(self.layers)):
             size = 4 * 2 ** (i // 2)
             self.register_buffer(f"noise_{i}", torch.randn(1, 1, size, size))
@@ -150,17 +150,17 @@ class StyleGANSynthesis(Synthesis):
     def layers_at(self, j: int) -> range:
         return range(2 * j, 2 * j + 2)
 
-    def forward(self, codes: Tensor, noise: Noise = "fixed") -> Tensor:
-        """codes (N, L, code_dim) in W+ -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
-        noises = self.noises(noise, len(self.check(codes)))
+    def forward(self, latents: Tensor, noise: Noise = "fixed") -> Tensor:
+        """codes (N, L, code_dim) in W+ -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
+        noises = self.noises(noise, len(self.check(latents)))
         missing = int(self.config.lod)
         part = self.config.lod - missing
         last = len(self.config.channels) - 1 - missing
         below = None  # the RGB of half the size
-        x = self.constant.expand(len(codes), -1, -1, -1)
+        x = self.constant.expand(len(latents), -1, -1, -1)
         for j in range(last + 1):
             for i in self.layers_at(j):
-                x = self.layers[i](x, codes[:, i], noises[i])
+                x = self.layers[i](x, latents[:, i], noises[i])
             if part and j == last - 1:
                 below = self.to_rgb[j](x)
         rgb = self.to_rgb[last](x)
@@ -175,22 +175,22 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
 
 
 class StyleGAN(Generator):
-    """The generator: z -> w -> W+ -> picture."""
+    """The generator: z -> w -> W+ -> image."""
 
     config: StyleGANConfig
-    mapping: Mapping
+    mapping: StyleGANMapping
     synthesis: StyleGANSynthesis
 
     def __init__(self, config: StyleGANConfig):
-        super().__init__(config, Mapping(config.code_dim, config.mapping_layers), StyleGANSynthesis(config))
+        super().__init__(config, StyleGANMapping(config.code_dim, config.mapping_layers), StyleGANSynthesis(config))
 
 
-class DiscriminatorBlock(nn.Module):
+class StyleGANDiscriminatorBlock(nn.Module):
     """Two 3x3 convolutions, halving the size. x (N, in, H, W) -> (N, out, H/2, W/2)."""
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.conv1 = Conv(n_in, n_in, 3)
+        self.conv1 = EqualizedConv(n_in, n_in, 3)
         self.conv2 = DownConv(n_in, n_out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,16 +198,16 @@ class DiscriminatorBlock(nn.Module):
 
 
 class StyleGANDiscriminator(nn.Module):
-    """Picture (N, 3, size, size), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
+    """Image (N, 3, size, size), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
 
     def __init__(self, config: StyleGANConfig):
         super().__init__()
         self.config = config
         top_down = config.channels[::-1]
-        self.from_rgb = nn.ModuleList(Conv(3, n, 1) for n in top_down)
-        self.blocks = nn.ModuleList(DiscriminatorBlock(n_in, n_out) for n_in, n_out in itertools.pairwise(top_down))
+        self.from_rgb = nn.ModuleList(EqualizedConv(3, n, 1) for n in top_down)
+        self.blocks = nn.ModuleList(StyleGANDiscriminatorBlock(n_in, n_out) for n_in, n_out in itertools.pairwise(top_down))
         width = config.channels[0]
-        self.conv = Conv(width + 1, width, 3)
+        self.conv = EqualizedConv(width + 1, width, 3)
         self.dense = EqualLinear(width * 16, width, gain=SQRT2)
         self.out = EqualLinear(width, 1)
 
@@ -218,10 +218,10 @@ class StyleGANDiscriminator(nn.Module):
             return self.out(vector)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """What DGP compares pictures by, for image (N, 3, size, size), RGB in [-1, 1].
+        """What DGP compares images by, for image (N, 3, size, size), RGB in [-1, 1].
 
         The results of the blocks from the size that `lod` tells, (N, C, H, W) each, and the vector that the last linear layer reads,
-        (N, C(4)). Every picture is a group of its own to the minibatch standard deviation, so that its features do not depend on the
+        (N, C(4)). Every image is a group of its own to the minibatch standard deviation, so that its features do not depend on the
         others.
         """
         return self._features(image, 1)
@@ -229,7 +229,7 @@ class StyleGANDiscriminator(nn.Module):
     def _features(self, image: Tensor, stddev_group: int | None) -> list[Tensor]:
         size = self.config.size
         if image.shape[1:] != (3, size, size):
-            raise ValueError(f"the discriminator takes pictures (N, 3, {size}, {size}), not {tuple(image.shape)}")
+            raise ValueError(f"the discriminator takes images (N, 3, {size}, {size}), not {tuple(image.shape)}")
         missing = int(self.config.lod)
         part = self.config.lod - missing
         if missing:

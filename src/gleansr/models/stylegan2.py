@@ -40,7 +40,7 @@ class StyleGAN2Config(GeneratorConfig):
     """Activations are limited to this magnitude; 256 in NVIDIA's networks that were trained in half precision."""
 
 
-class Mapping(nn.Module):
+class StyleGAN2Mapping(nn.Module):
     """z (N, code_dim), standard normal -> w (N, code_dim)."""
 
     def __init__(self, code_dim: int, n_layers: int):
@@ -101,7 +101,7 @@ class ToRGB(nn.Module):
 
 
 class StyleGAN2Synthesis(Synthesis):
-    """W+ codes to a picture. Layer i reads code i; the RGB of resolution 4 * 2^j reads code 2j + 1."""
+    """W+ codes to an image. Layer i reads code i; the RGB of resolution 4 * 2^j reads code 2j + 1."""
 
     def __init__(self, config: StyleGAN2Config):
         super().__init__()
@@ -119,30 +119,30 @@ class StyleGAN2Synthesis(Synthesis):
     def layers_at(self, j: int) -> range:
         return range(2 * j - 1, 2 * j + 1) if j else range(1)
 
-    def forward(self, codes: Tensor, noise: Noise = "fixed") -> Tensor:
-        """codes (N, L, code_dim) in W+ -> picture (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
-        noises = self.noises(noise, len(self.check(codes)))
-        x = self.constant.expand(len(codes), -1, -1, -1)
+    def forward(self, latents: Tensor, noise: Noise = "fixed") -> Tensor:
+        """codes (N, L, code_dim) in W+ -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
+        noises = self.noises(noise, len(self.check(latents)))
+        x = self.constant.expand(len(latents), -1, -1, -1)
         rgb: Any = None
         for i, layer in enumerate(self.layers):
-            x = layer(x, codes[:, i], noises[i])
+            x = layer(x, latents[:, i], noises[i])
             if i % 2 == 0:
-                rgb = self.to_rgb[i // 2](x, codes[:, i + 1], rgb)
+                rgb = self.to_rgb[i // 2](x, latents[:, i + 1], rgb)
         return rgb
 
 
 class StyleGAN2(Generator):
-    """The generator: z -> w -> W+ -> picture."""
+    """The generator: z -> w -> W+ -> image."""
 
     config: StyleGAN2Config
-    mapping: Mapping
+    mapping: StyleGAN2Mapping
     synthesis: StyleGAN2Synthesis
 
     def __init__(self, config: StyleGAN2Config):
-        super().__init__(config, Mapping(config.code_dim, config.mapping_layers), StyleGAN2Synthesis(config))
+        super().__init__(config, StyleGAN2Mapping(config.code_dim, config.mapping_layers), StyleGAN2Synthesis(config))
 
 
-class DiscriminatorBlock(nn.Module):
+class StyleGAN2DiscriminatorBlock(nn.Module):
     """Two 3x3 convolutions beside a 1x1 skip, halving the size. x (N, in, H, W) -> (N, out, H/2, W/2)."""
 
     def __init__(self, n_in: int, n_out: int, clamp: float | None):
@@ -161,14 +161,14 @@ class DiscriminatorBlock(nn.Module):
 
 
 class StyleGAN2Discriminator(nn.Module):
-    """Picture (N, 3, size, size), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
+    """Image (N, 3, size, size), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
 
     def __init__(self, config: StyleGAN2Config):
         super().__init__()
         self.config = config
         top_down = config.channels[::-1]
         self.from_rgb = EqualConv(3, top_down[0], 1)
-        self.blocks = nn.ModuleList(DiscriminatorBlock(n_in, n_out, config.clamp) for n_in, n_out in itertools.pairwise(top_down))
+        self.blocks = nn.ModuleList(StyleGAN2DiscriminatorBlock(n_in, n_out, config.clamp) for n_in, n_out in itertools.pairwise(top_down))
         width = config.channels[0]
         self.conv = EqualConv(width + 1, width, 3)
         self.dense = EqualLinear(width * 16, width, activation=True)
@@ -181,9 +181,9 @@ class StyleGAN2Discriminator(nn.Module):
             return self.out(vector)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """What DGP compares pictures by, for image (N, 3, size, size), RGB in [-1, 1].
+        """What DGP compares images by, for image (N, 3, size, size), RGB in [-1, 1].
 
-        The results of the blocks, (N, C, H, W) each, and the vector that the last linear layer reads, (N, C(4)). Every picture is a group
+        The results of the blocks, (N, C, H, W) each, and the vector that the last linear layer reads, (N, C(4)). Every image is a group
         of its own to the minibatch standard deviation, so that its features do not depend on the others.
         """
         return self._features(image, 1)
@@ -191,7 +191,7 @@ class StyleGAN2Discriminator(nn.Module):
     def _features(self, image: Tensor, stddev_group: int | None) -> list[Tensor]:
         size = self.config.size
         if image.shape[1:] != (3, size, size):
-            raise ValueError(f"the discriminator takes pictures (N, 3, {size}, {size}), not {tuple(image.shape)}")
+            raise ValueError(f"the discriminator takes images (N, 3, {size}, {size}), not {tuple(image.shape)}")
         limit = self.config.clamp
         x = self.from_rgb(image)
         x = x if limit is None else x.clamp(-limit, limit)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import resize
 from gleansr.inference.upscaler import Upscaler
 from gleansr.photos.sampling import enlarged
@@ -36,7 +36,7 @@ def bicubic_bands(planes: Tensor, factor: int) -> Iterator[Band]:
         yield Band(first * factor, (last - first) * factor, partial(enlarged, planes, factor, first, last))
 
 
-class Network:
+class BackgroundModel:
     """Enlarges photos by a network that takes any size.
 
     A photo is cut into tiles. Each reaches `overlap` pixels beyond its own, of which the outer half, where the tile's end shows, is
@@ -53,7 +53,7 @@ class Network:
             tile: pixels of the photo that are a tile's own; rounded up likewise, and at least the overlap.
 
         Raises:
-            RequestError: the method takes pictures of one size.
+            RequestError: the method takes images of one size.
         """
         if upscaler.input_size is not None:
             raise RequestError(
@@ -105,9 +105,9 @@ class Network:
     def _enlarged(self, tile: Tensor, factor: int) -> Tensor:
         """(3, h, w) in [0, 1] -> (3, factor * h, factor * w) in [0, 1]."""
         with self._lock:
-            made = self.upscaler.passes([tile * 2 - 1]).pictures[0]
+            made = self.upscaler.passes([tile * 2 - 1]).images[0]
         if not bool(made.isfinite().all()):
-            raise PictureError("the background network made NaN or infinite values; try --precision float32")
+            raise ImageError("the background network made NaN or infinite values; try --precision float32")
         large = (made.clamp(-1, 1) + 1) / 2
         return resize(large, size=(tile.shape[1] * factor, tile.shape[2] * factor)) if self.upscaler.scale != factor else large
 

@@ -22,7 +22,7 @@ _MOST_ENLARGED = 2.0
 _SMALLEST = 24
 """Side of the window that the cascade was trained with."""
 _LARGEST = 56
-"""Side of the largest window, above which a picture of half the size is searched."""
+"""Side of the largest window, above which an image of half the size is searched."""
 _STEP = 1.05
 """Between the sizes that are searched; with 1.1 a fifth of the heads is lost."""
 _NEIGHBOURS = 2
@@ -37,9 +37,9 @@ _TILTS = (0.0, 12.0, -12.0, 24.0, -24.0)
 _TURNS = tuple(float(turn) for turn in range(48, 336, 24))
 """Degrees. The cascade finds heads that are turned by up to 10."""
 
-# The cascade's box in the frames of AFHQ's cats, measured on 256 pictures of 256x256 that no model here was trained on, of which the
+# The cascade's box in the frames of AFHQ's cats, measured on 256 images of 256x256 that no model here was trained on, of which the
 # whole is the frame. Medians of one pass: the middle of the box lies at 0.496 and 0.572 of the frame, of which the first is taken for
-# the half. Its side is 0.648 of the frame's in the search as it is here (38 of 43 pictures; standard deviations of the frames' sides
+# the half. Its side is 0.648 of the frame's in the search as it is here (38 of 43 images; standard deviations of the frames' sides
 # 13 %, of their middles 3 and 4 %).
 _BOX_SIDE = 0.648
 _BOX_BELOW = 0.072
@@ -94,27 +94,27 @@ class Cats:
     def _at_angles(
         self, grey: np.ndarray, outer: tuple[float, float], density: float, angles: Sequence[float], least_score: float
     ) -> list[Found]:
-        """Heads in a picture (h, w) with the same middle as the photo, of width and height `outer`, that are turned by these angles."""
+        """Heads in an image (h, w) with the same middle as the photo, of width and height `outer`, that are turned by these angles."""
         found: list[Found] = []
         for angle in angles:
-            picture = self._turned(grey, angle)
-            found += self._all_sizes(picture, Turn(angle, (picture.shape[1], picture.shape[0]), outer, density), least_score)
+            image = self._turned(grey, angle)
+            found += self._all_sizes(image, Turn(angle, (image.shape[1], image.shape[0]), outer, density), least_score)
         return found
 
-    def _all_sizes(self, picture: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
-        """Upright heads in a picture (h, w), searched at every power of two at which they can be there.
+    def _all_sizes(self, image: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
+        """Upright heads in an image (h, w), searched at every power of two at which they can be there.
 
         The cascade's own shrinking does not smooth: what it sees of large heads is full of false edges, and it finds few of them.
         """
-        found = self._upright(picture, turn, least_score)
-        height, width = picture.shape[0] // 2, picture.shape[1] // 2
+        found = self._upright(image, turn, least_score)
+        height, width = image.shape[0] // 2, image.shape[1] // 2
         if min(height, width) >= _SMALLEST:
-            half = self._cv2.resize(picture, (width, height), interpolation=self._cv2.INTER_AREA)
+            half = self._cv2.resize(image, (width, height), interpolation=self._cv2.INTER_AREA)
             found += self._all_sizes(half, replace(turn, inner=(width, height), density=turn.density / 2), least_score)
         return found
 
     def _turned(self, grey: np.ndarray, angle: float) -> np.ndarray:
-        """A picture (h, w) turned counter-clockwise about its middle, in a larger one that holds all of it."""
+        """An image (h, w) turned counter-clockwise about its middle, in a larger one that holds all of it."""
         if not angle:
             return grey
         height, width = grey.shape
@@ -125,9 +125,9 @@ class Cats:
         matrix = np.array([[cos, sin, x2 - cos * x - sin * y], [-sin, cos, y2 + sin * x - cos * y]])
         return self._cv2.warpAffine(grey, matrix, (wide, high), flags=self._cv2.INTER_LINEAR, borderMode=self._cv2.BORDER_REPLICATE)
 
-    def _upright(self, picture: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
+    def _upright(self, image: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
         boxes, _, weights = self._cascade().detectMultiScale3(
-            picture, scaleFactor=_STEP, minNeighbors=_NEIGHBOURS, minSize=(_SMALLEST,) * 2, maxSize=(_LARGEST,) * 2, outputRejectLevels=True
+            image, scaleFactor=_STEP, minNeighbors=_NEIGHBOURS, minSize=(_SMALLEST,) * 2, maxSize=(_LARGEST,) * 2, outputRejectLevels=True
         )
         cos, sin = math.cos(math.radians(turn.angle)), math.sin(math.radians(turn.angle))
         found = []

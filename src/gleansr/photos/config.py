@@ -20,7 +20,7 @@ class PhotoConfig:
     """Left, top, width and height, in pixels of the upright photo, of each object; the model sees the smallest square around it (of models
     of cars the smallest rectangle of their shape), so let it hold the whole head. Nothing is searched then."""
     aligned: bool = False
-    """The whole picture is the object; nothing is searched."""
+    """The whole image is the object; nothing is searched."""
     factor: int | None = None
     """How many times larger than the photo the result is, 1 to 64. By default the model's scale, halved until the result has at most 50
     megapixels."""
@@ -52,7 +52,7 @@ class PhotoConfig:
                     f"a box is left, top, width and height in pixels of the photo, such as 100,50,200,200, its sides above 0, not {box}"
                 )
         if self.boxes and self.aligned:
-            raise RequestError("--aligned says that the whole picture is the object; leave it or --box out")
+            raise RequestError("--aligned says that the whole image is the object; leave it or --box out")
         if self.factor is not None and not 1 <= self.factor <= 64:
             raise RequestError(f"factor must be 1 to 64, not {self.factor}")
         shares = {"consistent": (self.consistent, 1), "keep": (self.keep or 0, 1), "feather": (self.feather or 0, 0.5)}

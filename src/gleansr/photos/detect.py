@@ -70,7 +70,7 @@ def finder(category: str | None, name: str) -> Finder:
         return Cats()
     raise RequestError(
         f"{name} is a model of {category or 'an unnamed category'}, for which there is no detector, but for faces and cats: tell where the "
-        "objects are with --box x,y,w,h, or that the picture shows one alone with --aligned"
+        "objects are with --box x,y,w,h, or that the image shows one alone with --aligned"
     )
 
 
@@ -105,25 +105,25 @@ def pixels_at(photo: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Turn:
-    """How a picture was turned for a search, and where its places lie in the photo."""
+    """How an image was turned for a search, and where its places lie in the photo."""
 
     angle: float
-    """Degrees clockwise of the objects that are upright in the turned picture."""
+    """Degrees clockwise of the objects that are upright in the turned image."""
     inner: tuple[float, float]
-    """Width and height of the turned picture."""
+    """Width and height of the turned image."""
     outer: tuple[float, float]
     """Width and height of the photo."""
     density: float
-    """Pixels of the turned picture for one of the photo."""
+    """Pixels of the turned image for one of the photo."""
 
     def to_photo(self, x: float, y: float) -> tuple[float, float]:
-        """A place in the turned picture, in the photo. The middles of both are the same place."""
+        """A place in the turned image, in the photo. The middles of both are the same place."""
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         across, down = (x - self.inner[0] / 2) / self.density, (y - self.inner[1] / 2) / self.density
         return self.outer[0] / 2 + across * cos - down * sin, self.outer[1] / 2 + across * sin + down * cos
 
     def box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """A box in the turned picture: the upright one with its middle and sides in the photo."""
+        """A box in the turned image: the upright one with its middle and sides in the photo."""
         x, y = self.to_photo(left + width / 2, top + height / 2)
         width, height = width / self.density, height / self.density
         return x - width / 2, y - height / 2, width, height

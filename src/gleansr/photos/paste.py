@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.images.codec import unpremultiply
 from gleansr.photos.align import Frame
 from gleansr.photos.background import Band
@@ -46,12 +46,12 @@ class Piece:
     """An object and what the model made of it."""
 
     frame: Frame
-    low: Tensor
+    lr: Tensor
     """(3, rows, columns) in [-1, 1]: what lies in the frame, and the bars."""
-    high: Tensor
+    sr: Tensor
     """(3, scale * rows, scale * columns) in [-1, 1]."""
     bar: int = 0
-    """Rows of `low` above and below of what lies in the frame."""
+    """Rows of `lr` above and below of what lies in the frame."""
     keep: float = 0.0
     """Share of the photo's own detail that is kept, see `PhotoConfig`."""
     resolved: int | None = None
@@ -125,15 +125,15 @@ class Layer:
     def _made(self) -> Tensor:
         """The detail with g * up, and g, (4, h, w), at the density of the result or the model's if that is less."""
         piece = self._piece
-        low, high = piece.low, piece.high
-        scale = high.shape[-1] // low.shape[-1]
-        rows = slice(piece.bar * scale, high.shape[1] - piece.bar * scale)
-        high, up = high[:, rows].clamp(-1, 1), enlarged(low, scale)[:, rows].clamp(-1, 1)
+        lr, sr = piece.lr, piece.sr
+        scale = sr.shape[-1] // lr.shape[-1]
+        rows = slice(piece.bar * scale, sr.shape[1] - piece.bar * scale)
+        sr, up = sr[:, rows].clamp(-1, 1), enlarged(lr, scale)[:, rows].clamp(-1, 1)
         height = max(1, min(up.shape[1], round(self.frame.height * self.factor)))
         width = max(1, min(up.shape[2], round(self.frame.width * self.factor)))
-        detail, up = to_size(high - up, height, width), to_size(up, height, width)
-        cells = min(_COARSE, low.shape[-1] / 2) / max(high.shape[-2:])  # for each pixel of the model's output
-        coarse = (max(1, round(cells * high.shape[1])), max(1, round(cells * high.shape[2])))
+        detail, up = to_size(sr - up, height, width), to_size(up, height, width)
+        cells = min(_COARSE, lr.shape[-1] / 2) / max(sr.shape[-2:])  # for each pixel of the model's output
+        coarse = (max(1, round(cells * sr.shape[1])), max(1, round(cells * sr.shape[2])))
         fresh = detail - to_size(to_size(detail, *coarse), height, width)
         if piece.keep:
             # What is finer than the photo shows is the model's to add.
@@ -167,14 +167,14 @@ def paste(
         feather: see `PhotoConfig`.
 
     Raises:
-        PictureError: the model made NaN or infinite values.
+        ImageError: the model made NaN or infinite values.
     """
     height, width = shape[0] * factor, shape[1] * factor
     share = FEATHER if feather is None else feather
     layers = []
     for piece in sorted(pieces, key=lambda piece: (piece.frame.y, piece.frame.x, piece.frame.width, piece.frame.angle)):
-        if not bool(piece.high.sum().isfinite()):
-            raise PictureError("the model made NaN or infinite values; try --precision float32")
+        if not bool(piece.sr.sum().isfinite()):
+            raise ImageError("the model made NaN or infinite values; try --precision float32")
         layers.append(Layer(piece, shape, factor, feather=share))
     canvas: Tensor | None = None
     waiting: deque[tuple[Band, Future[Tensor]]] = deque()
@@ -263,7 +263,7 @@ def _changed(detail: Tensor) -> Tensor:
     size = detail.abs().amax(0)[None, None]
     cells = (min(height, 2 * _COARSE), min(width, 2 * _COARSE))
     size = F.max_pool2d(F.adaptive_max_pool2d(size, cells), 3, 1, 1)
-    low, high = _CHANGED
-    share = ((size - low) / (high - low)).clamp(0, 1)
+    lr, sr = _CHANGED
+    share = ((size - lr) / (sr - lr)).clamp(0, 1)
     soft = F.avg_pool2d(share, 3, 1, 1, count_include_pad=False)
     return F.interpolate(soft, size=(height, width), mode="bilinear", align_corners=False)[0]

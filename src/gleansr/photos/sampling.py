@@ -1,6 +1,6 @@
 """`gleansr.resize`'s bicubic in float32, for what is as large as a photo.
 
-The exact one sums in float64, which takes seconds for a photo. Shrinking is PyTorch's here, whose kernel is the same where pictures are
+The exact one sums in float64, which takes seconds for a photo. Shrinking is PyTorch's here, whose kernel is the same where images are
 antialiased, with borders mirrored as MATLAB's; enlarging is our own. Both agree with the exact one within float32's rounding.
 """
 
@@ -72,10 +72,10 @@ def to_size(planes: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(planes[None], size=(height, width), mode="bicubic", antialias=True)[0]
 
 
-def decibels(low: Tensor, high: Tensor) -> float | None:
+def decibels(lr: Tensor, sr: Tensor) -> float | None:
     """`tasks.decibels` in float32: the consistency of a result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None where
     nothing differs."""
-    stored = high.clamp(-1, 1).add(1).mul(127.5).round()
-    again = shrunk(stored, high.shape[-1] // low.shape[-1]) / 127.5 - 1
-    value = float(psnr(low[None], again[None])[0])
+    stored = sr.clamp(-1, 1).add(1).mul(127.5).round()
+    again = shrunk(stored, sr.shape[-1] // lr.shape[-1]) / 127.5 - 1
+    value = float(psnr(lr[None], again[None])[0])
     return None if value == float("inf") else round(value, 2)

@@ -47,7 +47,7 @@ def octaves(planes: Tensor, frame: Frame, rows: int, columns: int) -> tuple[Octa
     return tuple(Octave(coarse, fine, _between(photo, coarse, fine)) for coarse, fine in itertools.pairwise(sizes))
 
 
-def resolved(found: Sequence[Octave], high: Tensor, frame: Frame) -> int | None:
+def resolved(found: Sequence[Octave], sr: Tensor, frame: Frame) -> int | None:
     """Across how many columns of a frame a photo shows its own detail; None where no more than the model sees.
 
     Args:
@@ -57,7 +57,7 @@ def resolved(found: Sequence[Octave], high: Tensor, frame: Frame) -> int | None:
     """
     columns = None
     for octave in found:
-        if octave.fine[1] > high.shape[2] or octave.amount < _SHARE * _between(high.clamp(-1, 1) / 2, octave.coarse, octave.fine):
+        if octave.fine[1] > sr.shape[2] or octave.amount < _SHARE * _between(sr.clamp(-1, 1) / 2, octave.coarse, octave.fine):
             return columns
         columns = octave.fine[1]
     return columns and int(frame.width)

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.ambient import plain_torch
-from gleansr.errors import NoObjectError, PictureError, RequestError
+from gleansr.errors import ImageError, NoObjectError, RequestError
 from gleansr.images.back_projection import back_project
-from gleansr.images.codec import Picture, Source, decode, neutral
-from gleansr.inference.tasks import Prepared, Result
+from gleansr.images.codec import DecodedImage, Source, decode, neutral
+from gleansr.inference.tasks import PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.photos.align import Frame, around, cut
-from gleansr.photos.background import Network, bicubic_bands
+from gleansr.photos.background import BackgroundModel, bicubic_bands
 from gleansr.photos.config import MOST_MEGAPIXELS, PhotoConfig
 from gleansr.photos.detect import Finder, Found, finder, nouns
 from gleansr.photos.paste import Piece, paste
@@ -52,7 +52,7 @@ class Photo:
             upscaler: the model, one with an input size.
             config: where the objects are and how they are pasted back.
             background: a network of any size for what is around them; by default bicubic.
-            known: the objects of pictures by their names, the surest first; others have none. Nothing is searched then.
+            known: the objects of images by their names, the surest first; others have none. Nothing is searched then.
 
         Raises:
             RequestError: these do not fit together, there is no detector for the model's category, or it is not installed.
@@ -60,13 +60,13 @@ class Photo:
         if upscaler.input_size is None or upscaler.content_height is None:
             raise RequestError(
                 f"--photo takes a model of objects, with an input size, a GLEAN; {upscaler.about.name or upscaler.method.name} takes "
-                "pictures of any size: leave --photo out, or give it as --background"
+                "images of any size: leave --photo out, or give it as --background"
             )
         self.upscaler = upscaler
         self.config = config or PhotoConfig()
         self.background = background
         self._size, self._rows = upscaler.input_size, upscaler.content_height // upscaler.scale
-        self._network = background and Network(background, overlap=self.config.overlap)
+        self._network = background and BackgroundModel(background, overlap=self.config.overlap)
         self._known = known
         given = self.config.boxes or self.config.aligned or known is not None
         self._finder: Finder | None = None if given else finder(upscaler.category, upscaler.about.name or "the model")
@@ -89,52 +89,52 @@ class Photo:
         return options
 
     @plain_torch()
-    def prepare(self, picture: Picture) -> Prepared:
-        """Finds the objects. Its `lows` are one per object, in the order of the details.
+    def prepare(self, decoded: DecodedImage) -> PreparedImage:
+        """Finds the objects. Its `lrs` are one per object, in the order of the details.
 
         Raises:
             RequestError: a box lies outside of the photo.
             NoObjectError: none is found, and one is required.
-            PictureError: the result would be too large.
+            ImageError: the result would be too large.
         """
-        height, width = picture.size
-        factor, notes = self._factor(picture)
-        planes = picture.premultiplied()
-        found, said = self._find(picture.name, planes)
-        lows = tuple(self._low(planes, one.frame) for one in found)
+        height, width = decoded.size
+        factor, notes = self._factor(decoded)
+        planes = decoded.premultiplied()
+        found, said = self._find(decoded.name, planes)
+        lrs = tuple(self._lr(planes, one.frame) for one in found)
         notes = [said, *notes, *self._warnings(found, factor)]
         size, rows, bar = self._size, self._rows, (self._size - self._rows) // 2
         given = self.config.keep
         own = [octaves(planes, one.frame, rows, size) if given is None else () for one in found]
 
         @plain_torch()
-        def finish(highs: Sequence[Tensor], model_notes: Sequence[str]) -> Result:
+        def finish(srs: Sequence[Tensor], model_notes: Sequence[str]) -> TaskResult:
             config = self.config
             if config.consistent:
-                highs = [back_project(low, high, strength=config.consistent) for low, high in zip(lows, highs, strict=True)]
+                srs = [back_project(lr, sr, strength=config.consistent) for lr, sr in zip(lrs, srs, strict=True)]
             scale = self.upscaler.scale
             shown = [
-                resolved(parts, high[:, bar * scale : (bar + rows) * scale], one.frame)
-                for one, parts, high in zip(found, own, highs, strict=True)
+                resolved(parts, sr[:, bar * scale : (bar + rows) * scale], one.frame)
+                for one, parts, sr in zip(found, own, srs, strict=True)
             ]
             details, pieces = [], []
-            for one, low, high, columns in zip(found, lows, highs, shown, strict=True):
-                details.append(_details(one, decibels(low, high) if config.measured else None, columns, size))
-                pieces.append(Piece(one.frame, low, high, bar, float(columns is not None) if given is None else given, columns))
+            for one, lr, sr, columns in zip(found, lrs, srs, shown, strict=True):
+                details.append(_details(one, decibels(lr, sr) if config.measured else None, columns, size))
+                pieces.append(Piece(one.frame, lr, sr, bar, float(columns is not None) if given is None else given, columns))
             sharp = sum(columns is not None for columns in shown)
             kept = f"{sharp} of {len(found)} keep detail of the photo that the model does not see" if sharp else ""
-            whole = planes if picture.alpha is None else torch.cat([planes, picture.alpha])
+            whole = planes if decoded.alpha is None else torch.cat([planes, decoded.alpha])
             bands = self._network.bands(whole, factor) if self._network else bicubic_bands(whole, factor)
             image = paste(bands, (height, width), factor, pieces, feather=config.feather)
-            image = neutral(image) if picture.grey else image
-            several = dict.fromkeys([*notes, kept, *model_notes, *picture.notes])
-            return Result(image, tuple(filter(None, several)), {"factor": factor, "objects": details})
+            image = neutral(image) if decoded.grey else image
+            several = dict.fromkeys([*notes, kept, *model_notes, *decoded.notes])
+            return TaskResult(image, tuple(filter(None, several)), {"factor": factor, "objects": details})
 
-        return Prepared(lows, finish)
+        return PreparedImage(lrs, finish)
 
-    def _factor(self, picture: Picture) -> tuple[int, list[str]]:
+    def _factor(self, photo: DecodedImage) -> tuple[int, list[str]]:
         """How many times larger the result is, and what to say of it."""
-        height, width = picture.size
+        height, width = photo.size
         factor, notes = self.factor, []
         if self.config.factor is None:
             while factor > 1 and height * width * factor**2 > MOST_MEGAPIXELS * 1e6:
@@ -143,8 +143,8 @@ class Photo:
                 notes = [f"enlarged {factor} instead of {self.factor} times, to at most {MOST_MEGAPIXELS} megapixels (--factor chooses)"]
         elif height * width * factor**2 > _MOST_PIXELS and factor > 1:
             most = max(1, math.isqrt(_MOST_PIXELS // (height * width)))
-            raise PictureError(
-                f"{picture.name}: {width}x{height} pixels enlarged {factor} times are more than {_MOST_PIXELS / 1e6:g} megapixels; "
+            raise ImageError(
+                f"{photo.name}: {width}x{height} pixels enlarged {factor} times are more than {_MOST_PIXELS / 1e6:g} megapixels; "
                 f"give --factor {most} or less"
             )
         return factor, notes
@@ -173,18 +173,18 @@ class Photo:
         said = f"{count} {noun if count == 1 else several} found"
         if not found and self.config.require_object:
             raise NoObjectError(
-                f"{name}: {said}; give --box x,y,w,h, or --aligned if the whole picture is {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+                f"{name}: {said}; give --box x,y,w,h, or --aligned if the whole image is {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
             )
         return found[: self.config.most], said + self._left_out(count)
 
     def _left_out(self, count: int) -> str:
         return f", of which {self.config.most} are enlarged by the model" if count > self.config.most else ""
 
-    def _low(self, planes: Tensor, frame: Frame) -> Tensor:
+    def _lr(self, planes: Tensor, frame: Frame) -> Tensor:
         """What the model gets of a frame, (3, in_size, in_size) in [-1, 1], between black bars where the model takes them."""
-        low = cut(planes, frame, self._rows, self._size)
+        lr = cut(planes, frame, self._rows, self._size)
         bar = (self._size - self._rows) // 2
-        return torch.nn.functional.pad(low, (0, 0, bar, self._size - self._rows - bar)) * 2 - 1
+        return torch.nn.functional.pad(lr, (0, 0, bar, self._size - self._rows - bar)) * 2 - 1
 
     def _warnings(self, found: Sequence[Found], factor: int) -> list[str]:
         """What to say of objects that are too large or too small for the model."""
@@ -199,23 +199,23 @@ class Photo:
         return notes
 
 
-def run(task: Photo, picture: Picture) -> Result:
+def run(task: Photo, photo: DecodedImage) -> TaskResult:
     """What becomes of a photo, its forward passes in batches."""
-    prepared, upscaler = task.prepare(picture), task.upscaler
-    highs: list[Tensor] = []
+    prepared, upscaler = task.prepare(photo), task.upscaler
+    srs: list[Tensor] = []
     notes: list[str] = []
     size = upscaler.default_batch_size()
-    for first in range(0, len(prepared.lows), size):
-        batch = prepared.lows[first : first + size]
+    for first in range(0, len(prepared.lrs), size):
+        batch = prepared.lrs[first : first + size]
         enlarged = upscaler.passes(batch)
-        highs += enlarged.pictures
+        srs += enlarged.images
         notes += enlarged.notes or [""] * len(batch)
-    return prepared.finish(highs, notes)
+    return prepared.finish(srs, notes)
 
 
 @plain_torch()
 def upscale_photo(
-    photo: Source | Picture,
+    photo: Source | DecodedImage,
     model: str | os.PathLike[str] | Upscaler = "cats-8x",
     *,
     background: str | os.PathLike[str] | Upscaler | None = None,
@@ -234,12 +234,12 @@ def upscale_photo(
 
     Raises:
         RequestError: these do not fit together.
-        PictureError: the photo cannot be read, or has no object and `require_object` is given.
+        ImageError: the photo cannot be read, or has no object and `require_object` is given.
     """
     upscaler = model if isinstance(model, Upscaler) else load(model)
     around_ = background if isinstance(background, Upscaler) or background is None else load(background)
     task = Photo(upscaler, PhotoConfig(**options), background=around_)
-    result = run(task, photo if isinstance(photo, Picture) else decode(photo))
+    result = run(task, photo if isinstance(photo, DecodedImage) else decode(photo))
     result.image.info.update(gleansr="; ".join(result.notes), objects=result.details["objects"])
     return result.image
 

@@ -1,11 +1,11 @@
-"""Where a picture was touched: found by its difference from the original, and faded at the border."""
+"""Where an image was touched: found by its difference from the original, and faded at the border."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 TOLERANCE = 0.01
-"""Difference in [0, 1] that counts as none, beside the noise of a picture that was saved anew with losses."""
+"""Difference in [0, 1] that counts as none, beside the noise of an image that was saved anew with losses."""
 
 _GRID = 512
 """Cells along the longer side on which regions are grown, filled and faded; what is finer is taken care of by hand."""
@@ -44,7 +44,7 @@ def _touched(difference: Tensor, tolerance: float, exact: bool) -> Tensor:
 
 
 def grown(mask: Tensor, radius: int) -> Tensor:
-    """`mask` (H, W) of bool with all pixels within `radius` of it, in a square; somewhat more where pictures are large."""
+    """`mask` (H, W) of bool with all pixels within `radius` of it, in a square; somewhat more where images are large."""
     cell = _cell(mask[None])
     cells = _grown_to_cells(mask[None], cell).float()
     return _at_pixels(_highest(cells, -(-radius // cell)) > 0, cell, mask[None])[0]
@@ -53,7 +53,7 @@ def grown(mask: Tensor, radius: int) -> Tensor:
 def faded(mask: Tensor, width: int) -> Tensor:
     """Weights (H, W) in [0, 1] that rise from 0 outside of `mask` (H, W) of bool to 1 inside, within about `width` pixels of its border.
 
-    They are exactly 0 outside and 1 further inside. At the border of the picture they do not fade.
+    They are exactly 0 outside and 1 further inside. At the border of the image they do not fade.
     """
     if width < 2 or bool(mask.all()):
         return mask.float()

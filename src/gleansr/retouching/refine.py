@@ -1,4 +1,4 @@
-"""Retouching made realistic (section 2.2 of the paper's supplement): shrunk, a retouched picture loses the artefacts of an amateur's hand;
+"""Retouching made realistic (section 2.2 of the paper's supplement): shrunk, a retouched image loses the artefacts of an amateur's hand;
 enlarged again by GLEAN it gets its detail back, painted anew, in a single forward pass."""
 
 import os
@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.ambient import plain_torch
-from gleansr.errors import PictureError, RequestError
-from gleansr.images.codec import Picture, Source, decode, neutral, to_image, unpremultiply
+from gleansr.errors import ImageError, RequestError
+from gleansr.images.codec import DecodedImage, Source, decode, neutral, to_image, unpremultiply
 from gleansr.images.resize import resize
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.retouching.mask import TOLERANCE, bounds, faded, grown, touched
@@ -21,18 +21,18 @@ class RetouchConfig:
     """How a retouch is refined."""
 
     strength: float = 1.0
-    """0 leaves the retouched picture as it is, 1 shows the refined one alone."""
+    """0 leaves the retouched image as it is, 1 shows the refined one alone."""
     factor: int | None = None
-    """How many times the model's output is larger than what it gets to see of the picture, a power of two: the more, the more is painted
-    anew. By default the model's scale. With less, what the model cannot see of the retouched picture is added to its result; with more, its
+    """How many times the model's output is larger than what it gets to see of the image, a power of two: the more, the more is painted
+    anew. By default the model's scale. With less, what the model cannot see of the retouched image is added to its result; with more, its
     result is soft, and a model of that scale does better."""
     feather: int | None = None
-    """Pixels over which the refined picture fades into the original; by default a 32nd of the region's width."""
+    """Pixels over which the refined image fades into the original; by default a 32nd of the region's width."""
     box: tuple[int, int, int] | None = None
-    """Left, top and width of the region that the model sees. By default the whole picture, or of one that is far from the model's aspect
+    """Left, top and width of the region that the model sees. By default the whole image, or of one that is far from the model's aspect
     ratio the largest region that holds what was touched and is nearest to the middle."""
     tolerance: float = TOLERANCE
-    """Difference in [0, 1] between the retouched picture and the original that counts as none."""
+    """Difference in [0, 1] between the retouched image and the original that counts as none."""
 
     def __post_init__(self):
         if not 0 <= self.strength <= 1:
@@ -47,7 +47,7 @@ class RetouchConfig:
 
 @dataclass(frozen=True)
 class Region:
-    """What the model sees: a part of the picture, or more than the picture, whose border is then repeated."""
+    """What the model sees: a part of the image, or more than the image, whose border is then repeated."""
 
     left: int
     top: int
@@ -61,13 +61,13 @@ class Region:
         return planes[:, rows[:, None], columns]
 
     def inside(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a picture of that size that lie in the region."""
+        """Rows and columns of an image of that size that lie in the region."""
         rows = slice(max(0, self.top), min(height, self.top + self.height))
         return rows, slice(max(0, self.left), min(width, self.left + self.width))
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedRetouch:
     """A retouch before the forward pass, and what to do after it. Made by `prepare`."""
 
     edited: Tensor
@@ -77,42 +77,42 @@ class Prepared:
     untouched: Image.Image
     """The original with 8 bits, RGB or RGBA."""
     weights: Tensor
-    """(H, W) in [0, 1]: how much of the refined picture shows."""
+    """(H, W) in [0, 1]: how much of the refined image shows."""
     region: Region
-    low: Tensor | None
+    lr: Tensor | None
     """(3, in_size, in_size) in [-1, 1]: what the model gets. None where nothing was touched."""
     size: tuple[int, int]
-    """Rows and columns of picture in the model's output."""
+    """Rows and columns of image in the model's output."""
     factor: int
     strength: float
     note: str
     """What was done, in a line."""
     grey: bool = False
-    """Whether both pictures are grey, so that the result is."""
+    """Whether both images are grey, so that the result is."""
 
     @property
     def box(self) -> tuple[int, int, int]:
-        """Left, top and width of the region; beyond the picture where its border is repeated."""
+        """Left, top and width of the region; beyond the image where its border is repeated."""
         return self.region.left, self.region.top, self.region.width
 
     @property
     @plain_torch()
     def mask(self) -> Image.Image:
-        """How much of the refined picture shows, in grey."""
+        """How much of the refined image shows, in grey."""
         return Image.fromarray(self.weights.mul(255).round().to(torch.uint8).numpy())
 
     @plain_torch()
-    def finish(self, high: Tensor | None) -> Image.Image:
-        """The whole picture, of the model's output (3, out, out) in [-1, 1]. Where the weights are 0 it is the original, bit for bit.
+    def finish(self, sr: Tensor | None) -> Image.Image:
+        """The whole image, of the model's output (3, out, out) in [-1, 1]. Where the weights are 0 it is the original, bit for bit.
 
-        Its `info["gleansr"]` is the note. Raises PictureError for NaN and infinity.
+        Its `info["gleansr"]` is the note. Raises ImageError for NaN and infinity.
         """
         result = self.untouched.copy()
-        if high is not None and (box := bounds(self.weights > 0)):
+        if sr is not None and (box := bounds(self.weights > 0)):
             left, top, right, bottom = box
             rows, columns = slice(top, bottom), slice(left, right)
             y, x = top - self.region.top, left - self.region.left
-            refined = self._refined(high)[:, y : y + bottom - top, x : x + right - left]
+            refined = self._refined(sr)[:, y : y + bottom - top, x : x + right - left]
             edited, original = self.edited[:, rows, columns], self.original[:, rows, columns]
             weights = self.weights[rows, columns]
             mixed = torch.cat([edited[:3].lerp(refined, self.strength), edited[3:]])
@@ -125,54 +125,54 @@ class Prepared:
             result.info["gleansr"] = self.note
         return result
 
-    def _refined(self, high: Tensor) -> Tensor:
-        """(3, out, out) in [-1, 1] -> the region (3, height, width) in [0, 1], in colour and coarse form as the retouched picture."""
-        if not bool(high.isfinite().all()):
-            raise PictureError("the model made NaN or infinite values; try --precision float32")
+    def _refined(self, sr: Tensor) -> Tensor:
+        """(3, out, out) in [-1, 1] -> the region (3, height, width) in [0, 1], in colour and coarse form as the retouched image."""
+        if not bool(sr.isfinite().all()):
+            raise ImageError("the model made NaN or infinite values; try --precision float32")
         rows = self.size[0]
-        bar = (high.shape[1] - rows) // 2
-        picture = (high.detach().to("cpu", torch.float32)[:, bar : bar + rows].clamp(-1, 1) + 1) / 2
+        bar = (sr.shape[1] - rows) // 2
+        image = (sr.detach().to("cpu", torch.float32)[:, bar : bar + rows].clamp(-1, 1) + 1) / 2
         wanted = resize(self.region.cut(self.edited[:3]), size=self.size)
         coarse = (self.size[0] // self.factor, self.size[1] // self.factor)
-        picture = picture + resize(resize(wanted - picture, size=coarse), size=self.size)
-        return resize(picture, size=(self.region.height, self.region.width))
+        image = image + resize(resize(wanted - image, size=coarse), size=self.size)
+        return resize(image, size=(self.region.height, self.region.width))
 
 
 @plain_torch()
 def prepare(
-    edited: Source | Picture,
-    original: Source | Picture | None,
+    edited: Source | DecodedImage,
+    original: Source | DecodedImage | None,
     upscaler: Upscaler,
     config: RetouchConfig | None = None,
     *,
-    mask: Source | Picture | None = None,
-) -> Prepared:
+    mask: Source | DecodedImage | None = None,
+) -> PreparedRetouch:
     """Finds what was touched and what the model is to see of it.
 
     Args:
-        edited: the retouched picture.
-        original: the picture before, of the same size. Without it, everything is refined.
+        edited: the retouched image.
+        original: the image before, of the same size. Without it, everything is refined.
         upscaler: the model, one with an input size.
         config: how to refine.
-        mask: how much of the refined picture may show at most, white where all of it; instead of what `original` tells.
+        mask: how much of the refined image may show at most, white where all of it; instead of what `original` tells.
 
     Raises:
         RequestError: these do not fit together.
-        PictureError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     config = config or RetouchConfig()
-    new = edited if isinstance(edited, Picture) else decode(edited)
-    old = new if original is None else original if isinstance(original, Picture) else decode(original)
+    new = edited if isinstance(edited, DecodedImage) else decode(edited)
+    old = new if original is None else original if isinstance(original, DecodedImage) else decode(original)
     height, width = new.size
     _check_size(old, new)
-    transparent = any(picture.alpha is not None for picture in (new, old))
-    planes = [_planes(picture, transparent) for picture in (new, old)]
+    transparent = any(image.alpha is not None for image in (new, old))
+    planes = [_planes(image, transparent) for image in (new, old)]
     size, factor = _geometry(upscaler, config)
     given = None
     if mask is not None:
-        picture = mask if isinstance(mask, Picture) else decode(mask)
-        _check_size(picture, new)
-        given = picture.premultiplied().mean(0)
+        image = mask if isinstance(mask, DecodedImage) else decode(mask)
+        _check_size(image, new)
+        given = image.premultiplied().mean(0)
     # Where there is a mask it says what is to be refined; a touched region is grown by what fades, so that all of it is refined.
     if given is not None:
         found = given > 0
@@ -186,42 +186,42 @@ def prepare(
     weights = _weights(found, region, feather, grow=given is None and original is not None)
     if given is not None:
         weights = torch.minimum(weights, given)
-    low = _low(region.cut(planes[0][:3]), upscaler, size, factor) if bool(weights.any()) else None
+    lr = _lr(region.cut(planes[0][:3]), upscaler, size, factor) if bool(weights.any()) else None
     note = _note(new, weights, found, region, size)
     grey = new.grey and old.grey
     untouched = to_image(old.pixels, old.alpha)
-    return Prepared(planes[0], planes[1], untouched, weights, region, low, size, factor, config.strength, note, grey)
+    return PreparedRetouch(planes[0], planes[1], untouched, weights, region, lr, size, factor, config.strength, note, grey)
 
 
 @plain_torch()
 def retouch(
-    edited: Source | Picture,
-    original: Source | Picture | None = None,
+    edited: Source | DecodedImage,
+    original: Source | DecodedImage | None = None,
     *,
     strength: float = 1.0,
-    mask: Source | Picture | None = None,
+    mask: Source | DecodedImage | None = None,
     model: str | os.PathLike[str] | Upscaler | None = None,
     factor: int | None = None,
     feather: int | None = None,
     box: tuple[int, int, int] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Image.Image:
-    """Makes a retouched picture realistic in one forward pass.
+    """Makes a retouched image realistic in one forward pass.
 
     Args:
-        edited: the retouched picture: a path, the bytes of a file, a PIL image, an array or a tensor, as `gleansr.load` takes them.
-        original: the picture before it was retouched, of the same size. Only what differs from it is refined, and outside of that the
-            result is the original bit for bit. Without it, the whole picture is refined.
+        edited: the retouched image: a path, the bytes of a file, a PIL image, an array or a tensor, as `gleansr.load` takes them.
+        original: the image before it was retouched, of the same size. Only what differs from it is refined, and outside of that the
+            result is the original bit for bit. Without it, the whole image is refined.
         strength: see `RetouchConfig`, as `factor`, `feather`, `box` and `tolerance`.
         mask: see `prepare`.
         model: name or file of a GLEAN, or an Upscaler; by default the bundled one for cats that suits `factor`.
 
     Returns:
-        The whole picture, RGB or RGBA. Its `info["gleansr"]` says what was done.
+        The whole image, RGB or RGBA. Its `info["gleansr"]` says what was done.
 
     Raises:
         RequestError: these do not fit together.
-        PictureError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     config = RetouchConfig(strength, factor, feather, box, tolerance)
     upscaler = model if isinstance(model, Upscaler) else load(model or default_model(factor))
@@ -229,15 +229,15 @@ def retouch(
 
 
 @plain_torch()
-def refine(prepared: Prepared, upscaler: Upscaler) -> Image.Image:
-    """The whole picture, by a forward pass of the model for which it was prepared, if anything was touched; see `Prepared.finish`."""
-    if prepared.low is None:
+def refine(prepared: PreparedRetouch, upscaler: Upscaler) -> Image.Image:
+    """The whole image, by a forward pass of the model for which it was prepared, if anything was touched; see `PreparedRetouch.finish`."""
+    if prepared.lr is None:
         return prepared.finish(None)
-    return prepared.finish(upscaler.passes([prepared.low]).pictures[0])
+    return prepared.finish(upscaler.passes([prepared.lr]).images[0])
 
 
 def default_model(factor: int | None) -> str:
-    """The bundled model that is made for what a picture shrunk by `factor` lacks."""
+    """The bundled model that is made for what an image shrunk by `factor` lacks."""
     return "cats-16x" if factor is not None and factor > 8 else "cats-8x"
 
 
@@ -245,9 +245,9 @@ def default_model(factor: int | None) -> str:
 
 
 def _geometry(upscaler: Upscaler, config: RetouchConfig) -> tuple[tuple[int, int], int]:
-    """Rows and columns of picture in the model's output, and the factor."""
+    """Rows and columns of image in the model's output, and the factor."""
     if upscaler.output_size is None or upscaler.content_height is None:
-        raise RequestError(f"retouching takes a model with an input size, a GLEAN; {upscaler.method.name} takes pictures of any size")
+        raise RequestError(f"retouching takes a model with an input size, a GLEAN; {upscaler.method.name} takes images of any size")
     size = (upscaler.content_height, upscaler.output_size)
     factor = upscaler.scale if config.factor is None else config.factor
     largest = min(size) // 4
@@ -272,7 +272,7 @@ def _region(
         down = round(across * size[0] / size[1])
         return Region((width - across) // 2, (height - down) // 2, across, down)
 
-    across = round(height * size[1] / size[0])  # of a region as high as the picture
+    across = round(height * size[1] / size[0])  # of a region as high as the image
     whole, part = centred(max(width, across)), centred(min(width, across))
     left, top, right, bottom = found or (0, 0, width, height)
     if right - left > part.width or bottom - top > part.height or whole.width * whole.height <= 1.2 * width * height:
@@ -298,7 +298,7 @@ def _weights(found: Tensor, region: Region, feather: int, *, grow: bool) -> Tens
     )
     part = found[top:bottom, left:right]
     part = grown(part, feather) if grow else part
-    # Within the picture the region's border fades too: there is no refined picture beyond it.
+    # Within the image the region's border fades too: there is no refined image beyond it.
     inner = torch.nn.functional.pad(
         part,
         (
@@ -314,28 +314,28 @@ def _weights(found: Tensor, region: Region, feather: int, *, grow: bool) -> Tens
     return weights
 
 
-def _low(picture: Tensor, upscaler: Upscaler, size: tuple[int, int], factor: int) -> Tensor:
+def _lr(image: Tensor, upscaler: Upscaler, size: tuple[int, int], factor: int) -> Tensor:
     """The region (3, h, w) in [0, 1] -> what the model gets of it, (3, in_size, in_size) in [-1, 1]."""
     if factor > upscaler.scale:
-        picture = resize(picture, size=(size[0] // factor, size[1] // factor)).clamp(0, 1)
-    return upscaler.fit(Picture(picture), "stretch").low
+        image = resize(image, size=(size[0] // factor, size[1] // factor)).clamp(0, 1)
+    return upscaler.fit(DecodedImage(image), "stretch").lr
 
 
 # ------------------------------------------------------------------------------------------------------------------ checks
 
 
-def _planes(picture: Picture, transparent: bool) -> Tensor:
+def _planes(image: DecodedImage, transparent: bool) -> Tensor:
     if not transparent:
-        return picture.pixels
-    alpha = torch.ones(1, *picture.size) if picture.alpha is None else picture.alpha
-    return torch.cat([picture.premultiplied(), alpha])
+        return image.pixels
+    alpha = torch.ones(1, *image.size) if image.alpha is None else image.alpha
+    return torch.cat([image.premultiplied(), alpha])
 
 
-def _check_size(picture: Picture, edited: Picture) -> None:
-    if picture.size != edited.size:
-        (height, width), (wanted_height, wanted_width) = picture.size, edited.size
+def _check_size(image: DecodedImage, edited: DecodedImage) -> None:
+    if image.size != edited.size:
+        (height, width), (wanted_height, wanted_width) = image.size, edited.size
         raise RequestError(
-            f"{picture.name}: is {width}x{height}, but the retouched picture is {wanted_width}x{wanted_height}; give pictures of one size"
+            f"{image.name}: is {width}x{height}, but the retouched image is {wanted_width}x{wanted_height}; give images of one size"
         )
 
 
@@ -343,16 +343,16 @@ def _check_large_enough(region: Region, upscaler: Upscaler, name: str) -> None:
     if upscaler.input_size and region.width < upscaler.input_size:
         raise RequestError(
             f"{name}: the region of {region.width}x{region.height} pixels is smaller than the model's input of {upscaler.input_size}; "
-            "give a larger picture or box, or enlarge it with `gleansr upscale`"
+            "give a larger image or box, or enlarge it with `gleansr upscale`"
         )
 
 
-def _note(edited: Picture, weights: Tensor, found: Tensor, region: Region, size: tuple[int, int]) -> str:
+def _note(edited: DecodedImage, weights: Tensor, found: Tensor, region: Region, size: tuple[int, int]) -> str:
     said = list(edited.notes)
     share = float((weights > 0).float().mean())
     if not share:
         return "; ".join([*said, "nothing was touched"])
-    said.append(f"{share:.1%} of the picture refined" if share < 1 else "the whole picture refined")
+    said.append(f"{share:.1%} of the image refined" if share < 1 else "the whole image refined")
     if bool((found & (weights == 0)).any()):
         said.append("what was touched outside of the model's region is the original again")
     if region.width > size[1]:

@@ -1,4 +1,4 @@
-"""Who is let in: a bounded number of requests, with a bounded amount of pictures, and of each editor the newest."""
+"""Who is let in: a bounded number of requests, with a bounded amount of images, and of each editor the newest."""
 
 import asyncio
 import math
@@ -110,7 +110,7 @@ class Admission:
             if not ticket.inside:  # a thread or a task that has not noticed yet; what is answered is why it was stopped
                 raise Problem("client-gone", "the request was given up")
             if self._held_bytes + bytes > self._bytes or self._held_pixels + pixels > self._pixels:
-                raise self._busy("the pictures of all requests together are too large at the moment")
+                raise self._busy("the images of all requests together are too large at the moment")
             ticket.bytes += bytes
             ticket.pixels += pixels
             self._held_bytes += bytes

@@ -21,7 +21,7 @@ from gleansr.serving import jobs
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.limits import BrowserHeaders, Guard, Unread
 from gleansr.serving.metrics import Observed
-from gleansr.serving.openapi import DESCRIPTION, picture_route, problems
+from gleansr.serving.openapi import DESCRIPTION, image_route, problems
 from gleansr.serving.problems import Problem
 from gleansr.serving.service import Service
 
@@ -38,7 +38,7 @@ class ServedModel:
     input_size: int
     output_size: int
     content_height: int
-    """Rows of picture in the square output; fewer than `output_size` for pictures between black bars."""
+    """Rows of image in the square output; fewer than `output_size` for images between black bars."""
     licence: str | None
     credit: str | None
     default: bool
@@ -87,9 +87,9 @@ def _routes(service: Service) -> ASGIApp:
 
     @app.post(
         "/v1/upscale",
-        summary="Enlarge a picture",
+        summary="Enlarge an image",
         response_class=Response,
-        **picture_route(
+        **image_route(
             upscaling, "/v1/upscale", "-F picture=@small.png -o large.png", "-F picture=@small.png -F fit=crop -F format=jpeg -o large.jpg"
         ),
     )
@@ -98,9 +98,9 @@ def _routes(service: Service) -> ASGIApp:
 
     @app.post(
         "/v1/retouch",
-        summary="Make a retouched picture realistic",
+        summary="Make a retouched image realistic",
         response_class=Response,
-        **picture_route(
+        **image_route(
             retouching,
             "/v1/retouch",
             "-F edited=@edited.png -F original=@original.png -o retouched.png",

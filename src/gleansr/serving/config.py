@@ -34,13 +34,13 @@ class ServingConfig:
     precision: Precision = "auto"
     """Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it."""
     batch_size: Annotated[int | None, Range(1, 1024)] = None
-    """Most pictures in one forward pass; by default what suits the device."""
+    """Most images in one forward pass; by default what suits the device."""
     queue: Annotated[int, Range(1, 100_000)] = 64
     """Requests that are read, wait or are worked on at once; what comes beyond is answered 429."""
     max_bytes: Annotated[int, Range(1024, 2**32)] = 64 * 2**20
     """Most bytes of a request."""
     max_pixels: Annotated[int, Range(1, 2**28)] = 25_000_000
-    """Most pixels of a picture."""
+    """Most pixels of an image."""
     timeout: Annotated[float, Range(0.1, 86_400)] = 60.0
     """Seconds until a request that is not done is given up."""
     header_timeout: Annotated[float, Range(0.1, 86_400)] = 10.0

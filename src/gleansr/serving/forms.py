@@ -49,29 +49,29 @@ def choice(description: str, *names: str) -> Field:
     return Field({"type": "string", "enum": list(names), "default": names[0], "description": description}, parse, names[0])
 
 
-def number(description: str, low: float, high: float, default: float) -> Field:
+def number(description: str, lr: float, sr: float, default: float) -> Field:
     """A finite number."""
 
     def parse(text: str) -> float:
         value = float(text) if re.fullmatch(r"[-+]?[0-9]{0,20}(\.[0-9]{0,20})?", text) and text.strip("+-.") else math.nan
-        if not low <= value <= high:
-            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        if not lr <= value <= sr:
+            raise ValueError(f"must be a number from {lr:g} to {sr:g}")
         return value
 
-    schema = {"type": "number", "minimum": low, "maximum": high, "default": default, "description": description}
+    schema = {"type": "number", "minimum": lr, "maximum": sr, "default": default, "description": description}
     return Field(schema, parse, default)
 
 
-def whole(description: str, low: int, high: int, *, power_of_two: bool = False) -> Field:
+def whole(description: str, lr: int, sr: int, *, power_of_two: bool = False) -> Field:
     """A whole number, by default None."""
 
     def parse(text: str) -> int:
         value = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
-        if not low <= value <= high or (power_of_two and value & (value - 1)):
-            raise ValueError(f"must be a {'power of two' if power_of_two else 'whole number'} from {low} to {high}")
+        if not lr <= value <= sr or (power_of_two and value & (value - 1)):
+            raise ValueError(f"must be a {'power of two' if power_of_two else 'whole number'} from {lr} to {sr}")
         return value
 
-    return Field({"type": "integer", "minimum": low, "maximum": high, "description": description}, parse)
+    return Field({"type": "integer", "minimum": lr, "maximum": sr, "description": description}, parse)
 
 
 def box(description: str) -> Field:

@@ -199,4 +199,4 @@ def connection_of(scope: Scope) -> Wire | None:
 
 
 def _too_large(most: int) -> Problem:
-    return Problem("too-many-bytes", f"the request is larger than {most} bytes; send a smaller picture, or a JPEG instead of a PNG")
+    return Problem("too-many-bytes", f"the request is larger than {most} bytes; send a smaller image, or a JPEG instead of a PNG")

@@ -1,4 +1,4 @@
-"""What is counted, and one line of log for each request: without names of files, queries and pictures."""
+"""What is counted, and one line of log for each request: without names of files, queries and images."""
 
 import json
 import logging
@@ -26,8 +26,8 @@ class Metrics:
         own = {"namespace": "gleansr", "registry": self.registry}
         self.requests = Counter("requests", "Requests by route and status", ("route", "status"), **own)
         self.in_flight = Gauge("in_flight", "Requests that were begun and are not done", **own)
-        self.queue = Gauge("queue_length", "Pictures that wait for the device", **own)
-        self.batches = Histogram("batch_size", "Pictures in a forward pass", ("model",), buckets=(1, 2, 4, 8, 16, 32, 64, 128), **own)
+        self.queue = Gauge("queue_length", "Images that wait for the device", **own)
+        self.batches = Histogram("batch_size", "Images in a forward pass", ("model",), buckets=(1, 2, 4, 8, 16, 32, 64, 128), **own)
         self.seconds = Histogram(
             "seconds",
             "Seconds by stage: reading, preparing, waiting, forward (of a batch), finishing, whole",

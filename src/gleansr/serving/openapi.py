@@ -6,7 +6,7 @@ from gleansr.serving import forms, jobs
 from gleansr.serving.problems import KINDS
 
 DESCRIPTION = (
-    "Enlarges small pictures and makes retouched ones realistic with a generative latent bank. Detail is invented: plausible, not what was "
+    "Enlarges small images and makes retouched ones realistic with a generative latent bank. Detail is invented: plausible, not what was "
     "there. Do not identify people or read number plates with it."
 )
 
@@ -23,17 +23,17 @@ _PROBLEM = {
 }
 _HEADERS = {
     "Gleansr-Model": ("string", "Name of the model"),
-    "Gleansr-Note": ("string", "What was done with the picture, percent-encoded; absent if nothing"),
-    "Gleansr-Seconds": ("number", "The forward pass, with all pictures of its batch; absent if there was none"),
+    "Gleansr-Note": ("string", "What was done with the image, percent-encoded; absent if nothing"),
+    "Gleansr-Seconds": ("number", "The forward pass, with all images of its batch; absent if there was none"),
     "Gleansr-Size": ("string", "Width and height in pixels, such as 256x256"),
 }
 _DETAILS = {
     "bad-field": "strength is '2', but must be a number from 0 to 1",
-    "bad-picture": "picture: is no picture of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
+    "bad-picture": "picture: is no image of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
     "unauthorized": "a token is needed; send `Authorization: Bearer TOKEN`",
     "superseded": "a newer request of the same editor was sent; wait for its answer",
-    "too-many-pixels": "picture: is 60000x60000, which is more than 25000000 pixels; send a smaller picture",
-    "missing-field": "the field picture is missing; send it as a file, as `curl -F picture=@FILE` does",
+    "too-many-pixels": "picture: is 60000x60000, which is more than 25000000 pixels; send a smaller image",
+    "missing-field": "the field image is missing; send it as a file, as `curl -F picture=@FILE` does",
     "busy": "64 requests are being worked on, which is the most; try again in 7 s",
 }
 _NAMES = (
@@ -55,16 +55,16 @@ _NAMES = (
 )
 
 
-def picture_route(kind: jobs.Kind, path: str, *examples: str) -> dict[str, Any]:
-    """Arguments of FastAPI's decorator for a route that takes and answers pictures. `examples` are arguments of curl."""
+def image_route(kind: jobs.RequestKind, path: str, *examples: str) -> dict[str, Any]:
+    """Arguments of FastAPI's decorator for a route that takes and answers images. `examples` are arguments of curl."""
     headers = dict(_HEADERS)
     if "box" in kind.fields:
         headers["Gleansr-Box"] = ("string", "Left, top and width of the region that the model saw")
-    picture = {"schema": {"type": "string", "format": "binary"}}
+    image = {"schema": {"type": "string", "format": "binary"}}
     done = {
-        "description": "The picture, marked as having synthetic detail",
+        "description": "The image, marked as having synthetic detail",
         "headers": {name: {"description": said, "schema": {"type": type_}} for name, (type_, said) in headers.items()},
-        "content": {f"image/{format_}": picture for format_ in ("png", "jpeg", "webp")},
+        "content": {f"image/{format_}": image for format_ in ("png", "jpeg", "webp")},
     }
     editor = {
         "name": "Gleansr-Editor",

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse
 KINDS = {
     "bad-request": (400, "The request is no valid HTTP"),
     "bad-field": (400, "A field has a wrong value"),
-    "bad-picture": (400, "A picture cannot be read"),
+    "bad-picture": (400, "An image cannot be read"),
     "unauthorized": (401, "A token is needed"),
     "foreign-host": (403, "The service is not asked by its own name"),
     "foreign-origin": (403, "Another site's page may not use the service"),
@@ -16,15 +16,15 @@ KINDS = {
     "slow-upload": (408, "The request did not arrive in time"),
     "superseded": (409, "A newer request of the same editor took its place"),
     "too-many-bytes": (413, "The request is too large"),
-    "too-many-pixels": (413, "A picture has too many pixels"),
+    "too-many-pixels": (413, "An image has too many pixels"),
     "wrong-content-type": (415, "The request is no form"),
     "missing-field": (422, "A field is missing"),
-    "unfit": (422, "The picture does not suit the model or the fields"),
+    "unfit": (422, "The image does not suit the model or the fields"),
     "busy": (429, "The service is busy"),
     "client-gone": (499, "The client went away"),
     "failed": (500, "The service failed"),
     "stopping": (503, "The service is stopping"),
-    "timeout": (504, "The picture was not done in time"),
+    "timeout": (504, "The image was not done in time"),
 }
 """Status and title of every problem by its name, of which `type` is made."""
 

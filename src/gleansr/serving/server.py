@@ -30,7 +30,7 @@ def load_models(config: ServingConfig, fetch: Callable[[str], Path]) -> dict[str
         name = upscaler.about.name or Path(given).stem
         if upscaler.input_size is None:
             raise RequestError(
-                f"{given}: {upscaler.method.name} takes pictures of any size; only models with an input size are served, a GLEAN"
+                f"{given}: {upscaler.method.name} takes images of any size; only models with an input size are served, a GLEAN"
             )
         if name in models:
             raise RequestError(f"{given}: another model is called {name!r} too; leave one out of --models")

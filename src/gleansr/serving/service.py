@@ -22,7 +22,7 @@ from gleansr.serving.config import ServingConfig
 from gleansr.serving.limits import bounded
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
-from gleansr.serving.worker import Refined, Worker
+from gleansr.serving.worker import ModelWorker, Refined
 
 log = logging.getLogger("gleansr.serving")
 
@@ -34,17 +34,17 @@ LARGE = 2**22
 
 
 class Service:
-    """Serves models. Everything but the work on pictures happens on the event loop, which is never kept."""
+    """Serves models. Everything but the work on images happens on the event loop, which is never kept."""
 
     def __init__(self, config: ServingConfig, models: Mapping[str, Upscaler]):
         self.config, self.models = config, models
         self.metrics = Metrics()
-        self.worker = Worker(models, config.batch_size, self.metrics)
+        self.worker = ModelWorker(models, config.batch_size, self.metrics)
         self.admission = Admission(config.queue, config.max_bytes, config.max_pixels, self._seconds_for)
         self._lately = 0.0  # seconds that a request takes
         # Each keeps to one core: the others are for the forward pass.
         threads = max(2, min(16, torch.get_num_threads()))
-        self._pool = ThreadPoolExecutor(threads, "gleansr-pictures", lambda: torch.set_num_threads(1))
+        self._pool = ThreadPoolExecutor(threads, "gleansr-images", lambda: torch.set_num_threads(1))
         self._working: asyncio.Task[None] | None = None
         self.stopping = False
         """Whether the service ends as soon as everything that was let in is answered."""
@@ -68,7 +68,7 @@ class Service:
         self.worker.close()
         self._pool.shutdown(cancel_futures=True)
 
-    async def answer(self, request: Request, kind: jobs.Kind) -> Response:
+    async def answer(self, request: Request, kind: jobs.RequestKind) -> Response:
         """Raises Problem."""
         forms.check_content_type(request)
         with self.admission.enter(_editor(request)) as ticket:
@@ -96,7 +96,7 @@ class Service:
         """How long so many requests take: their forward passes, or, where other work takes longer, as long as the last ones took."""
         return max(self.worker.seconds_for(requests), self._lately)
 
-    async def _work(self, request: Request, kind: jobs.Kind, ticket: Ticket) -> Response:
+    async def _work(self, request: Request, kind: jobs.RequestKind, ticket: Ticket) -> Response:
         started = time.perf_counter()
         try:
             form = await forms.read(request, bounded(request, self.config.max_bytes, ticket), kind.fields)
@@ -110,7 +110,7 @@ class Service:
             hold = partial(ticket.hold, 0)
             ready = await self._in_pool("preparing", kind.prepare, form, self.models[model], self.config.max_pixels, hold)
             del form
-            refined = None if ready.low is None else await self.worker.refine(model, ready.low, ticket.refining)
+            refined = None if ready.lr is None else await self.worker.refine(model, ready.lr, ticket.refining)
             answer = await self._in_pool("finishing", self._finish, ready, refined, kind_of_file, model)
         finally:
             watching.cancel()
@@ -121,7 +121,7 @@ class Service:
 
     def _finish(self, ready: jobs.Ready, refined: Refined | None, kind_of_file: jobs.Format, model: str) -> jobs.Answer:
         try:
-            image = ready.finish(refined and refined.high)
+            image = ready.finish(refined and refined.sr)
             return jobs.write(image, ready, kind_of_file, self.models[model].about.name)
         except GleansrError as error:
             log.exception("the result of %s cannot be written", model)
@@ -133,7 +133,7 @@ class Service:
             result = await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
         except MemoryError:
             log.exception("the memory did not suffice")
-            raise Problem("failed", "the service is short of memory; send a smaller picture, or try later") from None
+            raise Problem("failed", "the service is short of memory; send a smaller image, or try later") from None
         self.metrics.seconds.labels(stage).observe(time.perf_counter() - started)
         return result
 
@@ -158,9 +158,9 @@ class Service:
     def _give_up(self, ticket: Ticket) -> None:
         limit = f"{self.config.timeout:g} s"
         if ticket.arrived:
-            ticket.stop(Problem("timeout", f"the picture was not done within {limit}; try again when the service is less busy"))
+            ticket.stop(Problem("timeout", f"the image was not done within {limit}; try again when the service is less busy"))
         else:
-            ticket.stop(Problem("slow-upload", f"the request did not arrive within {limit}; send a smaller picture"))
+            ticket.stop(Problem("slow-upload", f"the request did not arrive within {limit}; send a smaller image"))
 
 
 def _editor(request: Request) -> str | None:

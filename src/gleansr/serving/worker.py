@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from gleansr.inference.method import Method
+from gleansr.inference.method import Model
 from gleansr.inference.upscaler import Upscaler
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
@@ -26,35 +26,35 @@ _FAILED = "the forward pass failed; the log of the service says why; please repo
 
 @dataclass(frozen=True)
 class Refined:
-    """What a forward pass made of one picture."""
+    """What a forward pass made of one image."""
 
-    high: Tensor
+    sr: Tensor
     """(3, out, out), RGB in [-1, 1], not clamped, float32 on the CPU."""
     seconds: float
-    """Of the forward pass, with all pictures of its batch."""
+    """Of the forward pass, with all images of its batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
     model: str
-    low: Tensor
+    lr: Tensor
     taken: Callable[[], None]
     result: asyncio.Future[Refined]
     since: float
 
 
-class Worker:
+class ModelWorker:
     """Runs the models of one device in a thread of its own. The queue is touched on the event loop only, and needs no locks."""
 
     def __init__(self, models: Mapping[str, Upscaler], batch_size: int | None, metrics: Metrics):
-        """`batch_size`: most pictures in a forward pass, None: what suits the device."""
-        self._methods: dict[str, Method] = {name: upscaler.method for name, upscaler in models.items()}
+        """`batch_size`: most images in a forward pass, None: what suits the device."""
+        self._methods: dict[str, Model] = {name: upscaler.method for name, upscaler in models.items()}
         self._passes = {name: upscaler.passes for name, upscaler in models.items()}
         self._limits = {name: batch_size or suitable_batch(upscaler) for name, upscaler in models.items()}
         self._metrics = metrics
         self._waiting: deque[_Job] = deque()
         self._filled = asyncio.Event()
-        self._seconds = 0.0  # per picture, of late
+        self._seconds = 0.0  # per image, of late
         threads = torch.get_num_threads()  # belongs to the thread that sets it
         self._thread = ThreadPoolExecutor(1, "gleansr-forward", lambda: torch.set_num_threads(threads))
 
@@ -62,26 +62,26 @@ class Worker:
         """How many jobs wait."""
         return len(self._waiting)
 
-    def seconds_for(self, pictures: int) -> float:
-        """How long so many pictures take, judged by the last ones."""
-        return pictures * self._seconds
+    def seconds_for(self, images: int) -> float:
+        """How long so many images take, judged by the last ones."""
+        return images * self._seconds
 
     async def warm_up(self) -> None:
         """Runs each model once, since first passes take longer."""
         loop = asyncio.get_running_loop()
         wait_asleep(torch.get_num_threads())
         for name, method in self._methods.items():
-            low = torch.zeros(1, 3, method.in_size or 1, method.in_size or 1)
+            lr = torch.zeros(1, 3, method.in_size or 1, method.in_size or 1)
             for _ in range(2):
-                _, seconds = await loop.run_in_executor(self._thread, self._forward, name, list(low))
+                _, seconds = await loop.run_in_executor(self._thread, self._forward, name, list(lr))
             self._seconds = max(self._seconds, seconds)
 
-    async def refine(self, model: str, low: Tensor, taken: Callable[[], None]) -> Refined:
-        """Waits for a turn and runs `low` (3, in, in), in [-1, 1], through the model. Cancelled, it leaves the queue.
+    async def refine(self, model: str, lr: Tensor, taken: Callable[[], None]) -> Refined:
+        """Waits for a turn and runs `lr` (3, in, in), in [-1, 1], through the model. Cancelled, it leaves the queue.
 
         `taken` is called as its batch begins.
         """
-        job = _Job(model, low, taken, asyncio.get_running_loop().create_future(), time.perf_counter())
+        job = _Job(model, lr, taken, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._waiting.append(job)
         self._metrics.queue.set(len(self._waiting))
         self._filled.set()
@@ -101,8 +101,8 @@ class Worker:
                 await self._filled.wait()
             batch = self._next_batch()
             try:
-                pictures, seconds = await loop.run_in_executor(self._thread, self._forward, batch[0].model, [job.low for job in batch])
-            except Exception:  # whatever a driver or an exhausted memory raises: these pictures fail, the next ones may not
+                images, seconds = await loop.run_in_executor(self._thread, self._forward, batch[0].model, [job.lr for job in batch])
+            except Exception:  # whatever a driver or an exhausted memory raises: these images fail, the next ones may not
                 log.exception("a batch of %d through %s failed", len(batch), batch[0].model)
                 for job in batch:
                     if not job.result.done():
@@ -111,10 +111,10 @@ class Worker:
             self._metrics.seconds.labels("forward").observe(seconds)
             share = seconds / len(batch)
             self._seconds += 0.2 * (share - self._seconds)
-            for job, high in zip(batch, pictures, strict=True):
+            for job, sr in zip(batch, images, strict=True):
                 if not job.result.done():
-                    job.result.set_result(Refined(high, seconds))
-            del batch, pictures, job, high  # while it waits for more nothing is kept
+                    job.result.set_result(Refined(sr, seconds))
+            del batch, images, job, sr  # while it waits for more nothing is kept
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -132,20 +132,20 @@ class Worker:
         self._metrics.batches.labels(model).observe(len(batch))
         return batch
 
-    def _forward(self, model: str, lows: list[Tensor]) -> tuple[list[Tensor], float]:
+    def _forward(self, model: str, lrs: list[Tensor]) -> tuple[list[Tensor], float]:
         """In the worker's thread."""
         started = time.perf_counter()
-        high = self._passes[model](lows).pictures.float()
+        sr = self._passes[model](lrs).images.float()
         seconds = time.perf_counter() - started
         # Of a batch each gets a copy, so that none keeps the others' memory.
-        return [high[0]] if len(high) == 1 else [picture.clone() for picture in high], seconds
+        return [sr[0]] if len(sr) == 1 else [image.clone() for image in sr], seconds
 
 
 @cache
 def wait_asleep(threads: int) -> None:
     """Lets the threads of forward passes sleep, not spin, while they wait for each other.
 
-    Where other programs or the work on pictures want the cores too, a thread that spins keeps the one it waits for from its core: with two
+    Where other programs or the work on images want the cores too, a thread that spins keeps the one it waits for from its core: with two
     busy neighbours on two cores passes took three times as long, and single ones seconds. libgomp, by which torch spreads work on Linux,
     spins unless it has more threads than there are cores. So it is given some more here, which sleep for ever.
     """
@@ -163,7 +163,7 @@ def wait_asleep(threads: int) -> None:
 
 
 def suitable_batch(upscaler: Upscaler) -> int:
-    """As many pictures as are faster together. On a CPU the Upscaler's own number is too high: larger batches gain nothing, and keep the
-    first picture waiting for the last."""
+    """As many images as are faster together. On a CPU the Upscaler's own number is too high: larger batches gain nothing, and keep the
+    first image waiting for the last."""
     size = upscaler.default_batch_size()
     return max(1, size // 2) if upscaler.device.type == "cpu" else size

@@ -1,7 +1,7 @@
-"""Adaptive discriminator augmentation: training on few pictures without the discriminator learning them by heart.
+"""Adaptive discriminator augmentation: training on few images without the discriminator learning them by heart.
 
 Source: Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020, arXiv:2006.06676.
-Real and generated pictures are changed alike before the discriminator sees them (section 2), each with a probability
+Real and generated images are changed alike before the discriminator sees them (section 2), each with a probability
 that follows from how far the discriminator overfits (section 3). The changes are the pipeline "bgc" of appendix B
 (pixel blitting, geometry, colour), with the strengths, the order and the resampling of the authors' code.
 """
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gleansr.errors import CheckpointError, RequestError
 
-# The low-pass filter of the wavelet symlet 6. It is orthonormal to its own shifts by two taps: enlarging a picture by 2
-# with it and reducing it again returns the picture.
+# The low-pass filter of the wavelet symlet 6. It is orthonormal to its own shifts by two taps: enlarging an image by 2
+# with it and reducing it again returns the image.
 SYM6 = (
     *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633),
     *(0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252),
@@ -58,7 +58,7 @@ class Augmentations:
 
 
 class Augment(nn.Module):
-    """Make each change of `Augmentations`, independently for each picture, with the probability p.
+    """Make each change of `Augmentations`, independently for each image, with the probability p.
 
     Its arguments are the fields of `Augmentations`: `Augment(hue=False)`. It has no parameters and no buffers.
     """
@@ -68,14 +68,14 @@ class Augment(nn.Module):
         self.augmentations = Augmentations(**augmentations)
 
     def forward(self, images: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-        """Change pictures: images (N, 3, H, W), RGB in [-1, 1], any floating type, to the same shape and type.
+        """Change images: images (N, 3, H, W), RGB in [-1, 1], any floating type, to the same shape and type.
 
         The result is not clamped: contrast and brightness may leave [-1, 1]. Borders are mirrored once, beyond is 0.
         `p` is in [0, 1]; 0 returns `images` itself and draws nothing. `generator` is on the CPU, where the draws are
         made for every device; None is torch's global one.
 
         The gradient with respect to `images` is what a generator trains with. Take R1 with respect to the changed
-        pictures: `augment(real, p).detach().requires_grad_()`. The authors' code takes it with respect to the unchanged
+        images: `augment(real, p).detach().requires_grad_()`. The authors' code takes it with respect to the unchanged
         ones, which needs second derivatives of `grid_sample`; older versions of torch have none (2.5; 2.13 has them).
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -105,7 +105,7 @@ class Augment(nn.Module):
         angle_after = dice.maybe(p_rotate, dice.uniform(math.pi))
         fraction = dice.maybe(p * on.fraction, dice.normal(1 / 8, columns=2)) * size
 
-        # Position in the result = second @ (first @ position in the picture + pixels) + fraction.
+        # Position in the result = second @ (first @ position in the image + pixels) + fraction.
         first = _rotation(-math.pi / 2 * quarters) @ _scaling(1 - 2 * flip, torch.ones_like(flip))
         second = _rotation(angle_after) @ _scaling(zoom * stretch, zoom / stretch) @ _rotation(angle_before)
         inverse = torch.linalg.inv(second @ first)
@@ -129,10 +129,10 @@ class Augment(nn.Module):
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Resample pictures along affine maps without aliasing: enlarge by 2, sample bilinearly, reduce by 2.
+    """Resample images along affine maps without aliasing: enlarge by 2, sample bilinearly, reduce by 2.
 
     images: (N, C, H, W), float32 or float64, any range; so is the result. inverse: (N, 2, 3), from a pixel's position
-    in the result to its position in the picture, both in pixels from the centre, x to the right, y down.
+    in the result to its position in the image, both in pixels from the centre, x to the right, y down.
 
     The identity and moves by whole pixels are exact. As the filter is not quite symmetric, a mirrored axis is off by
     0.1 pixel and slightly blurred, as in the authors' code.
@@ -141,12 +141,12 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     size = inverse.new_tensor([width, height])
     half = (size - 1) / 2
     corners = inverse.new_tensor([[-1, 1, 1, -1], [-1, -1, 1, 1]]) * half[:, None]
-    corners = inverse[..., :2] @ corners + inverse[..., 2:]  # (N, 2, 4), in the pictures
+    corners = inverse[..., :2] @ corners + inverse[..., 2:]  # (N, 2, 4), in the images
     # Each of the two filters reads beyond the corners. Mirroring reaches the opposite border at most.
     margins = [side.amax((0, 2)) + 2 * REACH - half for side in (-corners, corners)]
     (left, top), (right, bottom) = (m.ceil().clamp(min=0).minimum(size - 1).int().tolist() for m in margins)
 
-    # As pictures of one channel: on a CPU this is several times as fast as a convolution in groups.
+    # As images of one channel: on a CPU this is several times as fast as a convolution in groups.
     taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device).expand(1, 1, 1, -1)
     padded = F.pad(images, (left, right, top, bottom), mode="reflect").flatten(0, 1)[:, None]
     doubled = F.conv_transpose2d(padded, taps * math.sqrt(2), stride=(1, 2), padding=(0, CENTRE))
@@ -175,8 +175,8 @@ def recolour(images: Tensor, matrix: Tensor) -> Tensor:
 class AdaptiveProbability:
     """The p of `Augment`, moved so that r_t = E[sign D(real)] stays at `target` (section 3 of the paper).
 
-    r_t is 0 while the discriminator does not overfit and 1 when it calls every real picture real. p moves by 1 within
-    `adjust_images` pictures: 500,000 in the paper, 100,000 where the authors go on from a trained network.
+    r_t is 0 while the discriminator does not overfit and 1 when it calls every real image real. p moves by 1 within
+    `adjust_images` images: 500,000 in the paper, 100,000 where the authors go on from a trained network.
     """
 
     BATCHES = 4
@@ -185,7 +185,7 @@ class AdaptiveProbability:
     def __init__(self, p: float = 0.0, *, target: float = 0.6, adjust_images: int = 500_000) -> None:
         _check_probability(p)
         if adjust_images <= 0:
-            raise RequestError(f"adjust_images is {adjust_images}; expected a positive number of pictures")
+            raise RequestError(f"adjust_images is {adjust_images}; expected a positive number of images")
         self.p, self.target, self.adjust_images = float(p), target, adjust_images
         self.sign_sum: Tensor | float = 0.0
         self.batches = 0
@@ -214,7 +214,7 @@ class AdaptiveProbability:
 
 
 class _Dice:
-    """Draws for the pictures of a batch, (N, columns), in float64 on the CPU: a few numbers, alike on every device."""
+    """Draws for the images of a batch, (N, columns), in float64 on the CPU: a few numbers, alike on every device."""
 
     def __init__(self, batch: int, generator: torch.Generator | None) -> None:
         self.batch, self.generator = batch, generator
@@ -229,12 +229,12 @@ class _Dice:
         return (count * torch.rand(self.batch, 1, dtype=torch.float64, generator=self.generator)).floor()
 
     def maybe(self, probability: float, value: Tensor) -> Tensor:
-        """`value` with the given probability per picture, else 0."""
+        """`value` with the given probability per image, else 0."""
         return torch.where(torch.rand(self.batch, 1, generator=self.generator) < probability, value, 0.0)
 
 
 def _where_changed(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, matrices: Tensor) -> Tensor:
-    """Leave out the pictures whose matrix is the identity: they cost nothing and keep every bit."""
+    """Leave out the images whose matrix is the identity: they cost nothing and keep every bit."""
     rows = (matrices != torch.eye(*matrices.shape[1:])).flatten(1).any(1).nonzero()[:, 0]
     if len(rows) == 0:
         return images

@@ -22,9 +22,9 @@ from gleansr.models.projected import ProjectedDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.signals import stoppable
 from gleansr.training.augment import AdaptiveProbability, Augment
-from gleansr.training.codes import LR, RecentCodes
 from gleansr.training.config import BankRecipe
-from gleansr.training.data import Batches, open_pictures, warn_left_out
+from gleansr.training.data import TrainingBatches, open_images, warn_left_out
+from gleansr.training.latents import LR, RecentLatents
 from gleansr.training.losses import (
     equation3_adversarial,
     equation5_discriminator,
@@ -33,30 +33,32 @@ from gleansr.training.losses import (
     reconstruction_loss,
 )
 from gleansr.training.resume import compare_inputs, inputs_of
-from gleansr.training.state import Log, Meter, States, StoppedError, average, facts, make_folder, passed, restoring, save_grid
+from gleansr.training.state import Log, Meter, States, TrainingStoppedError, average, facts, make_folder, passed, restoring, save_grid
 from gleansr.training.streams import stream_seed
 
-Progress = Callable[[int, dict[str, Any]], None]
+TrainingProgress = Callable[[int, dict[str, Any]], None]
 
 logger = logging.getLogger(__name__)
 
 
-def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress: Progress | None = None, resume: str = "auto") -> Path:
+def train_bank(
+    recipe: BankRecipe, output: Path, device: torch.device, progress: TrainingProgress | None = None, resume: str = "auto"
+) -> Path:
     """Trains a bank and returns the file with its generator (averaged) and discriminator.
 
     `output` receives states/ (the run resumes from them, see `States.load` for `resume`), log.jsonl, samples/ and the bank.
     `progress(images, log line)` is called after each line of the log.
 
     Raises:
-        RequestError: the recipe and the pictures do not fit together.
+        RequestError: the recipe and the images do not fit together.
         GleansrError: a loss was not finite, or a file could not be written.
         StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
     run, network = recipe.run, recipe.network
     states, resolved = States(output / "states", run.keep, "generator"), dataclasses.asdict(recipe)
     state = states.load(resolved, device, resume)
-    pictures = open_pictures(recipe.data, network.size)
-    inputs = inputs_of(pictures)
+    dataset = open_images(recipe.data, network.size)
+    inputs = inputs_of(dataset)
     if state:
         compare_inputs(states.last or output, state.get("inputs", {}), inputs, resolved)
     torch.manual_seed(stream_seed(run.seed, "weights"))
@@ -76,8 +78,8 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
     features = placed(features, device)
     trained = discriminator.heads if isinstance(discriminator, ProjectedDiscriminator) else discriminator
     averaged = copy.deepcopy(generator).eval()
-    recent = RecentCodes(network.code_dim).to(device)
-    # With an encoder, which finds codes for pictures, the mapping network learns the distribution of these and nothing else.
+    recent = RecentLatents(network.code_dim).to(device)
+    # With an encoder, which finds codes for images, the mapping network learns the distribution of these and nothing else.
     encoder = encoder and placed(encoder, device)
     learning = nn.ModuleList([generator.synthesis, encoder]) if encoder else generator
     r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
@@ -112,9 +114,9 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
         state.clear()  # as large as all networks and optimisers
 
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
-    log.write(images, pictures=len(pictures), in_memory=pictures.in_memory, device=str(device), **states.resumed(images))
+    log.write(images, dataset=len(dataset), in_memory=dataset.in_memory, device=str(device), **states.resumed(images))
     meter = Meter(log, run.batch_size)
-    batches = Batches(pictures, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
+    batches = TrainingBatches(dataset, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
     finished = output / f"{recipe.about.name}.safetensors"
     fetched = time.perf_counter()
     with stoppable() as stop:
@@ -124,19 +126,19 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
             torch.manual_seed(stream_seed(run.seed, "step", images))  # all that a step draws follows from the seed and the images seen
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
-            # Encoder, where there is one: codes for half of the pictures, which both steps draw beside random ones.
-            truth, found = real[: run.batch_size // 2], None
+            # Encoder, where there is one: codes for half of the images, which both steps draw beside random ones.
+            gt, found = real[: run.batch_size // 2], None
             if encoder:
                 encoder.requires_grad_(True)
                 with autocast:
-                    found = encoder(truth)
+                    found = encoder(gt)
                 recent.add(found.detach())
 
             # Discriminator: non-saturating logistic loss. Every now and then a second step, for R1.
             generator.requires_grad_(False)
             trained.requires_grad_(True)
             with autocast, torch.no_grad():
-                fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing, found), "random")
+                fake = generator.synthesis(_latents(generator, run.batch_size, recipe.style_mixing, found), "random")
             with autocast:
                 real_logits = discriminator(augment(real, probability.p))
                 d_loss = equation5_discriminator(discriminator(augment(fake, probability.p)), real_logits)
@@ -152,11 +154,11 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                 learning.requires_grad_(True)
                 trained.requires_grad_(False)
                 with autocast:
-                    fake = generator.synthesis(_codes(generator, run.batch_size, recipe.style_mixing, found), "random")
+                    fake = generator.synthesis(_latents(generator, run.batch_size, recipe.style_mixing, found), "random")
                     g_loss = equation3_adversarial(discriminator(augment(fake, probability.p)))
                     losses["g_loss"] = g_loss
                     if encoder:
-                        losses["reconstruction"] = reconstruction_loss(features, fake[-len(truth) :], truth)
+                        losses["reconstruction"] = reconstruction_loss(features, fake[-len(gt) :], gt)
                         g_loss = g_loss + recipe.reconstruction_weight * losses["reconstruction"]
                 if projected:
                     # Features at unit length hide contrast, and the network was never shown values outside [-1, 1]: keep the results there.
@@ -164,8 +166,8 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                     g_loss = g_loss + 10 * losses["overshoot"]
                 _step(g_optimizer, g_loss)
                 if recipe.path_length_weight and number % recipe.path_length_every == 0:
-                    codes = _codes(generator, max(1, run.batch_size // 2), recipe.style_mixing).requires_grad_()
-                    losses["path_length"], mean_length = path_length_penalty(generator, codes, mean_length)
+                    latents = _latents(generator, max(1, run.batch_size // 2), recipe.style_mixing).requires_grad_()
+                    losses["path_length"], mean_length = path_length_penalty(generator, latents, mean_length)
                     _step(g_optimizer, losses["path_length"] * (recipe.path_length_weight * recipe.path_length_every))
                 if encoder:
                     generator.mapping.requires_grad_(True)
@@ -193,7 +195,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                 sheet = output / "samples" / f"{images:09d}.png"
                 with torch.no_grad():
                     save_grid(sheet, list(averaged(grid_z).split(8)))
-                log.picture("samples", sheet, images)
+                log.add_image("samples", sheet, images)
                 states.save(
                     {
                         "recipe": resolved,
@@ -205,7 +207,7 @@ def train_bank(recipe: BankRecipe, output: Path, device: torch.device, progress:
                 )
                 _export(finished, averaged, kept, recipe, images)
             if stopping and not end:
-                raise StoppedError(stopping, states.last_good())
+                raise TrainingStoppedError(stopping, states.last_good())
             fetched = time.perf_counter()
     if not finished.exists():
         _export(finished, averaged, kept, recipe, images)
@@ -219,12 +221,12 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _codes(generator: StyleGAN2, n: int, mixing: float, found: Tensor | None = None) -> Tensor:
+def _latents(generator: StyleGAN2, n: int, mixing: float, found: Tensor | None = None) -> Tensor:
     """W+ codes (n, L, code_dim) of random z; a share `mixing` of them changes to a second code at a random row. The last ones are of w that
     were `found`, (m, code_dim), instead."""
     if found is not None:
-        return torch.cat([_codes(generator, n - len(found), mixing), _rows(found, generator)])
-    width, rows = generator.config.code_dim, generator.config.n_codes
+        return torch.cat([_latents(generator, n - len(found), mixing), _rows(found, generator)])
+    width, rows = generator.config.code_dim, generator.config.n_latents
     device = generator.synthesis.constant.device
     first, second = _rows(generator.mapping(torch.randn(2 * n, width, device=device)), generator).chunk(2)
     crossover = torch.randint(1, rows, (n, 1, 1), device=device)
@@ -234,7 +236,7 @@ def _codes(generator: StyleGAN2, n: int, mixing: float, found: Tensor | None = N
 
 def _rows(w: Tensor, generator: StyleGAN2) -> Tensor:
     """w (n, code_dim) -> W+ codes (n, L, code_dim)."""
-    return w[:, None].expand(-1, generator.config.n_codes, -1)
+    return w[:, None].expand(-1, generator.config.n_latents, -1)
 
 
 def _adam(model: nn.Module, lr: float, recipe: BankRecipe, every: int | None) -> torch.optim.Adam:
@@ -248,8 +250,8 @@ def _start_from(source: str, generator: StyleGAN2, others: Mapping[str, StyleGAN
     """Copies a bank of the same or a smaller size, and what its file has of the `others`; layers of new resolutions keep their random
     start.
 
-    The blocks of discriminator and encoder are numbered from the top, so those of a smaller one are the last. What reads the picture is new
-    unless the size is the same, or that at which the encoder sees the picture.
+    The blocks of discriminator and encoder are numbered from the top, so those of a smaller one are the last. What reads the image is new
+    unless the size is the same, or that at which the encoder sees the image.
     """
     path = checkpoints.model_path(source)
     checkpoint = bank_within(checkpoints.read(path), path)
@@ -277,11 +279,11 @@ def _start_from(source: str, generator: StyleGAN2, others: Mapping[str, StyleGAN
                 for name, tensor in tensors.items()
                 if not name.startswith("from_rgb")
             }
-        tensors.pop("mean_code", None)
+        tensors.pop("w_avg", None)
         model.load_state_dict(tensors, strict=False)
 
 
 def _export(path: Path, averaged: StyleGAN2, others: Mapping[str, nn.Module], recipe: BankRecipe, images: int) -> None:
     bank = copy.deepcopy(averaged).cpu()
-    bank.mean_code = bank.estimate_mean_code()
+    bank.w_avg = bank.estimate_w_avg()
     native.save(path, {"generator": bank, **others}, facts(recipe, images))

@@ -14,26 +14,26 @@ from PIL import Image
 from torch import Tensor
 
 KERNEL = 41
-"""Width of the blur's kernel at 1024 px; it scales with the picture, as its sigmas do."""
+"""Width of the blur's kernel at 1024 px; it scales with the image, as its sigmas do."""
 
 MODES = ("bilinear", "area", "bicubic")
 
 
-def degrade_blind(truth: Tensor, in_size: int, generator: torch.Generator) -> Tensor:
-    """truth (3, H, H) bytes -> low-resolution picture (3, in_size, in_size), bytes.
+def degrade_blind(gt: Tensor, in_size: int, generator: torch.Generator) -> Tensor:
+    """truth (3, H, H) bytes -> low-resolution image (3, in_size, in_size), bytes.
 
-    In this order: Gaussian blur, isotropic or (half of the time) anisotropic at any angle, sigma 0.2 to 10 pixels of a 1024 px picture;
+    In this order: Gaussian blur, isotropic or (half of the time) anisotropic at any angle, sigma 0.2 to 10 pixels of a 1024 px image;
     shrinking by 1 to 32; colour noise of sigma 0 to 50; JPEG of quality 5 to 50; back to full size; area averaging to `in_size`.
     """
 
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
+    def uniform(lr: float, sr: float) -> float:
+        return lr + (sr - lr) * float(torch.rand((), generator=generator))
 
     def mode() -> str:
         return MODES[int(torch.randint(len(MODES), (), generator=generator))]
 
-    size = truth.shape[-1]
-    x = truth.float()
+    size = gt.shape[-1]
+    x = gt.float()
     sigma_x, sigma_y = uniform(0.2, 10), uniform(0.2, 10)
     isotropic, angle = uniform(0, 1) < 0.5, uniform(-math.pi, math.pi)
     x = _blur(x, _gaussian(sigma_x, sigma_x if isotropic else sigma_y, angle, size / 1024))

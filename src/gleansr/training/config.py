@@ -21,7 +21,7 @@ R = TypeVar("R")
 LIGHT = "-light"
 """Behind the name of a GLEAN's recipe: the same with `network.light`."""
 SMALLEST_SEEN = 16
-"""Rows and columns that a picture must have for the networks whose features are compared."""
+"""Rows and columns that an image must have for the networks whose features are compared."""
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
@@ -31,46 +31,46 @@ Betas = Annotated[tuple[float, float], Range(0, 1, open=True)]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which pictures to train on. A source is a folder, a zip archive, WebDataset shards (a file or URL, with braces) or an LMDB folder."""
+    """Which images to train on. A source is a folder, a zip archive, WebDataset shards (a file or URL, with braces) or an LMDB folder."""
 
     train: tuple[str, ...] = ()
-    """Sources of pictures to learn from."""
+    """Sources of images to learn from."""
     train_low: tuple[str, ...] = ()
-    """Sources of prepared low-resolution pictures, one per source of `train`, matched by name; none: they are made on the fly."""
+    """Sources of prepared low-resolution images, one per source of `train`, matched by name; none: they are made on the fly."""
     validation: tuple[str, ...] = ()
-    """Sources of pictures to report on; never learnt from."""
+    """Sources of images to report on; never learnt from."""
     n_validation: Positive = 64
-    """How many of the validation pictures to use."""
+    """How many of the validation images to use."""
     flip: bool = True
-    """Mirror half of the pictures left to right."""
+    """Mirror half of the images left to right."""
     rotate: bool = False
-    """Turn the pictures by 0, 90, 180 or 270 degrees, for what has no upright; with `flip` all eight ways of a square."""
+    """Turn the images by 0, 90, 180 or 270 degrees, for what has no upright; with `flip` all eight ways of a square."""
     patch: Annotated[int | None, Range(1)] = None
-    """Height and width of the part of each picture to train on, at a random place on the grid of the low-resolution pixels; None: all of
+    """Height and width of the part of each image to train on, at a random place on the grid of the low-resolution pixels; None: all of
     it."""
     random_crop: Annotated[float, Range(0.1, 1)] = 1.0
     """Train on squares cut out at random places, whose side is drawn anew from this share of the image's shorter side to all of it, but
     is not less than the network's size where the image has that; 1: whole images. For sets that are small, or have no framing."""
     degradation: Literal["bicubic", "real", "blind"] = "bicubic"
-    """How the low-resolution pictures are made: bicubic: MATLAB's, to 8 bits, as in the paper; real: what happens to thumbnails, see the
+    """How the low-resolution images are made: bicubic: MATLAB's, to 8 bits, as in the paper; real: what happens to thumbnails, see the
     table `real`; blind: blur, noise and JPEG as in the official configuration for faces."""
     real: RealConfig = field(default_factory=RealConfig)
     """Ranges of degradation = "real"."""
     aspect: Aspect = "crop"
-    """What to do with pictures that are not square: take the centre square, scale each axis by itself, add a border up to a square, or take
+    """What to do with images that are not square: take the centre square, scale each axis by itself, add a border up to a square, or take
     the centre of aspect 4:3 and add a border above and below (cars)."""
     border: Border = "repeat"
-    """What fills that border: the outermost pixels, as when pictures are enlarged, or black (LSUN cars)."""
+    """What fills that border: the outermost pixels, as when images are enlarged, or black (LSUN cars)."""
     small: Literal["refuse", "skip", "enlarge"] = "refuse"
-    """Pictures that would have to be enlarged: an error, left out, or enlarged."""
+    """Images that would have to be enlarged: an error, left out, or enlarged."""
     other_size: Literal["fit", "skip", "refuse"] = "fit"
-    """Pictures that do not have the network's size: brought to it, left out, or an error."""
+    """Images that do not have the network's size: brought to it, left out, or an error."""
     corrupt: Literal["refuse", "skip"] = "refuse"
-    """Pictures that cannot be read: an error, or left out."""
+    """Images that cannot be read: an error, or left out."""
     workers: Count = 4
-    """Processes per device that read pictures, where they are read as they are needed; never more than there are cores."""
+    """Processes per device that read images, where they are read as they are needed; never more than there are cores."""
     memory: Weight = 8.0
-    """GB of decoded pictures to hold; a larger set is read as it is needed."""
+    """GB of decoded images to hold; a larger set is read as it is needed."""
 
     def __post_init__(self):
         check(
@@ -97,9 +97,9 @@ class RunConfig:
     """How long, on what, and what to keep."""
 
     iterations: Positive
-    """Steps before the run ends; progress is counted in pictures, iterations * batch_size."""
+    """Steps before the run ends; progress is counted in images, iterations * batch_size."""
     batch_size: Positive = 16
-    """Pictures per step, over all devices."""
+    """Images per step, over all devices."""
     devices: Positive = 1
     """GPUs (or processes on a CPU) per node that share each batch; where the machine has fewer, those take larger shares."""
     seed: int = 0
@@ -109,9 +109,9 @@ class RunConfig:
     compile: bool = False
     """Compile the networks with torch.compile, which takes minutes at the start."""
     checkpoint_every: Positive = 20_000
-    """Pictures between two saves of the state, samples and validation figures."""
+    """Images between two saves of the state, samples and validation figures."""
     log_every: Positive = 1_000
-    """Pictures between two lines of the log."""
+    """Images between two lines of the log."""
     keep: Positive = 2
     """States to keep beside the best one."""
     tensorboard: bool = True
@@ -130,7 +130,7 @@ class RunConfig:
 
     @property
     def images(self) -> int:
-        """Pictures to see before the run ends."""
+        """Images to see before the run ends."""
         return self.iterations * self.batch_size
 
 
@@ -141,7 +141,7 @@ class AboutConfig:
     name: str
     """Name of the model, and of its file."""
     category: str = ""
-    """What its pictures show."""
+    """What its images show."""
     licence: str = ""
     """Licence of the weights, following that of the data."""
     credit: str = ""
@@ -163,7 +163,7 @@ class BankRecipe:
     run: RunConfig
     discriminator: Literal["stylegan2", "projected"] = "stylegan2"
     """StyleGAN2's own, with R1, from which GLEAN's adversarial loss can start; or one on the features of SqueezeNet (projected GAN), which
-    needs far fewer pictures and leaves no discriminator behind."""
+    needs far fewer images and leaves no discriminator behind."""
     data: DataConfig = field(default_factory=DataConfig)
     start: str | None = None
     """A bank, alone or in a GLEAN, of the same or a smaller size with the same channels to start from, as in progressive growing."""
@@ -182,26 +182,26 @@ class BankRecipe:
     path_length_every: Positive = 4
     """Steps between two path length penalties."""
     style_mixing: Annotated[float, Range(0, 1)] = 0.9
-    """Share of pictures made of two codes."""
+    """Share of images made of two codes."""
     reconstruction_weight: Weight = 0.0
-    """Weight of drawing true pictures again from codes that an encoder finds for them, which half of a batch's codes then are; the mapping
-    network learns the distribution of these codes, and nothing else. It keeps a bank that sees few pictures from drawing one of them for
+    """Weight of drawing ground-truth images again from an encoder's latents for them, which are then half of a batch's; the mapping
+    network learns the distribution of these codes, and nothing else. It keeps a bank that sees few images from drawing one of them for
     all codes. 0: no encoder."""
     ema_half_life: Weight = 10_000
-    """Half-life of the averaged generator in pictures; 0: no averaging."""
+    """Half-life of the averaged generator in images; 0: no averaging."""
     ema_ramp_up: Weight = 0.05
-    """The half-life is at most this share of the pictures seen; 0: no averaging."""
+    """The half-life is at most this share of the images seen; 0: no averaging."""
     ada_target: float = 0.6
-    """Wanted mean sign of the discriminator on real pictures."""
+    """Wanted mean sign of the discriminator on real images."""
     ada_images: Count = 100_000
-    """Pictures in which the augmentation probability may go from 0 to 1; 0: no augmentation."""
+    """Images in which the augmentation probability may go from 0 to 1; 0: no augmentation."""
 
     def __post_init__(self):
         check(
             self,
             (self.run.devices == 1, f"a bank is trained on one device, so run.devices must be 1, not {self.run.devices}"),
-            (not self.data.train_low, "a bank is trained without low-resolution pictures, so data.train_low must be empty"),
-            (self.data.patch is None, "a bank is trained on whole pictures, so leave out data.patch"),
+            (not self.data.train_low, "a bank is trained without low-resolution images, so data.train_low must be empty"),
+            (self.data.patch is None, "a bank is trained on whole images, so leave out data.patch"),
             (
                 not (self.reconstruction_weight and self.run.batch_size < 2),
                 f"with reconstruction_weight run.batch_size must be at least 2, not {self.run.batch_size}",
@@ -215,7 +215,7 @@ class BankRecipe:
 
 @dataclass(frozen=True)
 class NetworkRecipe:
-    """Training of a network that enlarges: a GLEAN, with equations (1) to (5) of the paper's supplement, or a feed-forward rival."""
+    """Training of a network that enlarges: a GLEAN, with equations (1) to (5) of the paper's supplement, or a feed-forward baseline."""
 
     about: AboutConfig
     network: GLEANNetworkConfig | PlainNetworkConfig | ESRGANPlusNetworkConfig
@@ -234,7 +234,7 @@ class NetworkRecipe:
     teacher: str | None = None
     """A trained network of the same sizes that is to be imitated (distillation), as a light GLEAN does a full one."""
     teacher_share: Annotated[float, Range(0, 1)] = 1.0
-    """How much of equations (1) and (2) compares with the teacher's results; the rest does with the true pictures."""
+    """How much of equations (1) and (2) compares with the teacher's results; the rest does with the ground-truth images."""
     data: DataConfig = field(default_factory=DataConfig)
     lr: Rate = 1e-4
     """Initial learning rate of Adam for both networks."""
@@ -245,18 +245,18 @@ class NetworkRecipe:
     halve_at: Annotated[tuple[int, ...], Range(1)] = ()
     """Iterations after which the learning rate is halved."""
     warm_up: Count = 0
-    """Pictures over which the learning rate rises from 0."""
+    """Images over which the learning rate rises from 0."""
     pixel: Literal["mse", "l1"] = "mse"
-    """Equation (1): the mean squared error, or the mean absolute error as ESRGAN+ has it. Pictures are in [-1, 1]."""
+    """Equation (1): the mean squared error, or the mean absolute error as ESRGAN+ has it. Images are in [-1, 1]."""
     pixel_weight: Weight = 1.0
-    """Weight of that error in equation (4), 1 in the paper. ESRGAN+ has 0.01 for pictures in [0, 1], hence 0.005 here."""
+    """Weight of that error in equation (4), 1 in the paper. ESRGAN+ has 0.01 for images in [0, 1], hence 0.005 here."""
     perceptual: Literal["vgg16", "vgg19", "squeezenet"] = "squeezenet"
     """Network of equation (2): VGG16 as in the paper, fetched at first use (528 MB); VGG19 as in ESRGAN+ (548 MB); or SqueezeNet 1.1, which
     comes with the package."""
     perceptual_file: str | None = None
     """File with the weights of VGG16 or VGG19 (torchvision's vgg16-397923af.pth, vgg19-dcbb9e9d.pth), instead of fetching it."""
     perceptual_input: Literal["signed", "unit"] = "signed"
-    """What VGG16 is shown: pictures in [-1, 1], though it was trained on [0, 1], as the official code does; or in [0, 1]. VGG19 always
+    """What VGG16 is shown: images in [-1, 1], though it was trained on [0, 1], as the official code does; or in [0, 1]. VGG19 always
     sees [0, 1]."""
     perceptual_weight: Weight = 1e-2
     """alpha_percep of equation (4); 0 trains without a perceptual loss."""
@@ -265,18 +265,18 @@ class NetworkRecipe:
     lattice_weight: Weight = 0
     """Weight of a penalty on error that repeats with the low-resolution pixels, which shows as a grid on fur; 0: none, as in the paper."""
     spectrum_weight: Weight = 0
-    """Weight of a penalty on frequencies that are stronger than in the true picture, which shows as hatching; 0: none, as in the paper."""
+    """Weight of a penalty on frequencies stronger than in the ground truth, which show as hatching; 0: none, as in the paper."""
     spectrum_images: Positive | None = None
-    """Pictures of each batch, of each process its share, that this penalty looks at; None: all, which is a third of a light network's
+    """Images of each batch, of each process its share, that this penalty looks at; None: all, which is a third of a light network's
     step."""
     adversarial_from: Count = 0
-    """Pictures after which the adversarial loss begins."""
+    """Images after which the adversarial loss begins."""
     adversarial: Literal["non-saturating", "saturating", "relativistic"] = "non-saturating"
     """Form of equations (3) and (5). As (3) is printed its gradient vanishes where the discriminator is sure; the non-saturating form,
-    which the official code uses, has the same fixed point. Relativistic, as in ESRGAN+: results and truths are judged against each other's
+    which the official code uses, has the same fixed point. Relativistic, as in ESRGAN+: results and ground truths are compared with each other's
     mean, with several processes that of each one's share."""
     ema_half_life: Weight = 0
-    """Half-life of the averaged weights in pictures; 0: no averaging, as in the paper."""
+    """Half-life of the averaged weights in images; 0: no averaging, as in the paper."""
 
     def __post_init__(self):
         network, patch = self.network, self.data.patch
@@ -301,8 +301,8 @@ class NetworkRecipe:
                 f'network.kind is "{network.kind}", which has no bank to take a discriminator from, so give [discriminator] '
                 "or adversarial_weight = 0",
             ),
-            (not (glean and patch), "GLEAN is trained on whole pictures, so leave out data.patch"),
-            (not (self.teacher and patch), "a teacher is shown whole pictures, so leave out data.patch"),
+            (not (glean and patch), "GLEAN is trained on whole images, so leave out data.patch"),
+            (not (self.teacher and patch), "a teacher is shown whole images, so leave out data.patch"),
             (
                 patch is None or (patch <= network.out_size and patch * network.in_size % network.out_size == 0),
                 f"data.patch must be at most network.out_size, {network.out_size}, "
@@ -315,23 +315,23 @@ class NetworkRecipe:
             ),
             (
                 not self.lattice_weight or size * network.in_size >= 8 * network.out_size,
-                "lattice_weight looks at windows of 8x8 low-resolution pixels, but the pictures have fewer; leave it out",
+                "lattice_weight looks at windows of 8x8 low-resolution pixels, but the images have fewer; leave it out",
             ),
             (
                 not self.spectrum_weight or size >= 32,
-                f"spectrum_weight looks at patches of 32x32 px, but the pictures have {size}; leave it out",
+                f"spectrum_weight looks at patches of 32x32 px, but the images have {size}; leave it out",
             ),
             (
                 not self.perceptual_weight or size >= SMALLEST_SEEN,
-                f"perceptual_weight needs pictures of {SMALLEST_SEEN} px or more, but they have {size}; set it to 0",
+                f"perceptual_weight needs images of {SMALLEST_SEEN} px or more, but they have {size}; set it to 0",
             ),
             (
                 not self.data.validation or network.out_size >= SMALLEST_SEEN,
-                f"data.validation needs pictures of {SMALLEST_SEEN} px or more, but they have {network.out_size}; leave it out",
+                f"data.validation needs images of {SMALLEST_SEEN} px or more, but they have {network.out_size}; leave it out",
             ),
             (
                 self.pixel_weight + self.perceptual_weight > 0,
-                "pixel_weight and perceptual_weight are both 0, so that nothing ties the results to the pictures",
+                "pixel_weight and perceptual_weight are both 0, so that nothing ties the results to the images",
             ),
         )
 

@@ -82,8 +82,8 @@ def _part() -> None:
 def _exchanging() -> DDPStrategy:
     """Processes that exchange gradients, and no buffers.
 
-    The discriminator is shown results and truths before it learns from either. Were the running means of its batch normalisation exchanged
-    before each, that would spoil what the backward pass needs of the first (cuDNN reports a variable "modified by an inplace operation").
+    The discriminator sees results and ground truths before it learns from either. Exchanging the running means of its batch normalisation
+    before each would spoil what the backward pass needs of the first (cuDNN reports a variable "modified by an inplace operation").
     """
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # PyTorch's new and old name

@@ -1,4 +1,4 @@
-"""Training of a network that enlarges: GLEAN around a frozen bank, or a rival. One flat function in the order in which things happen."""
+"""Training of a network that enlarges: GLEAN around a frozen bank, or a baseline. One flat function in the order in which things happen."""
 
 import collections
 import copy
@@ -26,16 +26,16 @@ from gleansr.models.layers import placed
 from gleansr.signals import stoppable
 from gleansr.training import losses as L
 from gleansr.training.config import NetworkRecipe
-from gleansr.training.data import Batches, HeldOut, Share, in_range, load_held_out, open_pictures, warn_left_out
+from gleansr.training.data import HeldOut, Share, TrainingBatches, in_range, load_held_out, open_images, warn_left_out
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
-from gleansr.training.parts import Network, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
+from gleansr.training.parts import TrainableNetwork, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
 from gleansr.training.resume import compare_inputs, inputs_of
 from gleansr.training.state import (
     Log,
     Meter,
     States,
-    StoppedError,
+    TrainingStoppedError,
     average,
     facts,
     make_folder,
@@ -46,7 +46,7 @@ from gleansr.training.state import (
 )
 from gleansr.training.streams import stream_seed
 
-Progress = Callable[[int, dict[str, Any]], None]
+TrainingProgress = Callable[[int, dict[str, Any]], None]
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +54,28 @@ logger = logging.getLogger(__name__)
 class Trainable(nn.Module):
     """What several processes keep equal: the layers of a network that learn. A frozen bank is none of its modules."""
 
-    model: Network
+    model: TrainableNetwork
 
-    def __init__(self, model: Network):
+    def __init__(self, model: TrainableNetwork):
         super().__init__()
         self.learning = nn.ParameterList(learning(model))
         object.__setattr__(self, "model", model)  # past nn.Module, which would count the bank in
 
-    def forward(self, low: Tensor) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1] -> (N, 3, out, out)."""
-        return enlarge(self.model, low)
+        return enlarge(self.model, lr)
 
 
-def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Progress | None = None, resume: str = "auto") -> Path:
+def train_network(
+    recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: TrainingProgress | None = None, resume: str = "auto"
+) -> Path:
     """Trains the network of a recipe and returns its file.
 
     `output` receives states/ (the run resumes from them, see `States.load` for `resume`), log.jsonl, samples/ (low | bicubic | result |
     truth) and the model. `progress(images, log line)` is called after each line of the log, in the first process.
 
     Raises:
-        RequestError: the recipe, the bank and the pictures do not fit together.
+        RequestError: the recipe, the bank and the images do not fit together.
         GleansrError: a loss was not finite, a file could not be written, or the bank has changed.
         StoppedError: SIGTERM or SIGINT came; the state was saved.
     """
@@ -83,7 +85,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     states, resolved = States(output / "states", run.keep, "model"), dataclasses.asdict(recipe)
     state = states.load(resolved, device, resume)
     content_height = recipe.network.content_height if isinstance(recipe.network, GLEANNetworkConfig) else None
-    pictures = open_pictures(recipe.data, out_size, in_size, content_height)
+    dataset = open_images(recipe.data, out_size, in_size, content_height)
     held_out = load_held_out(recipe.data, out_size, in_size, content_height) if recipe.data.validation else None
     torch.manual_seed(stream_seed(run.seed, "weights"))
     model, discriminator = build(recipe)
@@ -96,7 +98,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
         perceptual_network = perceptual_network.to(device)
     teacher = load_teacher(recipe, device)
     teacher_file = checkpoints.model_path(recipe.teacher) if recipe.teacher else None
-    inputs = inputs_of(pictures, teacher=teacher_file, perceptual_file=recipe.perceptual_file)
+    inputs = inputs_of(dataset, teacher=teacher_file, perceptual_file=recipe.perceptual_file)
     if state:
         compare_inputs(states.last or output, state.get("inputs", {}), inputs, resolved)
     judge = perceptual_network if isinstance(perceptual_network, SqueezeNet) else squeezenet().to(device)
@@ -131,8 +133,8 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
             raise CheckpointError(f"{states.last}: the run has another bank than {recipe.bank_file} ({changed} differs)")
         state.clear()  # as large as all networks and optimisers
 
-    batches = Batches(
-        pictures,
+    batches = TrainingBatches(
+        dataset,
         in_size=in_size,
         start=images,
         end=run.images,
@@ -148,8 +150,8 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
             logger.warning("run.iterations was %s and is %s: from here on the learning rate falls to 0 there", f"{was:,}", f"{now:,}")
         log.write(
             images,
-            pictures=len(pictures),
-            in_memory=pictures.in_memory,
+            dataset=len(dataset),
+            in_memory=dataset.in_memory,
             processes=fabric.world_size,
             device=str(device),
             perceptual_network=perceptual_name,
@@ -164,7 +166,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
     fetched = time.perf_counter()
     with stoppable() as stop:
-        for truth, low in batches:
+        for gt, lr in batches:
             waited = time.perf_counter() - fetched
             # Noise within the network, if any, follows from the seed and the images seen, too, and differs between processes.
             torch.manual_seed(stream_seed(run.seed, "step", images, fabric.global_rank))
@@ -173,20 +175,20 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
             judged = images >= recipe.adversarial_from
 
             # Equation (4).
-            taught = teacher(low) if teacher else None
+            taught = teacher(lr) if teacher else None
             with autocast:
-                result = learner(low)
+                result = learner(lr)
                 pixel = functools.partial(L.l1_error if recipe.pixel == "l1" else L.equation1_mse, result)
-                losses = {recipe.pixel: L.between(pixel, truth, taught, recipe.teacher_share)}
+                losses = {recipe.pixel: L.between(pixel, gt, taught, recipe.teacher_share)}
                 if perceptual_network is not None:
                     equation2 = functools.partial(L.equation2_perceptual, perceptual_network, result)
-                    losses["perceptual"] = L.between(equation2, truth, taught, recipe.teacher_share)
+                    losses["perceptual"] = L.between(equation2, gt, taught, recipe.teacher_share)
                 if discriminator is not None and judged:
                     discriminator.requires_grad_(False)
                     fake_logits = discriminator(shown_to(discriminator, result))
                     if relativistic:
                         with torch.no_grad():
-                            real_logits = discriminator(shown_to(discriminator, truth))
+                            real_logits = discriminator(shown_to(discriminator, gt))
                         losses["adversarial"] = L.relativistic_adversarial(fake_logits, real_logits)
                     else:
                         losses["adversarial"] = L.equation3_adversarial(fake_logits, recipe.adversarial)
@@ -198,11 +200,11 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
                     recipe.adversarial_weight,
                 )
                 if recipe.lattice_weight:
-                    losses["lattice"] = L.lattice_loss(result, truth, scale)
+                    losses["lattice"] = L.lattice_loss(result, gt, scale)
                     loss = loss + recipe.lattice_weight * losses["lattice"]
                 if recipe.spectrum_weight:
                     of = recipe.spectrum_images
-                    losses["spectrum"] = L.spectrum_loss(result[:of], truth[:of])
+                    losses["spectrum"] = L.spectrum_loss(result[:of], gt[:of])
                     loss = loss + recipe.spectrum_weight * losses["spectrum"]
             optimizer.zero_grad()
             fabric.backward(loss)
@@ -214,7 +216,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
                 set_rate(d_optimizer, rate)
                 with autocast:
                     fake_logits = critic(shown_to(discriminator, result.detach()))
-                    real_logits = critic(shown_to(discriminator, truth))
+                    real_logits = critic(shown_to(discriminator, gt))
                     equation5 = L.relativistic_discriminator if relativistic else L.equation5_discriminator
                     losses["discriminator"] = equation5(fake_logits, real_logits)
                 losses["fake_logit"], losses["real_logit"] = fake_logits.mean(), real_logits.mean()
@@ -237,7 +239,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
                     figures = validate(averaged.eval(), judge, held_out, sheet, run.batch_size, fabric)
                     model.train()
                     if log:
-                        log.picture("samples", sheet, images)
+                        log.add_image("samples", sheet, images)
                 if first:
                     state = {
                         "recipe": resolved,
@@ -261,7 +263,7 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
                 if progress and line:
                     progress(images, line)
             if stopping and not end:
-                raise StoppedError(stopping, states.last_good())
+                raise TrainingStoppedError(stopping, states.last_good())
             fetched = time.perf_counter()
 
     finished = output / f"{recipe.about.name}.safetensors"
@@ -277,44 +279,46 @@ def train_network(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress:
     return finished
 
 
-def changed_bank(model: Network, frozen: dict[str, Tensor]) -> str | None:
+def changed_bank(model: TrainableNetwork, frozen: dict[str, Tensor]) -> str | None:
     """The name of the first tensor of the bank that is not, bit for bit, what it was; None if there is none."""
     return next((name for name, tensor in bank_of(model).items() if not torch.equal(tensor.cpu(), frozen[name])), None)
 
 
 @torch.no_grad()
-def validate(model: Network, network: SqueezeNet, held_out: HeldOut, sheet: Path, batch_size: int, fabric: Fabric) -> dict[str, float]:
+def validate(
+    model: TrainableNetwork, network: SqueezeNet, held_out: HeldOut, sheet: Path, batch_size: int, fabric: Fabric
+) -> dict[str, float]:
     """PSNR and SSIM (RGB, mean over images, results clamped and not rounded) and SqueezeNet feature distance of the held-out images, for
     the model and for bicubic enlargement; each process takes its share. The first one saves eight images as rows of
     low | bicubic | result | truth."""
-    size, content = held_out.truth.shape[-1], held_out.content
+    size, content = held_out.gt.shape[-1], held_out.content
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = collections.defaultdict(lambda: torch.zeros((), device=device))
     mine = slice(fabric.global_rank, None, fabric.world_size)
 
-    for kind, lows in held_out.lows.items():
-        batches = zip(held_out.truth[mine].split(batch_size), lows[mine].split(batch_size), strict=True)
-        for number, (truth, low) in enumerate(batches):
-            truth, low = in_range(truth.to(device)), in_range(low.to(device))
-            bicubic = resize(low, size=size).clamp(-1, 1)
-            result = enlarge(model, low.to(memory_format=torch.channels_last)).clamp(-1, 1)
-            wanted = network(content.of(truth))
+    for kind, lrs in held_out.lrs.items():
+        batches = zip(held_out.gt[mine].split(batch_size), lrs[mine].split(batch_size), strict=True)
+        for number, (gt, lr) in enumerate(batches):
+            gt, lr = in_range(gt.to(device)), in_range(lr.to(device))
+            bicubic = resize(lr, size=size).clamp(-1, 1)
+            result = enlarge(model, lr.to(memory_format=torch.channels_last)).clamp(-1, 1)
+            wanted = network(content.of(gt))
             for name, image in (("", result), ("bicubic_", bicubic)):
                 prefix, shown = f"{kind}{name}", content.of(image)
-                sums[f"{prefix}psnr"] += psnr(shown, content.of(truth), rounding="none").sum()
-                sums[f"{prefix}ssim"] += ssim(shown, content.of(truth), rounding="none").sum()
+                sums[f"{prefix}psnr"] += psnr(shown, content.of(gt), rounding="none").sum()
+                sums[f"{prefix}ssim"] += ssim(shown, content.of(gt), rounding="none").sum()
                 sums[f"{prefix}feature_distance"] += feature_distance(network(shown), wanted).sum()
             if kind == "" and number == 0 and fabric.global_rank == 0:
-                nearest = nn.functional.interpolate(low, size=size)
+                nearest = nn.functional.interpolate(lr, size=size)
                 save_grid(
                     sheet,
-                    [torch.cat(row) for row in zip(*(p[:8].split(1) for p in (nearest, bicubic, result, truth)), strict=True)],
+                    [torch.cat(row) for row in zip(*(p[:8].split(1) for p in (nearest, bicubic, result, gt)), strict=True)],
                 )
     names = [
-        f"{kind}{prefix}{name}" for kind in held_out.lows for prefix in ("", "bicubic_") for name in ("psnr", "ssim", "feature_distance")
+        f"{kind}{prefix}{name}" for kind in held_out.lrs for prefix in ("", "bicubic_") for name in ("psnr", "ssim", "feature_distance")
     ]
     totals = fabric.all_reduce(torch.stack([sums[name] for name in names]), reduce_op="sum")
-    return {name: round(float(total) / len(held_out.truth), 4) for name, total in zip(names, totals, strict=True)}
+    return {name: round(float(total) / len(held_out.gt), 4) for name, total in zip(names, totals, strict=True)}
 
 
 def compiled(network: nn.Module, wanted: bool) -> nn.Module:
@@ -323,7 +327,7 @@ def compiled(network: nn.Module, wanted: bool) -> nn.Module:
 
 
 def schedule(images: int, total: int, warm_up: int, halve_at: Sequence[int] = ()) -> float:
-    """The share of the learning rate: cosine annealing from 1 to 0 over the run, or halves at so many pictures where `halve_at` has any;
-    behind a linear rise over the first `warm_up` pictures."""
+    """The share of the learning rate: cosine annealing from 1 to 0 over the run, or halves at so many images where `halve_at` has any;
+    behind a linear rise over the first `warm_up` images."""
     share = 0.5 ** sum(images >= at for at in halve_at) if halve_at else 0.5 * (1 + math.cos(math.pi * min(1.0, images / total)))
     return min(1.0, (images + 1) / (warm_up + 1)) * share

@@ -16,13 +16,13 @@ class GLEANNetworkConfig:
     """Architecture of the encoder and decoder around the bank."""
 
     in_size: int
-    """Height and width of the low-resolution picture."""
+    """Height and width of the low-resolution image."""
     out_size: int
     """Height and width of the result, which must be the bank's."""
     kind: Literal["glean"] = "glean"
     """GLEAN: an encoder, a frozen bank and a decoder."""
     content_height: int | None = None
-    """Rows in the middle of the result that are picture, between black bars: 384 of 512 for LSUN cars; None: all."""
+    """Rows in the middle of the result that are image, between black bars: 384 of 512 for LSUN cars; None: all."""
     n_rrdb: Blocks = 23
     """Residual-in-residual dense blocks."""
     features: Width = 64
@@ -51,10 +51,10 @@ class GLEANNetworkConfig:
 
 @dataclass(frozen=True)
 class _FeedForwardConfig:
-    """Sizes of a network that takes pictures of any size, and is trained and judged on those of one."""
+    """Sizes of a network that takes images of any size, and is trained and judged on those of one."""
 
     in_size: int
-    """Height and width of the low-resolution picture."""
+    """Height and width of the low-resolution image."""
     out_size: int
     """Height and width of the result, a multiple of in_size."""
 

@@ -15,7 +15,7 @@ from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.checkpoints.torchvision import load_vgg16, load_vgg19
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.inference.feedforward import FeedForward
+from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lightened
@@ -26,14 +26,14 @@ from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discri
 from gleansr.training.config import NetworkRecipe
 from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
 
-Network = GLEAN | ResidualNet | ESRGANPlus
+TrainableNetwork = GLEAN | ResidualNet | ESRGANPlus
 Bank = StyleGAN2 | StyleGAN
 BankConfig = StyleGAN2Config | StyleGANConfig
 Discriminator = StyleGAN2Discriminator | StyleGANDiscriminator | ESRGANDiscriminator
 DiscriminatorConfig = StyleGAN2Config | StyleGANConfig | ESRGANDiscriminatorConfig
 
 
-def build(recipe: NetworkRecipe) -> tuple[Network, Discriminator | None]:
+def build(recipe: NetworkRecipe) -> tuple[TrainableNetwork, Discriminator | None]:
     """The network that the recipe trains, as it is before the first step, and its discriminator, if it is trained against one.
 
     Raises:
@@ -48,7 +48,7 @@ def build(recipe: NetworkRecipe) -> tuple[Network, Discriminator | None]:
         if model.config.light:
             bank.keep_features(len(model.config.bank_sizes))
         # The dead RGB path included, strictly: a bank that is not wholly there must never be trained on.
-        model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "mean_code"})
+        model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "w_avg"})
         model.bank.requires_grad_(False)
     return model, discriminator if recipe.adversarial_weight else None
 
@@ -65,17 +65,17 @@ def new_discriminator(config: DiscriminatorConfig) -> Discriminator:
     return StyleGANDiscriminator(config) if isinstance(config, StyleGANConfig) else StyleGAN2Discriminator(config)
 
 
-def learning(model: Network) -> list[nn.Parameter]:
+def learning(model: TrainableNetwork) -> list[nn.Parameter]:
     """The parameters that training changes: all but those of a bank and what never reaches the result."""
     return model.trainable_parameters() if isinstance(model, GLEAN) else list(model.parameters())
 
 
-def shown_to(discriminator: Discriminator, picture: Tensor) -> Tensor:
-    """A picture in [-1, 1] as `discriminator` takes it: ESRGAN's takes [0, 1]."""
-    return (picture + 1) / 2 if isinstance(discriminator, ESRGANDiscriminator) else picture
+def shown_to(discriminator: Discriminator, image: Tensor) -> Tensor:
+    """An image in [-1, 1] as `discriminator` takes it: ESRGAN's takes [0, 1]."""
+    return (image + 1) / 2 if isinstance(discriminator, ESRGANDiscriminator) else image
 
 
-def bank_of(model: Network) -> dict[str, Tensor]:
+def bank_of(model: TrainableNetwork) -> dict[str, Tensor]:
     """The tensors of a network's bank; none if it has no bank."""
     return model.bank.state_dict() if isinstance(model, GLEAN) else {}
 
@@ -105,9 +105,7 @@ def check_bank(recipe: NetworkRecipe, checkpoint: native.Checkpoint, path: Path)
     if network is None or kind not in allowed:
         raise CheckpointError(f"{path}: holds {kind}, but the recipe takes bank = {' or '.join(allowed)}; --set bank=... changes it")
     if network.config.size != recipe.network.out_size:
-        raise RequestError(
-            f"{path}: the bank makes pictures of {network.config.size} px, but network.out_size is {recipe.network.out_size}"
-        )
+        raise RequestError(f"{path}: the bank makes images of {network.config.size} px, but network.out_size is {recipe.network.out_size}")
     return network.config
 
 
@@ -127,24 +125,24 @@ def perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None
     if recipe.perceptual == "squeezenet":
         return squeezenet(), "SqueezeNet 1.1, bundled"
     if recipe.perceptual == "vgg19":
-        return load_vgg19(recipe.perceptual_file).requires_grad_(False), "VGG19 conv5_4 on pictures as unit"
+        return load_vgg19(recipe.perceptual_file).requires_grad_(False), "VGG19 conv5_4 on images as unit"
     network = load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input)
-    return network.requires_grad_(False), f"VGG16 conv4_3 on pictures as {recipe.perceptual_input}"
+    return network.requires_grad_(False), f"VGG16 conv4_3 on images as {recipe.perceptual_input}"
 
 
 def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """The network that is to be imitated, if there is one: low (N, 3, in, in) in [-1, 1] -> (N, 3, out, out), without a gradient."""
+    """The network that is to be imitated, if there is one: lr (N, 3, in, in) in [-1, 1] -> (N, 3, out, out), without a gradient."""
     if not recipe.teacher:
         return None
     path = checkpoints.model_path(recipe.teacher)
-    method = FeedForward(checkpoints.read(path).build(None, path), device=device, precision=recipe.run.precision)
+    method = FeedForwardModel(checkpoints.read(path).build(None, path), device=device, precision=recipe.run.precision)
     sizes = recipe.network.in_size, recipe.network.out_size
     if method.in_size not in (None, sizes[0]) or method.scale * sizes[0] != sizes[1]:
         raise RequestError(f"{path}: the teacher must enlarge {sizes[0]} -> {sizes[1]} as the recipe does, but its scale is {method.scale}")
-    return lambda low: method(low).pictures.clone()  # made in inference mode, where losses could not keep it
+    return lambda lr: method(lr).images.clone()  # made in inference mode, where losses could not keep it
 
 
-def start_from(source: str, model: Network) -> list[str]:
+def start_from(source: str, model: TrainableNetwork) -> list[str]:
     """Copies the layers of a trained network that fit, and returns the names of those that start anew.
 
     For a GLEAN it is a GLEAN around a bank of the same architecture, of this scale or another, whose bank is left where it is; for an

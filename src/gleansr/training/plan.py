@@ -21,7 +21,7 @@ from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.parts import (
     BankConfig,
     Discriminator,
-    Network,
+    TrainableNetwork,
     check_bank,
     feed_forward,
     glean_config,
@@ -93,8 +93,8 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
         "parameters": {"generator": generator, "discriminator": discriminator, "encoder": encoder},
         "memory, MiB": {"weights, gradients and optimiser": round((20 * generator + 16 * (discriminator + encoder)) / MIB)},
         "step": [
-            "read real pictures, mirror half of them",
-            "discriminator: logistic loss on generated and real pictures"
+            "read real images, mirror half of them",
+            "discriminator: logistic loss on generated and real images"
             + "; Adam"
             + (f"; every {recipe.r1_every} steps one more, for R1" if recipe.discriminator == "stylegan2" and recipe.r1_gamma != 0 else ""),
             ("generator and encoder: reconstruction, " if encoder else "generator: ")
@@ -102,7 +102,7 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
             + "; Adam"
             + (f"; every {recipe.path_length_every} steps one more, for the path length" if recipe.path_length_weight else ""),
             *(["mapping network: distribution of the encoder's codes; Adam"] if encoder else []),
-            f"average the generator, half-life {recipe.ema_half_life:g} pictures",
+            f"average the generator, half-life {recipe.ema_half_life:g} images",
         ],
     }
 
@@ -130,11 +130,15 @@ def _count(module: nn.Module | None) -> int:
 
 
 def _activations(
-    model: Network, network: SqueezeNet | VGG16 | VGG19 | None, discriminator: Discriminator | None, recipe: NetworkRecipe, batch_size: int
+    model: TrainableNetwork,
+    network: SqueezeNet | VGG16 | VGG19 | None,
+    discriminator: Discriminator | None,
+    recipe: NetworkRecipe,
+    batch_size: int,
 ) -> float:
     """Bytes that the generator's step keeps for its backward pass: the step is run on tensors without contents, and counted.
 
-    Half of them with bfloat16, which is a little less than the truth.
+    Half of them with bfloat16, which is a little less than the ground truth.
     """
     seen: dict[int, int] = {}
     constant = {t.untyped_storage()._cdata for part in (model, network, discriminator) if part for t in _tensors(part)}
@@ -147,16 +151,16 @@ def _activations(
 
     sizes = recipe.network
     size = recipe.data.patch or sizes.out_size
-    low = torch.empty(batch_size, 3, *2 * [size * sizes.in_size // sizes.out_size], device="meta")
-    truth = torch.empty(batch_size, 3, size, size, device="meta")
+    lr = torch.empty(batch_size, 3, *2 * [size * sizes.in_size // sizes.out_size], device="meta")
+    gt = torch.empty(batch_size, 3, size, size, device="meta")
     for part in (network, discriminator):
         if part:
             part.requires_grad_(False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = enlarge(model, low)
-        losses = [L.equation1_mse(result, truth)]
+        result = enlarge(model, lr)
+        losses = [L.equation1_mse(result, gt)]
         if network:
-            losses.append(L.equation2_perceptual(network, result, truth))
+            losses.append(L.equation2_perceptual(network, result, gt))
         if discriminator:
             losses.append(discriminator(shown_to(discriminator, result)).mean())
         loss = torch.stack(losses).sum()
@@ -170,19 +174,19 @@ def _steps(recipe: NetworkRecipe) -> list[str]:
     data = recipe.data
     changes = (", mirror half of them" if data.flip else "") + (", turn them by quarters" if data.rotate else "")
     steps = [
-        f"read {recipe.run.batch_size} pictures{changes}, "
-        + ("prepared low-resolution pictures" if data.train_low else f"low-resolution pictures ({data.degradation})")
+        f"read {recipe.run.batch_size} images{changes}, "
+        + ("prepared low-resolution images" if data.train_low else f"low-resolution images ({data.degradation})")
         + (f", of each {data.patch}x{data.patch} px at a random place" if data.patch else ""),
         *([f"{recipe.teacher} enlarges them: {recipe.teacher_share:.0%} of (1) and (2) is against its results"] if recipe.teacher else []),
         f"generator forward; equation (4) = {_objective(recipe)}; discriminator frozen; Adam",
     ]
     if recipe.adversarial_weight:
         name = "its relativistic form" if recipe.adversarial == "relativistic" else "equation (5)"
-        steps.append(f"discriminator: {name} on the same results and the truths; Adam")
+        steps.append(f"discriminator: {name} on the same results and the ground truth; Adam")
     if recipe.ema_half_life:
-        steps.append(f"average the weights, half-life {recipe.ema_half_life:g} pictures")
+        steps.append(f"average the weights, half-life {recipe.ema_half_life:g} images")
     steps.append(
-        f"every {recipe.run.checkpoint_every} pictures: validate and save the state; every {recipe.run.log_every}: a line of the log"
+        f"every {recipe.run.checkpoint_every} images: validate and save the state; every {recipe.run.log_every}: a line of the log"
     )
     compare = "compare the bank bit for bit with its file, " if isinstance(recipe.network, GLEANNetworkConfig) else ""
     steps.append(f"at the end: {compare}write the model")
@@ -191,7 +195,7 @@ def _steps(recipe: NetworkRecipe) -> list[str]:
 
 def _objective(recipe: NetworkRecipe) -> str:
     """Equation (4) with the weights of the recipe."""
-    begins = f" after {recipe.adversarial_from} pictures" if recipe.adversarial_from else ""
+    begins = f" after {recipe.adversarial_from} images" if recipe.adversarial_from else ""
     some = f" (of {recipe.spectrum_images} of a batch)" if recipe.spectrum_images else ""
     terms = [
         (recipe.pixel_weight, "(1)" if recipe.pixel == "mse" else "L1 error"),

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from gleansr.training.config import NetworkRecipe
-from gleansr.training.data import Batches, open_pictures
+from gleansr.training.data import TrainingBatches, open_images
 from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.state import save_grid
 
@@ -20,9 +20,9 @@ def preview(recipe: NetworkRecipe, path: Path, count: int = 16) -> int:
     """
     network = recipe.network
     content_height = network.content_height if isinstance(network, GLEANNetworkConfig) else None
-    images = open_pictures(recipe.data, network.out_size, network.in_size, content_height)
+    images = open_images(recipe.data, network.out_size, network.in_size, content_height)
     count = -(-count // COLUMNS) * COLUMNS
-    batches = Batches(
+    batches = TrainingBatches(
         images,
         in_size=network.in_size,
         start=0,
@@ -31,7 +31,7 @@ def preview(recipe: NetworkRecipe, path: Path, count: int = 16) -> int:
         seed=recipe.run.seed,
         device=torch.device("cpu"),
     )
-    pairs = [(lr, gt) for truth, low in batches for gt, lr in zip(truth, low, strict=True)][:count]
+    pairs = [(lr, gt) for gt_image, lr_image in batches for gt, lr in zip(gt_image, lr_image, strict=True)][:count]
     size = pairs[0][1].shape[-1]
     shown = [torch.stack([functional.interpolate(lr[None], size=size)[0], gt]) for lr, gt in pairs]
     save_grid(path, [torch.cat(shown[i : i + COLUMNS]) for i in range(0, len(shown), COLUMNS)])

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gleansr.errors import CheckpointError, PictureError
+from gleansr.errors import CheckpointError, ImageError
 from gleansr.files import sha256_of
-from gleansr.training.data import Pictures
+from gleansr.training.data import TrainingImages
 
 SAMPLED = 16
 """Images of each source whose bytes tell whether it is the same."""
@@ -48,17 +48,17 @@ def compare_recipes(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
     return changed
 
 
-def inputs_of(images: Pictures, **files: str | Path | None) -> dict[str, Any]:
+def inputs_of(images: TrainingImages, **files: str | Path | None) -> dict[str, Any]:
     """By what a later start tells that it has the same inputs wherever they lie: the number of training images, a SHA-256 of some of them,
     and those of `files`, by their keys of the recipe."""
     listed = {key: sha256_of(path) for key, path in files.items() if path}
-    sources = [*images.sources, *images.low_sources]
+    sources = [*images.sources, *images.lr_sources]
     whole = hashlib.sha256()
     for source in sources:
         for index in sorted({len(source) * i // SAMPLED for i in range(SAMPLED)}):
             try:
                 whole.update(hashlib.sha256(source.read(index)).digest())
-            except PictureError:  # whether such an image is left out or refused is decided where it is trained on
+            except ImageError:  # whether such an image is left out or refused is decided where it is trained on
                 whole.update(bytes(32))
     return {"images": len(images), "data": whole.hexdigest(), **listed}
 

@@ -33,7 +33,7 @@ class States:
     """The state files of a run, `folder`/000012000.pt and so on: the last `keep` and the best, best.pt.
 
     A state is everything that the run resumes from: networks, optimisers, averaged weights, images seen (from which the schedule, the
-    order of the pictures and all random numbers follow) and the recipe. Files are written whole or not at all.
+    order of the images and all random numbers follow) and the recipe. Files are written whole or not at all.
     """
 
     def __init__(self, folder: Path, keep: int, part: str | None = None):
@@ -183,7 +183,7 @@ def restoring(path: Path | None) -> Iterator[None]:
         raise CheckpointError(f"{path}: does not fit the networks of this run; is its bank another one? ({what})") from None
 
 
-class StoppedError(GleansrError):
+class TrainingStoppedError(GleansrError):
     """The run was asked to stop by a signal and has saved its state."""
 
     def __init__(self, name: str, saved: str):
@@ -214,7 +214,7 @@ class Log:
         self.board = _tensorboard(path.parent / "tensorboard", images) if tensorboard else None
 
     def write(self, images: int, **values: Any) -> dict[str, Any]:
-        """Writes one line: the pictures seen and `values`."""
+        """Writes one line: the images seen and `values`."""
         line = {"images": images, **values}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -228,7 +228,7 @@ class Log:
             self.board.flush()
         return line
 
-    def picture(self, name: str, path: Path, images: int) -> None:
+    def add_image(self, name: str, path: Path, images: int) -> None:
         """Shows a PNG in TensorBoard."""
         if self.board:
             with Image.open(path) as image:
@@ -297,7 +297,7 @@ class Meter:
             images = 0 if math.isinf(first) else int(-first)
         if images:
             raise GleansrError(
-                f"a loss is not finite in step {images // self.batch_size} ({images} pictures): {losses}; {states.last_good()}; "
+                f"a loss is not finite in step {images // self.batch_size} ({images} images): {losses}; {states.last_good()}; "
                 "since resuming would lead to the same step, begin a run with a lower lr or with precision float32 in another --output"
             )
 
@@ -351,7 +351,7 @@ def facts(recipe: Any, images: int, **more: Any) -> native.About:
 
 
 def _images(line: str) -> int:
-    """The pictures seen of a line of the log; -1 for half a line, left by a run that was killed."""
+    """The images seen of a line of the log; -1 for half a line, left by a run that was killed."""
     value = parse_line(line)
     return value["images"] if isinstance(value, dict) and isinstance(value.get("images"), int) else -1
 
@@ -371,12 +371,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def passed(images: int, batch_size: int, every: int) -> bool:
-    """Whether the last batch has reached a multiple of `every` pictures."""
+    """Whether the last batch has reached a multiple of `every` images."""
     return images // every > (images - batch_size) // every
 
 
 def save_grid(path: Path, rows: list[Tensor]) -> None:
-    """Saves pictures in [-1, 1] as a sheet: `rows` of (N, 3, H, W), of one size, one below the other."""
+    """Saves images in [-1, 1] as a sheet: `rows` of (N, 3, H, W), of one size, one below the other."""
     sheet = torch.cat([torch.cat(list(row.float().cpu()), 2) for row in rows], 1)
     pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
     with replacing(path) as temporary:

@@ -73,7 +73,7 @@ def oddities(frame: Any) -> list[str]:
     if bits > 8 and not frame.format.has_palette:
         notes.append(f"{bits} bits per sample are read as 8")
     if int(frame.color_trc) in _HDR:
-        notes.append(f"HDR ({_HDR[int(frame.color_trc)]}) is passed on as it is; the model was made for other pictures")
+        notes.append(f"HDR ({_HDR[int(frame.color_trc)]}) is passed on as it is; the model was made for other images")
     if any(component.is_alpha for component in frame.format.components) and _transparent(frame):
         notes.append("transparency is dropped")
     if frame.is_corrupt:

@@ -14,7 +14,7 @@ _KEPT = ("title", "artist", "album", "date", "year", "copyright", "description",
 class Copied:
     """The sound, subtitles and chapters of a video file, for a container that is written.
 
-    They are read once more, as far as the pictures have come, so that little of them is ever in memory.
+    They are read once more, as far as the images have come, so that little of them is ever in memory.
     """
 
     def __init__(self, source: Path, target: Any):
@@ -24,7 +24,7 @@ class Copied:
             target: a container before its first packet, which gets the streams.
 
         Raises:
-            PictureError: it cannot be read.
+            ImageError: it cannot be read.
         """
         self.notes: list[str] = []
         self._ending = ExitStack()

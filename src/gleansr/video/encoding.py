@@ -1,4 +1,4 @@
-"""A video file as it is encoded: its pictures, and the sound that belongs to them."""
+"""A video file as it is encoded: its images, and the sound that belongs to them."""
 
 import errno
 import io
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gleansr.errors import GleansrError, PictureError
+from gleansr.errors import GleansrError, ImageError
 from gleansr.images.codec import EDITED, software
 from gleansr.jobs import OutputError
 from gleansr.video.colour import from_rgb, say
@@ -72,7 +72,7 @@ class VideoFile:
             self._open(*pixels.shape[:2])
         if pixels.shape[:2] != self._shape:
             (height, width), (height2, width2) = pixels.shape[:2], self._shape
-            raise PictureError(f"{self._target}: a video's frames are of one size, not {width2}x{height2} and {width}x{height}")
+            raise ImageError(f"{self._target}: a video's frames are of one size, not {width2}x{height2} and {width}x{height}")
         if self._kind == "yuv420p":
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
         frame = from_rgb(pixels, self._kind, self._footage.tags)
@@ -86,13 +86,13 @@ class VideoFile:
         suffix, footage = self._target.suffix.lower(), self._footage
         options = {}
         if suffix == ".mp4":
-            # The first picture's time is told in units of the movie, by default milliseconds.
+            # The first image's time is told in units of the movie, by default milliseconds.
             units = footage.time_base.denominator
             options = {"movflags": "+faststart", "movie_timescale": str(units * max(1, -(-10_000 // units)))}
         self._container = pyav().open(self._file, "w", format=WRITTEN[suffix], options=options)
         lossless = suffix == ".mkv" and self._quality == 100
         if not lossless and max(height, width) >= _LARGEST:
-            raise PictureError(
+            raise ImageError(
                 f"{self._target}: frames of {width}x{height} pixels are too large; give a folder for them, or a smaller --factor"
             )
         if lossless:
@@ -137,7 +137,7 @@ class VideoFile:
 
 def refusal(target: Path, error: BaseException, *, hopeless: bool) -> GleansrError:
     """Why a result cannot be written; `hopeless` where the next could not either."""
-    return (OutputError if hopeless else PictureError)(f"{target}: cannot be written: {reason(error)}")
+    return (OutputError if hopeless else ImageError)(f"{target}: cannot be written: {reason(error)}")
 
 
 class _File(io.RawIOBase):

@@ -1,4 +1,4 @@
-"""The first pass over a video: where its objects are in each picture."""
+"""The first pass over a video: where its objects are in each image."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from gleansr.jobs.pipeline import StoppedError
+from gleansr.jobs.pipeline import SearchStoppedError
 from gleansr.photos import PhotoConfig
 from gleansr.photos.detect import Finder, Found
 from gleansr.video.reading import Shot
 from gleansr.video.tracks import Track, TrackConfig, frames_of, link
 
 _OTHER_SCENE = 0.4
-"""Share of the pixels whose brightness must be another from one picture to the next, for a cut. Pans and people that pass change less, cuts
+"""Share of the pixels whose brightness must be another from one image to the next, for a cut. Pans and people that pass change less, cuts
 between two scenes mostly more; where a cut is not seen, objects still are only linked where they are near."""
 _BINS = 32
 _A_SECOND = 10
-"""Pictures that are searched in a second."""
+"""Images that are searched in a second."""
 _THOROUGH = 1.0
 """Seconds from one search all around to the next."""
 
@@ -28,16 +28,16 @@ class Followed:
     """The objects of a video."""
 
     known: Mapping[str, Sequence[Found]]
-    """Of each picture by its name, the surest first, as `photos.Photo` takes them. A box is its frame, not turned."""
+    """Of each image by its name, the surest first, as `photos.Photo` takes them. A box is its frame, not turned."""
     tracks: Sequence[Track]
     names: Sequence[str]
-    """Of the pictures."""
+    """Of the images."""
     times: Sequence[float]
-    """Of the pictures, in seconds."""
+    """Of the images, in seconds."""
     cuts: Sequence[int]
-    """Numbers of the pictures that begin a new scene."""
+    """Numbers of the images that begin a new scene."""
     searched: int
-    """How many pictures were searched."""
+    """How many images were searched."""
 
 
 def follow(
@@ -53,35 +53,35 @@ def follow(
 ) -> Followed:
     """Reads a video once, searches it and follows what is found.
 
-    A search all around takes several times as long as one for upright objects. It is made in the first picture of each scene, about once
+    A search all around takes several times as long as one for upright objects. It is made in the first image of each scene, about once
     a second, and wherever the quicker one finds fewer objects than the search before found.
 
     Args:
         shots: the video.
         time_base: of its times, in seconds.
-        rate: pictures per second, about.
+        rate: images per second, about.
         finder: a detector.
         config: how objects are followed.
         photo: the detector's settings.
-        stopped: asked for each picture.
-        seen: is told how many pictures have been read.
+        stopped: asked for each image.
+        seen: is told how many images have been read.
 
     Raises:
         StoppedError: it was stopped.
-        PictureError: the video cannot be read.
+        ImageError: the video cannot be read.
     """
     every = config.find_every or max(1, round(rate / _A_SECOND))
     names: list[str] = []
     times: list[float] = []
     cuts: list[int] = []
     search = _Search(finder, photo)
-    last: tuple[int, float, Tensor] | None = None  # the picture before, unless it was searched
+    last: tuple[int, float, Tensor] | None = None  # the image before, unless it was searched
     before: Tensor | None = None  # its brightness
     try:
         for number, shot in enumerate(shots):
             if stopped():
-                raise StoppedError
-            planes, time = shot.picture.premultiplied(), float(shot.time * time_base)
+                raise SearchStoppedError
+            planes, time = shot.image.premultiplied(), float(shot.time * time_base)
             brightness = _brightness(planes)
             cut = before is not None and float((brightness - before).abs().sum() / 2) > _OTHER_SCENE
             if cut:
@@ -94,7 +94,7 @@ def follow(
                 last = None
             else:
                 last = number, time, planes
-            names.append(shot.picture.name)
+            names.append(shot.image.name)
             times.append(time)
             before = brightness
             if seen:
@@ -119,9 +119,9 @@ class _Search:
     def __init__(self, finder: Finder, photo: PhotoConfig):
         self._finder, self._photo = finder, photo
         self.sightings: dict[int, Sequence[Found]] = {}
-        """By the number of the picture."""
+        """By the number of the image."""
         self.last = 0
-        """Number of the last picture that was searched."""
+        """Number of the last image that was searched."""
         self.scene()
 
     def scene(self) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a video through a model in their order: decoding, forward passes and encoding overlapped, in bounded memory."""
+"""The images of a video through a model in their order: decoding, forward passes and encoding overlapped, in bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,26 +9,26 @@ from functools import partial
 
 import torch
 
-from gleansr.errors import PictureError
-from gleansr.images.codec import Picture
-from gleansr.inference.feedforward import FeedForward
-from gleansr.inference.method import Report
-from gleansr.inference.tasks import Prepared, Result, Task
+from gleansr.errors import ImageError
+from gleansr.images.codec import DecodedImage
+from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.method import StepReport
+from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
 from gleansr.jobs import Forward
-from gleansr.jobs.batches import Batches, Low
+from gleansr.jobs.batches import BatchCollector, Low
 from gleansr.jobs.forward import Made
-from gleansr.jobs.pipeline import MEMORY, StoppedError, bytes_of, threads_beside
+from gleansr.jobs.pipeline import MEMORY, SearchStoppedError, bytes_of, threads_beside
 from gleansr.video.reading import Shot
 
-Write = Callable[[Shot, Result], None]
+Write = Callable[[Shot, TaskResult], None]
 
 
 @dataclass(eq=False)
 class _Open:
-    """A picture between reading and writing."""
+    """An image between reading and writing."""
 
     shot: Shot
-    prepared: Prepared
+    prepared: PreparedImage
     made: list[Made | None]
     """Of each low."""
     weight: int
@@ -36,37 +36,37 @@ class _Open:
 
 def flow(
     shots: Iterator[Shot],
-    task: Task,
+    task: ImageTask,
     batch_size: int,
     write: Write,
     *,
     stopped: Callable[[], bool] = lambda: False,
-    report: Report | None = None,
+    report: StepReport | None = None,
     memory: int = MEMORY,
 ) -> None:
-    """Enlarges all pictures and hands the results to `write`, in their order, which another thread calls.
+    """Enlarges all images and hands the results to `write`, in their order, which another thread calls.
 
-    One thread decodes and prepares, a few pictures ahead; this one makes the forward passes; others finish; one writes. What becomes of a
-    low can depend, in its last bits, on how many share its pass, and equal pictures are to have equal results wherever in the video they
+    One thread decodes and prepares, a few images ahead; this one makes the forward passes; others finish; one writes. What becomes of a
+    low can depend, in its last bits, on how many share its pass, and equal images are to have equal results wherever in the video they
     are. On a CPU `Forward` sees to that; on other devices each pass here has the same number: where there are fewer, one is made again.
 
     Args:
         shots: are read by another thread.
-        task: what to do with each; its `Shot.picture.name` tells which it is.
-        batch_size: most lows in a forward pass.
+        task: what to do with each; its `Shot.image.name` tells which it is.
+        batch_size: most lrs in a forward pass.
         write: gets the shot without its pixels, and the result.
         stopped: asked between forward passes, and at each step of a slow method.
         report: is told of the progress of a slow method with each batch.
-        memory: bytes that the pictures between reading and writing may take together, by estimate; two are always let in.
+        memory: bytes that the images between reading and writing may take together, by estimate; two are always let in.
 
     Raises:
         StoppedError: it was stopped.
-        GleansrError: of the first picture that cannot be read, made or written.
+        GleansrError: of the first image that cannot be read, made or written.
     """
 
     def step(done: int, total: int) -> None:
         if stopped():
-            raise StoppedError
+            raise SearchStoppedError
         if report:
             report(done, total)
 
@@ -74,12 +74,12 @@ def flow(
         shot = next(shots, None)
         if shot is None:
             return None
-        height, width = shot.picture.size
-        prepared = task.prepare(shot.picture)
-        without = replace(shot, picture=Picture(torch.empty(3, 0, 0), name=shot.picture.name, notes=shot.picture.notes))
-        return _Open(without, prepared, [None] * len(prepared.lows), bytes_of(task, width, height))
+        height, width = shot.image.size
+        prepared = task.prepare(shot.image)
+        without = replace(shot, image=DecodedImage(torch.empty(3, 0, 0), name=shot.image.name, notes=shot.image.notes))
+        return _Open(without, prepared, [None] * len(prepared.lrs), bytes_of(task, width, height))
 
-    def write_when_finished(shot: Shot, result: Future[Result]) -> None:
+    def write_when_finished(shot: Shot, result: Future[TaskResult]) -> None:
         write(shot, result.result())
 
     def hand_over() -> None:
@@ -92,10 +92,10 @@ def flow(
 
     def collect() -> None:
         batch, end = under_way.popleft()
-        for low, made in zip(batch, end()[: len(batch)], strict=True):
+        for lr, made in zip(batch, end()[: len(batch)], strict=True):
             if made.error:
-                raise PictureError(f"{opened[low.number].shot.picture.name}: {made.error}") from made.error
-            opened[low.number].made[low.place] = made
+                raise ImageError(f"{opened[lr.number].shot.image.name}: {made.error}") from made.error
+            opened[lr.number].made[lr.place] = made
         hand_over()
 
     waiting: deque[Future[_Open | None]] = deque()  # being read, in order
@@ -103,7 +103,7 @@ def flow(
     ready: deque[list[Low]] = deque()
     under_way: deque[tuple[list[Low], Callable[[], list[Made]]]] = deque()
     writing: deque[Future[None]] = deque()
-    taken = handed = 0  # pictures taken from the reader, and handed to the writer
+    taken = handed = 0  # images taken from the reader, and handed to the writer
     with ExitStack() as ending:
         ending.callback(getattr(shots, "close", lambda: None))
         reader, finishers, writer = (_threads(ending, count) for count in (1, threads_beside(task), 1))
@@ -112,20 +112,20 @@ def flow(
             return
         most = max(2, min(4 * batch_size + 4, memory // first.weight))
         size = min(batch_size, most // 2)
-        forward, batches = Forward(task.upscaler.method, size, step), Batches(size, most, most)
-        together = size if isinstance(task.upscaler.method, FeedForward) and task.upscaler.device.type != "cpu" else 1
+        forward, batches = Forward(task.upscaler.method, size, step), BatchCollector(size, most, most)
+        together = size if isinstance(task.upscaler.method, FeedForwardModel) and task.upscaler.device.type != "cpu" else 1
         ended = False
         while True:
             if stopped():
-                raise StoppedError
+                raise SearchStoppedError
             while writing and writing[0].done():
                 writing.popleft().result()
             while not ended and len(waiting) <= size and len(waiting) + len(opened) + len(writing) < most:
                 waiting.append(reader.submit(read))
             if ready and len(under_way) < forward.ahead:
                 batch = ready.popleft()
-                lows = [low.tensor for low in batch]
-                under_way.append((batch, forward.start(lows + lows[:1] * (together - len(lows)))))
+                lrs = [lr.tensor for lr in batch]
+                under_way.append((batch, forward.start(lrs + lrs[:1] * (together - len(lrs)))))
             elif under_way and (len(under_way) == forward.ahead or not (waiting and waiting[0].done())):
                 collect()
             elif waiting:
@@ -136,7 +136,7 @@ def flow(
                     ready.extend(batches.rest())
                 else:
                     opened[taken] = new
-                    ready.extend(batches.add(taken, 0, new.prepared.lows))
+                    ready.extend(batches.add(taken, 0, new.prepared.lrs))
                     taken += 1
                     hand_over()
             elif writing:
@@ -147,9 +147,9 @@ def flow(
                 return
 
 
-def _finish(done: _Open) -> Result:
+def _finish(done: _Open) -> TaskResult:
     made = [one for one in done.made if one]
-    return done.prepared.finish([one.high for one in made if one.high is not None], [one.note for one in made])
+    return done.prepared.finish([one.sr for one in made if one.sr is not None], [one.note for one in made])
 
 
 def _threads(ending: ExitStack, count: int) -> ThreadPoolExecutor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from gleansr.errors import PictureError, RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.files import shown
 from gleansr.images.codec import decode, readable_suffixes
 from gleansr.jobs import LocalStorage
@@ -18,7 +18,7 @@ RATE = Fraction(25)
 
 
 class Numbered:
-    """The pictures of a folder whose names have a number, in the natural order of their names. A `Footage`.
+    """The images of a folder whose names have a number, in the natural order of their names. A `Footage`.
 
     Numbers need no leading zeros, and some may be missing. Other files are left out, with a note; so are folders.
     """
@@ -26,7 +26,7 @@ class Numbered:
     def __init__(self, folder: Path, rate: Fraction | None = None):
         """
         Raises:
-            RequestError: there is no numbered picture in it, or it cannot be read.
+            RequestError: there is no numbered image in it, or it cannot be read.
         """
         self.name, self.source, self.tags = str(folder), None, Tags()
         self.rate = rate or RATE
@@ -45,16 +45,16 @@ class Numbered:
         self.notes = dict.fromkeys([_left_out(others)] if others else [])
 
     def shots(self, *, lenient: bool = False) -> Iterator[Shot]:
-        """One after the other. Raises PictureError where one cannot be read; with `lenient` it is left out."""
+        """One after the other. Raises ImageError where one cannot be read; with `lenient` it is left out."""
         storage = LocalStorage()
         for number, path in enumerate(self.frames):
             try:
-                picture = decode(storage.read(str(path)), name=str(path))
-            except PictureError:
+                image = decode(storage.read(str(path)), name=str(path))
+            except ImageError:
                 if lenient:
                     continue
                 raise
-            yield Shot(picture, number, 1)
+            yield Shot(image, number, 1)
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -65,4 +65,4 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _left_out(names: list[str]) -> str:
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {'files are' if len(names) > 1 else 'file is'} no numbered picture and left out: {listed}"
+    return f"{len(names)} {'files are' if len(names) > 1 else 'file is'} no numbered image and left out: {listed}"

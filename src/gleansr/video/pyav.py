@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gleansr.errors import GleansrError, PictureError, RequestError
+from gleansr.errors import GleansrError, ImageError, RequestError
 from gleansr.images.formats import recognised
 
 READ = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob"),
     *(".wmv", ".asf", ".flv", ".ogv", ".gif"),
 )
-"""Suffixes of what is taken for a video. What a file is read as goes by its contents; a .gif may also be a picture."""
+"""Suffixes of what is taken for a video. What a file is read as goes by its contents; a .gif may also be an image."""
 
 WRITTEN = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm"}
 """Suffixes of the videos that are written, and the names of their containers."""
 
-# Others are playlists and lists of files, with which a file could make us read further ones, streams of a network, and single pictures.
+# Others are playlists and lists of files, with which a file could make us read further ones, streams of a network, and single images.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,gif"
 _CLOCKS = {"mpegts", "mpeg", "asf"}
 """Containers whose times are those of a clock that ran before, so that they begin anywhere."""
@@ -36,25 +36,25 @@ def pyav() -> Any:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The container of a video file, to be read from. What goes wrong with it in the block is a PictureError."""
+    """The container of a video file, to be read from. What goes wrong with it in the block is a ImageError."""
     av = pyav()  # outside of what is caught
     if not path.is_file():  # a pipe would be waited for
-        raise PictureError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}")
+        raise ImageError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}")
     try:
         # Handed over as an open file: a name such as http:clip.mp4 would be an address to libav.
         with path.open("rb") as file:
             if not path.stat().st_size:
-                raise PictureError(f"{path}: is empty")
+                raise ImageError(f"{path}: is empty")
             try:
                 container = av.open(file, "r", options={"format_whitelist": _CONTAINERS}, metadata_errors="replace")
             except (av.FFmpegError, ValueError) as error:
-                raise PictureError(f"{path}: {_other(file, path)} ({reason(error)})") from error
+                raise ImageError(f"{path}: {_other(file, path)} ({reason(error)})") from error
             with container:
                 yield container
     except GleansrError:
         raise
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
-        raise PictureError(f"{path}: cannot be read, it is damaged or cut off ({reason(error)})") from error
+        raise ImageError(f"{path}: cannot be read, it is damaged or cut off ({reason(error)})") from error
 
 
 def start(container: Any) -> float:

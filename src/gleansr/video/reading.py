@@ -1,4 +1,4 @@
-"""A video file as a sequence of pictures with their times."""
+"""A video file as a sequence of images with their times."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gleansr.errors import PictureError
-from gleansr.images import codec as pictures
-from gleansr.images.codec import Picture
+from gleansr.errors import ImageError
+from gleansr.images import codec as images
+from gleansr.images.codec import DecodedImage
 from gleansr.images.resize import resize
 from gleansr.video.colour import Tags, oddities, tags_of, to_rgb
 from gleansr.video.pyav import opened, start
@@ -22,9 +22,9 @@ _USUAL_RATE = Fraction(25)
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """A picture of a video."""
+    """An image of a video."""
 
-    picture: Picture
+    image: DecodedImage
     """Upright, of square pixels. Its name is the same whenever the video is read."""
     time: int
     """When it is shown, in time bases; above that of the one before."""
@@ -39,11 +39,11 @@ class Footage(Protocol):
     time_base: Fraction
     """Seconds."""
     rate: Fraction
-    """Pictures per second, about."""
+    """Images per second, about."""
     expected: int | None
-    """How many pictures there are, as far as it is known before they are read."""
+    """How many images there are, as far as it is known before they are read."""
     tags: Tags
-    """Of the first picture, when that has been read."""
+    """Of the first image, when that has been read."""
     notes: dict[str, None]
     """What to say of it, one line each; complete when it has been read."""
 
@@ -53,7 +53,7 @@ class Footage(Protocol):
         ...
 
     def shots(self) -> Iterator[Shot]:
-        """One after the other, never more than a few of them decoded. Raises PictureError where it is damaged."""
+        """One after the other, never more than a few of them decoded. Raises ImageError where it is damaged."""
         ...
 
 
@@ -64,7 +64,7 @@ class Clip:
         """
         Raises:
             RequestError: PyAV is not installed.
-            PictureError: it cannot be read, or has no video.
+            ImageError: it cannot be read, or has no video.
         """
         self.name, self.source, self.notes, self.tags = str(path), path, dict[str, None](), Tags()
         with opened(path) as container:
@@ -75,16 +75,16 @@ class Clip:
             # A matroska tells no number of frames, but how long it is.
             seconds = container.duration / 1_000_000 if container.duration and container.duration > 0 else 0
             matroska = "matroska" in container.format.name
-            # A matroska's duration is when it ends, also if its first picture comes later than 0.
+            # A matroska's duration is when it ends, also if its first image comes later than 0.
             shown = seconds - (container.start_time or 0) / 1_000_000 if matroska else seconds
             self.expected = stream.frames or (round(shown * float(self.rate)) if 0 < shown < 1e6 else 0) or None
             self._told = seconds if matroska and seconds else None
             width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > pictures.MAX_PIXELS:
-                raise PictureError(f"{path}: frames of {width}x{height} pixels are too large, the most are {pictures.MAX_PIXELS}")
+            if width * height > images.MAX_PIXELS:
+                raise ImageError(f"{path}: frames of {width}x{height} pixels are too large, the most are {images.MAX_PIXELS}")
             # An MP4 with its index in front can be read as far as it goes, too.
             if max((one.pos + one.size for one in getattr(stream, "index_entries", ())), default=0) > path.stat().st_size:
-                raise PictureError(f"{path}: is cut off: its index tells of frames beyond its end")
+                raise ImageError(f"{path}: is cut off: its index tells of frames beyond its end")
             if len(_videos(container)) > 1:
                 self.notes["only the first of its video streams is taken"] = None
 
@@ -92,7 +92,7 @@ class Clip:
         with opened(self.source) as container:
             stream = self._stream(container)
             stream.thread_type = "AUTO"
-            stream.codec_context.options = {"max_pixels": str(pictures.MAX_PIXELS)}
+            stream.codec_context.options = {"max_pixels": str(images.MAX_PIXELS)}
             began = round(start(container) / self.time_base)
             usual = max(1, round(1 / self.rate / self.time_base))
             frames, first, last, longest, guessed = _Frames(container, stream), None, None, 0, False
@@ -104,23 +104,23 @@ class Clip:
                     first = (frame.width, frame.height)
                     self.tags = tags_of(frame)
                 elif (frame.width, frame.height) != first:
-                    raise PictureError(
+                    raise ImageError(
                         f"{self.name}: frame {number + 1} is {frame.width}x{frame.height}, those before {first[0]}x{first[1]}: "
                         "videos that change their size are not read"
                     )
                 longest = max(longest, time - last if last is not None else 0)
                 last = time
                 self.notes.update(dict.fromkeys(oddities(frame)))
-                picture = Picture(self._upright(frame, stream), name=f"{self.name}: frame {number + 1}")
-                yield Shot(picture, time, int(getattr(frame, "duration", 0) or 0) or usual)
+                image = DecodedImage(self._upright(frame, stream), name=f"{self.name}: frame {number + 1}")
+                yield Shot(image, time, int(getattr(frame, "duration", 0) or 0) or usual)
             if last is None:
-                raise PictureError(f"{self.name}: has a video stream, but no frame can be read from it: it is damaged or cut off")
+                raise ImageError(f"{self.name}: has a video stream, but no frame can be read from it: it is damaged or cut off")
             if guessed:
                 self.notes["times that were missing or out of order were put in order"] = None
             end = max(frames.end, float((last + usual) * self.time_base))
             # A matroska that is cut off ends like a whole one. The last frame's duration is often not told.
             if self._told and end + 2 * max(longest, usual) * self.time_base + 0.05 < self._told:
-                raise PictureError(
+                raise ImageError(
                     f"{self.name}: ends after {end:.2f} of {self._told:.2f} seconds: it is cut off; if it is not, "
                     "`ffmpeg -i IN -c copy OUT.mkv` mends what it says"
                 )
@@ -129,9 +129,9 @@ class Clip:
         found = _videos(container)
         if not found:
             kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
-            raise PictureError(f"{self.name}: has no video stream{', only ' + ' and '.join(kinds) if kinds else ''}")
+            raise ImageError(f"{self.name}: has no video stream{', only ' + ' and '.join(kinds) if kinds else ''}")
         if found[0].codec_context is None:
-            raise PictureError(f"{self.name}: its video is of a kind that this PyAV cannot decode")
+            raise ImageError(f"{self.name}: its video is of a kind that this PyAV cannot decode")
         return found[0]
 
     def _upright(self, frame: Any, stream: Any) -> Tensor:
@@ -141,8 +141,8 @@ class Clip:
         width, height = frame.width, frame.height
         if 1 / 8 <= aspect <= 8:  # of others nothing can be meant
             width, height = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
-        if width * height > pictures.MAX_PIXELS:
-            raise PictureError(f"{self.name}: frames of {width}x{height} square pixels are too large")
+        if width * height > images.MAX_PIXELS:
+            raise ImageError(f"{self.name}: frames of {width}x{height} square pixels are too large")
         planes = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
         if planes.shape[-2:] != (height, width):
             self.notes[f"pixels of {aspect.numerator}:{aspect.denominator} became square: {width}x{height}"] = None

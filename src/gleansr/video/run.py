@@ -1,4 +1,4 @@
-"""A video through a model: its objects followed, its pictures enlarged, its results put together."""
+"""A video through a model: its objects followed, its images enlarged, its results put together."""
 
 import json
 import statistics
@@ -10,8 +10,8 @@ from typing import Any
 
 from gleansr.errors import NoObjectError
 from gleansr.files import sha256_of
-from gleansr.inference.method import Report
-from gleansr.inference.tasks import Result, Task
+from gleansr.inference.method import StepReport
+from gleansr.inference.tasks import ImageTask, TaskResult
 from gleansr.jobs import Work
 from gleansr.jobs.steps import sidecar
 from gleansr.photos import Photo
@@ -23,20 +23,20 @@ from gleansr.video.tracks import TrackConfig
 from gleansr.video.writing import check_target, written
 
 _NOTES = 8
-"""How many different notes of single pictures are told."""
+"""How many different notes of single images are told."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """What was made of a video."""
 
-    pictures: int
+    images: int
     notes: tuple[str, ...]
     details: Mapping[str, Any]
     """What was measured or found, as plain JSON values."""
 
 
-def follows(task: Task) -> bool:
+def follows(task: ImageTask) -> bool:
     """Whether a task's objects are to be found and followed first: where they are not given."""
     return isinstance(task, Photo) and not (task.config.boxes or task.config.aligned)
 
@@ -54,15 +54,15 @@ def followed(
 
     Args:
         footage: the video.
-        task: what to do with each picture.
+        task: what to do with each image.
         config: how objects are followed.
-        stopped: asked for each picture.
-        seen: is told how many pictures have been read.
+        stopped: asked for each image.
+        seen: is told how many images have been read.
         shots: instead of those of `footage`.
 
     Raises:
         NoObjectError: nothing is found, and the task's configuration requires something.
-        StoppedError, PictureError: as `follow`.
+        StoppedError, ImageError: as `follow`.
     """
     name = task.upscaler.about.name or "the model"
     found = follow(
@@ -89,18 +89,18 @@ def upscale(
     stopped: Callable[[], bool] = lambda: False,
     finding: Callable[[int], object] | None = None,
     upscaling: Callable[[int], object] | None = None,
-    report: Report | None = None,
+    report: StepReport | None = None,
 ) -> Summary:
     """Enlarges a video, frame by frame.
 
     Args:
         footage: a `Clip`, or a `Numbered` folder.
         target: a file .mp4, .mkv or .webm, or a folder for frames.
-        work: what to do with each picture, its quality, whether a target is replaced, and whether NAME.json tells how it was made.
+        work: what to do with each image, its quality, whether a target is replaced, and whether NAME.json tells how it was made.
         config: how objects are followed, for whole photographs.
         stopped: asked again and again; when it says so, nothing is written.
-        finding: is told how many pictures were looked at in the first pass, where there is one.
-        upscaling: is told how many pictures are written.
+        finding: is told how many images were looked at in the first pass, where there is one.
+        upscaling: is told how many images are written.
         report: is told of the progress of a slow method with each batch.
 
     Raises:
@@ -118,7 +118,7 @@ def upscale(
 
     with written(target, footage, quality=work.quality, model=task.upscaler.about.name, overwrite=work.overwrite) as sink:
 
-        def write(shot: Shot, result: Result) -> None:
+        def write(shot: Shot, result: TaskResult) -> None:
             nonlocal done
             sink.add(result.image, shot.time, shot.duration)
             notes.update(list(dict.fromkeys(result.notes)))
@@ -157,18 +157,18 @@ def _said(found: Followed, task: Photo) -> str:
 
 
 def _of_frames(notes: Counter[str], total: int) -> Sequence[str]:
-    """Notes of single pictures, with how many say so where not all do."""
+    """Notes of single images, with how many say so where not all do."""
     told = [note if count == total else f"{note} (in {count} of {total} frames)" for note, count in notes.most_common(_NOTES)]
     return [*told, *([f"and {len(notes) - _NOTES} other notes"] if len(notes) > _NOTES else [])]
 
 
 def _consistencies(details: Mapping[str, Any]) -> list[float]:
-    """Of a picture, or of its objects."""
+    """Of an image, or of its objects."""
     found = [details.get("consistency_db"), *(one.get("consistency_db") for one in details.get("objects", ()))]
     return [value for value in found if value is not None]
 
 
-def _tell(footage: Footage, target: Path, work: Work, task: Task, summary: Summary) -> None:
+def _tell(footage: Footage, target: Path, work: Work, task: ImageTask, summary: Summary) -> None:
     """Writes NAME.json beside a result."""
     options = {**work.settings, **task.options, "quality": work.quality}
     told = {

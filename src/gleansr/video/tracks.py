@@ -56,7 +56,7 @@ class Track:
     """One object and where it was found."""
 
     numbers: list[int] = field(default_factory=list)
-    """Of the pictures, ascending."""
+    """Of the images, ascending."""
     found: list[Found] = field(default_factory=list)
 
     @property
@@ -72,9 +72,9 @@ def link(sightings: Mapping[int, Sequence[Found]], times: Sequence[float], cuts:
     place: to where it was, or to where it went.
 
     Args:
-        sightings: by the number of the picture, of those that were searched.
-        times: of all pictures, in seconds.
-        cuts: numbers of the pictures that begin a new scene, ascending.
+        sightings: by the number of the image, of those that were searched.
+        times: of all images, in seconds.
+        cuts: numbers of the images that begin a new scene, ascending.
 
     Returns:
         The surest first.
@@ -109,7 +109,7 @@ def link(sightings: Mapping[int, Sequence[Found]], times: Sequence[float], cuts:
 
 
 def frames_of(track: Track, times: Sequence[float], config: TrackConfig) -> dict[int, Frame]:
-    """The frame of an object in each picture from the first to the last in which it was found: interpolated and smoothed.
+    """The frame of an object in each image from the first to the last in which it was found: interpolated and smoothed.
 
     Middle, sides and angle are each a function of time. It is made of the medians of five successive sightings, joined by straight lines,
     by fitting a straight line around each time with Gaussian weights, twice as wide for sides. What moves evenly is not changed at all,
@@ -166,7 +166,7 @@ def smoothed(times: np.ndarray, values: np.ndarray, deviation: float) -> np.ndar
 
 
 def _expected(track: Track, times: Sequence[float], number: int) -> list[tuple[float, float, float]]:
-    """Middle and width of an object in a picture: where it was last, and where it is if it has gone on evenly."""
+    """Middle and width of an object in an image: where it was last, and where it is if it has gone on evenly."""
     numbers, frames = track.numbers[-_LATELY:], [one.frame for one in track.found[-_LATELY:]]
     width = float(np.median([frame.width for frame in frames]))  # not of the last alone, which may be wrong
     first, last = frames[0], frames[-1]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from gleansr.errors import PictureError
+from gleansr.errors import ImageError
 from gleansr.files import replacing
 from gleansr.images.codec import Metadata, save
 from gleansr.jobs.steps import sidecar as sidecar_of
@@ -21,13 +21,13 @@ from gleansr.video.reading import Footage
 
 
 class Sink(Protocol):
-    """Takes the pictures of a video in their order."""
+    """Takes the images of a video in their order."""
 
     notes: list[str]
     """What could not be done, one line each."""
 
     def add(self, image: Image.Image, time: int, duration: int) -> None:
-        """A picture, and when and how long it is shown, in time bases of the footage. Raises PictureError, OutputError."""
+        """An image, and when and how long it is shown, in time bases of the footage. Raises ImageError, OutputError."""
         ...
 
 
@@ -50,7 +50,7 @@ def written(target: Path, footage: Footage, *, quality: int, model: str | None, 
     All is written beside the target, which gets its name when the block ends well.
 
     Raises:
-        PictureError: it exists and may not be replaced, or the encoder refuses.
+        ImageError: it exists and may not be replaced, or the encoder refuses.
         OutputError: nothing can be written there.
     """
     check_target(target, overwrite=overwrite)
@@ -77,17 +77,17 @@ def written(target: Path, footage: Footage, *, quality: int, model: str | None, 
 
 
 def check_target(target: Path, *, overwrite: bool, sidecar: bool = False) -> None:
-    """Raises PictureError where results, or with `sidecar` the file that tells of them, may not be put there."""
+    """Raises ImageError where results, or with `sidecar` the file that tells of them, may not be put there."""
     video = target.suffix.lower() in WRITTEN
     if video and target.is_dir():
-        raise PictureError(f"{target}: is a folder")
+        raise ImageError(f"{target}: is a folder")
     if not video and target.exists() and not target.is_dir():
-        raise PictureError(f"{target}: is a file; results are {', '.join(WRITTEN)} files or folders")
+        raise ImageError(f"{target}: is a file; results are {', '.join(WRITTEN)} files or folders")
     if not overwrite and (os.path.lexists(target) if video else target.is_dir() and any(target.iterdir())):
         what = ("exists already", "it") if video else ("is a folder that is not empty", "the frames in it")
-        raise PictureError(f"{target}: {what[0]} and may not be overwritten; --overwrite replaces {what[1]}")
+        raise ImageError(f"{target}: {what[0]} and may not be overwritten; --overwrite replaces {what[1]}")
     if sidecar and not overwrite and (told := Path(sidecar_of(str(target)))).exists():
-        raise PictureError(f"{told}: exists already and may not be overwritten; --overwrite replaces it")
+        raise ImageError(f"{told}: exists already and may not be overwritten; --overwrite replaces it")
 
 
 def _put(frames: Path, target: Path) -> None:

@@ -1,12 +1,12 @@
-"""GLEAN for inference on a CPU: what is the same for all pictures is computed once, and large maps of features never exist as a whole.
+"""GLEAN for inference on a CPU: what is the same for all images is computed once, and large maps of features never exist as a whole.
 
 The same function as `GLEAN.forward` up to rounding, in other steps:
 
-- The modulation of a convolution, its demodulation and the activation's gain go into its weights, one picture at a time, where maps are
+- The modulation of a convolution, its demodulation and the activation's gain go into its weights, one image at a time, where maps are
   larger than weights; elsewhere they scale the maps.
-- From the size of the low-resolution picture on, each size is made in strips of rows, which stay in the processor's cache from the first
+- From the size of the low-resolution image on, each size is made in strips of rows, which stay in the processor's cache from the first
   step to the last. A strip reads some rows more than it makes, since each convolution spoils one where the strip was cut. The strips of the
-  largest map but the picture go into the picture one by one: it never exists as a whole.
+  largest map but the image go into the image one by one: it never exists as a whole.
 - In half precision, on processors with AMX, a transposed convolution and the blur behind it are one convolution to four times the channels:
   more arithmetic, of which there is plenty there, and less memory. With AVX-512 alone it takes three times as long.
 - An activation is computed with the convolution before it where PyTorch's library of kernels can (oneDNN).
@@ -23,7 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gleansr.inference.cpu.fused import Conv, MergedUpConv, NarrowConv, SideBySide, UpConv, convolution, laid_out, merged, side_by_side
+from gleansr.inference.cpu.fused import (
+    FusedConv,
+    FusedUpConv,
+    MergedUpConv,
+    NarrowConv,
+    SideBySide,
+    convolution,
+    laid_out,
+    merged,
+    side_by_side,
+)
 from gleansr.inference.cpu.shuffled import enlargement, shuffled
 from gleansr.inference.cpu.strips import Pair, Strip
 from gleansr.inference.cpu.winograd import WinogradConv, pays, ready
@@ -48,7 +58,7 @@ class _Dense:
 
     def __init__(self, block: DenseBlock, dtype: torch.dtype):
         *growing, last = (cast("nn.Conv2d", conv) for conv in block.convs)
-        self._growing, self._last = [Conv.of(conv, dtype, 0.2) for conv in growing], Conv.of(last, dtype)
+        self._growing, self._last = [FusedConv.of(conv, dtype, 0.2) for conv in growing], FusedConv.of(last, dtype)
         self._dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -85,12 +95,12 @@ class _Styled:
         style = F.linear(code, self._affine, self._offset)
         return style * self._scale, torch.rsqrt(style.square() @ self._energy + 1e-8) * SQRT2
 
-    def convolution(self, weight: Tensor) -> Conv | WinogradConv | UpConv:
+    def convolution(self, weight: Tensor) -> FusedConv | WinogradConv | FusedUpConv:
         """With those weights (out, in, 3, 3), and without a bias."""
         if self._blur is None:
             paying = pays(weight, self._size, self.dtype)
-            return WinogradConv.of(weight, None, self.dtype) if paying else Conv(laid_out(weight, self.dtype), None)
-        return UpConv(weight.to(self.dtype).transpose(0, 1).contiguous(), self._blur, None)
+            return WinogradConv.of(weight, None, self.dtype) if paying else FusedConv(laid_out(weight, self.dtype), None)
+        return FusedUpConv(weight.to(self.dtype).transpose(0, 1).contiguous(), self._blur, None)
 
     def activated(self, y: Tensor, rows: slice = slice(None), gain: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """y * gain + noise of those rows, activated, in `out` or, without, in y."""
@@ -100,7 +110,7 @@ class _Styled:
 
 
 class _Small(_Styled):
-    """A layer whose maps are smaller than its weights, for several pictures at once: the maps are scaled."""
+    """A layer whose maps are smaller than its weights, for several images at once: the maps are scaled."""
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         super().__init__(layer, noise, dtype)
@@ -114,7 +124,7 @@ class _Small(_Styled):
 
 
 class _Large(_Styled):
-    """A layer for one picture at a time, strip by strip. Either the maps are scaled or the weights, whatever is smaller."""
+    """A layer for one image at a time, strip by strip. Either the maps are scaled or the weights, whatever is smaller."""
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         super().__init__(layer, noise, dtype)
@@ -124,26 +134,26 @@ class _Large(_Styled):
         maps_are_smaller = self._weight.shape[1] * self._size**2 <= self._weight.numel()
         self._constant = self.convolution(self._weight) if maps_are_smaller else None
 
-    def convolution(self, weight: Tensor) -> Conv | WinogradConv | UpConv | MergedUpConv:
-        return MergedUpConv(Conv(laid_out(weight, self.dtype), None)) if self._merged else super().convolution(weight)
+    def convolution(self, weight: Tensor) -> FusedConv | WinogradConv | FusedUpConv | MergedUpConv:
+        return MergedUpConv(FusedConv(laid_out(weight, self.dtype), None)) if self._merged else super().convolution(weight)
 
-    def of_picture(self, code: Tensor) -> "_OfPicture":
-        """With the style of one picture, code (1, code_dim)."""
+    def of_image(self, code: Tensor) -> "_PerImage":
+        """With the style of one image, code (1, code_dim)."""
         style, gain = self.factors(code)
         if self._constant:
             style, scales = (factor[:, :, None, None].to(self.dtype) for factor in (style, gain))
-            return _OfPicture(self, ready(self._constant).with_bias((self.bias / gain[0]).to(self.dtype)), style, scales)
+            return _PerImage(self, ready(self._constant).with_bias((self.bias / gain[0]).to(self.dtype)), style, scales)
         gain = gain[0].repeat(4) if self._merged else gain[0]
         convolution = self.convolution(self._weight * (gain[:, None] * style)[:, :, None, None])
-        return _OfPicture(self, ready(convolution).with_bias(self.bias.to(self.dtype)))
+        return _PerImage(self, ready(convolution).with_bias(self.bias.to(self.dtype)))
 
 
 @dataclass(frozen=True, eq=False)
-class _OfPicture:
-    """A layer for one picture."""
+class _PerImage:
+    """A layer for one image."""
 
     layer: _Large
-    convolution: Conv | WinogradConv | UpConv | MergedUpConv
+    convolution: FusedConv | WinogradConv | FusedUpConv | MergedUpConv
     style: Tensor | None = None
     """Of the maps, (1, in, 1, 1), unless it is in the weights."""
     gain: Tensor | None = None
@@ -178,44 +188,44 @@ class _Level:
         row = widest * dtype.itemsize * 2 * size
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
 
-    def __call__(self, source: Iterable[Pair], codes: Tensor, *, whole: bool) -> Iterator[Pair]:
-        """Enlarges maps that come in strips, from the top to the bottom; at the last size to the picture (1, 3, 2H, 2W), without a map of
+    def __call__(self, source: Iterable[Pair], latents: Tensor, *, whole: bool) -> Iterator[Pair]:
+        """Enlarges maps that come in strips, from the top to the bottom; at the last size to the image (1, 3, 2H, 2W), without a map of
         the bank. The results come in strips too, as soon as what they are made of is there, or `whole`, as one at the end. codes:
         (1, L, code_dim), those of the layers."""
-        layers = [layer.of_picture(codes[:, i]) for i, layer in enumerate(self.layers)]
+        layers = [layer.of_image(latents[:, i]) for i, layer in enumerate(self.layers)]
         conv, last = ready(self._conv), ready(self._last)
         beyond = max(self._beyond, self._beyond_beside if layers else 0)
         there, made, done = None, None, 0
         for strips in source:
             there = strips if there is None else there.above(strips)
-            height = there.high.height
+            height = there.sr.height
             if whole and made is None:
-                made = self._empty(there.high, 0, height)
+                made = self._empty(there.sr, 0, height)
             while done < height:
                 rows = slice(done, min(done + self._rows, height))
-                if min(rows.stop + beyond, height) > there.high.rows.stop:
+                if min(rows.stop + beyond, height) > there.sr.rows.stop:
                     break
                 doubled = slice(2 * rows.start, 2 * rows.stop)
-                out = made.of(doubled) if made else self._empty(there.high, rows.start, rows.stop)
+                out = made.of(doubled) if made else self._empty(there.sr, rows.start, rows.stop)
                 self._make(there, rows, layers, conv, last, out)
                 done = rows.stop
                 if not made:
                     yield out
-            there = there.of(slice(max(done - beyond, there.high.top), there.high.rows.stop))
+            there = there.of(slice(max(done - beyond, there.sr.top), there.sr.rows.stop))
         if made:
             yield made
 
-    def _make(self, there: Pair, rows: slice, layers: list[_OfPicture], conv: SideBySide, last: SideBySide | None, out: Pair) -> None:
+    def _make(self, there: Pair, rows: slice, layers: list[_PerImage], conv: SideBySide, last: SideBySide | None, out: Pair) -> None:
         """Those rows, enlarged, in `out`."""
-        (high, x), bottom = there, there.high.height
+        (sr, x), bottom = there, there.sr.height
         around, around_beside = (slice(max(rows.start - n, 0), min(rows.stop + n, bottom)) for n in (self._beyond, self._beyond_beside))
-        strip = high.of(around)
+        strip = sr.of(around)
         strip = strip.convolved(conv(strip.map, *([x.of(around).map] if x and self._reads_bank else [])))
         beside = x.of(around_beside) if x and layers else None
         for layer in layers:
             beside = layer(cast("Strip", beside), out.x if layer is layers[-1] else None)
         if last is None or self._out is None:
-            shuffled(strip.of(rows).map, out.high.map)
+            shuffled(strip.of(rows).map, out.sr.map)
             return
         strip = Strip(shuffled(strip.map), 2 * strip.top, 2 * strip.height)
         if beside:
@@ -223,14 +233,14 @@ class _Level:
             strip, beside = strip.of(common), beside.of(common)
         strip = strip.convolved(last(strip.map, *([beside.map] if beside else [])))
         strip = strip.convolved(self._out(strip.map))
-        out.high.map.copy_(strip.of(out.high.rows).map)
+        out.sr.map.copy_(strip.of(out.sr.rows).map)
 
-    def _empty(self, high: Strip, start: int, stop: int) -> Pair:
+    def _empty(self, sr: Strip, start: int, stop: int) -> Pair:
         """For what it makes of those rows."""
         beside = self._bank_width if self.layers and not self._last else 0
-        shapes = [(1, channels, 2 * (stop - start), 2 * high.map.shape[-1]) for channels in (self._made, beside)]
-        maps = [torch.empty(shape, dtype=high.map.dtype, memory_format=torch.channels_last) for shape in shapes]
-        made, made_x = (Strip(map_, 2 * start, 2 * high.height) for map_ in maps)
+        shapes = [(1, channels, 2 * (stop - start), 2 * sr.map.shape[-1]) for channels in (self._made, beside)]
+        maps = [torch.empty(shape, dtype=sr.map.dtype, memory_format=torch.channels_last) for shape in shapes]
+        made, made_x = (Strip(map_, 2 * start, 2 * sr.height) for map_ in maps)
         return Pair(made, made_x if beside else None)
 
 
@@ -242,60 +252,60 @@ class FrozenGLEAN:
         encoder, bank = model.encoder, model.bank
         trunk = encoder.trunk
         self._dtype = dtype
-        self._first, self._last = Conv.of(trunk.first, dtype), Conv.of(trunk.last, dtype)
+        self._first, self._last = FusedConv.of(trunk.first, dtype), FusedConv.of(trunk.last, dtype)
         self._body = [[_Dense(cast("DenseBlock", block), dtype) for block in cast("RRDB", rrdb).blocks] for rrdb in trunk.body]
-        self._head = Conv.of(encoder.head, dtype, 0.2)
-        self._low: _Low | None = None
+        self._head = FusedConv.of(encoder.head, dtype, 0.2)
+        self._lr: _Low | None = None
         layers: list[list[_Large]] = [[] for _ in model.decoder.up]
         if isinstance(bank, StyleGAN2):
-            self._low = _Low(model, dtype)
+            self._lr = _Low(model, dtype)
             sizes = range(len(model.fusion_out), len(model.config.bank_sizes))
             layers = [_Large.at(bank.synthesis, j, dtype) for j in sizes] + layers[len(sizes) :]
         self._levels = [_Level(model, i, at, dtype) for i, at in enumerate(layers)]
         self._check = model.check
 
-    def __call__(self, low: Tensor) -> Tensor:
+    def __call__(self, lr: Tensor) -> Tensor:
         """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
-        x = y = self._first(self._check(low).to(self._dtype, memory_format=torch.channels_last)).float()
+        x = y = self._first(self._check(lr).to(self._dtype, memory_format=torch.channels_last)).float()
         for blocks in self._body:
             z = y
             for block in blocks:
                 z = block(z)
             y = torch.add(y, z, alpha=0.2)
         feature = self._head(self._last(y.to(self._dtype)).add(x).to(self._dtype))
-        x, codes = self._low(feature) if self._low else (None, feature.new_empty(len(low), 0, 0))
-        return torch.cat([self._enlarged(feature[n : n + 1], x if x is None else x[n : n + 1], codes[n : n + 1]) for n in range(len(low))])
+        x, latents = self._lr(feature) if self._lr else (None, feature.new_empty(len(lr), 0, 0))
+        return torch.cat([self._enlarged(feature[n : n + 1], x if x is None else x[n : n + 1], latents[n : n + 1]) for n in range(len(lr))])
 
-    def _enlarged(self, high: Tensor, x: Tensor | None, codes: Tensor) -> Tensor:
-        """Of one picture."""
-        strips: Iterable[Pair] = [Pair(Strip(high, 0, high.shape[2]), None if x is None else Strip(x, 0, x.shape[2]))]
+    def _enlarged(self, sr: Tensor, x: Tensor | None, latents: Tensor) -> Tensor:
+        """Of one image."""
+        strips: Iterable[Pair] = [Pair(Strip(sr, 0, sr.shape[2]), None if x is None else Strip(x, 0, x.shape[2]))]
         read = 0
         for i, level in enumerate(self._levels):
-            largest = i + 2 == len(self._levels)  # the map that the picture is made of
-            strips = level(strips, codes[:, read:], whole=not largest)
+            largest = i + 2 == len(self._levels)  # the map that the image is made of
+            strips = level(strips, latents[:, read:], whole=not largest)
             strips = strips if largest else list(strips)  # what the level needs is freed
             read += len(level.layers)
-        [picture] = strips
-        return picture.high.map
+        [image] = strips
+        return image.sr.map
 
 
 class _Low:
-    """What a GLEAN does up to the size of the low-resolution picture, behind the trunk of its encoder: all pictures at once."""
+    """What a GLEAN does up to the size of the low-resolution image, behind the trunk of its encoder: all images at once."""
 
     def __init__(self, model: GLEAN, dtype: torch.dtype):
         encoder, synthesis = cast("Encoder", model.encoder), cast("StyleGAN2", model.bank).synthesis
         blocks = [[layer for layer in block.children() if isinstance(layer, nn.Conv2d)] for block in encoder.down]
         size = model.config.in_size
         self._down = [[convolution(conv, size // 2 ** (i + 1), dtype, 0.2) for conv in convs] for i, convs in enumerate(blocks)]
-        self._tail = Conv.of(encoder.tail, dtype, 0.2)
+        self._tail = FusedConv.of(encoder.tail, dtype, 0.2)
         self._code_dim = encoder.code_shape[1]
         *thin, last = [module for module in encoder.code.modules() if isinstance(module, nn.Linear)]
         used = len(synthesis.layers) * self._code_dim  # the last code is of the bank's RGB alone
-        self._codes = [(linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)) for linear in thin]
-        self._codes.append((last.weight.detach()[:used].to(dtype), last.bias.detach()[:used].to(dtype)))
+        self._latents = [(linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)) for linear in thin]
+        self._latents.append((last.weight.detach()[:used].to(dtype), last.bias.detach()[:used].to(dtype)))
         self._light = model.config.light is not None
         self._constant = synthesis.constant.detach().to(dtype)
-        self._steps: list[tuple[list[_Small], Conv | WinogradConv]] = []
+        self._steps: list[tuple[list[_Small], FusedConv | WinogradConv]] = []
         for j, fusion in enumerate(model.fusion_out):
             self._steps.append((_Small.at(synthesis, j, dtype), convolution(cast("nn.Conv2d", fusion), 4 * 2**j, dtype)))
 
@@ -307,14 +317,14 @@ class _Low:
                 feature = conv(feature)
             features.append(feature)
         code = self._tail(feature).flatten(1)
-        for linear in self._codes:
+        for linear in self._latents:
             code = F.linear(code, *linear)
-        codes = code.float().unflatten(1, (-1, self._code_dim))
-        x = self._constant.expand(len(codes), -1, -1, -1)
+        latents = code.float().unflatten(1, (-1, self._code_dim))
+        x = self._constant.expand(len(latents), -1, -1, -1)
         read = 0
         for (layers, fusion), beside in zip(self._steps, reversed(features), strict=True):
             for layer in layers:
-                x = layer(x, codes[:, read])
+                x = layer(x, latents[:, read])
                 read += 1
             x = fusion(beside).add_(x) if self._light else fusion(x, beside)
-        return x, codes[:, read:]
+        return x, latents[:, read:]

@@ -20,7 +20,7 @@ _SMALL = 2**14
 
 
 @dataclass(frozen=True, eq=False)
-class Conv:
+class FusedConv:
     """A convolution with constant weights and, unless `slope` is None, a leaky ReLU."""
 
     weight: Tensor
@@ -29,12 +29,12 @@ class Conv:
     stride: int = 1
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, dtype: torch.dtype, slope: float | None = None) -> "Conv":
+    def of(cls, conv: nn.Conv2d, dtype: torch.dtype, slope: float | None = None) -> "FusedConv":
         made = cls(laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
         copied = dtype != conv.weight.dtype
         return made.packed() if copied or conv.weight.numel() <= _SMALL else made
 
-    def packed(self) -> "Conv":
+    def packed(self) -> "FusedConv":
         """With a copy of its weights in the order in which oneDNN wants them, which it otherwise makes for each call."""
         if self.weight.dtype not in _FUSED or not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
             return self
@@ -63,7 +63,7 @@ class Conv:
         add = torch.ops.mkldnn._convolution_pointwise_.binary
         return add(y, x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, "add", 1.0, None, [], None)
 
-    def with_bias(self, bias: Tensor | None) -> "Conv":
+    def with_bias(self, bias: Tensor | None) -> "FusedConv":
         """With another one, (out,)."""
         return replace(self, bias=bias)
 
@@ -73,7 +73,7 @@ class NarrowConv:
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype):
         weight, bias = four_pixels(conv)
-        self._conv = Conv(laid_out(weight, dtype), bias.to(dtype), stride=2).packed()
+        self._conv = FusedConv(laid_out(weight, dtype), bias.to(dtype), stride=2).packed()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) -> (N, out, H, W)."""
@@ -86,8 +86,8 @@ class SplitConv:
 
     def __init__(self, weight: Tensor, bias: Tensor, n_first: int, dtype: torch.dtype, slope: float | None = None):
         """weight (out, in, 3, 3), bias (out,); `n_first`: channels of the first map, not all."""
-        self._first = Conv(laid_out(weight[:, :n_first], dtype), bias.detach().to(dtype)).packed()
-        self._second = Conv(laid_out(weight[:, n_first:], dtype), None).packed()
+        self._first = FusedConv(laid_out(weight[:, :n_first], dtype), bias.detach().to(dtype)).packed()
+        self._second = FusedConv(laid_out(weight[:, n_first:], dtype), None).packed()
         self._slope = slope
 
     def __call__(self, *maps: Tensor) -> Tensor:
@@ -97,15 +97,15 @@ class SplitConv:
         return y if self._slope is None else F.leaky_relu_(y, self._slope)
 
 
-SideBySide = Conv | SplitConv | WinogradConv
+SideBySide = FusedConv | SplitConv | WinogradConv
 """A convolution of one map or of two side by side."""
 
 
-def convolution(conv: nn.Conv2d, size: int, dtype: torch.dtype, slope: float | None = None) -> Conv | WinogradConv:
+def convolution(conv: nn.Conv2d, size: int, dtype: torch.dtype, slope: float | None = None) -> FusedConv | WinogradConv:
     """`conv` for maps of size x size, and a leaky ReLU behind it, in the way that is the fastest."""
     if conv.stride == (1, 1) and pays(conv.weight, size, dtype):
         return WinogradConv.of(conv.weight, conv.bias, dtype, slope)
-    return Conv.of(conv, dtype, slope)
+    return FusedConv.of(conv, dtype, slope)
 
 
 def side_by_side(weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: torch.dtype, slope: float | None = None) -> SideBySide:
@@ -113,12 +113,12 @@ def side_by_side(weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: t
     if pays(weight, size, dtype):
         return WinogradConv.of(weight, bias, dtype, slope)
     if n_first == weight.shape[1]:
-        return Conv(laid_out(weight, dtype), bias.detach().to(dtype), slope).packed()
+        return FusedConv(laid_out(weight, dtype), bias.detach().to(dtype), slope).packed()
     return SplitConv(weight, bias, n_first, dtype, slope)
 
 
 @dataclass(frozen=True, eq=False)
-class UpConv:
+class FusedUpConv:
     """A transposed convolution of stride 2 and the blur behind it: (N, in, H, W) -> (N, out, 2H, 2W)."""
 
     weight: Tensor
@@ -131,7 +131,7 @@ class UpConv:
         y = F.conv_transpose2d(x, self.weight, stride=2)
         return F.conv2d(y, self.kernel, self.bias, padding=1, groups=y.shape[1])
 
-    def with_bias(self, bias: Tensor | None) -> "UpConv":
+    def with_bias(self, bias: Tensor | None) -> "FusedUpConv":
         """With another one, (out,)."""
         return replace(self, bias=bias)
 
@@ -140,7 +140,7 @@ class UpConv:
 class MergedUpConv:
     """The same, `conv` being what `merged` makes of it."""
 
-    conv: Conv
+    conv: FusedConv
 
     def __call__(self, x: Tensor) -> Tensor:
         return shuffled(self.conv(x))

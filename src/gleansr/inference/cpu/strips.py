@@ -47,15 +47,15 @@ class Strip:
 class Pair(NamedTuple):
     """Strips of the same rows of two maps."""
 
-    high: Strip
+    sr: Strip
     """Of the decoder's."""
     x: Strip | None
     """Of the bank's, if there is one that is read."""
 
     def of(self, rows: slice) -> "Pair":
         """Those rows, which it has."""
-        return Pair(self.high.of(rows), self.x and self.x.of(rows))
+        return Pair(self.sr.of(rows), self.x and self.x.of(rows))
 
     def above(self, below: "Pair") -> "Pair":
         """Its rows and those that follow."""
-        return Pair(self.high.above(below.high), self.x and below.x and self.x.above(below.x))
+        return Pair(self.sr.above(below.sr), self.x and below.x and self.x.above(below.x))

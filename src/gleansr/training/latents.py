@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gleansr.models.stylegan2 import Mapping
+from gleansr.models.stylegan2 import StyleGAN2Mapping
 from gleansr.training.losses import sliced_wasserstein
 
 KEPT = 4096
@@ -14,25 +14,25 @@ LR = 0.1
 """Of Adam. The mapping's weights act as a hundredth of what is stored: this is a thousandth of their deviation."""
 
 
-class RecentCodes(nn.Module):
+class RecentLatents(nn.Module):
     """The last w that were found, from which a mapping network learns to make such of z."""
 
-    codes: Tensor
+    latents: Tensor
     seen: Tensor
     """How many there have been, a single number."""
 
     def __init__(self, code_dim: int):
         super().__init__()
-        self.register_buffer("codes", torch.zeros(KEPT, code_dim))
+        self.register_buffer("latents", torch.zeros(KEPT, code_dim))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
-    def add(self, codes: Tensor) -> None:
+    def add(self, latents: Tensor) -> None:
         """Takes codes (n, code_dim) in the place of the oldest."""
-        self.codes[(torch.arange(len(codes), device=codes.device) + self.seen) % KEPT] = codes
-        self.seen += len(codes)
+        self.latents[(torch.arange(len(latents), device=latents.device) + self.seen) % KEPT] = latents
+        self.seen += len(latents)
 
-    def distance(self, mapping: Mapping) -> Tensor:
+    def distance(self, mapping: StyleGAN2Mapping) -> Tensor:
         """How far the distribution of `mapping`'s codes is from that of these, see `sliced_wasserstein`; both are drawn from."""
         known = min(int(self.seen), KEPT)
-        found = self.codes[torch.randint(known, (COMPARED,), device=self.codes.device)]
+        found = self.latents[torch.randint(known, (COMPARED,), device=self.latents.device)]
         return sliced_wasserstein(mapping(torch.randn_like(found)), found)

@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 from PIL.ExifTags import GPS, IFD, Base
 
-from gleansr.errors import PictureError, RequestError
-from gleansr.images import codec as pictures
+from gleansr.errors import ImageError, RequestError
+from gleansr.images import codec as images
 from gleansr.images.codec import EDITED, GENERATED, Metadata, check_output, decode, encode, to_image, unpremultiply
 from gleansr.jobs.steps import encoded
 
@@ -40,20 +40,20 @@ def data(image, kind="PNG", **options):
     return file.getvalue()
 
 
-def steps(picture):
+def steps(img):
     """The pixels as HWC in 8 bits."""
-    return np.asarray(to_image(picture.pixels, picture.alpha))
+    return np.asarray(to_image(img.pixels, img.alpha))
 
 
-def planes(picture):
-    return picture.pixels.numpy() if picture.alpha is None else torch.cat((picture.pixels, picture.alpha)).numpy()
+def planes(img):
+    return img.pixels.numpy() if img.alpha is None else torch.cat((img.pixels, img.alpha)).numpy()
 
 
 # Sources and modes
 
 
 @pytest.mark.parametrize("form", ["path", "string", "bytes", "memoryview", "image", "array", "tensor"])
-def test_every_source_gives_the_same_picture(form, tmp_path):
+def test_every_source_gives_the_same_image(form, tmp_path):
     image, path = rgb(), tmp_path / "a.png"
     image.save(path)
     array = np.asarray(image)
@@ -66,22 +66,22 @@ def test_every_source_gives_the_same_picture(form, tmp_path):
         "array": array,
         "tensor": torch.from_numpy(array.copy()).permute(2, 0, 1) / 255,
     }[form]
-    picture = decode(source)
-    assert picture.pixels.shape == (3, 5, 7)
-    assert picture.pixels.dtype == torch.float32
-    assert picture.alpha is None
-    assert picture.notes == ()
-    np.testing.assert_array_equal(picture.pixels.permute(1, 2, 0), array / np.float32(255))
-    assert str(path) in picture.name if form in ("path", "string") else picture.name
+    img = decode(source)
+    assert img.pixels.shape == (3, 5, 7)
+    assert img.pixels.dtype == torch.float32
+    assert img.alpha is None
+    assert img.notes == ()
+    np.testing.assert_array_equal(img.pixels.permute(1, 2, 0), array / np.float32(255))
+    assert str(path) in img.name if form in ("path", "string") else img.name
     assert decode(source, name="me").name == "me"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV", "CMYK"])
 def test_opaque_8_bit_modes_decode_as_pillow_converts_them(mode):
     image = rgb().convert(mode)
-    picture = decode(image)
-    assert picture.alpha is None
-    np.testing.assert_array_equal(steps(picture), np.asarray(image.convert("RGB")))
+    img = decode(image)
+    assert img.alpha is None
+    np.testing.assert_array_equal(steps(img), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
@@ -94,45 +94,45 @@ def test_modes_with_alpha_decode_to_straight_colour(mode):
     else:
         image = image.convert("LA" if mode == "La" else "RGBA").convert(mode)
     assert image.mode == mode
-    picture = decode(image)
+    img = decode(image)
     expected = image.convert("LA").convert("RGBA") if mode == "La" else image.convert("RGBA")
-    np.testing.assert_array_equal(steps(picture), np.asarray(expected))
+    np.testing.assert_array_equal(steps(img), np.asarray(expected))
 
 
 def test_arrays_and_tensors_of_every_channel_count():
     for channels, opaque in ((1, True), (2, False), (3, True), (4, False)):
         array = noise(4, 5, channels) // 2
-        picture = decode(array)
-        assert (picture.alpha is None) == opaque
+        img = decode(array)
+        assert (img.alpha is None) == opaque
         expected = np.moveaxis(array, -1, 0) / np.float32(255)
-        np.testing.assert_array_equal(planes(picture)[-1], expected[-1])
-        np.testing.assert_array_equal(planes(decode(torch.from_numpy(expected))), planes(picture))
+        np.testing.assert_array_equal(planes(img)[-1], expected[-1])
+        np.testing.assert_array_equal(planes(decode(torch.from_numpy(expected))), planes(img))
     grey = noise(4, 5)
     np.testing.assert_array_equal(planes(decode(grey)), planes(decode(grey[..., None])))
     deep = np.array([[0, 1, 32768, 65535]], np.uint16)
     np.testing.assert_array_equal(decode(deep).pixels[1], deep / np.float32(65535))
 
 
-def test_a_picture_does_not_share_memory_with_its_source():
+def test_a_image_does_not_share_memory_with_its_source():
     tensor = torch.full((3, 2, 2), 0.5)
-    picture = decode(tensor)
+    img = decode(tensor)
     tensor.zero_()
-    assert (picture.pixels == 0.5).all()
+    assert (img.pixels == 0.5).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint16", ">u2"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_keeps_its_values(kind, dtype):
     values = np.array([[0, 1, 255, 256], [1000, 32767, 65534, 65535]], dtype)
-    picture = decode(data(Image.fromarray(values), kind))
-    np.testing.assert_array_equal(picture.pixels, np.broadcast_to(values.astype("f4") / np.float32(65535), (3, 2, 4)))
+    img = decode(data(Image.fromarray(values), kind))
+    np.testing.assert_array_equal(img.pixels, np.broadcast_to(values.astype("f4") / np.float32(65535), (3, 2, 4)))
 
 
 def test_16_bit_grey_with_a_profile_is_converted():
     values = np.linspace(0, 65535, 256).astype(np.uint16)[None]
     plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = decode(data(Image.fromarray(values), "PNG", icc_profile=plain))
-    np.testing.assert_allclose(picture.pixels[0, 0], values[0] / 65535, atol=0.6 / 255)
+    img = decode(data(Image.fromarray(values), "PNG", icc_profile=plain))
+    np.testing.assert_allclose(img.pixels[0, 0], values[0] / 65535, atol=0.6 / 255)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_16_bit_grey_with_a_profile_is_converted():
     ],
 )
 def test_float_and_32_bit_grey_find_their_range(values, expected):
-    picture = decode(data(Image.fromarray(values), "TIFF"))
-    np.testing.assert_allclose(picture.pixels[2, 0], expected, atol=1e-6)
+    img = decode(data(Image.fromarray(values), "TIFF"))
+    np.testing.assert_allclose(img.pixels[2, 0], expected, atol=1e-6)
 
 
 def png(bits, colour_type, rows, *chunks):
@@ -162,15 +162,15 @@ def png(bits, colour_type, rows, *chunks):
 
 def test_16_bit_colour_is_reduced_to_8_bits():
     values = np.array([[[0x0102, 0x80FF, 0xFFFF], [0, 0x7F00, 0xFE01]]], ">u2")
-    picture = decode(png(16, 2, [values[0].tobytes()]))
-    np.testing.assert_allclose(picture.pixels.permute(1, 2, 0), values.astype("f4") / 65535, atol=1 / 255)
+    img = decode(png(16, 2, [values[0].tobytes()]))
+    np.testing.assert_allclose(img.pixels.permute(1, 2, 0), values.astype("f4") / 65535, atol=1 / 255)
 
 
 def test_16_bit_grey_with_a_transparent_value():
-    picture = decode(png(16, 0, [b"\x00\x07\x07\x00\x80\x00"], (b"tRNS", b"\x07\x00")))
-    assert picture.alpha is not None
-    assert picture.alpha.flatten().tolist() == [1, 0, 1]
-    np.testing.assert_array_equal(picture.pixels[0, 0], np.array([0x0007, 0x0700, 0x8000], "f4") / 65535)
+    img = decode(png(16, 0, [b"\x00\x07\x07\x00\x80\x00"], (b"tRNS", b"\x07\x00")))
+    assert img.alpha is not None
+    assert img.alpha.flatten().tolist() == [1, 0, 1]
+    np.testing.assert_array_equal(img.pixels[0, 0], np.array([0x0007, 0x0700, 0x8000], "f4") / 65535)
 
 
 def test_lab_is_converted():
@@ -186,8 +186,8 @@ def test_animations_give_their_first_frame():
         np.testing.assert_array_equal(steps(decode(animation)), np.asarray(first))
 
 
-def test_readable_suffixes_are_those_of_pictures():
-    suffixes = pictures.readable_suffixes()
+def test_readable_suffixes_are_those_of_images():
+    suffixes = images.readable_suffixes()
     assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".gif", ".bmp"} <= suffixes
     assert not {".txt", ".eps", ".mpg", ".h5", ".pdf"} & suffixes
 
@@ -199,20 +199,20 @@ def test_readable_suffixes_are_those_of_pictures():
 def test_palettes_with_transparency(transparency):
     image = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8)).convert("P")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
-    picture = decode(data(image, "PNG", transparency=transparency))
+    img = decode(data(image, "PNG", transparency=transparency))
     alphas = [255, 255, 0, 255] if transparency == 2 else [255, 128, 0, 255]
-    np.testing.assert_array_equal(steps(picture)[0, :, 3], alphas)
-    np.testing.assert_array_equal(steps(picture)[0, 1, :3], [40, 50, 60])
+    np.testing.assert_array_equal(steps(img)[0, :, 3], alphas)
+    np.testing.assert_array_equal(steps(img)[0, 1, :3], [40, 50, 60])
 
 
 @pytest.mark.parametrize(("mode", "key"), [("L", 7), ("RGB", (7, 7, 7)), ("1", 0)])
 def test_a_transparent_value_becomes_alpha(mode, key):
     image = Image.fromarray(np.array([[0, 7, 255]], np.uint8)).convert(mode)
-    picture = decode(data(image, "PNG", transparency=key))
+    img = decode(data(image, "PNG", transparency=key))
     hidden = [0] if mode == "1" else [1]
-    assert picture.alpha is not None
-    assert [i for i in range(3) if picture.alpha[0, 0, i] == 0] == hidden or mode == "1"
-    assert set(picture.alpha.unique().tolist()) == {0.0, 1.0}
+    assert img.alpha is not None
+    assert [i for i in range(3) if img.alpha[0, 0, i] == 0] == hidden or mode == "1"
+    assert set(img.alpha.unique().tolist()) == {0.0, 1.0}
 
 
 def test_an_opaque_alpha_is_dropped():
@@ -224,12 +224,12 @@ def test_premultiplication_and_back():
     image = noise(8, 8, 4)
     image[0, :, 3] = 0
     image[1:, :, 3] |= 1
-    picture = decode(image)
-    assert picture.alpha is not None
-    product = picture.premultiplied()
-    np.testing.assert_allclose(product, planes(picture)[:3] * planes(picture)[3:], atol=1e-7)
-    straight = unpremultiply(product, picture.alpha)
-    np.testing.assert_allclose(straight[:, 1:], picture.pixels[:, 1:], atol=1e-5)
+    img = decode(image)
+    assert img.alpha is not None
+    product = img.premultiplied()
+    np.testing.assert_allclose(product, planes(img)[:3] * planes(img)[3:], atol=1e-7)
+    straight = unpremultiply(product, img.alpha)
+    np.testing.assert_allclose(straight[:, 1:], img.pixels[:, 1:], atol=1e-5)
     assert (straight[:, 0] == 0).all()
     opaque = decode(image[..., :3])
     assert torch.equal(opaque.premultiplied(), opaque.pixels)
@@ -256,14 +256,14 @@ def test_every_orientation_is_turned_upright(orientation, kind):
     exif = Image.Exif()
     exif[Base.Orientation] = orientation
     options = {"lossless": True} if kind == "WEBP" else {"dpi": (100, 200)}
-    picture = decode(data(stored, kind, exif=exif, **options))
-    np.testing.assert_array_equal(steps(picture), np.asarray(upright))
+    img = decode(data(stored, kind, exif=exif, **options))
+    np.testing.assert_array_equal(steps(img), np.asarray(upright))
     kept = Image.Exif()
-    kept.load(picture.metadata.exif)
+    kept.load(img.metadata.exif)
     assert kept[Base.Orientation] == 1
     if kind == "PNG":
         expected = (200, 100) if orientation >= 5 else (100, 200)
-        assert picture.metadata.dpi == pytest.approx(expected, abs=0.1)
+        assert img.metadata.dpi == pytest.approx(expected, abs=0.1)
 
 
 def swapped_profile():
@@ -281,12 +281,12 @@ def test_an_embedded_profile_is_converted_to_srgb(mode):
     image = rgb().convert(mode)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(noise(5, 7, seed=1)))
-    picture = decode(data(image, "PNG", icc_profile=swapped_profile()))
-    assert picture.notes == ()
+    img = decode(data(image, "PNG", icc_profile=swapped_profile()))
+    assert img.notes == ()
     expected = np.asarray(image.convert("RGB"))[..., ::-1].astype(int)
-    np.testing.assert_allclose(steps(picture)[..., :3], expected, atol=2)
+    np.testing.assert_allclose(steps(img)[..., :3], expected, atol=2)
     if mode == "RGBA":
-        np.testing.assert_array_equal(steps(picture)[..., 3], np.asarray(image)[..., 3])
+        np.testing.assert_array_equal(steps(img)[..., 3], np.asarray(image)[..., 3])
 
 
 def cmyk_profile():
@@ -308,9 +308,9 @@ def cmyk_profile():
 
 def test_cmyk_is_converted_by_its_profile():
     image = Image.frombytes("CMYK", (3, 1), bytes([255, 0, 0, 0, 0, 255, 255, 0, 0, 0, 0, 255]))
-    picture = decode(data(image, "TIFF", icc_profile=cmyk_profile()))
-    assert picture.notes == ()
-    np.testing.assert_allclose(steps(picture)[0, :, 0], [0, 255, 0], atol=3)
+    img = decode(data(image, "TIFF", icc_profile=cmyk_profile()))
+    assert img.notes == ()
+    np.testing.assert_allclose(steps(img)[0, :, 0], [0, 255, 0], atol=3)
     np.testing.assert_array_equal(steps(decode(data(image, "TIFF")))[0, 0], [0, 255, 255])
 
 
@@ -324,17 +324,17 @@ def test_an_srgb_profile_changes_nothing():
 def test_a_profile_that_does_not_work_is_ignored_with_a_note(mode, profile):
     image = rgb().convert(mode)
     image.info["icc_profile"] = profile
-    picture = decode(image, name="holiday")
-    assert len(picture.notes) == 1
-    assert picture.notes[0].startswith("holiday: its colour profile was ignored")
-    np.testing.assert_array_equal(steps(picture), np.asarray(image.convert("RGB")))
+    img = decode(image, name="holiday")
+    assert len(img.notes) == 1
+    assert img.notes[0].startswith("holiday: its colour profile was ignored")
+    np.testing.assert_array_equal(steps(img), np.asarray(image.convert("RGB")))
 
 
 # Metadata and files
 
 
 def scene():
-    """A picture with everything that is to be kept, and some that is not."""
+    """An image with everything that is to be kept, and some that is not."""
     exif = Image.Exif()
     exif[Base.Artist] = "Jörg Müller".encode()  # UTF-8, which cameras write
     exif[Base.Copyright] = "CC0"
@@ -392,7 +392,7 @@ def test_metadata_is_kept_and_synthetic_detail_marked(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_pictures_without_metadata_are_marked_too_and_generated_ones_stay_so(suffix, tmp_path):
+def test_images_without_metadata_are_marked_too_and_generated_ones_stay_so(suffix, tmp_path):
     path = encode(rgb(), tmp_path / f"a{suffix}")
     assert EDITED.encode() in path.read_bytes()
     assert not decode(path).metadata.generated
@@ -409,9 +409,9 @@ def test_damaged_metadata_is_ignored():
         "xmp": b"\xff<",
         "comment": b"\xe9",
     }
-    picture = decode(image)
-    assert picture.metadata.dpi is None
-    np.testing.assert_array_equal(steps(picture), np.asarray(image))
+    img = decode(image)
+    assert img.metadata.dpi is None
+    np.testing.assert_array_equal(steps(img), np.asarray(image))
     image = rgb()
     image.info["exif"] = b"Exif\0\0rubbish"
     assert "Exif metadata was ignored" in decode(image).notes[0]
@@ -474,8 +474,8 @@ def test_to_image_clamps_and_rounds_half_to_even():
         torch.full((3, 2, 2), torch.nan),
     ],
 )
-def test_to_image_refuses_what_is_no_picture(pixels):
-    with pytest.raises(PictureError):
+def test_to_image_refuses_what_is_no_image(pixels):
+    with pytest.raises(ImageError):
         to_image(pixels)
 
 
@@ -483,7 +483,7 @@ def test_to_image_refuses_what_is_no_picture(pixels):
 
 
 def refused(source, message, **options):
-    with pytest.raises(PictureError, match=message) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         decode(source, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -497,16 +497,16 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     path.write_bytes(b"")
     assert str(path) in refused(path, "is empty")
     refused(b"", "up.png: is empty", name="up.png")
-    path.write_text("This is not a picture.\n" * 100)
-    assert str(path) in refused(path, "not a picture")
-    refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture")
+    path.write_text("This is not an image.\n" * 100)
+    assert str(path) in refused(path, "not an image")
+    refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image")
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(pictures.Path, "open", denied)
+    monkeypatch.setattr(images.Path, "open", denied)
     refused(tmp_path / "a.png", "a.png: cannot be read: Permission denied")
 
 
@@ -516,10 +516,10 @@ def test_truncated_and_corrupt_files_are_errors(kind, tmp_path, capfd):
     path = tmp_path / f"half.{kind.lower()}"
     for cut in (whole[: len(whole) // 2], whole[:20], whole[: len(whole) // 3] + b"\0" * 8):
         path.write_bytes(cut)
-        assert str(path) in refused(path, ": (cannot be read|is not a picture)")
+        assert str(path) in refused(path, ": (cannot be read|is not an image)")
 
 
-def test_too_large_pictures_are_errors_and_pillow_does_not_only_warn(monkeypatch):
+def test_too_large_images_are_errors_and_pillow_does_not_only_warn(monkeypatch):
     file = data(rgb(10, 12))
     for limit in (100, 50):  # Pillow warns at 100 and raises at 50
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -527,7 +527,7 @@ def test_too_large_pictures_are_errors_and_pillow_does_not_only_warn(monkeypatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120)
     assert decode(file).pixels.shape == (3, 10, 12)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 119)
+    monkeypatch.setattr(images, "MAX_PIXELS", 119)
     refused(file, "10|12x10 pixels are more than 119")
 
 
@@ -568,8 +568,8 @@ def test_warnings_stay_in_also_with_threads():
     assert list(warnings.filters) == before
 
 
-def test_the_filter_stays_in_its_place_while_another_picture_is_begun(monkeypatch: pytest.MonkeyPatch):
-    """Taken out to be put in again, it would let through what a picture that is being read warns of just then."""
+def test_the_filter_stays_in_its_place_while_another_image_is_begun(monkeypatch: pytest.MonkeyPatch):
+    """Taken out to be put in again, it would let through what an image that is being read warns of just then."""
     taken_out = []
 
     class Watched(list):
@@ -586,7 +586,7 @@ def test_the_filter_stays_in_its_place_while_another_picture_is_begun(monkeypatc
     assert not taken_out
 
 
-def test_warnings_of_others_are_not_lost_while_a_picture_is_read():
+def test_warnings_of_others_are_not_lost_while_a_image_is_read():
     """Filters that another thread sets and restores meanwhile stay whole, and ours does not stay behind."""
     before = list(warnings.filters)
     file = data(rgb())
@@ -609,7 +609,7 @@ def test_warnings_of_others_are_not_lost_while_a_picture_is_read():
     assert list(warnings.filters) == before
 
 
-def test_pictures_are_read_side_by_side():
+def test_images_are_read_side_by_side():
     meeting = threading.Barrier(2, timeout=5)
     threads = [threading.Thread(target=decode, args=[data(rgb())], kwargs={"opened": lambda *_: meeting.wait()}) for _ in range(2)]
     for thread in threads:
@@ -621,7 +621,7 @@ def test_pictures_are_read_side_by_side():
 
 def test_opened_may_refuse():
     def no(width, height):
-        raise PictureError(f"{width}x{height} is not wanted")
+        raise ImageError(f"{width}x{height} is not wanted")
 
     refused(data(rgb()), "7x5 is not wanted", opened=no)
 
@@ -639,17 +639,17 @@ def test_check_output(tmp_path):
         ("folder.png", True, "is a folder"),
         ("there.png", False, "exists already"),
     ):
-        with pytest.raises(PictureError, match=message):
+        with pytest.raises(ImageError, match=message):
             check_output(tmp_path / name, overwrite=overwrite)
-        with pytest.raises(PictureError, match=message):
+        with pytest.raises(ImageError, match=message):
             encode(rgb(), tmp_path / name, overwrite=overwrite)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "there.png"]
     assert (tmp_path / "there.png").stat().st_size == 0
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures.os, "access", lambda *_: False)
-    with pytest.raises(PictureError, match="cannot be written to"):
+    monkeypatch.setattr(images.os, "access", lambda *_: False)
+    with pytest.raises(ImageError, match="cannot be written to"):
         check_output(tmp_path / "a.png")
 
 
@@ -669,14 +669,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     monkeypatch.setattr(Image.Image, "save", full)
     for target in (path, tmp_path / "b.jpg"):
-        with pytest.raises(PictureError, match=r"cannot be written: No space left on device$"):
+        with pytest.raises(ImageError, match=r"cannot be written: No space left on device$"):
             encode(rgb(), target)
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
     assert path.read_bytes() == old
 
 
-def test_pictures_too_large_for_a_format_are_errors(tmp_path):
-    with pytest.raises(PictureError, match=r"a.webp: cannot be written"):
+def test_images_too_large_for_a_format_are_errors(tmp_path):
+    with pytest.raises(ImageError, match=r"a.webp: cannot be written"):
         encode(Image.new("RGB", (16384, 1)), tmp_path / "a.webp")
     assert list(tmp_path.iterdir()) == []
 
@@ -742,19 +742,19 @@ def test_a_damaged_file_is_read_as_pillow_reads_it_or_refused(kind):
             damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         expected = pillow_reads(bytes(damaged))
         if expected is None:
-            refused(bytes(damaged), "(cannot be read|is not a picture|too large)")
+            refused(bytes(damaged), "(cannot be read|is not an image|too large)")
             refusals += 1
             continue
         try:
-            picture = decode(bytes(damaged))
-        except PictureError:  # with a reason
+            img = decode(bytes(damaged))
+        except ImageError:  # with a reason
             continue
         if "icc_profile" in expected.info:
             continue
         orientation = expected.getexif().get(Base.Orientation, 1)
         if expected.mode in ("RGB", "RGBA", "L", "P") and orientation == 1:
-            kind_ = "RGBA" if picture.alpha is not None else "RGB"
-            np.testing.assert_array_equal(steps(picture), np.asarray(expected.convert(kind_)))
+            kind_ = "RGBA" if img.alpha is not None else "RGB"
+            np.testing.assert_array_equal(steps(img), np.asarray(expected.convert(kind_)))
     assert refusals or kind in ("bmp", "tga", "ppm")
 
 

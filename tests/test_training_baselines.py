@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_pictures import smooth_pictures
+from made_images import smooth_images
 from PIL import Image
 
 from gleansr.checkpoints import native
@@ -26,39 +26,39 @@ from gleansr.training.enlarge import schedule, train_network
 from gleansr.training.networks import ESRGANPlusNetworkConfig, PlainNetworkConfig
 from gleansr.training.parts import build, start_from
 from gleansr.training.plan import network_plan
-from gleansr.training.state import StoppedError
+from gleansr.training.state import TrainingStoppedError
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A zip archive of six smooth pictures of 32x32."""
-    return smooth_pictures(tmp_path_factory.mktemp("data") / "pictures.zip", (6, 6), (32, 32))
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A zip archive of six smooth images of 32x32."""
+    return smooth_images(tmp_path_factory.mktemp("data") / "images.zip", (6, 6), (32, 32))
 
 
 RUN = RunConfig(iterations=4, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)
 
 
-def plain_recipe(pictures: str, **changes) -> NetworkRecipe:
+def plain_recipe(dataset: str, **changes) -> NetworkRecipe:
     values = {
         "about": AboutConfig("tiny-plain", "blobs", "CC0-1.0", "nobody"),
         "network": PlainNetworkConfig(in_size=8, out_size=32, features=6, n_blocks=1),
         "discriminator": StyleGAN2Config((4, 4, 4, 4)),
         "run": RUN,
-        "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3),
+        "data": DataConfig(train=(dataset,), validation=(dataset,), n_validation=3),
         "lr": 1e-3,
         "ema_half_life": 8,
     }
     return NetworkRecipe(**(values | changes))
 
 
-def esrgan_recipe(pictures: str, **changes) -> NetworkRecipe:
+def esrgan_recipe(dataset: str, **changes) -> NetworkRecipe:
     """All that is ESRGAN+'s own but VGG19: L1, relativistic, batch normalisation, noise, crops, rotations, halving; no averaging."""
     values = {
         "about": AboutConfig("tiny-esrgan+", "blobs", "CC0-1.0", "nobody"),
         "network": ESRGANPlusNetworkConfig(in_size=16, out_size=64, features=4, growth=2, n_blocks=1, noise=0.1),
         "discriminator": ESRGANDiscriminatorConfig(32, features=2),
         "run": RUN,
-        "data": DataConfig(train=(pictures,), validation=(pictures,), n_validation=3, small="enlarge", patch=32, rotate=True),
+        "data": DataConfig(train=(dataset,), validation=(dataset,), n_validation=3, small="enlarge", patch=32, rotate=True),
         "lr": 1e-3,
         "schedule": "halving",
         "halve_at": (2, 3),
@@ -123,18 +123,18 @@ def test_gradients_of_the_relativistic_losses_are_differences_of_the_double_loop
 
 
 def test_l1_error_by_hand():
-    prediction, truth = torch.zeros(1, 3, 1, 2), torch.tensor([[[[0.5, 0]], [[0, -1]], [[0, 0]]]])
-    assert float(losses.l1_error(prediction, truth)) == pytest.approx(1.5 / 6)
+    prediction, gt = torch.zeros(1, 3, 1, 2), torch.tensor([[[[0.5, 0]], [[0, -1]], [[0, 0]]]])
+    assert float(losses.l1_error(prediction, gt)) == pytest.approx(1.5 / 6)
 
 
 def test_perceptual_distance_of_vgg19_is_the_mean_absolute_difference():
     torch.manual_seed(0)
     network = VGG19().requires_grad_(False)
-    truth = torch.rand(1, 3, 32, 32) * 2 - 1
-    result = (truth * 0.5).requires_grad_()
-    loss = losses.equation2_perceptual(network, result, truth)
+    gt = torch.rand(1, 3, 32, 32) * 2 - 1
+    result = (gt * 0.5).requires_grad_()
+    loss = losses.equation2_perceptual(network, result, gt)
     with torch.no_grad():
-        assert torch.allclose(loss, (network(result) - network(truth)).abs().mean())
+        assert torch.allclose(loss, (network(result) - network(gt)).abs().mean())
     loss.backward()
     assert result.grad is not None
     assert result.grad.abs().sum() > 0
@@ -149,22 +149,22 @@ def test_the_rate_is_halved():
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(pictures: str, tmp_path: Path, kind: str):
-    recipe = RECIPES[kind](pictures)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(dataset: str, tmp_path: Path, kind: str):
+    recipe = RECIPES[kind](dataset)
     whole = train(recipe, tmp_path / "whole")
 
     def ask(images: int, line: dict) -> None:
         if images == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(StoppedError, match=r"stopped by SIGTERM; the last good state is .*000000012\.pt"):
+    with pytest.raises(TrainingStoppedError, match=r"stopped by SIGTERM; the last good state is .*000000012\.pt"):
         train(recipe, tmp_path / "cut", ask)
     cut = train(recipe, tmp_path / "cut")
     for name, tensor in tensors_of(whole).items():
         assert torch.equal(tensor, tensors_of(cut)[name]), name
     one, two = (torch.load(tmp_path / run / "states" / "000000016.pt", weights_only=True)["discriminator"] for run in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    if kind == "esrgan+":  # four steps, in each of which it sees results and truths twice
+    if kind == "esrgan+":  # four steps, in each of which it sees results and ground truths twice
         assert {int(tensor) for name, tensor in one.items() if name.endswith("num_batches_tracked")} == {16}
         assert [line["rate"] for line in log_lines(tmp_path / "cut")] == [1e-3, 1e-3, 5e-4, 2.5e-4]
     for a, b in zip(log_lines(tmp_path / "whole"), log_lines(tmp_path / "cut"), strict=True):
@@ -172,10 +172,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(pictures: str, tmp_path
 
 
 @pytest.mark.parametrize(("kind", "model_type"), [("plain", ResidualNet), ("esrgan+", ESRGANPlus)])
-def test_a_rival_learns_and_its_file_alone_is_enough(pictures: str, tmp_path: Path, kind: str, model_type: type):
+def test_a_baseline_learns_and_its_file_alone_is_enough(dataset: str, tmp_path: Path, kind: str, model_type: type):
     run = RunConfig(iterations=40, batch_size=4, checkpoint_every=80, log_every=20, tensorboard=False)
     changes = {"adversarial_weight": 0.0, "perceptual_weight": 0.0, "pixel_weight": 1.0, "schedule": "cosine", "halve_at": (), "lr": 5e-3}
-    recipe = RECIPES[kind](pictures, run=run, **changes)
+    recipe = RECIPES[kind](dataset, run=run, **changes)
     path = train(recipe, tmp_path)
     lines = log_lines(tmp_path)
     assert lines[-1][recipe.pixel] < 0.8 * lines[0][recipe.pixel]
@@ -192,12 +192,12 @@ def test_a_rival_learns_and_its_file_alone_is_enough(pictures: str, tmp_path: Pa
         assert sheet.size == (4 * recipe.network.out_size, 3 * recipe.network.out_size)
 
 
-def test_validation_sees_no_noise_and_leaves_it_on(pictures: str, tmp_path: Path):
+def test_validation_sees_no_noise_and_leaves_it_on(dataset: str, tmp_path: Path):
     """Without averaging the very network that trains is judged."""
     figures = []
     for every in (8, 16):
         run = RunConfig(iterations=4, batch_size=4, checkpoint_every=every, log_every=16, tensorboard=False)
-        path = train(esrgan_recipe(pictures, run=run), tmp_path / str(every))
+        path = train(esrgan_recipe(dataset, run=run), tmp_path / str(every))
         figures.append((log_lines(tmp_path / str(every))[-1]["psnr"], tensors_of(path)))
     assert figures[0][0] == figures[1][0]
     assert all(torch.equal(tensor, figures[1][1][name]) for name, tensor in figures[0][1].items())
@@ -205,35 +205,35 @@ def test_validation_sees_no_noise_and_leaves_it_on(pictures: str, tmp_path: Path
 
 def test_ranges_meet_in_one_place():
     torch.manual_seed(0)
-    low = torch.rand(1, 3, 4, 4) * 2 - 1
+    lr = torch.rand(1, 3, 4, 4) * 2 - 1
     model = ESRGANPlus(ESRGANPlusConfig(2, 4, 2, 0)).eval()
-    assert torch.equal(enlarge(model, low), 2 * model(low / 2 + 0.5) - 1)
+    assert torch.equal(enlarge(model, lr), 2 * model(lr / 2 + 0.5) - 1)
 
 
-def test_esrgan_plus_starts_from_an_esrgan_and_names_what_starts_anew(pictures: str, tmp_path: Path):
+def test_esrgan_plus_starts_from_an_esrgan_and_names_what_starts_anew(dataset: str, tmp_path: Path):
     torch.manual_seed(0)
     esrgan = RRDBNet(RRDBNetConfig(4, features=4, growth=2, n_blocks=1))
     native.save(tmp_path / "psnr.safetensors", {"generator": esrgan}, native.About("psnr"))
     run = RunConfig(iterations=1, batch_size=4, checkpoint_every=4, log_every=4, tensorboard=False)
-    path = train(esrgan_recipe(pictures, start=str(tmp_path / "psnr.safetensors"), lr=0.0, run=run), tmp_path / "run")
+    path = train(esrgan_recipe(dataset, start=str(tmp_path / "psnr.safetensors"), lr=0.0, run=run), tmp_path / "run")
     given, trained = esrgan.state_dict(), tensors_of(path)
     assert all(torch.equal(trained[name], tensor) for name, tensor in given.items())
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert first["new_layers"] == [f"trunk.body.0.blocks.{i}.skip.weight" for i in range(3)]
     assert set(first["new_layers"]) == trained.keys() - given.keys()
     with pytest.raises(RequestError, match="start must be a plain network, but it is a RRDBNet"):
-        build_from(plain_recipe(pictures), tmp_path / "psnr.safetensors")
+        build_from(plain_recipe(dataset), tmp_path / "psnr.safetensors")
     network = ESRGANPlusNetworkConfig(in_size=16, out_size=64, features=5, growth=3, n_blocks=0)
     with pytest.raises(RequestError, match="no layer of it fits"):
-        build_from(esrgan_recipe(pictures, network=network), tmp_path / "psnr.safetensors")
+        build_from(esrgan_recipe(dataset, network=network), tmp_path / "psnr.safetensors")
 
 
 def build_from(recipe: NetworkRecipe, start: Path) -> None:
     start_from(str(start), build(recipe)[0])
 
 
-def test_the_plan_counts_what_is_trained(pictures: str):
-    for kind, recipe in ((kind, make(pictures)) for kind, make in RECIPES.items()):
+def test_the_plan_counts_what_is_trained(dataset: str):
+    for kind, recipe in ((kind, make(dataset)) for kind, make in RECIPES.items()):
         model, discriminator = build(recipe)
         plan = network_plan(recipe)
         assert discriminator is not None
@@ -249,7 +249,7 @@ def test_the_plan_counts_what_is_trained(pictures: str):
             assert "0.005 * L1 error + (2) on squeezenet + 0.005 * (3), relativistic;" in generator
             assert "relativistic" in critic
         assert end == "at the end: write the model"
-    assert len(network_plan(esrgan_recipe(pictures, adversarial_weight=0.0))["step"]) == len(plan["step"]) - 1
+    assert len(network_plan(esrgan_recipe(dataset, adversarial_weight=0.0))["step"]) == len(plan["step"]) - 1
 
 
 def test_validation_images_that_are_mostly_border_are_looked_at_whole(tmp_path: Path):
@@ -263,7 +263,7 @@ def test_validation_images_that_are_mostly_border_are_looked_at_whole(tmp_path: 
 
 def test_images_too_small_for_the_networks_that_compare_them_are_refused_before_the_run():
     network, run = PlainNetworkConfig(in_size=4, out_size=8, features=4, n_blocks=1), RunConfig(iterations=1)
-    with pytest.raises(ValueError, match="perceptual_weight needs pictures of 16 px or more, but they have 8; set it to 0"):
+    with pytest.raises(ValueError, match="perceptual_weight needs images of 16 px or more, but they have 8; set it to 0"):
         NetworkRecipe(AboutConfig("p"), network, run, adversarial_weight=0)
-    with pytest.raises(ValueError, match=r"data\.validation needs pictures of 16 px or more, but they have 8; leave it out"):
+    with pytest.raises(ValueError, match=r"data\.validation needs images of 16 px or more, but they have 8; leave it out"):
         NetworkRecipe(AboutConfig("p"), network, run, adversarial_weight=0, perceptual_weight=0, data=DataConfig(validation=("x",)))

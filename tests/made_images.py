@@ -1,4 +1,4 @@
-"""Pictures that several tests train on."""
+"""Images that several tests train on."""
 
 import zipfile
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 
-def smooth_pictures(path: Path, seeds: tuple[int, int], size: tuple[int, int]) -> str:
-    """A zip archive of six pictures of `size`, width and height, enlarged from `seeds` random pixels; its path."""
+def smooth_images(path: Path, seeds: tuple[int, int], size: tuple[int, int]) -> str:
+    """A zip archive of six images of `size`, width and height, enlarged from `seeds` random pixels; its path."""
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(6):
