@@ -1,35 +1,62 @@
-"""The command line: one thin file per command."""
+"""The command line: one thin file per command, imported when it is called."""
 
+import difflib
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-import tyro
-from rich.console import Console
-
 from gleansr.allocator import keep_freed_memory
-from gleansr.cli.compare import compare
-from gleansr.cli.data import data
-from gleansr.cli.doctor import doctor
-from gleansr.cli.evaluate import evaluate
-from gleansr.cli.export import export
-from gleansr.cli.figure import figure
-from gleansr.cli.models import models
-from gleansr.cli.retouch import retouch
-from gleansr.cli.serve import serve
-from gleansr.cli.train import train, train_bank
-from gleansr.cli.upscale import upscale
 from gleansr.errors import GleansrError, InternalError, one_line
 from gleansr.files import shown
 from gleansr.version import version
 
-DESCRIPTION = (
-    "Large-factor image super-resolution with a generative latent bank. Exit status: 0 done, 1 some work failed, "
-    "2 wrong request, 3 nothing found in a photograph that --require-object wants something in, 70 a fault of gleansr itself, which please "
-    "report, 130 and 143 stopped by a signal. --debug, anywhere, shows the traceback of an error. --version prints the version; "
-    "`gleansr help COMMAND` is `gleansr COMMAND --help`."
-)
+GROUPS = {
+    "Enlarge and retouch": {
+        "upscale": "Enlarge images, folders of images, photos and videos",
+        "retouch": "Make a retouched image realistic, in one forward pass",
+        "serve": "A page in the browser and an HTTP service, for both",
+    },
+    "Models": {
+        "models": "List models, inspect, convert and download them",
+        "export": "Write a model as an ONNX file and check it",
+        "doctor": "Check this machine and this installation",
+    },
+    "Research": {
+        "evaluate": "Measure a model on ground-truth images",
+        "compare": "Compare GLEAN with PULSE, DGP, ESRGAN+ and bicubic",
+        "figure": "Draw a figure of the paper from your images",
+        "data": "Prepare images for training, and preview them",
+        "train": "Train a GLEAN or a baseline",
+        "train-bank": "Train a StyleGAN2 bank",
+    },
+}
+"""Commands and what they do. The function of `train-bank` is `gleansr.cli.train.train_bank`, of any other `gleansr.cli.NAME.NAME`."""
+
+EXAMPLES = """\
+gleansr upscale cat.jpg                      the result is cat_8x.png
+gleansr upscale me.jpg --photo -m faces-8x   a whole photo, its faces by faces-8x
+gleansr upscale small/ -o large/             a folder; run it again to resume\
+"""
+
+EXIT_STATUS = """\
+0 done, 1 some work failed, 2 wrong request, 3 nothing found in a photo (--require-object),
+70 a fault of gleansr itself (please report it), 130 and 143 stopped by a signal\
+"""
+
+RENAMED = {
+    "--factor": "--scale",
+    "--find-every": "--detect-every",
+    "--report": "--sidecar",
+    "--keep": "--keep-detail",
+    "--set": "--option",
+    "--consistent": "--back-project",
+    "--consistent-strength": "--back-project-strength",
+    "--low": "--lr",
+    "--pictures": "--images",
+}
+"""Options that had other names before; these still work."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -37,55 +64,78 @@ def main(args: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
-    if arguments == ["--version"]:
-        print(f"gleansr {version()}")
-        return
-    if arguments[0] == "help":
-        arguments = [*arguments[1:2], "--help"]
-    commands = {
-        "upscale": upscale,
-        "retouch": retouch,
-        "serve": serve,
-        "models": models,
-        "export": export,
-        "evaluate": evaluate,
-        "compare": compare,
-        "figure": figure,
-        "train": train,
-        "train-bank": train_bank,
-        "data": data,
-        "doctor": doctor,
-    }
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="gleansr",
-            description=DESCRIPTION,
-            args=arguments,
-        )
+        _run(arguments)
     except GleansrError as error:
         if debug:
             raise
-        sys.exit(_told(f"{error}", error.exit_code))
+        sys.exit(_fail(f"{error}", error.exit_code))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (OSError, MemoryError) as error:
         if debug:
             raise
-        sys.exit(_told(f"{getattr(error, 'filename', None) or type(error).__name__}: {one_line(error)}", 1))
+        sys.exit(_fail(f"{getattr(error, 'filename', None) or type(error).__name__}: {one_line(error)}", 1))
     except Exception as error:
         if debug:
             traceback.print_exc()
         hint = "" if debug else "; --debug shows where"
-        said = f"internal error: {type(error).__name__}: {one_line(error)}"
-        sys.exit(_told(f"{said}; this is a fault of gleansr, not of your files: please report it{hint}", InternalError.exit_code))
+        cause = f"internal error: {type(error).__name__}: {one_line(error)}"
+        sys.exit(_fail(f"{cause}; this is a fault of gleansr, not of your files: please report it{hint}", InternalError.exit_code))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _told(message: str, status: int) -> int:
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_overview()
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"gleansr {version()}")
+        return
+    name, rest = arguments[0], arguments[1:]
+    commands = [command for group in GROUPS.values() for command in group]
+    if name not in commands:
+        nearest = difflib.get_close_matches(name, commands, 1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(commands)}"
+        sys.exit(_fail(f"there is no command {name!r}; {hint}", 2))
+    import tyro
+
+    module = importlib.import_module(f"gleansr.cli.{name.partition('-')[0]}")
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
+    tyro.cli(getattr(module, name.replace("-", "_")), prog=f"gleansr {name}", args=[_present(one) for one in rest], config=markers)
+
+
+def _present(argument: str) -> str:
+    """An argument with the present name of its option."""
+    name, equals, value = argument.partition("=")
+    if name not in RENAMED:
+        return argument
+    print(f"gleansr: {name} is now called {RENAMED[name]}", file=sys.stderr)
+    return f"{RENAMED[name]}{equals}{value}"
+
+
+def _print_overview() -> None:
+    print("usage: gleansr COMMAND [OPTIONS]\n\nLarge-factor image super-resolution with a generative latent bank.")
+    for group, commands in GROUPS.items():
+        print(f"\n{group}:")
+        for name, summary in commands.items():
+            print(f"  {name:12}{summary}")
+    print("\nExamples:")
+    print("\n".join(f"  {line}" for line in EXAMPLES.splitlines()))
+    print(
+        "\n`gleansr COMMAND --help` lists the options of a command, --version prints the version, --debug shows the traceback of an error."
+    )
+    print(f"Exit status: {EXIT_STATUS}")
+
+
+def _fail(message: str, status: int) -> int:
     """Prints an error; returns the exit status that it means."""
+    from rich.console import Console
+
     Console(stderr=True, soft_wrap=True).print(shown(f"gleansr: {message}"), markup=False, highlight=False, style="red")
     return status

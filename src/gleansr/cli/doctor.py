@@ -1,13 +1,15 @@
 """`gleansr doctor`: what this machine can do, whether it does it right, and how fast."""
 
-import json as json_format
+import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gleansr.cli.options import described
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
@@ -20,24 +22,34 @@ _STYLES = {None: "", True: "green", False: "bold red"}
 """By what a check came to."""
 
 
-def doctor(model: str = "cats-8x", device: str = "auto", precision: Precision = "auto", json: bool = False) -> None:
-    """Look at this machine and this installation, try a model against the plain network on the CPU, and measure how fast it is.
+@described
+def doctor(
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "cats-8x",
+    device: str = "auto",
+    precision: Precision = "auto",
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Check this machine and this installation, compare a model with the plain network on the CPU, and measure its speed (docs/doctor.md).
 
     Exit status 1 if something is wrong.
 
+    - gleansr doctor
+    - gleansr doctor -m faces-8x --device cuda
+    - gleansr doctor --json > report.json
+
     Args:
-        model: Name of a model, or a file of any supported layout, to be tried.
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: The one to try; auto tries all that the device has.
-        json: Print the report for machines.
+        model: Name of a model, or a file of any supported layout.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+        precision: The one to test; auto tests all that the device supports.
+        as_json: Print the report as JSON.
     """
-    from gleansr import doctor as surgery
+    from gleansr.doctor import as_dict, examine
 
     console = Console(stderr=True)
-    with console.status("looking around") as status:
-        report = surgery.examine(model, device=device, precision=precision, tell=lambda text: status.update(text))
-    if json:
-        print(json_format.dumps(surgery.as_dict(report), indent=2))
+    with console.status("checking") as status:
+        report = examine(model, device=device, precision=precision, tell=lambda text: status.update(text))
+    if as_json:
+        print(json.dumps(as_dict(report), indent=2))
     else:
         _print(report)
     if not report.ok:

@@ -7,10 +7,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from gleansr.cli.options import described
 from gleansr.cli.progress import fetched
 from gleansr.errors import ImageError, RequestError
 
 
+@described
 def export(
     model: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
@@ -20,15 +22,19 @@ def export(
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
-    """Write a network as an ONNX file, run the file with ONNX Runtime and compare.
+    """Write a model as an ONNX file, run the file with ONNX Runtime and compare the results (docs/export.md).
+
+    - gleansr export faces-8x -o faces-8x.onnx
+    - gleansr export faces-8x -o faces-8x-fp16.onnx --fp16 --dynamic-batch
+    - gleansr upscale small.png -m faces-8x.onnx
 
     Args:
         model: Name of a model, or a file of any supported layout, with a network that enlarges images.
-        output: The file, .onnx. `gleansr upscale -m FILE.onnx` and `gleansr.load` take it.
-        batch_size: Images that go in together.
-        dynamic_batch: Any number of images may go in together.
-        fp16: Compute in float16, but for demodulation: half the size, meant for GPUs.
-        overwrite: Replace the file.
+        output: The file, .onnx. `gleansr upscale -m FILE.onnx` and `gleansr.load` read it.
+        batch_size: Images in a batch.
+        dynamic_batch: Batches of any size.
+        fp16: Compute in fp16, except demodulation: half the size, meant for GPUs.
+        overwrite: Replace an existing file.
         offline: Never download a model.
     """
     from gleansr.files import spare
@@ -40,7 +46,7 @@ def export(
     if dynamic_batch and batch_size != 1:
         raise RequestError("--dynamic-batch takes any number of images; leave --batch-size out")
     if os.path.lexists(output) and not overwrite:
-        raise RequestError(f"{output}: exists already and may not be overwritten; --overwrite replaces it")
+        raise RequestError(f"{output}: already exists; use --overwrite or another -o FILE")
     if not output.parent.is_dir():
         raise ImageError(f"{output}: the folder {output.parent} does not exist")
     file = fetched(model, offline)
@@ -50,7 +56,7 @@ def export(
     console = Console(stderr=True, soft_wrap=True)
     images = "any number of images" if done.batch is None else "1 image" if done.batch == 1 else f"{done.batch} images"
     console.print(
-        f"{model} -> {output} ({done.bytes / 1e6:.1f} MB, {images} at once; run by ONNX Runtime it differs from the network by at most "
+        f"{model} → {output} ({done.bytes / 1e6:.1f} MB, {images} at once; run by ONNX Runtime it differs from the network by at most "
         f"{done.difference:.2g} of 255, {done.psnr:.1f} dB)",
         markup=False,
         highlight=False,

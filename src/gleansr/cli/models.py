@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from gleansr.cli.options import described
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
 
+@described
 def models(
     action: tyro.conf.Positional[Literal["list", "info", "convert", "fetch"]] = "list",
     model: tyro.conf.Positional[str | None] = None,
@@ -22,23 +24,27 @@ def models(
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
-    """List models, show what a file holds, convert a file to the native format, or fetch an official model.
+    """List models, inspect a file, convert it to the native format, or download an official model (docs/checkpoints.md).
+
+    - gleansr models                                       lists them
+    - gleansr models info stylegan2.pkl
+    - gleansr models convert glean.pth -o glean.safetensors
 
     Args:
-        action: list: bundled and official models. info: the networks in MODEL. convert: write MODEL in the native format. fetch: download
+        action: list: bundled and official models; info: the networks in MODEL; convert: write MODEL in the native format; fetch: download
             MODEL.
         model: Name of a model, or a file of any supported layout.
-        output: Where `convert` writes, a .safetensors file.
-        dtype: What `convert` stores: float16 and bfloat16 are half the size, and read back as float32.
-        bank: Let `convert` leave out the bank of a GLEAN, which must be this one of those that come with gleansr, and refer to it.
-        overwrite: Let `convert` replace a file.
-        offline: Never download.
+        output: convert: the .safetensors file to write.
+        dtype: convert: how tensors are stored; float16 and bfloat16 take half the space and load as float32.
+        bank: convert: refer to this bundled bank, which must be the one in the GLEAN, instead of storing it.
+        overwrite: convert: replace an existing file.
+        offline: Never download a model.
     """
     if action == "list":
         _list()
         return
     if model is None:
-        raise RequestError(f"`gleansr models {action}` wants the name of a model or a file")
+        raise RequestError(f"`gleansr models {action}` needs the name of a model or a file")
     if action == "info":
         _info(model, offline)
     elif action == "convert":
@@ -52,7 +58,7 @@ def _list() -> None:
 
     for entry in named_models():
         scale = f"{entry.out_size // entry.in_size}x" if entry.in_size else "bank"
-        sizes = f"{entry.in_size} -> {entry.out_size}" if entry.in_size else str(entry.out_size)
+        sizes = f"{entry.in_size} → {entry.out_size}" if entry.in_size else str(entry.out_size)
         print(f"{entry.name:<18}{scale:<6}{sizes:<14}{entry.category}")
         print(f"    licence: {entry.licence}")
         print(f"    file: {file_of(entry)}" if installed(entry) else f"    fetched on first use from {entry.url}")
@@ -84,7 +90,7 @@ def _convert(model: str, output: Path | None, dtype: str, bank: str | None, over
     if output is None or output.suffix != ".safetensors":
         raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
     if os.path.lexists(output) and not overwrite:
-        raise RequestError(f"{output}: exists already; --overwrite replaces it")
+        raise RequestError(f"{output}: already exists; use --overwrite or another -o FILE")
     path = fetched(model, offline)
     spare(output, [path])
     checkpoint = checkpoints.read(path)
@@ -96,4 +102,4 @@ def _convert(model: str, output: Path | None, dtype: str, bank: str | None, over
         native.write(output, checkpoint, dtype=getattr(torch, dtype))
     except OSError as error:
         raise RequestError(f"{output}: cannot be written ({error.strerror})") from None
-    Console(stderr=True, soft_wrap=True).print(f"{path} ({checkpoint.layout}) -> {output}", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(f"{path} ({checkpoint.layout}) → {output}", markup=False, highlight=False)

@@ -7,53 +7,52 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from gleansr.cli.options import DeviceOptions, described
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
-from gleansr.inference.precision import Precision
 
 
+@described
 def retouch(
-    edited: tyro.conf.Positional[Path],
+    edited: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")],
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     original: Path | None = None,
     mask: Path | None = None,
     model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
     strength: float = 1.0,
-    factor: int | None = None,
+    scale: int | None = None,
     feather: int | None = None,
-    box: str | None = None,
+    box: Annotated[str | None, tyro.conf.arg(metavar="X,Y,WIDTH")] = None,
     tolerance: float = 0.01,
     save_mask: Path | None = None,
-    device: str = "auto",
-    precision: Precision = "auto",
     quality: int = 95,
     overwrite: bool = False,
     max_megapixels: float = 200,
-    offline: bool = False,
+    computing: Annotated[DeviceOptions, tyro.conf.arg(name="device")] = DeviceOptions(),  # noqa: B008, it is frozen
 ) -> None:
-    """Make a retouched image realistic, in one forward pass; see docs/retouching.md.
+    """Make a retouched image realistic, in one forward pass (docs/retouching.md).
+
+    - gleansr retouch edited.png --original photo.png           refines what differs from the original
+    - gleansr retouch edited.png --mask mask.png -o out.png     refines where the mask is white
+    - gleansr retouch face.png -m faces-8x --strength 0.5       blends the whole image with its refinement
 
     Args:
         edited: The retouched image.
         output: A file (.png, .jpg, .webp, .tif); by default NAME_retouched.png beside the retouched image.
-        original: The image before, of the same size: only what differs from it is refined, and all else stays as it is there, bit for
-            bit. Without it, the whole image is refined.
-        mask: An image that is white where the refined image may show; instead of what the original tells.
-        model: Name of a model (see `gleansr models`) or file of any layout; by default cats-8x, or cats-16x for a factor of 16.
-        strength: 0 leaves the retouched image as it is, 1 shows the refined one alone.
-        factor: How many times the image is shrunk before it is refined, at the size of the model's output; the more, the more is painted
-            anew. By default the model's scale.
-        feather: Pixels over which the refined image fades into the original; by default a 32nd of the region's width.
+        original: The image before the retouch, of the same size. Only what differs is refined, all else stays bit for bit. Without it, the
+            whole image is refined.
+        mask: An image, white where the refinement may show, instead of the difference from the original.
+        model: Name of a model (`gleansr models` lists them) or a file of any layout; by default cats-8x, or cats-16x for --scale 16.
+        strength: Blend of both images: 0 is the retouched one, 1 the refined one.
+        scale: How many times the image is shrunk before it is refined; the more, the more is repainted. By default the model's scale.
+        feather: Pixels over which the refinement fades; by default a 32nd of the region's width.
         box: Left, top and width in pixels, such as 100,50,512, of the region that the model sees, which should hold the whole head. By
-            default the whole image, or the largest region that holds what was touched.
-        tolerance: Difference from the original, of 0 to 1, that counts as none.
-        save_mask: File for what was found: how much of the refined image shows, in grey.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
-        precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
-        quality: Of JPEG and WebP, 1 to 100.
-        overwrite: Replace a result that exists already.
-        max_megapixels: The largest image that is read.
-        offline: Never download a model.
+            default the whole image, or the largest region around the retouch.
+        tolerance: Difference from the original, of 0 to 1, that is ignored.
+        save_mask: File for the mask in use: how much of the refinement shows, in grey.
+        quality: Quality of JPEG and WebP, 1 to 100.
+        overwrite: Replace an existing file.
+        max_megapixels: Largest image that is read.
     """
     from gleansr.files import spare
     from gleansr.images.codec import check_output, decode, encode
@@ -68,20 +67,20 @@ def retouch(
         spare(save_mask, (edited, original, mask))
         if save_mask.resolve() == target.resolve():
             raise RequestError(f"{save_mask}: is the result; give the mask another name")
-    config = RetouchConfig(strength, factor, feather, _box(box), tolerance)
-    find_precision(precision, find_device(device))  # before a download that would be for nothing
+    config = RetouchConfig(strength, scale, feather, _box(box), tolerance)
+    find_precision(computing.precision, find_device(computing.device))  # before a download that would be for nothing
     if not 0 < max_megapixels <= 1e6:
         raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {max_megapixels:g}")
     read = partial(decode, max_pixels=round(max_megapixels * 1e6))
     image = read(edited)
-    upscaler = load(fetched(model or default_model(factor), offline), device=device, precision=precision)
+    upscaler = load(fetched(model or default_model(scale), computing.offline), device=computing.device, precision=computing.precision)
     prepared = prepare(image, original and read(original), upscaler, config, mask=mask and read(mask))
     encode(refine(prepared, upscaler), target, metadata=image.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"{edited} -> {target} ({prepared.note})", markup=False, highlight=False)
+    console.print(f"{edited} → {target} ({prepared.note})", markup=False, highlight=False)
     if save_mask is not None:
         encode(prepared.mask, save_mask, quality=quality, overwrite=overwrite)
-        console.print(f"mask -> {save_mask}", markup=False, highlight=False)
+        console.print(f"mask → {save_mask}", markup=False, highlight=False)
 
 
 def _box(text: str | None) -> tuple[int, int, int] | None:

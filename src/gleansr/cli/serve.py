@@ -8,23 +8,35 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from gleansr.cli.options import described
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 from gleansr.serving.config import ServingConfig
 
+described(ServingConfig)
 
-def serve(config: Annotated[ServingConfig, tyro.conf.arg(name="")], open: bool = False, offline: bool = False) -> None:
-    """Retouch and upscale in the browser, and serve both to other programs; see docs/serving.md.
+
+@described
+def serve(
+    config: Annotated[ServingConfig, tyro.conf.arg(name="service")],
+    open_page: Annotated[bool, tyro.conf.arg(name="open")] = False,
+    offline: bool = False,
+) -> None:
+    """Enlarge and retouch in the browser, and serve both over HTTP (docs/serving.md).
+
+    - gleansr serve --open
+    - gleansr serve --models faces-8x cats-8x --port 9000
+    - curl -F picture=@small.png http://127.0.0.1:8008/v1/upscale -o large.png
 
     Args:
-        config: What is served, to whom, and how much of it.
-        open: Open the page in the browser.
+        config: What is served, to whom, and within which limits.
+        open_page: Open the page in the browser.
         offline: Never download a model.
     """
     try:
         from gleansr.serving import server
     except ImportError as error:
-        raise RequestError(f"serving wants {error.name}: pip install 'gleansr[serve]'") from None
+        raise RequestError(f"serving needs {error.name}: pip install 'gleansr[serve]'") from None
 
     with server.listen(config.host, config.port) as listener:  # what is not possible is said before the models are loaded
         models = server.load_models(config, partial(fetched, offline=offline))
@@ -34,7 +46,7 @@ def serve(config: Annotated[ServingConfig, tyro.conf.arg(name="")], open: bool =
             Console(stderr=True, soft_wrap=True).print(
                 f"gleansr: serving {', '.join(models)} on {device} at {url} (Ctrl-C stops)", markup=False, highlight=False
             )
-            if open:
+            if open_page:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
         server.run(config, models, listener, started)

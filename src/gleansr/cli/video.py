@@ -35,7 +35,7 @@ class Videos:
 
 
 def videos_among(
-    inputs: Sequence[Path], output: Path | None, *, video: bool, rate: float | None, find_every: int | None, photo: bool
+    inputs: Sequence[Path], output: Path | None, *, video: bool, rate: float | None, detect_every: int | None, photo: bool
 ) -> Videos | None:
     """The videos that are asked for; None where it is images.
 
@@ -53,8 +53,8 @@ def videos_among(
     if not found:
         if kind in WRITTEN:
             raise RequestError(f"{output}: is a video, and no input is one; with --video a folder of numbered frames is")
-        if video or rate is not None or find_every is not None:
-            option = "video" if video else "rate" if rate is not None else "find-every"
+        if video or rate is not None or detect_every is not None:
+            option = "video" if video else "rate" if rate is not None else "detect-every"
             raise RequestError(f"--{option} is for videos ({', '.join(READ)}) and, with --video, folders of numbered frames; there is none")
         return None
     if len(found) < len(inputs):
@@ -68,19 +68,19 @@ def videos_among(
         raise RequestError("--rate is for numbered frames that become a video; a video keeps its times")
     if rate is not None and not 0.01 <= rate <= 1000:
         raise RequestError(f"--rate must be 0.01 to 1000 frames per second, not {rate}")
-    if find_every is not None and not photo:
-        raise RequestError("--find-every is for photographs: give --photo too")
-    return Videos(tuple(dict.fromkeys(inputs)), output, None if rate is None else _rational(rate), TrackConfig(find_every))
+    if detect_every is not None and not photo:
+        raise RequestError("--detect-every is for photos: give --photo too")
+    return Videos(tuple(dict.fromkeys(inputs)), output, None if rate is None else _rational(rate), TrackConfig(detect_every))
 
 
-def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool, verbose: bool) -> None:
-    """Enlarges one after the other, says what becomes of each, and exits where not all was done, as `outcomes.upscale_all` does.
+def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail_fast: bool, verbose: bool, quiet: bool) -> None:
+    """Enlarges one after the other, says what becomes of each, and exits where not all was done, as `results.upscale_all` does.
 
     Raises:
         RequestError: the request is wrong.
         OutputError: nothing more can be written.
     """
-    from gleansr.cli.outcomes import upscale_all
+    from gleansr.cli.results import upscale_all
     from gleansr.jobs import OutputError, places
     from gleansr.jobs.pipeline import SearchStoppedError
     from gleansr.video import RATE, WRITTEN, Clip, Numbered
@@ -124,7 +124,7 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
     if folders and not (failed and fail_fast):
         found = [place for one, target in folders for place in places(one.frames, target, "")]
         try:
-            upscale_all(found, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
+            upscale_all(found, work, model=model, slow=slow, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
         except SystemExit as end:  # which does not know of what failed before
             if end.code not in (1, 3):
                 raise

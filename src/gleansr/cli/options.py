@@ -1,0 +1,82 @@
+"""Options that several commands share, and how their help looks."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from gleansr.inference.precision import Precision
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_METAVARS = {
+    "box": "X,Y,W,H",
+    "device": "DEVICE",
+    "methods": "NAMES",
+    "metrics": "NAMES",
+    "model": "MODEL",
+    "option": "KEY=VALUE",
+    "ray": "[ADDRESS]",
+}
+_TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def described(command: T) -> T:
+    """Gives the options of a command's function or dataclass the names that its help shows for their values, and leaves out defaults that
+    say nothing, such as None."""
+    for name, annotation in command.__annotations__.items():
+        if name == "return" or isinstance(annotation, str) or dataclasses.is_dataclass(_plain(annotation)):
+            continue
+        metadata: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
+        given: Any = next((one for one in metadata if hasattr(one, "metavar")), tyro.conf.arg())
+        changed = dataclasses.replace(given, metavar=given.metavar or _metavar(name, annotation), help_behavior_hint=_default)
+        command.__annotations__[name] = Annotated[annotation, changed]
+    return command
+
+
+def _plain(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+
+
+def _metavar(name: str, annotation: Any) -> str | None:
+    """Of an option's value; None where its choices are shown, or where it has no value."""
+    plain = _plain(annotation)
+    if typing.get_origin(plain) in (typing.Union, types.UnionType):
+        plain = next(one for one in typing.get_args(plain) if one is not types.NoneType)
+    several = typing.get_origin(plain) is tuple
+    plain = typing.get_args(plain)[0] if several else plain
+    if plain is bool or typing.get_origin(plain) is Literal:
+        return None
+    value = _METAVARS.get(name) or _TYPES.get(plain)
+    return f"{value} ..." if several and value and name in ("option", "data", "validation", "models") else value
+
+
+def _default(default: str) -> str:
+    return "" if default.strip() in ("", "None", "False", "True", "()") else f"(default: {default})"
+
+
+@described
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where and how fast it is computed."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    precision: Precision = "auto"
+    """Arithmetic. auto is fp32 on a CPU and bf16 on a GPU that supports it."""
+    offline: bool = False
+    """Never download a model."""
+
+
+@described
+@dataclass(frozen=True)
+class BatchOptions(DeviceOptions):
+    """Where and how fast it is computed."""
+
+    batch_size: int | None = None
+    """Images per forward pass; by default what suits the device."""

@@ -1,0 +1,248 @@
+"""Progress and summary of `gleansr upscale`."""
+
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+from rich.text import Text
+
+from gleansr.cli.progress import COUNTED, steps_of, warnings_above
+from gleansr.cluster import ClusterConfig, Manifest, RemoteDestination, count, upscale_on_cluster, walk
+from gleansr.files import shown
+from gleansr.jobs import Counted, Destination, JobResult, OutputError, UnreadableFolder, Work, run
+from gleansr.jobs import Manifest as LocalManifest
+from gleansr.signals import stoppable
+
+FEW = 10
+"""Images up to which each result gets a line."""
+
+SHOWN_FAILURES = 20
+"""Rows of the table of failures."""
+
+INTERVAL, SHARE, PAUSE = 30.0, 0.05, 2.0
+"""Where there is no terminal, progress is a line after so many seconds or so large a share of the images, with a pause of at least so many
+seconds."""
+
+
+def upscale_all(
+    destinations: Sequence[Destination | RemoteDestination],
+    work: Work,
+    *,
+    model: str,
+    slow: bool,
+    fail_fast: bool,
+    verbose: bool,
+    quiet: bool,
+    cluster: ClusterConfig | None = None,
+) -> None:
+    """Runs all jobs, here or on a cluster, and reports on them. Exits unless all succeed: 1, or 3 if every failure is a photo without an
+    object, or 130 and 143 after SIGINT and SIGTERM. `model` is its name in the summary.
+
+    Raises:
+        RequestError: there is nothing to do.
+        OutputError: results can no longer be written.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    manifests = [place.manifest for place in destinations if place.manifest]
+    resume = "; run the same command again to resume" if manifests else ""
+    runner = partial(upscale_on_cluster, cluster=cluster) if cluster else run
+    try:
+        tally, stopped_by = _run(
+            console, destinations, work, runner, slow=slow, fail_fast=fail_fast, each=False if quiet else True if verbose else None
+        )
+    except OutputError as error:
+        raise OutputError(shown(f"{error}{resume}")) from error
+    if tally.total != 1 or stopped_by:
+        where = [str(place.root) for place in destinations]
+        written = [manifest for manifest in manifests if isinstance(manifest, str) or manifest.exists()]
+        tally.summarise(f"{work.task.factor}x, {model}", where, written, quiet=quiet)
+    if stopped_by:
+        console.print(f"gleansr: stopped by {stopped_by}{resume}", style="yellow", highlight=False)
+        raise SystemExit(128 + signal.Signals[stopped_by])
+    if tally.failed:
+        raise SystemExit(3 if tally.exit_codes == {3} else 1)
+
+
+def _run(
+    console: Console,
+    destinations: Sequence[Destination | RemoteDestination],
+    work: Work,
+    runner: Callable[..., Iterator[JobResult | UnreadableFolder]],
+    *,
+    slow: bool,
+    fail_fast: bool,
+    each: bool | None,
+) -> "tuple[Tally, str | None]":
+    """Also returns the name of the signal that stopped the run. `each`: a line for each result; None: if there are few."""
+    with ExitStack() as stack:
+        with console.status("counting images") if console.is_terminal else nullcontext():
+            counted = [count(place) for place in destinations]  # reports wrong requests before any folder is written to
+            manifests = _open_manifests(destinations, stack)
+            ours = [manifest.ours if manifest else None for manifest in manifests]
+            for i, place in enumerate(destinations):
+                # Earlier results lie among the images.
+                if isinstance(place, Destination) and place.root.resolve() in [path.resolve() for path in place.inputs]:
+                    counted[i] = count(place, ours[i])
+        total = sum(one.images for one in counted)
+        expected = sum(manifest.index.done(work.fingerprint) for manifest in {id(one): one for one in manifests if one}.values())
+        _report_left_out(console, counted)
+        stop = stack.enter_context(stoppable())
+        stack.enter_context(warnings_above(console))
+        silent = not console.is_terminal or (total == 1 and not slow)
+        progress = stack.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
+        tally = Tally(console, progress, total, expected, each=total <= FEW if each is None else each, lines=each is not False)
+        jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(destinations, ours, strict=True)))
+        for result in runner(
+            jobs,
+            work,
+            manifests,
+            stopped=lambda: stop.name is not None or (fail_fast and tally.failed > 0),
+            report=steps_of(progress) if slow else None,
+        ):
+            tally.add(result)
+    return tally, stop.name
+
+
+def _open_manifests(destinations: Sequence[Destination | RemoteDestination], stack: ExitStack) -> list[LocalManifest | None]:
+    """One per destination; destinations with the same file share one."""
+    opened: dict[Path | str, LocalManifest] = {}
+    for place in destinations:
+        if place.manifest and place.manifest not in opened:
+            opened[place.manifest] = stack.enter_context(Manifest(place.manifest))
+    return [opened[place.manifest] if place.manifest else None for place in destinations]
+
+
+def _report_left_out(console: Console, counted: Sequence[Counted]) -> None:
+    if links := sum(one.links for one in counted):
+        console.print(f"links to folders are not followed ({links:,}); give them as inputs to include them", highlight=False)
+    if results := sum(one.results for one in counted):
+        console.print(
+            f"{results:,} {'result of an earlier run is' if results == 1 else 'results of earlier runs are'} skipped", highlight=False
+        )
+    left_out: dict[str, tuple[int, str]] = {}
+    for one in counted:
+        for reason, group in one.left_out.items():
+            number, first = left_out.get(reason, (0, group.first))
+            left_out[reason] = number + group.files, first
+    for reason, (number, first) in left_out.items():
+        files = f"{number:,} files, such as {first}, are" if number > 1 else f"{first} is"
+        console.print(shown(f"{files} left out ({reason})"), markup=False, highlight=False, style="yellow")
+
+
+class Tally:
+    """Counts results, prints them above a progress bar, and summarises."""
+
+    def __init__(self, console: Console, progress: Progress, total: int, expected: int, *, each: bool, lines: bool = True):
+        """`total`: images; `expected`: those that manifests list as done. `each`: a line for each result; `lines`: progress in lines."""
+        self.done = self.failed = self.skipped = 0
+        self.failures: list[tuple[str, str]] = []
+        """The first failures: image and reason."""
+        self.exit_codes: set[int] = set()
+        self._console, self._progress, self._each = console, progress, each
+        self._lines = lines and not each and not console.is_terminal
+        self.total, self._expected = total, expected
+        self._started = self._printed = time.monotonic()
+        self._printed_at = 0
+        self._task: TaskID = progress.add_task("upscaling", total=self.remaining, visible=total > 1)
+
+    @property
+    def remaining(self) -> int:
+        """Images that are not skipped: an estimate by the manifests at first, exact at the end."""
+        ended = self.done + self.failed
+        return max(ended, self.total - max(self.skipped, min(self._expected, self.total - ended)))
+
+    def add(self, result: JobResult | UnreadableFolder) -> None:
+        """Counts and prints a result."""
+        if isinstance(result, UnreadableFolder):
+            self.total += 1
+            self._fail(result.folder, f"the folder cannot be read: {result.reason}", 1)
+        elif result.error:
+            self._fail(result.job.source, str(result.error).removeprefix(f"{result.job.source}: "), result.error.exit_code)
+        elif result.status == "skipped":
+            self.skipped += 1
+        else:
+            self.done += 1
+            if self._each:
+                notes = f" ({'; '.join(result.notes)})" if result.notes else ""
+                self._print(f"{result.job.source} → {result.job.target}{notes}")
+        description = f"upscaling ({self.skipped:,} done before)" if self.skipped else "upscaling"
+        self._progress.update(self._task, completed=self.done + self.failed, total=self.remaining, description=description)
+        self._print_progress()
+
+    def _print_progress(self) -> None:
+        """A line for logs, where there is no terminal."""
+        ended, now = self.done + self.failed, time.monotonic()
+        passed = now - self._printed
+        due = passed >= INTERVAL or (passed >= PAUSE and ended - self._printed_at >= SHARE * self.remaining)
+        if not self._lines or not due or ended == self._printed_at or ended == self.remaining:
+            return
+        self._printed, self._printed_at = now, ended
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        left = (now - self._started) / ended * (self.remaining - ended)
+        self._print(f"{ended:,} of {self.remaining:,} images ({ended / self.remaining:.0%}){failed}, about {_duration(left)} left")
+
+    def summarise(self, what: str, where: Sequence[str], manifests: Sequence[Path | str], *, quiet: bool) -> None:
+        """Prints how many images are where, and a table of failures.
+
+        Args:
+            what: scale and model.
+            where: folders of results.
+            manifests: files that list all failures.
+            quiet: print failures only.
+        """
+        seconds = time.monotonic() - self._started
+        if self.failed:
+            self._console.print(self._table(manifests))
+        if quiet:
+            return
+        folder = " and ".join(where[:2]) + (f" and {len(where) - 2} more folders" if len(where) > 2 else "")
+        if self.skipped and not self.done and not self.failed:
+            self._print(f"Nothing to do: {'the image is' if self.skipped == 1 else f'all {self.skipped:,} images are'} already in {folder}")
+            return
+        parts = [f"{self.done:,} {'image' if self.done == 1 else 'images'} → {folder} ({what}) in {_duration(seconds)}"]
+        if self.done > FEW and not self.failed:
+            parts[0] += f", {self.done / max(seconds, 1e-9):.3g} images/s"
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        if self.skipped:
+            parts.append(f"{self.skipped:,} done before")
+        if missing := self.remaining - self.done - self.failed:
+            parts.append(f"{missing:,} not begun")
+        self._print("; ".join(parts))
+
+    def _table(self, manifests: Sequence[Path | str]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, title="Failures", title_justify="left")
+        table.add_column("image", overflow="fold")
+        table.add_column("reason", overflow="fold")
+        for image, reason in self.failures:
+            table.add_row(Text(image), Text(reason))  # no markup
+        if more := self.failed - len(self.failures):
+            where = f", see {' and '.join(map(str, manifests))}" if manifests else ""
+            table.caption = Text(shown(f"and {more:,} more{where}"))
+        return table
+
+    def _fail(self, image: str, reason: str, exit_code: int) -> None:
+        self.failed += 1
+        self.exit_codes.add(exit_code)
+        image, reason = shown(image), shown(reason)
+        if len(self.failures) < SHOWN_FAILURES:
+            self.failures.append((image, reason))
+        self._console.print(f"gleansr: {image}: {reason}", style="red", markup=False, highlight=False)
+
+    def _print(self, text: str) -> None:
+        self._console.print(shown(text), markup=False, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
