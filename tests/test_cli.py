@@ -66,7 +66,7 @@ def test_a_folder_is_mirrored_and_names_do_not_collide(run, tiny_model: Path, fo
     status, said = run("upscale", folder, "-o", tmp_path / "out", "-m", tiny_model, "--batch-size", 2)
     assert status == 0, said
     assert files(tmp_path / "out") == ["a.jpg.png", "a.png", "gleansr.jsonl", "sub/b.png"]
-    assert "3 of 3 images upscaled 4x" in said
+    assert "3 images → " in said
     assert run("upscale", folder, "-m", tiny_model)[0] == 0
     assert files(tmp_path / "pictures_4x") == files(tmp_path / "out")
 
@@ -86,7 +86,7 @@ def test_one_bad_file_does_not_stop_the_others(run, tiny_model: Path, folder: Pa
     status, said = run("upscale", folder, folder / "missing.png", "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 1
     assert files(tmp_path / "out") == ["a.jpg.png", "a.png", "gleansr.jsonl", "sub/b.png"]
-    assert "3 of 6 images upscaled 4x" in said
+    assert "3 images → " in said
     assert "3 failed" in said
     for name in ("bad.png", "cut.jpg", "missing.png"):
         assert sum(f"gleansr: {folder / name}: " in line for line in said.splitlines()) == 1, said

@@ -49,16 +49,16 @@ def results(folder: Path) -> dict[str, bytes]:
 def test_many_results_get_one_line_and_few_one_each(run, folder: Path, tiny_model: Path, tmp_path: Path):
     status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 0
-    assert said.splitlines()[-1].startswith("12 of 12 images upscaled 4x in ")
+    assert said.splitlines()[-1].startswith(f"12 images → {tmp_path / 'out'} (4x, tiny) in ")
     assert "images/s" in said
-    assert " -> " not in said
+    assert " → " not in said[: said.rindex("12 images")]
     status, said = run(folder, "-o", tmp_path / "out2", "-m", tiny_model, "--verbose")
-    assert said.count(" -> ") == 12
+    assert said.count(" → ") == 13
     (tmp_path / "out" / "0" / "00.png").unlink()
     status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 0
-    assert "1 of 1 images upscaled" in said
-    assert "11 were done already" in said
+    assert "1 image → " in said
+    assert "11 done before" in said
 
 
 def test_failures_are_said_as_they_happen_and_in_a_table(run, folder: Path, tiny_model: Path, tmp_path: Path):
@@ -68,7 +68,7 @@ def test_failures_are_said_as_they_happen_and_in_a_table(run, folder: Path, tiny
     assert status == 1
     lines = said.splitlines()
     assert sum(line.startswith("gleansr: ") for line in lines) == 25
-    assert "12 of 37 images upscaled" in said
+    assert "12 images → " in said
     assert "25 failed" in said
     table = said[said.index("Failures") :].replace("\n", "")
     assert sum(f"bad{i:02d}" in table for i in range(25)) == 20
@@ -118,19 +118,19 @@ def test_a_killed_run_goes_on_without_a_wrong_or_missing_file(run, folder: Path,
 def test_signals_stop_it_and_it_says_how_to_go_on(
     run, folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch, number: int, status: int
 ):
-    from gleansr.cli import outcomes
+    from gleansr.cli.results import Tally
 
-    add = outcomes.Outcomes.add
+    add = Tally.add
 
     def then_signal(self: Any, outcome: Any) -> None:
         add(self, outcome)
         if self.done == 2:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(outcomes.Outcomes, "add", then_signal)
+    monkeypatch.setattr(Tally, "add", then_signal)
     got, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model, "--batch-size", 1)
     assert got == status
-    assert "the same command goes on from here" in said
+    assert "run the same command again to resume" in said
     assert 2 <= len(results(tmp_path / "out")) < 12
     monkeypatch.undo()
     assert run(folder, "-o", tmp_path / "out", "-m", tiny_model)[0] == 0
@@ -145,7 +145,7 @@ def test_a_full_disk_ends_in_one_line(run, folder: Path, tiny_model: Path, tmp_p
     status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 1
     assert len(said.strip().splitlines()) == 1
-    assert "No space left on device; the same command goes on from here" in said
+    assert "No space left on device; run the same command again to resume" in said
     assert results(tmp_path / "out") == {}
 
 
@@ -154,9 +154,9 @@ def test_other_folders_are_told_of(run, folder: Path, tiny_model: Path, tmp_path
     assert run(folder, "-m", tiny_model, "-o", folder / "out")[0] == 0
     status, said = run(folder, "-m", tiny_model, "-o", tmp_path / "again")
     assert status == 0
-    assert "1 links to folders are not followed" in said
-    assert "1 folders and files are results of earlier runs" in said
-    assert "12 of 12" in said
+    assert "links to folders are not followed (1)" in said
+    assert "1 result of an earlier run" in said
+    assert "12 images → " in said
     for name in ("a.dng", "b.dng", "clip.mp4"):
         (folder / name).touch()
     said = " ".join(run(folder, "-m", tiny_model, "-o", tmp_path / "more")[1].split())
@@ -171,7 +171,7 @@ def test_results_in_the_folder_of_their_images(run, folder: Path, tiny_model: Pa
         status, said = run(folder, "-o", folder, "-m", tiny_model)
         assert status == 0, said
         assert len(results(folder)) == 12
-    assert "12 were done already" in said
+    assert "all 12 images are already in" in said
 
 
 def test_a_lone_image_has_no_manifest_unless_told(run, folder: Path, tiny_model: Path, tmp_path: Path):
@@ -193,8 +193,8 @@ def test_a_lone_image_has_no_manifest_unless_told(run, folder: Path, tiny_model:
 
 def test_report_and_consistency(run, folder: Path, tiny_model: Path, tmp_path: Path):
     told = {}
-    for name, options in {"plain": (), "true": ("--consistent",), "half": ("--consistent-strength", 0.5)}.items():
-        assert run(folder / "0" / "00.png", "-o", tmp_path / name / "a.png", "-m", tiny_model, "--report", *options)[0] == 0
+    for name, options in {"plain": (), "true": ("--back-project",), "half": ("--back-project-strength", 0.5)}.items():
+        assert run(folder / "0" / "00.png", "-o", tmp_path / name / "a.png", "-m", tiny_model, "--sidecar", *options)[0] == 0
         told[name] = json.loads((tmp_path / name / "a.json").read_text())
     strengths = [told[name]["options"]["consistent"] for name in ("plain", "half", "true")]
     assert strengths == [0.0, 0.5, 1.0]
@@ -204,7 +204,8 @@ def test_report_and_consistency(run, folder: Path, tiny_model: Path, tmp_path: P
     assert len(told["plain"]["model_sha256"]) == 64
 
 
-def test_any_bytes_in_names(run, tiny_model: Path, folder: Path, tmp_path: Path):
+def test_any_bytes_in_names(run, tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "500")  # so that no name is folded
     source = (folder / "0" / "00.png").read_bytes()
     (tmp_path / "odd").mkdir()
     names = ["line\nbreak.png", "\udcff\udcfe.png", "😀.png", "-dash.png", "[red]x.png"]
@@ -215,24 +216,24 @@ def test_any_bytes_in_names(run, tiny_model: Path, folder: Path, tmp_path: Path)
     assert status == 1
     assert sorted(results(tmp_path / "out")) == sorted(names)
     assert "bad[bold]\\n\\udcff.png: is not an image" in said
-    assert said.replace("\n", "").count("bad[bold]") == 2  # in the table, too
-    assert "[red]x.png ->" in said
+    assert said.count("bad[bold]") == 2  # in the table, too
+    assert "[red]x.png →" in said
     status, said = run(tmp_path / "odd", "-o", tmp_path / "out", "-m", tiny_model)
-    assert "5 were done already" in said
+    assert "5 done before" in said
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--factor", 2), "--photo too"),
+        (("--scale", 2), "tiny.safetensors enlarges 4 times; give a model of that scale, or --photo or --method bicubic"),
         (("--aligned",), "--photo too"),
         (("--background", "x"), "--photo too"),
         (("--require-object",), "--photo too"),
         (("--box", "1,2,3"), "--box takes left,top,width,height"),
-        (("--consistent-strength", 2), "from 0 to 1"),
-        (("--scale", 4), "--method"),
+        (("--back-project-strength", 2), "must be 0 to 1"),
+        (("--option", "steps=1"), "--method pulse"),
         (("--manifest", "a.png"), "--manifest a.png: is a name of a result"),
-        (("--manifest", "a.json", "--report"), "--manifest a.json: is a name of a result"),
+        (("--manifest", "a.json", "--sidecar"), "--manifest a.json: is a name of a result"),
     ],
 )
 def test_wrong_requests(run, folder: Path, tiny_model: Path, options: Sequence[object], words: str):
@@ -274,14 +275,14 @@ def test_photographs(run, folder: Path, tiny_model: Path, tmp_path: Path, monkey
     monkeypatch.setattr(photos, "Photo", Finding)
     image = folder / "0" / "00.png"
     out = tmp_path / "a.png"
-    status, said = run(image, "-m", tiny_model, "-o", out, "--box", "1,2,3,4", "--box=-1,2,3,4", "--report")
+    status, said = run(image, "-m", tiny_model, "-o", out, "--box", "1,2,3,4", "--box=-1,2,3,4", "--sidecar")
     assert status == 0, said
     assert "1 found" in said
     assert json.loads((tmp_path / "a.json").read_text())["details"] == {"objects": [[1, 2, 3, 4], [-1, 2, 3, 4]]}
     assert run(image, "-m", tiny_model, "-o", tmp_path / "b.png", "--photo", "--require-object")[0] == 3
     status, said = run(folder, "-m", tiny_model, "-o", tmp_path / "out", "--photo", "--require-object")
     assert status == 3
-    assert "11 of 12" in said
+    assert "11 images → " in said
     (folder / "bad.png").write_text("x")
     assert run(folder, "-m", tiny_model, "-o", tmp_path / "out", "--photo", "--require-object")[0] == 1
 

@@ -544,7 +544,7 @@ def test_without_ray(work: Work, monkeypatch: pytest.MonkeyPatch):
         (["{}", "--ray", "headnode"], "--ray headnode: neither the address of a cluster"),
         (["--ray", "{}", "--device", "cuda:1"], "with --ray it is auto"),
         (["--ray", "{}", "--ray-workers", "0"], "workers of a cluster must be 1 or more"),
-        (["--ray", "localhost:1"], "give at least one image or folder"),
+        (["--ray", "localhost:1"], "give at least one image, folder or video"),
         (["--ray", "memory://store", "-o", "memory://store"], "results need a folder of their own"),
         (["memory://store/in", "--ray"], "give the folder of the results"),
     ],

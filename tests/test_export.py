@@ -156,7 +156,7 @@ def test_the_command_and_the_example_of_the_documentation(
         assert np.abs(np.asarray(ours, int) - np.asarray(large, int)).max() <= 1
     file = Path("cats-8x.onnx")
     for arguments, said in (
-        ([str(file)], "exists already"),
+        ([str(file)], "already exists"),
         ([str(file), "--overwrite", "--dynamic-batch", "--batch-size", "2"], "leave --batch-size out"),
         ([str(tmp_path / "tiny.pt")], "ends in .onnx"),
         ([str(tmp_path / "none" / "tiny.onnx")], "does not exist"),

@@ -36,9 +36,9 @@ def run(capsys: pytest.CaptureFixture[str]):
         status: object = 0
         work = work or Work(Enlarge(upscaler(None, 2)), 4)
         try:
-            videos = videos_among(inputs, output, video=video, rate=rate, find_every=None, photo=isinstance(work.task, Photo))
+            videos = videos_among(inputs, output, video=video, rate=rate, detect_every=None, photo=isinstance(work.task, Photo))
             assert videos
-            upscale_videos(videos, work, slow=False, fail_fast=fail_fast, verbose=False)
+            upscale_videos(videos, work, model="still", slow=False, fail_fast=fail_fast, verbose=False, quiet=False)
         except SystemExit as end:
             status = end.code
         captured = capsys.readouterr()
@@ -76,7 +76,7 @@ def test_a_video_becomes_one_beside_it(run, tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(5))
     status, said = run(source)
     assert status == 0
-    assert said.strip() == f"{source} -> {tmp_path / 'a_2x.mp4'} (5 frames)"
+    assert said.strip() == f"{source} → {tmp_path / 'a_2x.mp4'} (5 frames)"
     assert len(planes(tmp_path / "a_2x.mp4")) == 5
     clip(tmp_path / "b.mkv", numbered(2))
     assert run(tmp_path / "b.mkv", clip(tmp_path / "c.gif", numbered(3)), output=tmp_path / "out")[0] == 0
@@ -93,7 +93,7 @@ def test_what_is_a_video(tmp_path: Path):
     def among(*names: str, output: str | None = None, video: bool = False) -> bool:
         inputs = [tmp_path / name for name in names]
         target = tmp_path / output if output else None
-        return videos_among(inputs, target, video=video, rate=None, find_every=None, photo=False) is not None
+        return videos_among(inputs, target, video=video, rate=None, detect_every=None, photo=False) is not None
 
     assert among("a.gif")
     assert among("a.gif", output="b.mp4")
@@ -115,15 +115,15 @@ def test_what_is_a_video(tmp_path: Path):
         (["a.mp4"], "c.png", {}, "written as .mp4, .mkv, .webm"),
         (["a.mp4"], "c.mp4", {"rate": 30}, "keeps its times"),
         (["folder"], "c.mp4", {"video": True, "rate": 1e9}, "0.01 to 1000"),
-        (["a.mp4"], None, {"find_every": 3}, "give --photo too"),
-        (["a.mp4"], None, {"find_every": 0, "photo": True}, "every so many"),
+        (["a.mp4"], None, {"detect_every": 3}, "give --photo too"),
+        (["a.mp4"], None, {"detect_every": 0, "photo": True}, "every so many"),
         (["a.png"], None, {"video": True}, "--video is for videos"),
         (["a.png"], None, {"rate": 25}, "--rate is for videos"),
     ],
 )
 def test_requests_that_cannot_be_met(tmp_path: Path, inputs: list[str], output: str | None, options: dict[str, float], words: str):
     (tmp_path / "folder").mkdir()
-    usual = {"video": False, "rate": None, "find_every": None, "photo": False}
+    usual = {"video": False, "rate": None, "detect_every": None, "photo": False}
     with pytest.raises(RequestError, match=words):
         videos_among([tmp_path / name for name in inputs], tmp_path / output if output else None, **usual | options)  # type: ignore[arg-type]
 
@@ -144,7 +144,7 @@ def test_one_that_fails_is_said_and_the_others_go_on(run, tmp_path: Path):
     lines = said.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith(f"gleansr: {tmp_path / 'a.mp4'}: is not a video of a known kind")
-    assert " -> " in lines[1]
+    assert " → " in lines[1]
     assert "no such file" in lines[2]
     status, said = run(tmp_path / "a.mp4", tmp_path / "b.mp4", fail_fast=True)
     assert (status, len(said.splitlines())) == (1, 1)
@@ -163,8 +163,8 @@ def test_frames_become_frames_of_the_same_names_and_go_on(run, frames: Path, tmp
     before = {path: path.stat().st_mtime_ns for path in results.glob("*.png")}
     (results / "shot9.png").unlink()
     status, said = run(frames, video=True)
-    assert "1 of 1 images upscaled" in said
-    assert "5 were done already" in said
+    assert "1 image → " in said
+    assert "5 done before" in said
     assert all(path.stat().st_mtime_ns == at for path, at in before.items() if path.name != "shot9.png")
     (frames / "shot3.png").write_text("broken")
     status, said = run(frames, video=True)
@@ -223,7 +223,7 @@ def test_objects_are_followed_through_frames_also_past_a_broken_one(run, tmp_pat
     assert len(list((tmp_path / "in_1x").glob("*.png"))) == 7
     assert "8 of 8 images" not in said
     status, said = run(tmp_path / "in", video=True, work=work)
-    assert "7 were done already" in said
+    assert "7 done before" in said
 
 
 def test_a_folder_of_frames_without_an_object_fails_alone(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

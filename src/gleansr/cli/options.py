@@ -1,6 +1,10 @@
 """Options that several commands share, and how their help looks."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
 import types
 import typing
 from collections.abc import Callable
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import docstring_parser
 import tyro
 
 from gleansr.inference.precision import Precision
@@ -27,16 +32,41 @@ _TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def described(command: T) -> T:
-    """Gives the options of a command's function or dataclass the names that its help shows for their values, and leaves out defaults that
-    say nothing, such as None."""
+    """Sets how the options of a command's function or dataclass look in its help: names of values, no defaults that say nothing, such as
+    None, and text in whole paragraphs, whose indented lines tyro would keep apart."""
+    helps = _helps(command)
     for name, annotation in command.__annotations__.items():
         if name == "return" or isinstance(annotation, str) or dataclasses.is_dataclass(_plain(annotation)):
             continue
         metadata: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
         given: Any = next((one for one in metadata if hasattr(one, "metavar")), tyro.conf.arg())
-        changed = dataclasses.replace(given, metavar=given.metavar or _metavar(name, annotation), help_behavior_hint=_default)
+        changed = dataclasses.replace(
+            given,
+            metavar=given.metavar or _metavar(name, annotation),
+            help=given.help or helps.get(name),
+            help_behavior_hint=_default,
+        )
         command.__annotations__[name] = Annotated[annotation, changed]
     return command
+
+
+def _helps(command: Callable[..., Any]) -> dict[str, str]:
+    """The text of each option: from "Args:" of a function, from the strings below the fields of a dataclass."""
+    if not isinstance(command, type):
+        texts = {one.arg_name: one.description or "" for one in docstring_parser.parse(command.__doc__ or "").params}
+    else:
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(command))).body
+        except OSError:  # no source, as in a frozen program
+            return {}
+        assert isinstance(tree, ast.ClassDef)  # noqa: S101, it is the source of a class
+        texts = {
+            field.target.id: text.value.value
+            for field, text in itertools.pairwise(tree.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+        }
+    return {name: " ".join(text.split()) for name, text in texts.items()}
 
 
 def _plain(annotation: Any) -> Any:

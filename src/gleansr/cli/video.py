@@ -165,7 +165,7 @@ def _one(
         progress.remove_task(finding)
         progress.remove_task(upscaling)
     notes = "; ".join([f"{summary.images} frames", *summary.notes])
-    _say(console, f"{footage.name} -> {target} ({notes})")
+    _say(console, f"{footage.name} → {target} ({notes})")
 
 
 def _followed(

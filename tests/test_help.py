@@ -1,0 +1,77 @@
+"""The overview, the help of each command, and options under their former names."""
+
+import subprocess
+import sys
+
+import pytest
+
+from gleansr.cli import GROUPS, RENAMED, main
+
+COMMANDS = [command for group in GROUPS.values() for command in group]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status, and all that is printed."""
+    status = 0
+    try:
+        main(arguments)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
+def test_the_overview_names_all_commands(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]):
+    status, text = printed(capsys, *arguments)
+    assert status == 0
+    assert all(f"  {command} " in text for command in COMMANDS)
+    assert text.count("  gleansr ") == 3  # examples
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_without_noise(capsys: pytest.CaptureFixture[str], command: str):
+    status, text = printed(capsys, command, "--help")
+    assert status == 0
+    assert printed(capsys, "help", command) == (0, text)
+    assert "(default: None)" not in text
+    assert "--no-" not in text
+    assert "{None}" not in text
+    assert text.count(f"\n- gleansr {command}") >= 1
+
+
+def test_the_help_of_upscale_has_groups(capsys: pytest.CaptureFixture[str]):
+    _, text = printed(capsys, "upscale", "--help")
+    assert all(f" {group} options " in text for group in ("output", "model", "photo", "video", "cluster", "device"))
+
+
+def test_an_unknown_command_or_option_gets_the_nearest_once(capsys: pytest.CaptureFixture[str]):
+    status, text = printed(capsys, "upscal", "x.png")
+    assert (status, text.strip()) == (2, "gleansr: there is no command 'upscal'; did you mean upscale?")
+    status, text = printed(capsys, "frobnicate")
+    assert status == 2
+    assert "the commands are upscale, retouch" in text
+    status, text = printed(capsys, "upscale", "x.png", "--modle", "y")
+    assert status == 2
+    assert text.count("--model") == 1
+
+
+@pytest.mark.parametrize("former", RENAMED)
+def test_former_names_of_options_still_work(capsys: pytest.CaptureFixture[str], former: str):
+    _, text = printed(capsys, "upscale", "missing.png", former, "1")
+    assert f"{former} is now called {RENAMED[former]}" in text
+    assert printed(capsys, "upscale", "missing.png", f"{former}=1")[1].startswith(f"gleansr: {former} is now called")
+
+
+def test_the_overview_loads_neither_torch_nor_tyro():
+    code = "import sys; from gleansr.cli import main; main(['--help']); print(sorted({'torch', 'tyro', 'rich'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_during_imports_is_quiet():
+    code = "import sys; sys.modules['gleansr.cli'] = None\nimport gleansr.__main__ as program, builtins\n"
+    code += "real = builtins.__import__\ndef stop(name, *rest):\n    if name == 'gleansr.cli': raise KeyboardInterrupt\n    return real(name, *rest)\n"
+    code += "builtins.__import__ = stop\nprogram.main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "")
