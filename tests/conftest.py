@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, so that tiny tensors are not spread over cores, and small images."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that a test starts share the cores with those of the other workers
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -70,8 +70,15 @@ def test_the_overview_loads_neither_torch_nor_tyro():
 
 
 def test_ctrl_c_during_imports_is_quiet():
-    code = "import sys; sys.modules['gleansr.cli'] = None\nimport gleansr.__main__ as program, builtins\n"
-    code += "real = builtins.__import__\ndef stop(name, *rest):\n    if name == 'gleansr.cli': raise KeyboardInterrupt\n    return real(name, *rest)\n"
-    code += "builtins.__import__ = stop\nprogram.main()"
+    code = """
+import builtins, gleansr.__main__ as program
+real = builtins.__import__
+def stop(name, *rest):
+    if name == "gleansr.cli":
+        raise KeyboardInterrupt
+    return real(name, *rest)
+builtins.__import__ = stop
+program.main()
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (130, "")

@@ -273,8 +273,8 @@ class NetworkRecipe:
     """Images after which the adversarial loss begins."""
     adversarial: Literal["non-saturating", "saturating", "relativistic"] = "non-saturating"
     """Form of equations (3) and (5). As (3) is printed its gradient vanishes where the discriminator is sure; the non-saturating form,
-    which the official code uses, has the same fixed point. Relativistic, as in ESRGAN+: each result is compared with the mean ground truth and
-    vice versa, with several processes that of each one's share."""
+    which the official code uses, has the same fixed point. Relativistic, as in ESRGAN+: each result is compared with the mean ground truth
+    and vice versa; of several processes each compares its share."""
     ema_half_life: Weight = 0
     """Half-life of the averaged weights in images; 0: no averaging, as in the paper."""
 
