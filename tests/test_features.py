@@ -200,7 +200,7 @@ def test_vgg16_is_fetched_once(served: type[Handler], home: Path, vgg16_weights:
 
 def test_a_fetched_file_of_another_hash_is_refused(served: type[Handler], home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torchvision, "VGG16_SHA256_PREFIX", "397923af")
-    with pytest.raises(DownloadError, match="should begin with 397923af"):
+    with pytest.raises(DownloadError, match="expected 397923af"):
         load_vgg16()
     assert not (home / "models" / "vgg16-random.pth").exists()
 

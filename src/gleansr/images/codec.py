@@ -39,7 +39,6 @@ __all__ = [
     "readable_suffixes",
     "save",
     "software",
-    "to_bytes",
     "to_image",
     "unpremultiply",
 ]
@@ -200,11 +199,6 @@ def decode(
         else:
             raise ImageError(f"an image is a path, bytes, PIL image, array or tensor, not {type(source).__name__}")
         return _decode_file(file, name, _limit(max_pixels), opened, allow_truncated, kinds)
-
-
-def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """The 8 bits of float values in [-1, 1]: clamped, rounded half to even, as by `to_image` in [0, 1]. NaN gives anything."""
-    return pixels.float().clamp(-1, 1).add_(1).div_(2).mul_(255).round_().to(torch.uint8)
 
 
 def to_image(pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> Image.Image:

@@ -15,6 +15,7 @@ import torch
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
+from gleansr.images.pixels import from_bytes
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
@@ -102,15 +103,14 @@ def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
 
 
 def _degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
-    home = images.device
-    # An 8-bit image in float32 is 1e-5 of a step off its values. Put back on them, it degrades like the stored file.
-    steps = images.to("cpu" if home.type == "mps" else home, torch.float64, copy=True).mul_(127.5).add_(127.5)
-    small = resize(_snap(steps, 1.0, 1e-4), scale=1 / scale).clamp_(0, 255)
-    # Exact halves do occur (an edge in the middle of a pixel). Without this they would be rounded as noise of 1e-13
-    # decides, which differs between devices.
+    device = images.device
+    values = images.to("cpu" if device.type == "mps" else device, torch.float64, copy=True).mul_(127.5).add_(127.5)
+    # An 8-bit image in float32 is off its values by 1e-5. Snapped to them, it degrades like the stored file.
+    small = resize(_snap(values, 1.0, 1e-4), scale=1 / scale).clamp_(0, 255)
+    # Exact halves occur (an edge in the middle of a pixel). Unsnapped, noise of 1e-13, which differs between devices, would decide their
+    # rounding.
     small = _snap(small, 0.5, 1e-9).round_()
-    # Divided by a tensor: CUDA would multiply by the reciprocal of a number, which is not always the same.
-    return ((small - 127.5) / torch.full_like(small, 127.5)).to(home, images.dtype)
+    return from_bytes(small, torch.float64).to(device, images.dtype)
 
 
 def _snap(values: torch.Tensor, step: float, tolerance: float) -> torch.Tensor:

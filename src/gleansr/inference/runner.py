@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gleansr.ambient import AFTER_FORK, FORKED, plain_torch
 from gleansr.errors import ImageError, RequestError
-from gleansr.images.codec import to_bytes
+from gleansr.images.pixels import to_bytes
 from gleansr.inference.devices import out_of_memory
 from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import Model, ModelOutput, StepReport

@@ -19,6 +19,7 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
+from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import resize
 from gleansr.inference.feedforward import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
@@ -26,7 +27,7 @@ from gleansr.models.layers import placed
 from gleansr.signals import stoppable
 from gleansr.training import losses as L
 from gleansr.training.config import NetworkRecipe
-from gleansr.training.data import HeldOut, Share, TrainingBatches, in_range, load_held_out, open_images, warn_left_out
+from gleansr.training.data import HeldOut, Share, TrainingBatches, load_held_out, open_images, warn_left_out
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.parts import TrainableNetwork, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
@@ -299,7 +300,7 @@ def validate(
     for kind, lrs in held_out.lrs.items():
         batches = zip(held_out.gt[mine].split(batch_size), lrs[mine].split(batch_size), strict=True)
         for number, (gt, lr) in enumerate(batches):
-            gt, lr = in_range(gt.to(device)), in_range(lr.to(device))
+            gt, lr = from_bytes(gt.to(device)), from_bytes(lr.to(device))
             bicubic = resize(lr, size=size).clamp(-1, 1)
             result = enlarge(model, lr.to(memory_format=torch.channels_last)).clamp(-1, 1)
             wanted = network(content.of(gt))
