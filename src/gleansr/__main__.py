@@ -1,4 +1,4 @@
-"""`python -m gleansr` is the command too."""
+"""`python -m gleansr` runs the command line."""
 
 from gleansr.cli import main
 

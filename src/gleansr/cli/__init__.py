@@ -21,7 +21,7 @@ from gleansr.cli.serve import serve
 from gleansr.cli.train import train, train_bank
 from gleansr.cli.upscale import upscale
 from gleansr.errors import GleansrError, InternalError, one_line
-from gleansr.files import shown
+from gleansr.files import printable
 from gleansr.version import version
 
 DESCRIPTION = (
@@ -87,5 +87,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _told(message: str, status: int) -> int:
     """Prints an error; returns the exit status that it means."""
-    Console(stderr=True, soft_wrap=True).print(shown(f"gleansr: {message}"), markup=False, highlight=False, style="red")
+    Console(stderr=True, soft_wrap=True).print(printable(f"gleansr: {message}"), markup=False, highlight=False, style="red")
     return status

@@ -35,7 +35,7 @@ def doctor(model: str = "cats-8x", device: str = "auto", precision: Precision = 
 
     console = Console(stderr=True)
     with console.status("looking around") as status:
-        report = surgery.examine(model, device=device, precision=precision, tell=lambda text: status.update(text))
+        report = surgery.examine(model, device=device, precision=precision, on_step=lambda text: status.update(text))
     if json:
         print(json_format.dumps(surgery.as_dict(report), indent=2))
     else:

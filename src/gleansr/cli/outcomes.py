@@ -16,10 +16,10 @@ from rich.text import Text
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.cluster import ClusterConfig, Manifest, RemoteDestination, count, upscale_on_cluster, walk
-from gleansr.files import shown
+from gleansr.files import printable
 from gleansr.jobs import Counted, Destination, JobResult, OutputError, UnreadableFolder, Work, run
 from gleansr.jobs import Manifest as LocalManifest
-from gleansr.signals import stoppable
+from gleansr.signals import stop_on_signal
 
 FEW = 10
 """Images up to which each result gets a line."""
@@ -50,7 +50,7 @@ def upscale_all(
         way = partial(upscale_on_cluster, cluster=cluster) if cluster else run
         outcomes, stopped_by = _upscaled(console, found, work, way, slow=slow, fail_fast=fail_fast, verbose=verbose)
     except OutputError as error:
-        raise OutputError(shown(f"{error}{goes_on}")) from error
+        raise OutputError(printable(f"{error}{goes_on}")) from error
     if outcomes.total != 1 or stopped_by:
         kept = [place.manifest for place in found if place.manifest]
         outcomes.sum_up(work.task.factor, [manifest for manifest in kept if isinstance(manifest, str) or manifest.exists()])
@@ -84,7 +84,7 @@ def _upscaled(
         total = sum(one.images for one in counted)
         expected = sum(manifest.index.done(work.fingerprint) for manifest in {id(one): one for one in manifests if one}.values())
         _say_what_is_left_out(console, counted)
-        stop = ending.enter_context(stoppable())
+        stop = ending.enter_context(stop_on_signal())
         ending.enter_context(warnings_above(console))
         silent = not console.is_terminal or (total == 1 and not slow)
         progress = ending.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
@@ -122,7 +122,7 @@ def _say_what_is_left_out(console: Console, counted: Sequence[Counted]) -> None:
             left_out[why] = number + one.files, first
     for why, (number, first) in left_out.items():
         files = f"{number:,} files, such as {first}, are" if number > 1 else f"{first} is"
-        console.print(shown(f"{files} left out ({why})"), markup=False, highlight=False, style="yellow")
+        console.print(printable(f"{files} left out ({why})"), markup=False, highlight=False, style="yellow")
 
 
 class Outcomes:
@@ -185,16 +185,16 @@ class Outcomes:
             table.add_row(Text(what), Text(why))  # no markup
         if more := self.failed - len(self.failures):
             where = f", see {' and '.join(map(str, manifests))}" if manifests else ""
-            table.caption = Text(shown(f"and {more:,} more{where}"))
+            table.caption = Text(printable(f"and {more:,} more{where}"))
         return table
 
     def _fail(self, what: str, why: str, exit_code: int) -> None:
         self.failed += 1
         self.exit_codes.add(exit_code)
-        what, why = shown(what), shown(why)
+        what, why = printable(what), printable(why)
         if len(self.failures) < _ROWS:
             self.failures.append((what, why))
         self._console.print(f"gleansr: {what}: {why}", style="red", markup=False, highlight=False)
 
     def _say(self, text: str) -> None:
-        self._console.print(shown(text), markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)

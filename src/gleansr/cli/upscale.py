@@ -195,9 +195,9 @@ def _upscaler(
         file = fetched(model or "cats-8x", offline)
         return load(file, device=device, precision=precision), file
     from gleansr import baselines as baselines
-    from gleansr.configs import override
+    from gleansr.configs import parse_override
 
-    settings = {key: value for change in changes for key, value in override(change).items()}
+    settings = {key: value for change in changes for key, value in parse_override(change).items()}
     if model is None and method != "bicubic":
         model = baselines.bundled(method, scale or 8)
     file = fetched(model, offline) if model else None

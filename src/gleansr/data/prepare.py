@@ -28,7 +28,7 @@ from gleansr.data.fit import Aspect, Small, SmallError, content_of, fit
 from gleansr.data.sources import MANIFEST, PREPARED, is_inside, open_source, read_manifest, stem
 from gleansr.documents import parse_line
 from gleansr.errors import ImageError, RequestError
-from gleansr.files import held, replacing
+from gleansr.files import lock_folder, replacing
 from gleansr.images.codec import decode
 from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
@@ -281,7 +281,7 @@ def _claimed(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     if read_manifest(output) is None and any(file.name != ".lock" for file in output.iterdir()):
         raise RequestError(f"{output}: is not empty, and not a set made by `gleansr data prepare`; give another folder")
-    with held(output, "preparing images"):
+    with lock_folder(output, "preparing images"):
         yield
 
 

@@ -22,7 +22,7 @@ from gleansr.evaluation.records import Record, Records
 from gleansr.evaluation.report import write_reports
 from gleansr.evaluation.runner import MethodError, MethodProcess, Run
 from gleansr.evaluation.summary import MethodSummary, joined, summary
-from gleansr.files import held, replacing
+from gleansr.files import lock_folder, replacing
 from gleansr.images.codec import encode, to_image
 from gleansr.images.pixels import from_bytes, quantize
 from gleansr.inference.method import StepReport
@@ -84,7 +84,7 @@ def _claimed(output: Path, data: str) -> Iterator[None]:
         raise RequestError(f"{output}: the folder cannot be made or read: {error.strerror}; give another one with --output") from None
     if not ours:
         raise RequestError(f"{output}: is not empty, and not of an earlier comparison; give another folder with --output")
-    with held(output, "writing a comparison"):
+    with lock_folder(output, "writing a comparison"):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Pixel values: floats in [-1, 1], as networks see them, and the 8-bit values that files hold. All conversions stand here."""
+"""Pixel values: floats in [-1, 1], as in networks, and 8-bit values, as in files."""
 
 from typing import Literal
 
