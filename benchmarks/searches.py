@@ -25,7 +25,7 @@ from gleansr.baselines.dgp_config import DGPConfig
 from gleansr.baselines.pulse import PULSE, PULSEConfig, frozen
 from gleansr.errors import RequestError
 from gleansr.inference.devices import find_device
-from gleansr.models.layers import placed
+from gleansr.models.layers import to_channels_last
 from gleansr.models.stylegan import StyleGAN
 from gleansr.models.stylegan2 import StyleGAN2
 
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> Report:
     )
     pulse, dgp = PULSE(bank, options.scale, pulse_config, device=device), DGP(bank, discriminator, options.scale, dgp_config, device=device)
     # Both searches run on copies or leave weights as they are, so that the networks themselves serve for the passes alone.
-    alone, judge = placed(bank, device), placed(discriminator, device).requires_grad_(False)
+    alone, judge = to_channels_last(bank, device), to_channels_last(discriminator, device).requires_grad_(False)
     lr: Tensor = torch.rand(1, 3, *[bank.config.size // options.scale] * 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pulse(lr)  # fits its Gaussian, once
     searches = {

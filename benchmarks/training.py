@@ -31,7 +31,7 @@ from gleansr.checkpoints.bundled import squeezenet
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import find_device, find_precision
 from gleansr.models.glean import GLEAN
-from gleansr.models.layers import placed
+from gleansr.models.layers import to_channels_last
 from gleansr.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training import losses as L
 
@@ -42,8 +42,8 @@ Step = Callable[[torch.Tensor], None]
 
 def ours(network: Network, device: torch.device) -> tuple[nn.Module, nn.Module, list[nn.Parameter]]:
     """Generator, discriminator, and the generator's parameters that are trained."""
-    model = placed(GLEAN(network.architecture), device)
-    discriminator = placed(StyleGAN2Discriminator(StyleGAN2Config(network.architecture.bank.channels)), device)
+    model = to_channels_last(GLEAN(network.architecture), device)
+    discriminator = to_channels_last(StyleGAN2Discriminator(StyleGAN2Config(network.architecture.bank.channels)), device)
     return model, discriminator, model.trainable_parameters()
 
 

@@ -304,7 +304,7 @@ def test_gradients_flow_through_what_a_caller_resizes():
         assert not gleansr.resize(image, scale=2).requires_grad
 
 
-FORKED = """
+FORK_MESSAGE = """
 import os, sys
 import torch, gleansr
 from gleansr.errors import RequestError
@@ -343,5 +343,5 @@ assert upscaler(low).tobytes() == wanted
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_works_or_refuses_at_once():
     """OpenMP's threads stay with the parent: a pass with several would wait for them for ever."""
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK_MESSAGE], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout) == (0, "[0, 0, 0, 0, 0]\n"), run.stderr

@@ -24,7 +24,7 @@ from benchmarks.networks import OURS, PEER, PLAIN
 from benchmarks.stages import STAGES, stage_seconds
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
-from gleansr.models.glean import GLEAN, GLEANConfig, lightened
+from gleansr.models.glean import GLEAN, GLEANConfig, lighten
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 
@@ -82,7 +82,7 @@ def test_arithmetic_and_numbers_of_a_small_network_are_those_computed_by_hand():
     assert found == {"rest": Cost(first + second + last, weights + maps)}
 
 
-@pytest.mark.parametrize("config", [tiny(), tiny(8, 32), lightened(tiny(16, 64))], ids=["8 to 16", "8 to 32", "light, 16 to 64"])
+@pytest.mark.parametrize("config", [tiny(), tiny(8, 32), lighten(tiny(16, 64))], ids=["8 to 16", "8 to 32", "light, 16 to 64"])
 def test_arithmetic_of_a_glean_is_that_of_pytorchs_counter_and_all_in_its_stages(config: GLEANConfig):
     found = costs(config, batch=2)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -417,7 +417,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         encoding="utf-8",
     )
     monkeypatch.setitem(networks.PRESETS, "full", tiny)
-    monkeypatch.setitem(networks.PRESETS, "light", lambda *sizes: lightened(tiny(*sizes)))
+    monkeypatch.setitem(networks.PRESETS, "light", lambda *sizes: lighten(tiny(*sizes)))
     monkeypatch.setattr(networks, "read_peer", copy.deepcopy)
     monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: name)
     monkeypatch.delitem(sys.modules, "mmagic_glean", raising=False)
@@ -454,7 +454,7 @@ def test_a_light_network_beside_mmagics_has_its_own_arithmetic_and_weights(
     arguments = ["--in-size=8", "--out-size=16", "--rounds=1", "--small-ceilings", "--device=cpu", f"--peer={stand_in}", "--json"]
     forward.main(["--network=light", *arguments])
     ours, peer = json.loads(capsys.readouterr().out)["cases"][0]["contestants"]
-    assert ours["gflop"] * 1e9 == total(costs(lightened(tiny()), 1)).flop
+    assert ours["gflop"] * 1e9 == total(costs(lighten(tiny()), 1)).flop
     assert peer["gflop"] * 1e9 == total(costs(tiny(), 1)).flop
     assert peer["stages"]["encoder"]["gflop"] * 1e9 == costs(tiny(), 1)["encoder"].flop
     assert ours["differences"] == {}

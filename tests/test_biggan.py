@@ -319,7 +319,7 @@ def names_of(model, parameters):
 
 def test_groups():
     model = BigGAN(BigGANConfig(4, 128, z_chunk=2, shared_dim=3))
-    groups = [names_of(model, group) for group in model.groups()]
+    groups = [names_of(model, group) for group in model.parameter_groups()]
     starts = ["linear.", *(f"blocks.{i}." for i in range(5))]
     everything = names_of(model, model.parameters())
     assert groups == [{name for name in everything if name.startswith(start)} for start in starts]
@@ -525,13 +525,13 @@ def test_configurations_out_of_range(changes, match, tmp_path, monkeypatch):
         (lambda g: g(torch.zeros(2, 14), torch.tensor([0, 1])), r"\(2, 14\) and \(2, 6\), but this network takes \(N, 15\) and \(N, 6\)"),
         (lambda g: g(torch.zeros(2, 15), torch.tensor([0])), r"\(2, 15\) and \(1, 6\)"),
         (lambda g: g(torch.zeros(15), torch.tensor([0])), r"\(15,\) and \(1, 6\)"),
-        (lambda g: g(torch.zeros(1, 15), torch.tensor([5])), r"numbers from 0 to 4, not \[5\]"),
-        (lambda g: g(torch.zeros(1, 15), torch.tensor([-1])), r"numbers from 0 to 4, not \[-1\]"),
-        (lambda g: g(torch.zeros(1, 15), torch.tensor(2)), "numbers from 0 to 4, not 2"),
+        (lambda g: g(torch.zeros(1, 15), torch.tensor([5])), r"integers from 0 to 4, not \[5\]"),
+        (lambda g: g(torch.zeros(1, 15), torch.tensor([-1])), r"integers from 0 to 4, not \[-1\]"),
+        (lambda g: g(torch.zeros(1, 15), torch.tensor(2)), "integers from 0 to 4, not 2"),
         (lambda g: g.synthesis(torch.zeros(1, 15), torch.zeros(1, 5)), r"\(1, 15\) and \(1, 5\)"),
         (lambda g: g.synthesis(torch.zeros(1, 15), torch.zeros(1, 6), []), "0 instance norms were given, but this network takes 8"),
         (lambda _: BigGANDiscriminator(CRITIC)(torch.zeros(1, 3, 32, 32)), r"\(N, 3, 64, 64\), not \(1, 3, 32, 32\)"),
-        (lambda _: BigGANDiscriminator(BigGANConfig(4, 512)), "no discriminator of 512 px, only of 64, 128, 256 px"),
+        (lambda _: BigGANDiscriminator(BigGANConfig(4, 512)), "no discriminator for 512 px, only for 64, 128, 256 px"),
         (lambda _: Attention(7), "8 channels or more, not 7"),
         (lambda _: BigGANConfig(0, 100, (3,)), r"channels must be .*resolution must be .*attention must be"),
     ],

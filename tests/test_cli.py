@@ -149,7 +149,7 @@ def test_wrong_requests_exit_2_in_one_line_and_write_nothing(run, tiny_model: Pa
         (cat, cat, "-m", tiny_model, "-o", tmp_path / "out.png"): "give a folder",
         (tmp_path / "empty", "-m", tiny_model): "empty folder",
         (tmp_path / "texts", "-m", tiny_model): "notes.txt",
-        (cat, "-m", "glean-cats-8x", "--offline"): "by hand",
+        (cat, "-m", "glean-cats-8x", "--offline"): "manually",
     }.items():
         status, said = run("upscale", *arguments)
         assert status == 2, (arguments, said)

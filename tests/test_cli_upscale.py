@@ -161,7 +161,7 @@ def test_other_folders_are_told_of(run, folder: Path, tiny_model: Path, tmp_path
         (folder / name).touch()
     said = " ".join(run(folder, "-m", tiny_model, "-o", tmp_path / "more")[1].split())
     assert f"2 files, such as {folder / 'a.dng'}, are left out (camera raw file (DNG): develop it to a TIFF or JPEG first" in said
-    assert f"{folder / 'clip.mp4'} is left out (video (MP4): give it to `gleansr upscale` in a command of its own)" in said
+    assert f"{folder / 'clip.mp4'} is left out (video (MP4): pass it to `gleansr upscale` in a separate command)" in said
 
 
 def test_results_in_the_folder_of_their_images(run, folder: Path, tiny_model: Path):
@@ -288,10 +288,10 @@ def test_photographs(run, folder: Path, tiny_model: Path, tmp_path: Path, monkey
 
 
 def test_the_output_folder_of_another_process(run, folder: Path, tiny_model: Path, tmp_path: Path):
-    from gleansr.files import held
+    from gleansr.files import lock_folder
 
     (tmp_path / "out").mkdir()
-    with held(tmp_path / "out", "testing"):
+    with lock_folder(tmp_path / "out", "testing"):
         status, said = run(folder, "-m", tiny_model, "-o", tmp_path / "out")
     assert status == 2
     assert "another process" in said

@@ -127,7 +127,7 @@ def test_storage_reads_what_it_wrote(store: str, tmp_path: Path):
         assert storage.read(path) == b"123"
         with pytest.raises(ImageError, match=r"c\.png: cannot be read"):
             storage.read(path.replace("b.png", "c.png"))
-    with pytest.raises(ImageError, match=r"addresses of this kind are not used"):
+    with pytest.raises(ImageError, match=r"addresses of this kind are not supported"):
         storage.read("nonsense://a/b.png")
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_listed(store: str, tmp_path: Path):
         cluster.places([f"{store}/nowhere"], tmp_path, "")
     with pytest.raises(RequestError, match="give the folder of the results"):
         cluster.places([f"{store}/in"], None, "")
-    with pytest.raises(RequestError, match="addresses of this kind are not used"):
+    with pytest.raises(RequestError, match="addresses of this kind are not supported"):
         cluster.places(["nonsense://in"], tmp_path, "")
     with pytest.raises(RequestError, match="no such file or folder"):
         cluster.places([tmp_path / "missing"], f"{store}/out", "")
@@ -234,7 +234,7 @@ def test_what_cannot_be_listed(store: str, tmp_path: Path):
     place = cluster.RemoteDestination(str(tmp_path), ("nonsense://in",), frozenset({"nonsense://in"}), tmp_path / "gleansr.jsonl")
     [unlisted] = cluster.walk(place)
     assert isinstance(unlisted, UnreadableFolder)
-    assert "addresses of this kind are not used" in unlisted.reason
+    assert "addresses of this kind are not supported" in unlisted.reason
 
 
 # ------------------------------------------------------------------------------------------------------------ plans

@@ -29,11 +29,12 @@ from gleansr.evaluation.compare import Watcher, compare, read_png
 from gleansr.evaluation.entries import ComparedMethod, parse_entries
 from gleansr.evaluation.evaluate import evaluate
 from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
-from gleansr.evaluation.metrics import frechet_distance, psnr, rounded
+from gleansr.evaluation.metrics import frechet_distance, psnr
 from gleansr.evaluation.plan import Comparison, plan
 from gleansr.evaluation.records import Records
 from gleansr.evaluation.runner import ComputeConfig, MethodError, MethodProcess
 from gleansr.evaluation.summary import MethodSummary, summary, tables
+from gleansr.images.pixels import quantize
 from gleansr.images.resize import degrade, resize
 
 NAMES = ["a&b.png", "c d.png", "sub/é'<i>.png"]
@@ -126,7 +127,7 @@ def test_figures_are_those_of_the_stored_images(done: Done, images: Path):
     lr = read_png(done.output / "pictures" / "low" / NAMES[0])
     gt = read_png(images / NAMES[0])
     assert torch.equal(lr, degrade(gt, 4))
-    assert torch.equal(read_png(done.output / "pictures" / "bicubic" / NAMES[0]), rounded(resize(lr, size=32)))
+    assert torch.equal(read_png(done.output / "pictures" / "bicubic" / NAMES[0]), quantize(resize(lr, size=32)))
     assert "compositeWithTrainedAlgorithmicMedia" in (done.output / "pictures" / "glean" / NAMES[0]).read_bytes().decode("latin-1")
 
 

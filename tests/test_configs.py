@@ -255,5 +255,5 @@ def test_missing_and_broken_recipes(tmp_path: Path):
     with pytest.raises(RequestError, match=r"no recipe 'none'; give a \.toml file or one of: "):
         load_recipe(NetworkRecipe, "none")
     (tmp_path / "bad.toml").write_text("a = = 1")
-    with pytest.raises(RequestError, match="is no TOML"):
+    with pytest.raises(RequestError, match="is not valid TOML"):
         load_recipe(NetworkRecipe, str(tmp_path / "bad.toml"))

@@ -536,9 +536,9 @@ def test_too_large_images_are_errors_and_pillow_does_not_only_warn(monkeypatch):
     [
         (np.zeros((4, 4, 3)), "not float64; floats go into a CHW tensor"),
         (np.zeros((4, 4, 5), np.uint8), r"\(5, 4, 4\)"),
-        (np.zeros((1, 4, 4, 3), np.uint8), "HW and HWC"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "HW or HWC"),
         (np.zeros((0, 4), np.uint8), r"\(1, 0, 4\)"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), "float tensors CHW"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "tensors are CHW, float"),
         (torch.zeros(1, 3, 4, 4), r"\(1, 3, 4, 4\)"),
         (torch.full((3, 4, 4), -1.0), r"in \[0, 1\], not from -1"),
         (torch.full((3, 4, 4), torch.nan), "nan"),
@@ -582,7 +582,7 @@ def test_the_filter_stays_in_its_place_while_another_image_is_begun(monkeypatch:
         monkeypatch.setattr(warnings, "filters", Watched(warnings.filters))
         decode(data(rgb()))
 
-    decode(data(rgb()), opened=begin_another)
+    decode(data(rgb()), on_open=begin_another)
     assert not taken_out
 
 
@@ -597,7 +597,7 @@ def test_warnings_of_others_are_not_lost_while_a_image_is_read():
         inside.set()
         assert leave.wait(5)
 
-    reader = threading.Thread(target=decode, args=[file], kwargs={"opened": opened})
+    reader = threading.Thread(target=decode, args=[file], kwargs={"on_open": opened})
     reader.start()
     assert inside.wait(5)
     with warnings.catch_warnings():
@@ -611,7 +611,7 @@ def test_warnings_of_others_are_not_lost_while_a_image_is_read():
 
 def test_images_are_read_side_by_side():
     meeting = threading.Barrier(2, timeout=5)
-    threads = [threading.Thread(target=decode, args=[data(rgb())], kwargs={"opened": lambda *_: meeting.wait()}) for _ in range(2)]
+    threads = [threading.Thread(target=decode, args=[data(rgb())], kwargs={"on_open": lambda *_: meeting.wait()}) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -623,7 +623,7 @@ def test_opened_may_refuse():
     def no(width, height):
         raise ImageError(f"{width}x{height} is not wanted")
 
-    refused(data(rgb()), "7x5 is not wanted", opened=no)
+    refused(data(rgb()), "7x5 is not wanted", on_open=no)
 
 
 def test_check_output(tmp_path):
@@ -637,7 +637,7 @@ def test_check_output(tmp_path):
         ("no/a.png", True, "does not exist"),
         ("there.png/a.png", True, "does not exist"),
         ("folder.png", True, "is a folder"),
-        ("there.png", False, "exists already"),
+        ("there.png", False, "already exists"),
     ):
         with pytest.raises(ImageError, match=message):
             check_output(tmp_path / name, overwrite=overwrite)

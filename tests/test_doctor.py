@@ -19,8 +19,8 @@ from gleansr.inference.method import ModelOutput
 
 
 def test_all_is_well_here(tiny_model: Path):
-    told: list[str] = []
-    report = doctor.examine(str(tiny_model), device="cpu", seconds=0, tell=told.append)
+    texts: list[str] = []
+    report = doctor.examine(str(tiny_model), device="cpu", seconds=0, on_step=texts.append)
     assert report.ok
     assert [trial.precision for trial in report.trials] == ["float32", "bfloat16"]
     exact, half = report.trials
@@ -28,7 +28,7 @@ def test_all_is_well_here(tiny_model: Path):
     assert exact.psnr > 100 > half.psnr > 45
     assert half.difference > 100 * exact.difference
     assert all(rate > 0 for trial in report.trials for rate in trial.rates.values())
-    assert told == [f"trying {tiny_model} in {name} on cpu" for name in ("float32", "bfloat16")]
+    assert texts == [f"trying {tiny_model} in {name} on cpu" for name in ("float32", "bfloat16")]
     assert {finding.name for finding in report.findings["files"]} >= {m.name for m in zoo.named_models() if m.asset}
     assert all(one.ok for one in report.findings["files"] if one.ok is not None)
     assert json.loads(json.dumps(doctor.as_dict(report)))["trials"][1]["psnr"] == half.psnr
@@ -37,7 +37,7 @@ def test_all_is_well_here(tiny_model: Path):
 def test_one_precision_alone(tiny_model: Path):
     report = doctor.examine(str(tiny_model), device="cpu", precision="bfloat16", seconds=0)
     assert [trial.precision for trial in report.trials] == ["bfloat16"]
-    assert any(finding.text == "bfloat16, as asked for" for finding in report.findings["choice"])
+    assert any(finding.text == "bfloat16, as requested" for finding in report.findings["choice"])
     with pytest.raises(RequestError, match="float16 is for GPUs"):
         doctor.examine(str(tiny_model), device="cpu", precision="float16")
 
@@ -111,19 +111,19 @@ def test_every_extra_has_a_purpose():
 def test_the_environment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "not there yet"))
     monkeypatch.setenv("GLEANSR_OFFLINE", "1")
-    told = {one.name: one.text for one in doctor._files()}
-    assert told["fetched models"] == f"{tmp_path / 'not there yet'}: nothing fetched yet"
-    assert told["GLEANSR_OFFLINE"] == "1: nothing is fetched"
+    texts = {one.name: one.text for one in doctor._files()}
+    assert texts["downloaded models"] == f"{tmp_path / 'not there yet'}: none"
+    assert texts["GLEANSR_OFFLINE"] == "1: downloads are off"
 
 
 def test_why(monkeypatch: pytest.MonkeyPatch):
     cpu, gpu = find_device("cpu"), torch.device("cuda")
-    assert doctor._why_device("cpu", cpu) == "cpu, as asked for"
-    assert doctor._why_device("auto", gpu) == "cuda, since there is a GPU"
+    assert doctor._explain_device("cpu", cpu) == "cpu, as requested"
+    assert doctor._explain_device("auto", gpu) == "cuda, since a GPU is available"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert doctor._why_device("auto", cpu) == "cpu: torch sees no GPU"
-    assert doctor._why_precision("auto", torch.bfloat16, gpu) == "bfloat16, since the GPU has it"
-    assert "float16 is tried below" in doctor._why_precision("auto", torch.float32, gpu)
+    assert doctor._explain_device("auto", cpu) == "cpu: torch finds no GPU"
+    assert doctor._explain_precision("auto", torch.bfloat16, gpu) == "bfloat16, which the GPU supports"
+    assert "float16 is tried below" in doctor._explain_precision("auto", torch.float32, gpu)
 
 
 @pytest.mark.parametrize("width", ["80", "40"])

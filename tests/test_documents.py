@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gleansr.configs import override
+from gleansr.configs import parse_override
 from gleansr.data.prepare import Preparation, prepare
 from gleansr.data.sources import is_inside, open_source, read_manifest
-from gleansr.documents import DEEPEST, DocumentError, parse_json, parse_line, parse_toml, read_json
+from gleansr.documents import MAX_DEPTH, DocumentError, parse_json, parse_line, parse_toml, read_json
 from gleansr.errors import RequestError
 from gleansr.evaluation.records import Records
 from gleansr.jobs import Manifest
@@ -56,7 +56,7 @@ TOML = {
 @pytest.mark.parametrize(("parse", "data"), [(parse_json, d) for d in JSON.values()] + [(parse_toml, d) for d in TOML.values()])
 def test_damage_is_one_line_that_names_the_file(parse: Callable[..., Any], data: bytes):
     with pytest.raises(DocumentError) as caught:
-        parse(data, "some.file", mend="fetch it again")
+        parse(data, "some.file", hint="fetch it again")
     message = str(caught.value)
     assert message.startswith("some.file: ")
     assert message.endswith("; fetch it again")
@@ -74,7 +74,7 @@ def test_the_line_is_named(name: str, line: int):
 
 def test_what_is_sound_is_read(tmp_path: Path):
     value = {"a": [1, -(2**63), 2.5, None, True, "é\ud800"], "b": {}}
-    for i in range(DEEPEST - 3):
+    for i in range(MAX_DEPTH - 3):
         value = {str(i): value} if i % 2 else [value]
     text = json.dumps(value)
     assert parse_json(text, "x") == parse_json(b"\xef\xbb\xbf" + text.encode(), "x") == value
@@ -110,7 +110,7 @@ def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path: Path):
 )
 def test_a_hostile_change_is_refused(change: str):
     with pytest.raises(RequestError) as caught:
-        override(change)
+        parse_override(change)
     assert len(str(caught.value)) < 400
 
 

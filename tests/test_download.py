@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import filelock
 import pytest
 
 from gleansr.checkpoints import download as module
-from gleansr.checkpoints.download import LONGEST_WAIT, TRIES, download
+from gleansr.checkpoints.download import MAX_TRIES, MAX_WAIT, download
 from gleansr.errors import DownloadError, RequestError
 
 BODY = hashlib.shake_128(b"weights").digest(300_000)
@@ -149,7 +150,7 @@ def test_a_later_call_resumes_after_ctrl_c(server, fetch, tmp_path):
 
 
 def test_each_new_byte_renews_the_tries(server, fetch):
-    server.script = [cut(upto) for upto in range(10_000, 10_000 * (TRIES + 3), 10_000)]
+    server.script = [cut(upto) for upto in range(10_000, 10_000 * (MAX_TRIES + 3), 10_000)]
     assert fetch().read_bytes() == BODY
     assert set(fetch.waits) == {1.0}
 
@@ -183,11 +184,11 @@ def test_does_not_resume_by_a_weak_etag(server, fetch):
     assert "Range" not in server.seen[1]
 
 
-def test_a_part_of_another_url_or_without_a_readable_note_is_not_continued(server, fetch, tmp_path):
-    for note in ('{"url": "https://other.example/x", "validator": "\\"one\\""}', "[]", "not json"):
+def test_a_part_of_another_url_or_without_readable_metadata_is_not_continued(server, fetch, tmp_path):
+    for metadata in ('{"url": "https://other.example/x", "validator": "\\"one\\""}', "[]", "not json"):
         (tmp_path / "sub").mkdir(exist_ok=True)
         (tmp_path / "sub" / "weights.pth.part").write_bytes(b"x" * 1000)
-        (tmp_path / "sub" / "weights.pth.part.json").write_text(note)
+        (tmp_path / "sub" / "weights.pth.part.json").write_text(metadata)
         assert fetch().read_bytes() == BODY
         assert "Range" not in server.seen[-1]
         (tmp_path / "sub" / "weights.pth").unlink()
@@ -223,7 +224,7 @@ def test_a_wrong_range_is_not_appended(server, fetch):
 
 
 def test_wrong_contents_leave_nothing(fetch, tmp_path):
-    with pytest.raises(DownloadError, match=f"begin with 00000000, it is {SHA256}"):
+    with pytest.raises(DownloadError, match=f"its SHA-256 is {SHA256}, expected 00000000"):
         fetch(sha256_prefix="00000000")
     assert left(tmp_path) == {"weights.pth.lock"}
 
@@ -233,7 +234,7 @@ def test_a_corrupt_part_is_found_out(server, fetch, tmp_path):
     with pytest.raises(DownloadError):
         fetch()
     (tmp_path / "sub" / "weights.pth.part").write_bytes(b"x" * 100_000)
-    with pytest.raises(DownloadError, match="sha256"):
+    with pytest.raises(DownloadError, match="SHA-256"):
         fetch()
     assert fetch().read_bytes() == BODY
 
@@ -258,14 +259,14 @@ def test_a_dead_server_is_given_up(server, fetch):
     server.script = [status(500)] * 99
     with pytest.raises(DownloadError, match="answered 500"):
         fetch()
-    assert len(server.seen) == TRIES
+    assert len(server.seen) == MAX_TRIES
 
 
 @pytest.mark.parametrize(
     ("value", "low", "high"),
     [
         ("7", 7, 7),
-        ("86400", LONGEST_WAIT, LONGEST_WAIT),
+        ("86400", MAX_WAIT, MAX_WAIT),
         (30, 5, 30),  # a date so many seconds from then
         ("Mon, 01 Jan 2001 00:00:00 GMT", 1, 1),
         ("soon", 1, 1),
@@ -311,14 +312,14 @@ def test_refuses_a_prefix_that_proves_nothing(fetch, prefix):
 
 
 def test_the_size_is_checked_before_the_first_byte(server, fetch):
-    with pytest.raises(DownloadError, match="300,000 bytes, 299,999 were expected"):
+    with pytest.raises(DownloadError, match="300,000 bytes, expected 299,999"):
         fetch(size=len(BODY) - 1)
     assert len(server.seen) == 1
 
 
 def test_a_file_without_a_length_is_cut_at_the_limit(server, fetch, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 200_000)
-    with pytest.raises(DownloadError, match="at most 200,000"):
+    with pytest.raises(DownloadError, match="the limit is 200,000"):
         fetch()
     server.script = [lambda handler: handler.serve(length=False)]
     with pytest.raises(DownloadError, match="larger than 200,000"):
@@ -348,10 +349,10 @@ def test_a_folder_that_cannot_be_made_is_told(fetch, tmp_path):
 @pytest.mark.parametrize(
     ("error", "words", "tries"),
     [
-        (socket.gaierror(-2, "Name or service not known"), "host name is not found", 1),
+        (socket.gaierror(-2, "Name or service not known"), "host name was not found", 1),
         (ssl.SSLCertVerificationError(1, "self-signed certificate"), "certificate is not trusted", 1),
-        (TimeoutError(), "silent for 30 s", TRIES),
-        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer", TRIES),
+        (TimeoutError(), "did not respond for 30 s", MAX_TRIES),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer", MAX_TRIES),
     ],
 )
 def test_the_network_fails_in_one_clear_line(fetch, monkeypatch, error, words, tries):
@@ -369,24 +370,20 @@ def test_the_network_fails_in_one_clear_line(fetch, monkeypatch, error, words, t
     assert len(calls) == tries
 
 
-def test_two_at_once_download_once(server, fetch):
-    go_on = threading.Event()
+def test_two_at_once_download_once(server, fetch, monkeypatch):
+    both = threading.Barrier(2, timeout=60)
 
-    def slow(handler: Handler) -> None:
-        go_on.wait(5)
-        handler.serve()
+    class Lock(filelock.FileLock):
+        def acquire(self, *args, **kwargs):
+            both.wait()  # neither thread may find the file before it asks for the lock
+            return super().acquire(*args, **kwargs)
 
-    def wait(_: float) -> None:  # the second one has found the lock taken
-        go_on.set()
-        time.sleep(0.01)
-
-    server.script = [slow]
-    threads = [threading.Thread(target=fetch, kwargs={"sleep": wait}) for _ in range(2)]
+    monkeypatch.setattr(filelock, "FileLock", Lock)
+    threads = [threading.Thread(target=fetch) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert go_on.is_set()
     assert len(server.seen) == 1
     assert fetch().read_bytes() == BODY
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from gleansr.inference.cpu.shuffled import enlargement
 from gleansr.inference.exportable import ShuffledConv, TwoRows, exportable
-from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, PixelShuffleUp, lightened
+from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, PixelShuffleUp, lighten
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 
@@ -25,7 +25,7 @@ def test_an_enlargement_is_the_plain_one(way: type[ShuffledConv | TwoRows]):
 @pytest.mark.parametrize("wide", [0, 1000])
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, lightened(CONFIG), GLEANConfig(8, NoBankConfig((8, 8, 6, 4)), n_rrdb=2, features=8, growth=3)],
+    [CONFIG, lighten(CONFIG), GLEANConfig(8, NoBankConfig((8, 8, 6, 4)), n_rrdb=2, features=8, growth=3)],
     ids=["full", "light", "without a bank"],
 )
 @torch.inference_mode()

@@ -459,7 +459,7 @@ def test_the_text_of_tools_is_kept_or_said_to_be_dropped(tmp_path: Path, work: W
     [place] = places([tmp_path / "in" / "a.png"], tmp_path / "a.jpg", "", to_file=True)
     [outcome] = list(run(walk(place), work, [None]))
     assert isinstance(outcome, JobResult)
-    assert outcome.notes == ("its text parameters, prompt, workflow is not kept: only a PNG has a place for it",)
+    assert outcome.notes == ("its text parameters, prompt, workflow was dropped: only PNG files can hold it",)
 
 
 def test_sha256_of_a_file(tmp_path: Path):
@@ -763,5 +763,5 @@ def test_a_link_to_what_is_not_there_is_not_replaced(tmp_path: Path, work: Work)
     assert isinstance(outcome, JobResult)
     assert "exists already" in str(outcome.error)
     assert link.is_symlink()
-    with pytest.raises(ImageError, match="exists already"):
+    with pytest.raises(ImageError, match="already exists"):
         check_output(link, overwrite=False)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gleansr.errors import RequestError
-from gleansr.files import held, leftovers, replacing, shown
+from gleansr.files import leftovers, lock_folder, printable, replacing
 from gleansr.images import formats
 from gleansr.images.formats import readable_suffixes
 from gleansr.jobs import Destination, Index, Job, Manifest, OutputError, UnreadableFolder, count, fingerprint, places, walk
@@ -171,10 +171,10 @@ def test_what_nobody_would_expect_to_be_left_out_is_named(tmp_path: Path, monkey
     raw = "camera raw file (Nikon NEF): develop it to a TIFF or JPEG first"
     assert told.pop("c.nef")[1].startswith(raw)
     assert told == {
-        "e.mp4": (1, "video (MP4): give it to `gleansr upscale` in a command of its own"),
-        "film": (1, "video (Matroska): give it to `gleansr upscale` in a command of its own"),
-        "f.heic": (1, "HEIC image: `pip install 'gleansr[heif]'` lets it be read"),
-        "IMG_0001": (1, "JPEG image, but not by the name: rename it to NAME.jpg"),
+        "e.mp4": (1, "video (MP4): pass it to `gleansr upscale` in a separate command"),
+        "film": (1, "video (Matroska): pass it to `gleansr upscale` in a separate command"),
+        "f.heic": (1, "HEIC image: `pip install 'gleansr[heif]'` adds support"),
+        "IMG_0001": (1, "JPEG image with another suffix: rename it to NAME.jpg"),
     }
     assert counted.left_out[next(why for why in counted.left_out if why.startswith(raw))].files == 2
     put(tmp_path / "raws", "c.nef", "d.txt")
@@ -246,7 +246,7 @@ def test_names_of_any_bytes(tmp_path: Path):
     for job in found:
         assert Path(job.source).exists()
         assert json.loads(json.dumps(job.target_key)) == job.target_key
-        text = shown(job.source)
+        text = printable(job.source)
         assert text.isprintable()
         assert text.encode()
 
@@ -380,7 +380,7 @@ def test_other_files_are_not_taken_for_manifests(file: Path, contents: bytes):
     with pytest.raises(RequestError, match="is no manifest"):
         Manifest(file)
     assert file.read_bytes() == contents
-    with held(file.parent, "testing"):  # it was let go
+    with lock_folder(file.parent, "testing"):  # it was let go
         pass
 
 
@@ -441,4 +441,4 @@ def test_replacing_long_and_odd_names(tmp_path: Path, name: str):
 
 
 def test_shown_is_one_printable_line():
-    assert shown("a\nb\x1b[0m\udcff\u202e😀é") == "a\\nb\\x1b[0m\\udcff\\u202e😀é"
+    assert printable("a\nb\x1b[0m\udcff\u202e😀é") == "a\\nb\\x1b[0m\\udcff\\u202e😀é"

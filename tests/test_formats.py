@@ -67,8 +67,8 @@ def test_other_tiff_files_are_read(data: bytes):
 
 def test_a_damaged_directory_is_no_raw_file():
     for data in (RAWS["DNG"][:20], tiff({})[:-40], b"II*\0\xff\xff\xff\xff" + bytes(20)):
-        assert formats.recognised(data) is not None
-        assert formats.recognised(data).group == "image"  # pyright: ignore[reportOptionalMemberAccess]
+        assert formats.identify(data) is not None
+        assert formats.identify(data).group == "image"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "JXL", "AVIF", "MPO"])
@@ -78,7 +78,7 @@ def test_images_of_phones_are_read(kind: str, tmp_path: Path):
     image = decode(data)
     assert image.pixels.shape == (3, 12, 16)
     assert np.abs(image.pixels.mean((1, 2)).numpy() * 255 - (200, 40, 90)).max() < 6
-    found = formats.recognised(data)
+    found = formats.identify(data)
     assert found
     assert set(found.suffixes) <= readable_suffixes() | {".heics", ".heifs"}
     with pytest.raises(ImageError, match=r"photo\.jpg: cannot be read: "):
@@ -98,7 +98,7 @@ def test_without_its_reader_a_image_says_what_it_is(name: str, kind: str, monkey
     monkeypatch.setattr(formats, "readers", lambda: readers)
     monkeypatch.setattr(formats, "readable_suffixes", lambda: suffixes)
     what = {"HEIF": "HEIC", "JXL": "JPEG XL"}[kind]
-    with pytest.raises(ImageError, match=rf"{name}: is a {what} image: `pip install 'gleansr\[heif\]'` lets it be read"):
+    with pytest.raises(ImageError, match=rf"{name}: is a {what} image: `pip install 'gleansr\[heif\]'` adds support"):
         decode(data, name=name)
 
 
@@ -119,16 +119,19 @@ MESSAGES = {
         "photo.png",
         b"\x1a\x45\xdf\xa3" + bytes(20) + b"matroska" + bytes(99),
     ): "is a video (Matroska), not an image: rename it to photo.mkv",
-    ("clip.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp42"): "is a video (MP4), not an image: give it to `gleansr upscale` in a command",
+    (
+        "clip.mp4",
+        b"\0\0\0\x18ftypisom\0\0\0\0isommp42",
+    ): "is a video (MP4), not an image: pass it to `gleansr upscale` in a separate command",
     ("photo.jpg", b"%PDF-1.7\n"): "is a PDF document, not an image: save its pages as PNG files",
     ("photo.jpg", b"PK\x03\x04" + bytes(40)): "is a ZIP archive, not an image: unpack it",
     ("photo.jpg", b"<!DOCTYPE html><title>Not found</title>"): "is a web page, not an image",
     ("photo.jpg", b"version https://git-lfs.github.com/spec/v1\n"): "is a Git LFS pointer",
     ("a.svg", b"<?xml version='1.0'?><svg/>"): "is an SVG image: save it as a PNG or TIFF",
-    ("photo.jpg", saved("GIF")[:9]): "cannot be read: this GIF image is damaged or cut off",
-    ("photo.jpg", b"\0\0\0\x18ftypheic" + bytes(80)): "cannot be read: this HEIC image is damaged or cut off",
-    ("photo.jpg", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(80)): "cannot be read: this JPEG XL image is damaged or cut off",
-    ("photo.jpg", b"nothing known"): "is not an image of a known kind; PNG, JPEG, WebP",
+    ("photo.jpg", saved("GIF")[:9]): "cannot be read: this GIF image is damaged or truncated",
+    ("photo.jpg", b"\0\0\0\x18ftypheic" + bytes(80)): "cannot be read: this HEIC image is damaged or truncated",
+    ("photo.jpg", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(80)): "cannot be read: this JPEG XL image is damaged or truncated",
+    ("photo.jpg", b"nothing known"): "is not an image of a known kind; supported: PNG, JPEG, WebP",
     ("photo.jpg", b""): "is empty",
 }
 
@@ -147,12 +150,12 @@ def test_every_usual_kind_is_recognised_whatever_follows():
     for pillow, name in kinds.items():
         data = saved(pillow)
         for source in (data, data[: formats.HEAD], io.BytesIO(data)):
-            found = formats.recognised(source)
+            found = formats.identify(source)
             assert found
             assert found.name == f"{name} image", pillow
     rng = np.random.default_rng(0)
     for length in range(64):
-        formats.recognised(rng.bytes(length))
-        formats.recognised(b"II*\0" + rng.bytes(length))
+        formats.identify(rng.bytes(length))
+        formats.identify(b"II*\0" + rng.bytes(length))
         formats.jxl_size(b"\xff\x0a" + rng.bytes(length))
         formats.jxl_size(b"\x00\x00\x00\x0cJXL " + rng.bytes(length))

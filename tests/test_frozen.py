@@ -13,7 +13,7 @@ from gleansr.inference.cpu.fused import NarrowConv, merged
 from gleansr.inference.cpu.shuffled import shuffled
 from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
-from gleansr.models.layers import Blur, placed
+from gleansr.models.layers import Blur, to_channels_last
 from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 
@@ -30,7 +30,7 @@ def network(bank: StyleGAN2Config | StyleGANConfig | NoBankConfig, in_size: int 
                 parameter.fill_(0.3)
             elif name.endswith("bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return placed(model, torch.device("cpu"))
+    return to_channels_last(model, torch.device("cpu"))
 
 
 def lrs(count: int, size: int = 8) -> Tensor:

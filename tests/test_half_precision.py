@@ -12,7 +12,7 @@ from gleansr.inference.cuda_graphs import CapturedGraph, GraphedCall
 from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
-from gleansr.models.layers import held
+from gleansr.models.layers import autocast_copy
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 
@@ -47,7 +47,7 @@ def test_what_overflows_is_made_in_float32_in_a_halved_batch_too(monkeypatch: py
 def test_held_casts_give_the_same_bits_and_leave_the_model_as_it_is():
     torch.manual_seed(0)
     model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3)).eval()
-    twin, lr = held(model, torch.bfloat16), torch.rand(2, 3, 8, 8) * 2 - 1
+    twin, lr = autocast_copy(model, torch.bfloat16), torch.rand(2, 3, 8, 8) * 2 - 1
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model(lr), twin(lr))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -65,7 +65,7 @@ def light_of_bt709(values):
     return np.where(values < 0.081, values / 4.5, ((values + 0.099) / 1.099) ** (1 / 0.45))
 
 
-# Stated colour
+# StatedColour colour
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 import gleansr.inference.upscaler
 from gleansr.errors import ImageError, TooLargeError
 from gleansr.images.codec import MAX_SIDE, DecodedImage, decode
-from gleansr.images.planes import planes_of
+from gleansr.images.planes import to_planes
 from tests.photo_parts import upscaler
 
 
@@ -87,10 +87,10 @@ def test_conversion_in_strips_makes_what_the_whole_makes(monkeypatch):
     values = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
     images = [Image.fromarray(values), Image.fromarray(values).convert("P"), Image.fromarray(values).convert("CMYK")]
     images.append(Image.fromarray(values).convert("L"))
-    whole = [planes_of(image, "a", [], None) for image in images]
+    whole = [to_planes(image, "a", [], None) for image in images]
     monkeypatch.setattr("gleansr.images.planes._STRIP", 100)
     for image, (colours, alpha) in zip(images, whole, strict=True):
-        again, alpha_again = planes_of(image, "a", [], None)
+        again, alpha_again = to_planes(image, "a", [], None)
         assert torch.equal(again, colours)
         assert (alpha is None) == (alpha_again is None)
         if alpha is not None and alpha_again is not None:

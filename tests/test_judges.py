@@ -14,7 +14,8 @@ from gleansr.checkpoints.bundled import asset, squeezenet
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
 from gleansr.evaluation.judges import METRICS, MetricFiles, MetricSuite, default_metrics, read_mobilenet
-from gleansr.evaluation.metrics import Rounding, consistency, frechet_distance, ms_ssim, psnr, rounded, ssim
+from gleansr.evaluation.metrics import Rounding, consistency, frechet_distance, ms_ssim, psnr, ssim
+from gleansr.images.pixels import quantize
 from gleansr.images.resize import degrade, resize
 from gleansr.models.features import AlexNet, MobileNetV2, SqueezeNet, VGG16Stages
 
@@ -38,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> MetricFiles:
 def images(n: int = 3, size: int = 48) -> tuple[Tensor, Tensor, Tensor]:
     """Input (n, 3, size / 4, size / 4), a result with noise that leaves the range, and the ground truth."""
     generator = torch.Generator().manual_seed(0)
-    gt = rounded(resize(torch.rand(n, 3, size // 4, size // 4, generator=generator) * 2 - 1, size=size))
+    gt = quantize(resize(torch.rand(n, 3, size // 4, size // 4, generator=generator) * 2 - 1, size=size))
     return degrade(gt, 4), gt + 0.2 * torch.randn(gt.shape, generator=generator), gt
 
 
@@ -135,8 +136,8 @@ def test_networks_look_at_each_ground_truth_once(monkeypatch: pytest.MonkeyPatch
     assert judge(lr, -result, gt) != first
     judge.pooled(gt)
     assert len(seen) == 3  # one truth, two results
-    other = rounded(gt.flip(3))
-    wanted = squeezenet_distance(rounded(result), other)
+    other = quantize(gt.flip(3))
+    wanted = squeezenet_distance(quantize(result), other)
     assert [row["squeezenet_distance"] for row in judge(lr, result, other)] == pytest.approx(wanted.tolist(), rel=1e-5)
     assert judge(lr, result, gt) == first
 

@@ -12,7 +12,8 @@ from torchmetrics.functional import image as others
 
 from gleansr.errors import RequestError
 from gleansr.evaluation import metrics
-from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, psnr, rounded, ssim
+from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, psnr, ssim
+from gleansr.images.pixels import quantize
 from gleansr.images.resize import degrade, resize
 
 
@@ -30,8 +31,8 @@ def as_bytes(image: torch.Tensor) -> np.ndarray:
 def test_rounded_is_what_a_file_holds():
     a, b = noisy_pair()
     stored = torch.from_numpy(as_bytes(b)).float()
-    assert torch.equal(rounded(b), ((stored.double() - 127.5) / 127.5).float())
-    assert torch.equal(rounded(rounded(a)), rounded(a))
+    assert torch.equal(quantize(b), ((stored.double() - 127.5) / 127.5).float())
+    assert torch.equal(quantize(quantize(a)), quantize(a))
 
 
 def test_psnr_and_ssim_agree_with_scikit_image():
@@ -74,7 +75,7 @@ def test_ms_ssim_agrees_with_torchmetrics():
         x, y = ((i[:, :, :-1:2, :-1:2] + i[:, :, 1::2, :-1:2] + i[:, :, :-1:2, 1::2] + i[:, :, 1::2, 1::2]) / 4 for i in (x, y))
     wanted = wanted * by_torchmetrics(x, y) ** 0.1333
     assert torch.allclose(found, wanted, rtol=1e-6)
-    assert torch.equal(ms_ssim(a, b), ms_ssim(rounded(a), rounded(b)))
+    assert torch.equal(ms_ssim(a, b), ms_ssim(quantize(a), quantize(b)))
     assert not torch.equal(ms_ssim(a, b), found)
     assert bool((found > ssim(a, b)).all())  # noise is of the finest scale
 
@@ -109,14 +110,14 @@ def test_ssim_needs_a_window():
 
 def test_consistency_is_about_the_input_alone():
     gt, _ = noisy_pair()
-    lr = degrade(rounded(gt), 4)
-    assert consistency(lr, rounded(gt)).tolist() == [math.inf] * 2
-    other = rounded(gt.flip(3))
+    lr = degrade(quantize(gt), 4)
+    assert consistency(lr, quantize(gt)).tolist() == [math.inf] * 2
+    other = quantize(gt.flip(3))
     assert torch.equal(consistency(lr, other), psnr(lr, degrade(other, 4)))
     # A checkerboard finer than the input's pixels is far from the ground truth, yet shrinks to nearly the same.
     checkered = gt * 0.8 + 0.2 * (-1.0) ** (torch.arange(24)[:, None] + torch.arange(40))
     assert bool((consistency(degrade(gt * 0.8, 4), checkered) > psnr(gt * 0.8, checkered) + 20).all())
-    with pytest.raises(RequestError, match="no whole multiple"):
+    with pytest.raises(RequestError, match="not a whole multiple"):
         consistency(lr, gt[:, :, :23])
 
 

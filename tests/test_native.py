@@ -16,7 +16,7 @@ from gleansr.checkpoints import load_model, native, read
 from gleansr.checkpoints.native import About
 from gleansr.errors import CheckpointError
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
-from gleansr.models.encoder import CodeEncoder
+from gleansr.models.encoder import LatentEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig
@@ -30,7 +30,7 @@ MODELS = {
     "glean": lambda: GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=2, out_features=3)),
     "stylegan2": lambda: StyleGAN2(BANK),
     "stylegan2-discriminator": lambda: StyleGAN2Discriminator(BANK),
-    "stylegan2-encoder": lambda: CodeEncoder(BANK),
+    "stylegan2-encoder": lambda: LatentEncoder(BANK),
     "stylegan": lambda: StyleGAN(StyleGANConfig((4, 6, 5), code_dim=8, mapping_layers=2, lod=0.5)),
     "stylegan-discriminator": lambda: StyleGANDiscriminator(StyleGANConfig((4, 6, 5), lod=1.0, stddev_group=None)),
     "rrdbnet": lambda: RRDBNet(RRDBNetConfig(2, 4, 2, 1)),
@@ -252,7 +252,7 @@ def test_metadata_that_would_be_long_work(metadata, match, path):
 
 
 def test_headers_of_thousands_of_tensors(path):
-    save_file({f"t{i}": torch.zeros(1) for i in range(native.MOST_TENSORS + 1)}, path)
+    save_file({f"t{i}": torch.zeros(1) for i in range(native.MAX_TENSORS + 1)}, path)
     with pytest.raises(CheckpointError, match=r"50,001 tensors; at most 50,000"):
         read(path)
 

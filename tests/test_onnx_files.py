@@ -62,7 +62,7 @@ def test_an_honest_file_runs(tmp_path: Path):
         ({"scale": float("nan")}, "has NaN, which is no number"),
         ({"scale": True}, "scale must be int, not True"),
         ({"scale": "2"}, "scale must be int"),
-        ({"scale": 10**400}, "a whole number beyond 64 bits"),
+        ({"scale": 10**400}, "an integer beyond 64 bits"),
         ({"scale": 4}, "its metadata tell of high 1x3x16x16, but it is 1x3x8x8"),
         ({"in_size": 8}, "its metadata tell of low 1x3x8x8, but it is 1x3x4x4"),
         ({"in_size": -4}, "in_size must be 1 to 4096"),

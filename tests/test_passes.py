@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gleansr.checkpoints.native import About
 from gleansr.errors import ImageError, RequestError
-from gleansr.images.codec import decode, to_bytes, to_image
+from gleansr.images.codec import decode, to_image
+from gleansr.images.pixels import to_bytes
 from gleansr.inference.cuda_graphs import CapturedGraph, GraphedCall
 from gleansr.inference.devices import bfloat16_instructions, find_precision
 from gleansr.inference.feedforward import FeedForwardModel

@@ -314,4 +314,4 @@ def test_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

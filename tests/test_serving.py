@@ -142,7 +142,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(client: Client, upsca
     frames = [blotchy(seed).quantize(64) for seed in (7, 8)]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     response = client.post("/v1/upscale", files={"picture": animation})
-    assert "picture: is animated, its first frame was taken" in unquote(response.headers["gleansr-note"])
+    assert "picture: is animated, its first frame was used" in unquote(response.headers["gleansr-note"])
     assert np.array_equal(decoded(response.content), np.asarray(upscaler(frames[0].convert("RGB"))))
 
 

@@ -14,7 +14,7 @@ from gleansr import checkpoints
 from gleansr.checkpoints import native, shared
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.models.glean import GLEAN, GLEANConfig, lightened
+from gleansr.models.glean import GLEAN, GLEANConfig, lighten
 from gleansr.models.stylegan2 import StyleGAN2
 
 
@@ -22,7 +22,7 @@ def around(bank: StyleGAN2, *, light: bool = True) -> GLEAN:
     """A small GLEAN with random weights around the bank."""
     torch.manual_seed(1)
     config = GLEANConfig(32, bank.config, n_rrdb=1, features=8, growth=4, out_features=4)
-    model = GLEAN(lightened(config) if light else config)
+    model = GLEAN(lighten(config) if light else config)
     model.bank.load_state_dict({name: bank.state_dict()[name] for name in model.bank.state_dict()})
     return model
 
@@ -66,7 +66,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 def test_a_file_that_refers_to_a_bank_is_the_model_with_it(bank, tmp_path, light):
     whole, small = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
     native.save(whole, {"generator": around(bank, light=light)}, native.About(name="cats"), dtype=torch.float16)
-    native.write(small, shared.sharing(checkpoints.read(whole), "cats-bank", whole), dtype=torch.float16)
+    native.write(small, shared.detach_bank(checkpoints.read(whole), "cats-bank", whole), dtype=torch.float16)
     assert same(checkpoints.load_model(whole), checkpoints.load_model(small))
     with safe_open(small, "pt") as file:
         assert not [name for name in list(file.keys()) if name.startswith("generator.bank")]
@@ -89,26 +89,26 @@ def test_another_bank_is_not_left_out(bank, tmp_path):
     next(model.bank.parameters()).data.add_(0.1)
     native.save(path, {"generator": model}, native.About())
     with pytest.raises(CheckpointError, match=r"its bank is not cats-bank: bank\.synthesis\.constant differs"):
-        shared.sharing(checkpoints.read(path), "cats-bank", path)
+        shared.detach_bank(checkpoints.read(path), "cats-bank", path)
     smaller = dataclasses.replace(bank.config, channels=(8,) * 7)
     native.save(path, {"generator": around(StyleGAN2(smaller))}, native.About())
     with pytest.raises(CheckpointError, match="but cats-bank is StyleGAN2Config"):
-        shared.sharing(checkpoints.read(path), "cats-bank", path)
+        shared.detach_bank(checkpoints.read(path), "cats-bank", path)
 
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("cats-8x", "is no bank that comes"), ("stylegan2-cat", "is no bank that comes"), ("dogs-bank", "no model is named")],
+    [("cats-8x", "is not a bundled bank"), ("stylegan2-cat", "is not a bundled bank"), ("dogs-bank", "no model is named")],
 )
 def test_only_bundled_banks_are_shared(whole, name, error):
     with pytest.raises(RequestError, match=error):
-        shared.sharing(checkpoints.read(whole), name, whole)
+        shared.detach_bank(checkpoints.read(whole), name, whole)
 
 
 def test_what_is_no_glean_shares_none():
     path = checkpoints.model_path("plain-cats-8x")
     with pytest.raises(CheckpointError, match="holds no GLEAN"):
-        shared.sharing(checkpoints.read(path), "cats-bank", path)
+        shared.detach_bank(checkpoints.read(path), "cats-bank", path)
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_metadata_orientation_profile_and_pages_hold_for_deep_files_too():
     kept.load(image.metadata.exif)
     assert kept[Base.Artist] == "somebody"
     assert image.metadata.dpi == (200, 100)
-    assert image.notes == ("scan: has several pages, the first was taken",)
+    assert image.notes == ("scan: has several pages, the first was used",)
 
 
 def test_an_image_that_pillow_opened_is_read_by_its_tags_too():

@@ -21,7 +21,7 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.models.features import VGG16
-from gleansr.models.glean import GLEAN, lightened
+from gleansr.models.glean import GLEAN, lighten
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training import losses
@@ -563,7 +563,7 @@ def test_a_light_glean_learns_from_the_full_one(dataset: str, bank: str, tmp_pat
     recipe = glean_recipe(dataset, full, **of_light)
     path = glean(recipe, tmp_path / "light")
     student, teacher = (cast("GLEAN", gleansr.load_model(p)) for p in (path, full))
-    assert student.config == lightened(teacher.config)
+    assert student.config == lighten(teacher.config)
     theirs = teacher.bank.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in student.bank.state_dict().items())
     first = json.loads((tmp_path / "light" / "log.jsonl").read_text().splitlines()[0])
@@ -572,7 +572,7 @@ def test_a_light_glean_learns_from_the_full_one(dataset: str, bank: str, tmp_pat
     errors = [line["mse"] for line in log_lines(tmp_path / "light") if "mse" in line]
     assert errors[-1] < errors[0]
     assert any("is against its results" in step for step in network_plan(recipe)["step"])
-    with pytest.raises(CheckpointError, match="holds no whole bank"):
+    with pytest.raises(CheckpointError, match="holds only a part of its bank"):
         glean(glean_recipe(dataset, str(path)), tmp_path / "around a light one")
 
 

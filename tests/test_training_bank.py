@@ -12,7 +12,7 @@ from made_images import smooth_images
 from torch import Tensor, nn
 
 from gleansr.checkpoints import native
-from gleansr.models.layers import placed
+from gleansr.models.layers import to_channels_last
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training.bank import train_bank
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, RunConfig
@@ -74,7 +74,7 @@ def test_a_period_of_lazy_penalties_is_that_of_separate_steps(dataset: str, tmp_
     state = torch.load(tmp_path / "states" / "000000016.pt", weights_only=True)
 
     torch.manual_seed(stream_seed(0, "weights"))
-    generator, discriminator = placed(StyleGAN2(CONFIG), CPU), placed(StyleGAN2Discriminator(CONFIG), CPU)
+    generator, discriminator = to_channels_last(StyleGAN2(CONFIG), CPU), to_channels_last(StyleGAN2Discriminator(CONFIG), CPU)
     optimizers = {}
     for name, model, every in (("g", generator, path_length_every), ("d", discriminator, r1_every)):
         ratio = every / (every + 1)

@@ -138,7 +138,7 @@ def test_a_failed_download_tells_the_way_by_hand(monkeypatch):
 
     monkeypatch.setattr(zoo, "download", fail)
     model = zoo.find("stylegan2-ffhq")
-    with pytest.raises(DownloadError, match=re.escape(f"cannot download it; or fetch {model.url} by hand")):
+    with pytest.raises(DownloadError, match=re.escape(f"cannot download it; or download {model.url} manually")):
         zoo.model_path(model.name)
 
 
@@ -146,7 +146,7 @@ def test_a_failed_download_tells_the_way_by_hand(monkeypatch):
 def test_offline_names_the_url_and_the_place(monkeypatch, variable, argument):
     monkeypatch.setenv("GLEANSR_OFFLINE", variable)
     model = zoo.find("glean-cats-8x")
-    with pytest.raises(RequestError, match=re.escape(f"fetch {model.url} by hand and save it as {zoo.file_of(model)}")):
+    with pytest.raises(RequestError, match=re.escape(f"download {model.url} manually and save it as {zoo.file_of(model)}")):
         zoo.model_path(model.name, offline=argument)
 
 

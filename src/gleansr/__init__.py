@@ -25,7 +25,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for, at its first use: PyTorch takes a second, and `gleansr --help` does without it."""
+    """Imports a public name at its first use: PyTorch takes a second, and `gleansr --help` does not need it."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

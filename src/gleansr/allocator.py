@@ -1,4 +1,4 @@
-"""The C library's allocator. Loads no PyTorch, since the command sets it before anything else."""
+"""Settings of the C allocator. Imports no PyTorch, since the command line applies them first."""
 
 import ctypes
 import os
@@ -6,13 +6,13 @@ import sys
 
 
 def keep_freed_memory() -> None:
-    """Lets this process and those that it starts keep what they free for what they need next, as far as the environment does not say.
+    """Makes this process and its children keep freed memory for reuse, unless the environment sets this already.
 
-    glibc's allocator gives large maps back to the system as soon as they are freed, and asks for them anew, which the system clears page
-    by page: up to a tenth of the time of a small network's pass. It is a setting of the whole process, so only for processes of our own.
+    glibc returns large freed blocks to the system and requests new ones, which the system clears page by page: up to a tenth of the time of
+    a small network's forward pass. The setting holds for the whole process, so it is only for gleansr's own processes.
     """
-    most = 2**30
+    threshold = 2**30
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for name, option in (("MALLOC_TRIM_THRESHOLD_", -1), ("MALLOC_MMAP_THRESHOLD_", -3)):
-        if mallopt and os.environ.setdefault(name, str(most)) == str(most):
-            mallopt(option, most)
+        if mallopt and os.environ.setdefault(name, str(threshold)) == str(threshold):
+            mallopt(option, threshold)

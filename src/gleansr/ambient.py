@@ -1,4 +1,4 @@
-"""What a program has set torch to, kept out of what this package computes; and what a fork leaves of torch."""
+"""Isolation from torch's global state (autocast, default device and dtype, gradient mode), and checks after a fork."""
 
 import contextlib
 import os
@@ -12,17 +12,17 @@ from gleansr.errors import RequestError
 
 @contextlib.contextmanager
 def plain_torch(*, grad: bool = False) -> Iterator[None]:
-    """Within it torch is as in a fresh process but for its threads: no autocast, no inference mode, new tensors float32 on the CPU.
+    """Resets torch's global state within the block or, as `@plain_torch()`, the function: no autocast, new tensors float32 on the CPU.
 
-    It surrounds the package's public calls, also as a decorator: `@plain_torch()`. Never a `yield` to the caller, whose state would be lost
-    meanwhile. The default dtype belongs to the process, so other threads of the caller see float32 for as long as a call lasts.
+    It wraps the package's public calls, but never a `yield` to the caller, whose state would be lost meanwhile. The default dtype belongs
+    to the process: other threads of the caller see float32 during the call.
 
     Args:
-        grad: Gradients are recorded where the caller records them, and inference mode stays on. Without, neither.
+        grad: keeps the caller's gradient and inference modes; otherwise both are off.
 
     Raises:
-        RequestError: this process was forked from one that had computed, and was then told to use several threads, which would wait for
-            threads that only the parent has.
+        RequestError: this process was forked from one that had computed and uses several threads, which would wait for threads that only
+            the parent has.
     """
     _check_fork()
     with contextlib.ExitStack() as stack:
@@ -39,24 +39,24 @@ def plain_torch(*, grad: bool = False) -> Iterator[None]:
 
 
 class _Float32:
-    """float32 is the default dtype while any thread is in here; the last one to leave puts back what the first one found."""
+    """Makes float32 the default dtype while any thread is inside; the last one to leave restores what the first one found."""
 
     def __init__(self) -> None:
-        self.lock, self.inside, self.found = threading.Lock(), 0, torch.float32
+        self.lock, self.depth, self.previous = threading.Lock(), 0, torch.float32
 
     def __enter__(self) -> None:
         with self.lock:
-            if not self.inside:
-                self.found = torch.get_default_dtype()
-                if self.found != torch.float32:
+            if not self.depth:
+                self.previous = torch.get_default_dtype()
+                if self.previous != torch.float32:
                     torch.set_default_dtype(torch.float32)
-            self.inside += 1
+            self.depth += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
-            self.inside = max(0, self.inside - 1)  # a fork begins with 0
-            if not self.inside and self.found != torch.float32:
-                torch.set_default_dtype(self.found)
+            self.depth = max(0, self.depth - 1)  # a fork starts with 0
+            if not self.depth and self.previous != torch.float32:
+                torch.set_default_dtype(self.previous)
 
 
 _dtype = _Float32()
@@ -64,12 +64,12 @@ _dtype = _Float32()
 
 # ------------------------------------------------------------------------------------------------------------------- fork
 
-FORKED = "forked subprocess"
-"""What torch says of a GPU in a process forked from one that had used it."""
+FORK_MESSAGE = "forked subprocess"
+"""Part of torch's message about a GPU in a process forked from one that had used it."""
 
-AFTER_FORK = (
-    "this process was forked from one that had used the GPU, which is lost to it: start processes by "
-    "multiprocessing.get_context('spawn'), or take device='cpu' here"
+FORK_ADVICE = (
+    "this process was forked from one that had used the GPU and cannot use it: start processes with "
+    "multiprocessing.get_context('spawn'), or use device='cpu' here"
 )
 
 _computed = False  # whether this process has entered `plain_torch`
@@ -80,19 +80,19 @@ def _check_fork() -> None:
     global _computed
     if _parent_computed and torch.get_num_threads() > 1 and threading.current_thread() is threading.main_thread():
         raise RequestError(
-            f"this process was forked from one in which gleansr had run, and torch is set to {torch.get_num_threads()} threads here, which "
-            "would wait for ever: use multiprocessing.get_context('spawn'), or torch.set_num_threads(1) in the forked process"
+            f"this process was forked from one in which gleansr had run, and torch is set to {torch.get_num_threads()} threads, which "
+            "would never finish: use multiprocessing.get_context('spawn'), or torch.set_num_threads(1) in the forked process"
         )
     _computed = True
 
 
 def _after_fork() -> None:
-    """Of the threads that torch computes with a forked process has only the one that forked, but OpenMP counts on all of them."""
+    """Limits torch to one thread: a forked process has only the thread that forked, but OpenMP expects all of them."""
     global _computed, _parent_computed
-    inside, found = _dtype.inside, _dtype.found
+    depth, previous = _dtype.depth, _dtype.previous
     _dtype.__init__()  # the lock may have been held, and the other threads will not leave
-    if inside:
-        torch.set_default_dtype(found)
+    if depth:
+        torch.set_default_dtype(previous)
     _parent_computed, _computed = _parent_computed or _computed, False
     torch.set_num_threads(1)
 

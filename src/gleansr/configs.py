@@ -1,4 +1,4 @@
-"""Dataclasses from plain data (TOML, JSON): strict about keys and types, and every complaint at once."""
+"""Dataclasses from plain data (TOML, JSON): strict about keys and types; one error lists all problems."""
 
 import dataclasses
 import difflib
@@ -10,16 +10,16 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from gleansr.documents import DEEPEST, DocumentError, parse_toml
+from gleansr.documents import MAX_DEPTH, DocumentError, parse_toml
 from gleansr.errors import RequestError
 
 T = TypeVar("T")
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], source: str) -> T:
-    """An instance of the dataclass `cls` filled from `data`; missing keys take their defaults.
+    """An instance of the dataclass `cls` from `data`; missing keys take their defaults.
 
-    Unknown keys (with the nearest known one), missing ones and wrong types raise one RequestError that lists them all after `source`.
+    One RequestError, which starts with `source`, lists all unknown keys (with the nearest known one), missing keys and wrong types.
     """
     problems: list[str] = []
     value = _dataclass(cls, data, "", problems)
@@ -34,23 +34,22 @@ class Range:
 
     low: float
     high: float = math.inf
-    open: bool = False
+    exclusive: bool = False
     """Whether `high` itself is out of range."""
 
     def problem(self, name: str, value: Any) -> str | None:
-        """What is wrong with `value`, or with one of several; None if nothing is."""
-        numbers = value if isinstance(value, tuple) else (value,)
-        if all(
-            number is None or (self.low <= number and (number < self.high or (number == self.high and not self.open))) for number in numbers
-        ):
+        """The message for a number, or a tuple of numbers, out of range; None if all are within."""
+        numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if number is not None]
+        below = "below " if self.exclusive else ""
+        if all(self.low <= number < self.high or (number == self.high and not self.exclusive) for number in numbers):
             return None
-        wanted = f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {'below ' if self.open else ''}{self.high:g}"
-        return f"{name} must be {wanted}, not {value}"
+        expected = f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {below}{self.high:g}"
+        return f"{name} must be {expected}, not {value}"
 
 
 def check(instance: Any, *conditions: tuple[bool, str]) -> None:
-    """For `__post_init__`: raises one ValueError. Its arguments are the messages of all fields out of their `Range` and of all conditions
-    that do not hold."""
+    """For `__post_init__`: raises one ValueError whose arguments are the messages of all fields out of their `Range` and of all conditions
+    that are false."""
     problems = _out_of_range(type(instance), vars(instance))
     problems += [message for holds, message in conditions if not holds]
     if problems:
@@ -64,7 +63,7 @@ def _out_of_range(cls: type, values: Mapping[str, Any]) -> list[str]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, table by table."""
+    """`base` updated with `changes`, recursively."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -72,20 +71,20 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def override(text: str) -> dict[str, Any]:
-    """'run.iterations=1000', as the command line gives changes, as a nested table; a value that is no TOML is taken as a string."""
+def parse_override(text: str) -> dict[str, Any]:
+    """A nested table from KEY=VALUE, such as 'run.iterations=1000'; a value that is not TOML is a string."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise RequestError(f"a change must look like run.iterations=1000, not {_short(text)}")
+        raise RequestError(f"an option must look like run.iterations=1000, not {_short(text)}")
     try:
-        return parse_toml(f"{key} = {value}", f"the change {text[:200]!r}")
+        return parse_toml(f"{key} = {value}", f"the option {text[:200]!r}")
     except DocumentError as error:
-        if not isinstance(error.__context__, tomllib.TOMLDecodeError):  # TOML, of which nothing good can come
+        if not isinstance(error.__context__, tomllib.TOMLDecodeError):  # valid TOML that exceeds a limit
             raise
         nested: Any = value.strip()
         parts = key.strip().split(".")
-        if len(parts) > DEEPEST:
-            raise RequestError(f"a change may have at most {DEEPEST} tables within each other, not {len(parts)}") from None
+        if len(parts) > MAX_DEPTH:
+            raise RequestError(f"an option may have at most {MAX_DEPTH} nested tables, not {len(parts)}") from None
         for part in reversed(parts):
             nested = {part: nested}
         return nested
@@ -102,23 +101,23 @@ def _dataclass(cls: type, data: Any, where: str, problems: list[str]) -> Any:
             near = difflib.get_close_matches(str(key)[:100], fields, n=1)
             problems.append(f"unknown key {where}{str(key)[:100]}" + (f", did you mean {where}{near[0]}?" if near else ""))
     values: dict[str, Any] = {}
-    wrong: set[str] = set()
-    before = len(problems)
+    invalid: set[str] = set()
+    n_before = len(problems)
     for name, field in fields.items():
         if name in data:
-            so_far = len(problems)
+            n_problems = len(problems)
             values[name] = _value(hints[name], data[name], f"{where}{name}", problems)
-            wrong |= {name} if len(problems) > so_far else set()
+            invalid |= {name} if len(problems) > n_problems else set()
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"missing key {where}{name}")
-    place = f"{where.removesuffix('.')}: " if where else ""
-    if len(problems) > before:
-        problems += [f"{place}{problem}" for problem in _out_of_range(cls, {name: values[name] for name in values.keys() - wrong})]
+    prefix = f"{where.removesuffix('.')}: " if where else ""
+    if len(problems) > n_before:
+        problems += [f"{prefix}{problem}" for problem in _out_of_range(cls, {name: values[name] for name in values.keys() - invalid})]
         return None
     try:
         return cls(**values)
     except ValueError as error:  # the dataclass's own checks
-        problems += [f"{place}{problem}" for problem in error.args]
+        problems += [f"{prefix}{problem}" for problem in error.args]
         return None
 
 
@@ -130,7 +129,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         options = [a for a in arguments if a is not type(None)]
         if isinstance(value, Mapping) and (kinds := _kinds(options)):
             kind = value.get("kind", next(iter(kinds)))
-            if kind not in list(kinds):  # which, unlike a dictionary, can be asked for a list
+            if kind not in list(kinds):  # a list, since `kind` may be unhashable
                 problems.append(f"{where}.kind must be {' or '.join(map(repr, kinds))}, not {_short(kind)}")
                 return None
             return _value(kinds[kind], value, where, problems)
@@ -140,7 +139,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             result = _value(option, value, where, attempts[-1])
             if not attempts[-1]:
                 return result
-        if isinstance(value, Mapping):  # of several dataclasses the one that it comes closest to is meant
+        if isinstance(value, Mapping):  # the closest of several dataclasses is meant
             problems += min(attempts, key=len)
         else:
             problems.append(f"{where} must be {_name(hint)}, not {_short(value)}")
@@ -163,7 +162,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
                 return float(value)
-            except OverflowError:  # a whole number of more than 308 digits
+            except OverflowError:  # an integer of more than 308 digits
                 problems.append(f"{where} must be a number below 1e308")
                 return None
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
@@ -173,7 +172,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 def _kinds(options: Sequence[Any]) -> dict[str, Any]:
-    """The dataclasses among `options` by the value of their field `kind`, where all of them have one; the first is meant by default."""
+    """The dataclasses in `options` by the value of their field `kind`, if all have one; the first is the default."""
     hints = [typing.get_type_hints(option).get("kind") if dataclasses.is_dataclass(option) else None for option in options]
     if any(typing.get_origin(hint) is not typing.Literal for hint in hints):
         return {}
@@ -181,7 +180,7 @@ def _kinds(options: Sequence[Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value for a message, however long it is."""
+    """A value for a message, shortened."""
     return reprlib.repr(value) if isinstance(value, str | bytes | list | dict) and len(repr(value)) > 200 else repr(value)
 
 

@@ -1,4 +1,4 @@
-"""What this machine and this installation can do, whether they do it right, and how fast: what `gleansr doctor` tells."""
+"""The report of `gleansr doctor`: capabilities of the machine and the installation, correctness and speed of a model."""
 
 import functools
 import importlib.metadata
@@ -29,8 +29,8 @@ from gleansr.inference.onnx_runtime import is_onnx
 from gleansr.inference.precision import Precision, full_name
 from gleansr.inference.upscaler import Upscaler, load
 
-LEAST_PSNR = {"float32": 80.0, "float32 on a GPU": 60.0, "bfloat16": 45.0, "float16": 45.0}
-"""In dB, of results against those of the plain network in float32 on the CPU. GPUs multiply float32 in TF32, of 10 bits, where they may."""
+MIN_PSNR = {"float32": 80.0, "float32 on a GPU": 60.0, "bfloat16": 45.0, "float16": 45.0}
+"""In dB, of results against the plain network in float32 on the CPU. GPUs may multiply float32 in TF32, which has 10 bits."""
 
 EXTRAS = {
     "train": "training",
@@ -42,10 +42,10 @@ EXTRAS = {
     "export": "ONNX files",
     "serve": "the browser and HTTP",
 }
-"""What the optional dependencies are for."""
+"""The purpose of each optional dependency."""
 
-WORTH_SAYING = 1.15
-"""How many times as fast something must be to be advised."""
+MIN_SPEEDUP = 1.15
+"""Smallest speed-up that is worth advice."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Finding:
     name: str
     text: str
     ok: bool | None = None
-    """Whether a check was passed; None: it is none."""
+    """Whether a check passed; None for information."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Trial:
 
     precision: str
     psnr: float
-    """Of its result against the plain network's in float32 on the CPU, in dB, of a range of 2."""
+    """PSNR in dB against the plain network in float32 on the CPU, for a range of 2."""
     difference: float
-    """The largest, of a range of 2."""
+    """Largest difference, for a range of 2."""
     rates: Mapping[int, float]
-    """Images per second by the number that go in together."""
+    """Images per second by batch size."""
     ok: bool
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What was found."""
+    """The result of `examine`."""
 
     findings: Mapping[str, list[Finding]]
     """By section."""
@@ -85,8 +85,9 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed."""
-        return all(one.ok is not False for section in self.findings.values() for one in section) and all(one.ok for one in self.trials)
+        """Whether no check failed."""
+        findings = (finding for section in self.findings.values() for finding in section)
+        return all(finding.ok is not False for finding in findings) and all(trial.ok for trial in self.trials)
 
 
 @plain_torch()
@@ -96,81 +97,85 @@ def examine(
     device: str = "auto",
     precision: Precision = "auto",
     seconds: float = 1.0,
-    tell: Callable[[str], object] = lambda _: None,
+    on_step: Callable[[str], object] = lambda _: None,
 ) -> DoctorReport:
-    """Looks at all of it.
+    """Examines the machine and the installation, and measures a model.
 
     Args:
-        model: name or file of the model that is tried.
+        model: name or file of the model to try.
         device: as in `gleansr.load`.
-        precision: one to try alone; "auto" tries all that the device has.
-        seconds: for how long each speed is measured.
-        tell: is told what is being done.
+        precision: the only one to try; "auto" tries all that the device supports.
+        seconds: duration of each speed measurement.
+        on_step: called with a description of each step.
 
     Raises:
-        RequestError: the model, the device or the precision is not there.
+        RequestError: the model, the device or the precision is not available.
     """
-    chosen = find_device(device)
-    default = find_precision(precision, chosen)
-    wanted = full_name(precision)
+    torch_device = find_device(device)
+    default = find_precision(precision, torch_device)
+    requested = full_name(precision)
     findings = {
-        "machine": list(_machine(chosen)),
-        "choice": [Finding("device", _why_device(device, chosen)), Finding("precision", _why_precision(wanted, default, chosen))],
+        "machine": list(_machine(torch_device)),
+        "choice": [
+            Finding("device", _explain_device(device, torch_device)),
+            Finding("precision", _explain_precision(requested, default, torch_device)),
+        ],
         "programs": [*_programs(), *_extras()],
         "files": list(_files()),
     }
-    report = DoctorReport(findings, str(model), str(chosen))
+    report = DoctorReport(findings, str(model), str(torch_device))
     path = checkpoints.model_path(model)
     names: list[Precision] = ["float32", "bfloat16", "float16"]
-    names = [name for name in names if wanted in ("auto", name) and _usable(name, chosen)]
+    names = [name for name in names if requested in ("auto", name) and _is_usable(name, torch_device)]
     onnx = is_onnx(path)
     if onnx:
         names = ["float32"]
     reference: Tensor | None = None
     for name in names:
-        tell(f"trying {model} in {name} on {chosen}")
-        upscaler = load(path, device=str(chosen), precision="auto" if onnx else name)
+        on_step(f"trying {model} in {name} on {torch_device}")
+        upscaler = load(path, device=str(torch_device), precision="auto" if onnx else name)
         method = upscaler.method
         if not isinstance(method, FeedForwardModel):
-            raise RequestError(f"{model} is no network that enlarges in one pass")
+            raise RequestError(f"{model} is not a feed-forward network")
         lr = _lr(method.in_size or 32)
         if reference is None:
-            reference = method(lr.to(chosen)).images.cpu() if onnx else plain_result(path, lr)
+            reference = method(lr.to(torch_device)).images.cpu() if onnx else _plain_result(path, lr)
         try:
             report.trials.append(_trial(upscaler, name, lr, reference, seconds))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            findings["choice"].append(Finding(name, f"out of memory on {chosen}: {one_line(error)}", ok=False))
+            findings["choice"].append(Finding(name, f"out of memory on {torch_device}: {one_line(error)}", ok=False))
         if method.recorded and method.recorded.failed:
             findings["programs"].append(Finding("CUDA graphs", f"not used: {method.recorded.failed}"))
-    report.advice.extend(_advice(report, str(default).removeprefix("torch."), chosen))
+    report.advice.extend(_advice(report, str(default).removeprefix("torch."), torch_device))
     return report
 
 
 @torch.inference_mode()
-def plain_result(path: str | Path, lr: Tensor) -> Tensor:
-    """What the model in a file makes of lr (N, 3, h, w) in [-1, 1] by its plain formulation, on the CPU in float32."""
+def _plain_result(path: str | Path, lr: Tensor) -> Tensor:
+    """The result of the plain network in a file for lr (N, 3, h, w) in [-1, 1], on the CPU in float32."""
     return enlarge(checkpoints.read(path).build(None, path).eval(), lr)
 
 
 def as_dict(report: DoctorReport) -> dict[str, Any]:
-    """For machines: plain JSON values."""
+    """The report as plain JSON values."""
     return {
         "ok": report.ok,
         "model": report.model,
         "device": report.device,
-        "findings": {section: [vars(one) for one in found] for section, found in report.findings.items()},
+        "findings": {section: [vars(finding) for finding in findings] for section, findings in report.findings.items()},
         "trials": [
-            vars(one) | {"psnr": None if math.isinf(one.psnr) else one.psnr, "rates": {str(n): rate for n, rate in one.rates.items()}}
-            for one in report.trials
+            vars(trial)
+            | {"psnr": None if math.isinf(trial.psnr) else trial.psnr, "rates": {str(n): rate for n, rate in trial.rates.items()}}
+            for trial in report.trials
         ],
         "advice": report.advice,
     }
 
 
 def _lr(size: int) -> Tensor:
-    """(8, 3, size, size) in [-1, 1]: smooth, as images are, and always the same."""
+    """(8, 3, size, size) in [-1, 1]: smooth, as images are, and deterministic."""
     coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
 
@@ -178,31 +183,32 @@ def _lr(size: int) -> Tensor:
 def _trial(upscaler: Upscaler, precision: str, lr: Tensor, reference: Tensor, seconds: float) -> Trial:
     method, device = upscaler.method, upscaler.device
     lr = lr.to(device)
-    made = method(lr).images.float().cpu()
-    error = (made - reference).square().mean().item()
+    sr = method(lr).images.float().cpu()
+    error = (sr - reference).square().mean().item()
     psnr = 10 * math.log10(4 / error) if error else math.inf
     kind = "float32 on a GPU" if precision == "float32" and device.type != "cpu" else precision
     batches = sorted({1, upscaler.default_batch_size()})
     rates = {n: n / _seconds(functools.partial(method, lr[torch.arange(n) % len(lr)]), device, seconds) for n in batches}
-    return Trial(precision, psnr, (made - reference).abs().max().item(), rates, ok=bool(made.isfinite().all()) and psnr >= LEAST_PSNR[kind])
+    ok = bool(sr.isfinite().all()) and psnr >= MIN_PSNR[kind]
+    return Trial(precision, psnr, (sr - reference).abs().max().item(), rates, ok)
 
 
 def _seconds(call: Callable[[], object], device: torch.device, budget: float) -> float:
-    """Median seconds of a call, after one that warms up; of fewer than three calls where they take longer than that."""
+    """Median seconds of a call, measured for `budget` seconds after a warm-up call."""
     times: list[float] = []
     call()
     while not times or sum(times) < budget:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def _usable(name: str, device: torch.device) -> bool:
+def _is_usable(name: str, device: torch.device) -> bool:
     try:
         return find_precision(name, device) is not None
     except RequestError:
@@ -220,7 +226,7 @@ def _machine(device: torch.device) -> Iterator[Finding]:
     )
     half = bfloat16_instructions() if device.type == "cpu" else None
     if device.type == "cpu":
-        yield Finding("bfloat16", f"by {half}" if half else "the CPU has no instructions for it: it works, and is slow")
+        yield Finding("bfloat16", f"supported by {half}" if half else "no CPU instructions: works, but slowly")
     if memory := _memory():
         yield Finding("memory", f"{memory / 2**30:.0f} GiB")
     for i in range(torch.cuda.device_count()):
@@ -232,43 +238,43 @@ def _machine(device: torch.device) -> Iterator[Finding]:
         )
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _memory() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # no such question on this system
+    except (AttributeError, OSError, ValueError):  # not supported by this system
         return None
 
 
-def _why_device(wanted: str, device: torch.device) -> str:
-    if wanted != "auto":
-        return f"{device}, as asked for"
+def _explain_device(requested: str, device: torch.device) -> str:
+    if requested != "auto":
+        return f"{device}, as requested"
     if device.type != "cpu":
-        return f"{device}, since there is a GPU"
+        return f"{device}, since a GPU is available"
     if torch.version.cuda is None and torch.version.hip is None:
-        return "cpu: this torch was built without GPUs (https://pytorch.org has others)"
-    return "cpu: torch sees no GPU"
+        return "cpu: this torch was built without GPU support (other builds: https://pytorch.org)"
+    return "cpu: torch finds no GPU"
 
 
-def _why_precision(wanted: str, precision: torch.dtype, device: torch.device) -> str:
+def _explain_precision(requested: str, precision: torch.dtype, device: torch.device) -> str:
     name = str(precision).removeprefix("torch.")
-    if wanted != "auto":
-        return f"{name}, as asked for"
+    if requested != "auto":
+        return f"{name}, as requested"
     if device.type == "cpu":
-        return f"{name}, since results on a CPU are to be exact unless told otherwise"
-    return f"{name}, since the GPU has it" if name == "bfloat16" else f"{name}, since the GPU has no bfloat16; float16 is tried below"
+        return f"{name}, the default on CPUs"
+    return f"{name}, which the GPU supports" if name == "bfloat16" else f"{name}, since the GPU has no bfloat16; float16 is tried below"
 
 
 def _programs() -> Iterator[Finding]:
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU"
-    version = _version("gleansr") or "not installed, run from its sources"
+    version = _version("gleansr") or "not installed, run from sources"
     yield Finding("gleansr", f"{version}, Python {platform.python_version()}, {platform.system()}")
     yield Finding("torch", f"{torch.__version__}, built for {build}")
     onednn = torch.backends.mkldnn.is_available()
-    yield Finding("oneDNN", "there" if onednn else "not in this torch: convolutions on the CPU are slower")
+    yield Finding("oneDNN", "available" if onednn else "not in this torch: convolutions on the CPU are slower")
     if importlib.util.find_spec("onnxruntime"):
         import onnxruntime
 
@@ -284,7 +290,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _extras() -> Iterator[Finding]:
-    """Which optional dependencies there are."""
+    """The installed and the missing optional dependencies."""
     try:
         required = importlib.metadata.requires("gleansr") or []
     except importlib.metadata.PackageNotFoundError:
@@ -292,8 +298,8 @@ def _extras() -> Iterator[Finding]:
     for extra, purpose in EXTRAS.items():
         names = [match[0] for line in required if f"extra == '{extra}'" in line.replace('"', "'") and (match := re.match(r"[\w.-]+", line))]
         missing = [name for name in names if _version(name) is None]
-        lacking = f"not installed: pip install 'gleansr[{extra}]' ({', '.join(missing)})"
-        yield Finding(f"for {purpose}", lacking if missing else "installed")
+        problem = f"not installed: pip install 'gleansr[{extra}]' ({', '.join(missing)})"
+        yield Finding(f"for {purpose}", problem if missing else "installed")
 
 
 def _files() -> Iterator[Finding]:
@@ -302,25 +308,25 @@ def _files() -> Iterator[Finding]:
             continue
         path = zoo.file_of(model)
         try:
-            found = sha256_of(path)
+            sha256 = sha256_of(path)
             checkpoints.read(path)
         except (OSError, GleansrError) as error:
             yield Finding(model.name, f"{one_line(error)}; install gleansr again", ok=False)
             continue
-        intact = model.sha256_prefix is not None and found.startswith(model.sha256_prefix)
-        told = "bundled, intact" if intact else f"{path} is not the file that was shipped; install gleansr again"
-        yield Finding(model.name, told, ok=intact)
+        intact = model.sha256_prefix is not None and sha256.startswith(model.sha256_prefix)
+        text = "bundled, intact" if intact else f"{path} is not the file that was shipped; install gleansr again"
+        yield Finding(model.name, text, ok=intact)
     folder = zoo.cache_folder()
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    fetched = [model.name for model in zoo.named_models() if model.asset is None and zoo.installed(model)]
-    told = f"{folder}: {', '.join(fetched) or 'nothing fetched yet'}"
-    if not os.access(place, os.W_OK):
-        told += "; it cannot be written to: set GLEANSR_HOME to a folder that can"
-    yield Finding("fetched models", told)
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    downloaded = [model.name for model in zoo.named_models() if model.asset is None and zoo.installed(model)]
+    text = f"{folder}: {', '.join(downloaded) or 'none'}"
+    if not os.access(existing, os.W_OK):
+        text += "; not writable: set GLEANSR_HOME to a writable folder"
+    yield Finding("downloaded models", text)
     if offline := os.environ.get("GLEANSR_OFFLINE"):
-        yield Finding("GLEANSR_OFFLINE", f"{offline}: nothing is fetched")
+        yield Finding("GLEANSR_OFFLINE", f"{offline}: downloads are off")
 
 
 def _advice(report: DoctorReport, default: str, device: torch.device) -> Iterator[str]:
@@ -328,13 +334,13 @@ def _advice(report: DoctorReport, default: str, device: torch.device) -> Iterato
     base = trials.get(default)
     if base is None:
         return
-    most = max(base.rates)
-    better = [trial for trial in trials.values() if trial.rates[most] > WORTH_SAYING * base.rates[most]]
+    largest = max(base.rates)
+    better = [trial for trial in trials.values() if trial.rates[largest] > MIN_SPEEDUP * base.rates[largest]]
     if better:
-        best = max(better, key=lambda trial: trial.rates[most])
-        times = best.rates[most] / base.rates[most]
-        yield f"--precision {best.precision} is {times:.1f} times as fast here, {best.psnr:.0f} dB from float32: not to be seen"
-    if most > 1 and base.rates[most] > WORTH_SAYING * base.rates[1]:
-        yield f"many images at once, as folders are, take {base.rates[1] / base.rates[most]:.2f} of the time of one after the other"
+        best = max(better, key=lambda trial: trial.rates[largest])
+        speedup = best.rates[largest] / base.rates[largest]
+        yield f"--precision {best.precision} is {speedup:.1f} times as fast here, at {best.psnr:.0f} dB from float32: no visible difference"
+    if largest > 1 and base.rates[largest] > MIN_SPEEDUP * base.rates[1]:
+        yield f"batches, as for folders, take {base.rates[1] / base.rates[largest]:.2f} of the time of single images"
     if device.type == "cpu" and torch.get_num_threads() < cores() and "OMP_NUM_THREADS" in os.environ:
         yield f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} leaves cores unused"

@@ -1,20 +1,20 @@
-"""The errors that a user can cause, each one line that says what was wrong, the value, what was expected and how to mend it."""
+"""Errors that users can cause: one line with the problem, the value, what was expected and what to do."""
 
 
 class GleansrError(Exception):
-    """Base of all errors that gleansr raises on purpose. The command line prints its message and exits with `exit_code`."""
+    """Base of all errors that gleansr raises. The command line prints the message and exits with `exit_code`."""
 
     exit_code = 1
 
 
 class RequestError(GleansrError, ValueError):
-    """The request itself cannot be met: an unknown model, a missing device, options that exclude each other."""
+    """An invalid request: an unknown model, a missing device, conflicting options."""
 
     exit_code = 2
 
 
 class CheckpointError(RequestError):
-    """A file that should hold weights is missing, truncated, hostile, of another kind, or does not fit its architecture."""
+    """A file of weights is missing, truncated, hostile, of another kind, or does not fit its architecture."""
 
 
 class ImageError(GleansrError, ValueError):
@@ -22,25 +22,25 @@ class ImageError(GleansrError, ValueError):
 
 
 class TooLargeError(ImageError):
-    """An image has more pixels than are allowed."""
+    """An image exceeds the limit of pixels."""
 
 
 class NoObjectError(ImageError):
-    """A photo shows nothing of the model's category, and something is required."""
+    """No object of the model's category was detected in a photo, and one is required."""
 
     exit_code = 3
 
 
 class DownloadError(GleansrError):
-    """A file could not be fetched: the network, the server or the disk failed, or the contents are not the expected."""
+    """A download failed: the network, the server or the disk failed, or the contents are not the expected ones."""
 
 
 class InternalError(GleansrError):
-    """A fault of this program in another process, not of data or a request: it stops the work. A note of it holds the traceback."""
+    """A bug of gleansr in another process, not a fault of data or a request: it stops the job. Its note holds the traceback."""
 
     exit_code = 70
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of the system or of a library says, without line breaks; its kind where it says nothing."""
+    """The message of an error without line breaks; its type if the message is empty."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

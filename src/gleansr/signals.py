@@ -1,4 +1,4 @@
-"""Work that ends well when a signal asks for it."""
+"""Graceful stop on signals."""
 
 import signal
 import threading
@@ -8,27 +8,27 @@ from types import FrameType
 
 
 class Stop:
-    """Whether the work has been asked to stop. `name` is that of the signal."""
+    """A request to stop: `name` is the name of the signal, None before one arrives."""
 
     name: str | None = None
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Within the block SIGTERM and SIGINT ask the work to stop after its step; a second one stops it at once."""
+def stop_on_signal() -> Iterator[Stop]:
+    """Within the block, SIGTERM and SIGINT set `Stop.name`, for a stop after the current step; a second one acts as usual."""
     stop = Stop()
 
-    def ask(number: int, _: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         stop.name = signal.Signals(number).name
-        for kind in kept:
-            signal.signal(kind, kept[kind])
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield stop
         return
-    kept = {kind: signal.signal(kind, ask) for kind in (signal.SIGTERM, signal.SIGINT)}
+    previous = {kind: signal.signal(kind, handle) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        for kind, handler in kept.items():
+        for kind, handler in previous.items():
             signal.signal(kind, handler)

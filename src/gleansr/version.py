@@ -1,4 +1,4 @@
-"""The version of this package."""
+"""The version of the package."""
 
 import functools
 import importlib.metadata
@@ -6,7 +6,7 @@ import importlib.metadata
 
 @functools.cache
 def version() -> str:
-    """Of the installed package; "unknown" where the sources are run without an installation."""
+    """The version of the installed package; "unknown" if the sources run without an installation."""
     try:
         return importlib.metadata.version("gleansr")
     except importlib.metadata.PackageNotFoundError:

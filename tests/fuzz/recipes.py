@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gleansr.configs import from_dict, override
+from gleansr.configs import from_dict, parse_override
 from gleansr.documents import DocumentError, parse_json, parse_toml
 from gleansr.errors import RequestError
 from gleansr.training.config import NetworkRecipe, recipe_names
@@ -79,7 +79,7 @@ def run(chances: Iterable[random.Random]) -> Counter[str]:
         check("recipe", lambda toml=toml: from_dict(NetworkRecipe, parse_toml(toml, "x.toml"), "x.toml"), toml, counts)
         check("record", lambda table=table: from_dict(NetworkRecipe, _table(parse_json(table, "x.json")), "x.json"), table, counts)
         change = damaged(b"run.iterations=1000", rng).decode(errors="replace")
-        check("change", lambda change=change: override(change), change.encode(), counts)
+        check("change", lambda change=change: parse_override(change), change.encode(), counts)
     return counts
 
 

@@ -22,7 +22,7 @@ from gleansr.errors import GleansrError, RequestError
 from gleansr.images.resize import resize
 from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator, InstanceNorm
-from gleansr.models.layers import placed
+from gleansr.models.layers import to_channels_last
 from gleansr.models.stylegan import StyleGAN, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 
@@ -86,7 +86,7 @@ def parameter_groups(bank: Bank) -> list[list[nn.Parameter]]:
     turns features into RGB stays as it is in all of them; so do noise images and the classes' embedding.
     """
     if isinstance(bank, BigGAN):
-        return bank.groups()
+        return bank.parameter_groups()
     synthesis = bank.synthesis
     layers = [nn.ModuleList(synthesis.layers[i] for i in synthesis.layers_at(j)) for j in range(len(bank.config.channels))]
     groups = [list(group.parameters()) for group in layers]
@@ -149,8 +149,8 @@ class DGP:
         self.name, self.scale = "DGP", scale
         self.in_size: int | None = size // scale
         self.device, self.precision = torch.device(device), precision
-        self._bank = placed(copy.deepcopy(bank).eval(), self.device)
-        self._discriminator = placed(copy.deepcopy(_checked(discriminator, size)).eval().requires_grad_(False), self.device)
+        self._bank = to_channels_last(copy.deepcopy(bank).eval(), self.device)
+        self._discriminator = to_channels_last(copy.deepcopy(_checked(discriminator, size)).eval().requires_grad_(False), self.device)
         self._groups = parameter_groups(self._bank)
         self._originals = [[parameter.detach().clone() for parameter in group] for group in self._groups]
         self._factors = storage_factors(self._bank)

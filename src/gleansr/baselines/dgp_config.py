@@ -37,7 +37,7 @@ class DGPConfig:
     that moment. StyleGAN's banks have no batch normalisation: nothing to replace."""
     prior_weight: Annotated[float, Range(0)] = 0.02
     """Weight of the mean of z^2 / 2 ("w_nll"). StyleGAN's banks see the direction of z alone: there it only makes z turn more readily."""
-    betas: Annotated[tuple[float, float], Range(0, 1, open=True)] = (0.0, 0.999)
+    betas: Annotated[tuple[float, float], Range(0, 1, exclusive=True)] = (0.0, 0.999)
     """Adam's betas."""
     select_samples: Annotated[int, Range(1, 1_000_000)] = 500
     """How many z, with random classes where none is given, are drawn to start from the one of the least features' distance."""

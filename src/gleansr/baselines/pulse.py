@@ -21,7 +21,7 @@ from gleansr.baselines.search import check_lr, check_scale, reduction
 from gleansr.configs import Range, check
 from gleansr.errors import RequestError
 from gleansr.inference.method import ModelOutput, StepReport
-from gleansr.models.layers import placed
+from gleansr.models.layers import to_channels_last
 from gleansr.models.stylegan import StyleGAN
 from gleansr.models.stylegan2 import StyleGAN2
 
@@ -163,7 +163,7 @@ class PULSE:
         self.name, self.scale = "PULSE", scale
         self.in_size: int | None = size // scale
         self.device, self.precision = torch.device(device), precision
-        self.bank = placed(bank.eval(), self.device)
+        self.bank = to_channels_last(bank.eval(), self.device)
         self._matrix = shrinking_matrix(size, scale).float().to(self.device)
         self._gaussian: Gaussian | None = None
 

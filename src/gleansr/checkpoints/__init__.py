@@ -1,4 +1,4 @@
-"""Files in, models out. Importing this package loads neither torch nor any model; reading a file does."""
+"""Reading of checkpoint files. Importing this package imports neither torch nor any model; reading a file does."""
 
 import dataclasses
 import os
@@ -21,25 +21,25 @@ def load_model(name_or_path: str | os.PathLike[str], *, part: str | None = None)
     """A network in eval mode, float32, on the CPU.
 
     Args:
-        name_or_path: the name of a model, downloaded at its first use, or a file of any known layout.
-        part: "generator" or "discriminator"; by default the generator, or the only network there is.
+        name_or_path: the name of a model, downloaded at its first use, or a file of any supported layout.
+        part: "generator" or "discriminator"; by default the generator, or the only network in the file.
 
     Raises:
         RequestError: no model has that name.
         DownloadError: its download failed.
-        CheckpointError: the file is missing, broken, of an unknown layout, or has no such part.
+        CheckpointError: the file is missing, broken, of an unsupported layout, or has no such part.
     """
     path = model_path(name_or_path)
     return read(path).build(part, path)
 
 
 def read(path: str | os.PathLike[str]) -> "Checkpoint":
-    """The networks in a file of any known layout, which is recognised by its contents. Nothing in the file is executed.
+    """The networks in a file of any supported layout, identified by its contents. Nothing in the file is executed.
 
-    Category, licence and credit of a named model's file are added where the file does not hold them.
+    Category, licence and credit of a named model are added if its file does not hold them.
 
     Raises:
-        CheckpointError: the file is missing, broken, hostile or of an unknown layout.
+        CheckpointError: the file is missing, broken, hostile or of an unsupported layout.
     """
     from gleansr.ambient import plain_torch
     from gleansr.checkpoints import native
@@ -50,8 +50,8 @@ def read(path: str | os.PathLike[str]) -> "Checkpoint":
             head = file.read(512)
         with plain_torch():
             checkpoint = _read(path, head)
-        named = zoo.entry_of(path)
-        if named and not checkpoint.about.licence:  # other layouts do not say it themselves
+        named = zoo.model_of_file(path)
+        if named and not checkpoint.about.licence:  # foreign layouts have no place for it
             about = native.About(named.name, named.category, named.licence, named.credit)
             return dataclasses.replace(checkpoint, about=about)
         return checkpoint
@@ -60,26 +60,26 @@ def read(path: str | os.PathLike[str]) -> "Checkpoint":
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (MemoryError, RecursionError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        # What a file can hold has no end: whatever the readers have not foreseen is a fault of the file too.
+        # Any error that a file causes in the readers is a fault of the file.
         reason = _one_line(f"{type(error).__name__}: {error}")
         raise CheckpointError(f"{path}: cannot be read ({reason})") from error
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks and the control characters of a terminal, and of bounded length."""
+    """The text without line breaks and control characters, shortened."""
     return "".join(c if c.isprintable() else " " for c in text[:2000])
 
 
 def _read(path: Path, head: bytes) -> "Checkpoint":
-    from gleansr.checkpoints import foreign, kinds, native, nvidia, pickles, shared
+    from gleansr.checkpoints import file_types, foreign, native, nvidia, pickles, shared
 
     size = path.stat().st_size
     if not head:
         raise CheckpointError(f"{path}: an empty file")
     if head[4:9] == b"\0\0\0\0{":  # safetensors: the length of a JSON header, below 4 GiB, and the header
         kind = "a safetensors file with no format in its metadata: "
-        own = native.read_any(path)
-        return shared.with_bank(own, path) if own else foreign.read(native.read_tensors(path), path, size, kind)
+        own = native.try_read(path)
+        return shared.attach_bank(own, path) if own else foreign.read(native.read_tensors(path), path, size, kind)
     if head.startswith(b"PK\x03\x04") or pickles.is_legacy(head):
         return foreign.read(pickles.load_torch(path), path, size)
     if head.startswith(b"\x80"):
@@ -87,5 +87,5 @@ def _read(path: Path, head: bytes) -> "Checkpoint":
         if nvidia.is_pickle(contents):
             return nvidia.read_pickle(contents, path, size)
         return foreign.read(contents, path, size, "a pickle, but not one of NVIDIA's with networks G_ema, G or D: ")
-    what = kinds.misfit(head, path.name) or "not a file of weights"
-    raise CheckpointError(f"{path}: {what}; known are {foreign.KNOWN}")
+    problem = file_types.explain(head, path.name) or "not a file of weights"
+    raise CheckpointError(f"{path}: {problem}; known are {foreign.KNOWN}")

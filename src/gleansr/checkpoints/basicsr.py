@@ -47,7 +47,7 @@ LAYOUT = StyleGAN2Layout(
 
 
 def generator(weights: Weights) -> StoredNetwork:
-    """A generator; "latent_avg", which the file has beside it, is the w_avg."""
+    """A generator; "latent_avg" next to it in the file is the w_avg."""
     return LAYOUT.read_generator(weights)
 
 
@@ -58,7 +58,7 @@ def discriminator(weights: Weights) -> StoredNetwork:
 
 def rrdbnet(weights: Weights) -> StoredNetwork:
     """An ESRGAN network."""
-    doublings = max(weights.count(lambda u: f"conv_up{u + 1}.weight"), 2)  # BasicSR's has no fewer
+    doublings = max(weights.count(lambda u: f"conv_up{u + 1}.weight"), 2)  # BasicSR's always has two
     scale, folded = enlargement(weights, "conv_first.weight", doublings)
     features, growth, n_blocks = trunk_sizes(weights)
     names = trunk_names("trunk", "", n_blocks) | pair("high", "conv_hr") | pair("out", "conv_last")
@@ -68,7 +68,7 @@ def rrdbnet(weights: Weights) -> StoredNetwork:
 
 
 def enlargement(weights: Weights, first: str, doublings: int) -> tuple[int, bool]:
-    """Scale of an ESRGAN network, and whether it folds its input, from the channels that the weight `first` reads."""
+    """Scale of an ESRGAN network, and whether it folds its input, from the input channels of the weight `first`."""
     n_in = weights.size(first, 1)
     folds = {3: 1, 12: 2, 48: 4}
     if n_in not in folds:
@@ -85,17 +85,17 @@ def trunk_sizes(weights: Weights) -> tuple[int, int, int]:
     return weights.size("conv_first.weight", 0), growth, n_blocks
 
 
-def trunk_names(ours: str, theirs: str, n_blocks: int) -> dict[str, str]:
-    """Our name -> their name of an RRDB trunk's tensors; `theirs` is a prefix with its dot, or empty."""
-    names = pair(f"{ours}.first", f"{theirs}conv_first") | pair(f"{ours}.last", f"{theirs}conv_body")
-    return names | dense_names(ours, n_blocks, lambda b, d, k: f"{theirs}body.{b}.rdb{d}.conv{k}")
+def trunk_names(native: str, foreign: str, n_blocks: int) -> dict[str, str]:
+    """Native -> foreign names of an RRDB trunk's tensors; `foreign` is a prefix with its dot, or empty."""
+    names = pair(f"{native}.first", f"{foreign}conv_first") | pair(f"{native}.last", f"{foreign}conv_body")
+    return names | dense_names(native, n_blocks, lambda b, d, k: f"{foreign}body.{b}.rdb{d}.conv{k}")
 
 
-def dense_names(ours: str, n_blocks: int, theirs: Callable[[int, int, int], str]) -> dict[str, str]:
-    """The convolutions of a trunk's dense blocks; `theirs` names one by its RRDB, from 0, its dense block and its number, both from 1."""
+def dense_names(native: str, n_blocks: int, foreign: Callable[[int, int, int], str]) -> dict[str, str]:
+    """The convolutions of a trunk's dense blocks; `foreign` names one by RRDB, from 0, dense block and number, both from 1."""
     names: dict[str, str] = {}
     for block in range(n_blocks):
         for dense in range(3):
             for conv in range(5):
-                names |= pair(f"{ours}.body.{block}.blocks.{dense}.convs.{conv}", theirs(block, dense + 1, conv + 1))
+                names |= pair(f"{native}.body.{block}.blocks.{dense}.convs.{conv}", foreign(block, dense + 1, conv + 1))
     return names

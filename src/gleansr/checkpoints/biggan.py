@@ -1,7 +1,7 @@
 """BigGAN in its authors' PyTorch layout, a state dict of one network: G_ema_256.pth and D_256.pth of DGP.
 
-Not in the files and taken for granted: the published tables of widths, z in chunks, a shared embedding of classes, and DGP's constants, one
-step of the power iteration and 1e-6 and 1e-5 beside the spectral norms and the variances.
+Assumed, since the files do not state it: the published tables of widths, z in chunks, a shared class embedding, and DGP's constants: one
+step of the power iteration, and 1e-6 and 1e-5 added to the spectral norms and the variances.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ GENERATOR_NAMES = SHARED_NAMES | {
     "out_norm": "output_layer.0",
     "out_conv": "output_layer.2",
 }
-"""Parts of our names -> what stands for them there. All others are the same."""
+"""Parts of native names -> foreign ones. All others are equal."""
 
 
 def generator(weights: Weights) -> StoredNetwork:
-    """A generator. What DGP's instance normalisation has left in a file is no weight: it is made anew wherever it is used."""
+    """A generator. Tensors of DGP's instance normalisation are ignored: they are computed where they are used."""
     resolution, widths = _table(weights, {len(widths) - 1: (size, widths) for size, widths in GENERATOR_WIDTHS.items()})
     blocks = range(len(widths) - 1)
     config = BigGANConfig(
@@ -61,14 +61,14 @@ def _table(weights: Weights, tables: Mapping[int, tuple[int, tuple[int, ...]]]) 
 
 
 def _attention(weights: Weights, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The sizes with attention, of those at which the blocks end."""
+    """The sizes with attention, from the output sizes of the blocks."""
     return tuple(sorted({size for i, size in enumerate(sizes) if f"blocks.{i}.1.theta.weight" in weights.tensors}))
 
 
 def _translate(weights: Weights, kind: str, config: BigGANConfig, parts: Mapping[str, str], unused: set[str]) -> StoredNetwork:
-    """The network of a state dict without the tensors `unused` and without "sv0", a log of the largest singular value beside every "u0"."""
-    ours = skeleton(kind, config).state_dict()
-    names = {name: ".".join(parts.get(part, part) for part in name.split(".")) for name in ours}
+    """The network of a state dict without the tensors `unused` and "sv0", a log of the largest singular value next to every "u0"."""
+    native = skeleton(kind, config).state_dict()
+    names = {name: ".".join(parts.get(part, part) for part in name.split(".")) for name in native}
     unused = unused | {f"{name.removesuffix('u0')}sv0" for name in names.values() if name.endswith(".u0")}
     kept = {name: tensor for name, tensor in weights.tensors.items() if name not in unused}
     return dataclasses.replace(weights, tensors=kept).translate(kind, config, names)

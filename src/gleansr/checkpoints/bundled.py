@@ -1,4 +1,4 @@
-"""The networks that judge and come with the package."""
+"""Bundled metric networks."""
 
 from typing import cast
 

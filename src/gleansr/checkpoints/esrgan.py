@@ -1,10 +1,10 @@
 """ESRGAN, ESRGAN+ and nESRGAN+ in the layouts of their authors: bare state dicts.
 
-The older layout, of ESRGAN's first code, of most networks that people have trained with it and of ESRGAN+, numbers the layers of one list
-("model.3.weight"). The newer one, of the released RRDB_ESRGAN_x4.pth and of BSRGAN, names them ("upconv1.weight"). ESRGAN+'s own program
-loads files without insisting on all tensors, because it accepts plain ESRGAN's too, which lack the 1x1 convolutions; its own files are
-whole and are read strictly. The number of doublings tells the scale; a single enlargement by 3, which the older code allows, has the same
-tensors as one by 2 and is taken for that. The noise of training is not in the files: it is taken to be the default.
+The older layout, of ESRGAN's first code, most networks trained with it and ESRGAN+, numbers the layers of one list ("model.3.weight"). The
+newer one, of the released RRDB_ESRGAN_x4.pth and BSRGAN, names them ("upconv1.weight"). ESRGAN+'s own program does not require all tensors,
+because it also loads plain ESRGAN's files, which lack the 1x1 convolutions; files of ESRGAN+ are complete and read strictly. The number of
+doublings gives the scale; a single enlargement by 3, which the older code allows, has the same tensors as one by 2 and is read as such. The
+noise of training is not in the files and takes its default.
 """
 
 from gleansr.checkpoints.basicsr import dense_names, enlargement
@@ -26,7 +26,7 @@ def esrgan_plus(weights: Weights) -> StoredNetwork:
 
 
 def older(weights: Weights) -> StoredNetwork:
-    """An ESRGAN in the older layout; folded inputs, of converted files, are told by their channels."""
+    """An ESRGAN in the older layout; the input channels reveal folded inputs of converted files."""
     features, growth, n_blocks, doublings = _older_sizes(weights)
     scale, folded = enlargement(weights, "model.0.weight", doublings)
     config = RRDBNetConfig(scale, features, growth, n_blocks, folded)
@@ -55,8 +55,8 @@ def _older_sizes(weights: Weights) -> tuple[int, int, int, int]:
 
 
 def _older_names(n_blocks: int, doublings: int) -> dict[str, str]:
-    """The list is first, RRDBs with their last convolution, (doubling, convolution, activation) for each, convolution, activation,
-    convolution. Only convolutions have tensors."""
+    """Native -> foreign names. The list is: convolution, RRDBs and their last convolution, (doubling, convolution, activation) for each
+    doubling, convolution, activation, convolution. Only convolutions have tensors."""
     names = pair("trunk.first", "model.0") | pair("trunk.last", f"model.1.sub.{n_blocks}")
     names |= dense_names("trunk", n_blocks, lambda b, d, k: f"model.1.sub.{b}.RDB{d}.conv{k}.0")
     for u in range(doublings):

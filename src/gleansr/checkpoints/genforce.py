@@ -1,7 +1,7 @@
 """StyleGAN, the first version, in GenForce's layout: {"generator", "generator_smooth", "discriminator"}, converted or in training files.
 
-The files do not say how the networks use some tensors: equalised weights, a final layer without tanh, minibatch groups of 4 and changes of
-size fused with the convolution from 128 px on, all GenForce's defaults and those of the official networks, are taken for granted.
+Assumed, since the files do not state it: equalised weights, a final layer without tanh, minibatch groups of 4, and resampling fused with
+the convolution from 128 px on. All are defaults of GenForce and of the official networks.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from gleansr.models.layers import binomial_kernel
 from gleansr.models.stylegan import BLUR, StyleGANConfig
 
 FUSED_FROM = 128
-"""The first size in pixels at which the generator's doubling is fused with its convolution."""
+"""Smallest size in pixels at which the generator's upsampling is fused with its convolution."""
 
 
 def generator(weights: Weights) -> StoredNetwork:
@@ -33,26 +33,26 @@ def generator(weights: Weights) -> StoredNetwork:
     for k in range(config.mapping_layers):
         names |= pair(f"mapping.layers.{k}", f"mapping.dense{k}")
     for i in range(2 * n):
-        ours, theirs = f"synthesis.layers.{i}", f"synthesis.layer{i}"
-        names |= pair(f"{ours}.affine", f"{theirs}.style") | {f"{ours}.bias": f"{theirs}.bias"}
-        names |= {f"{ours}.noise_strength": f"{theirs}.apply_noise.weight", f"synthesis.noise_{i}": f"{theirs}.apply_noise.noise"}
+        native, foreign = f"synthesis.layers.{i}", f"synthesis.layer{i}"
+        names |= pair(f"{native}.affine", f"{foreign}.style") | {f"{native}.bias": f"{foreign}.bias"}
+        names |= {f"{native}.noise_strength": f"{foreign}.apply_noise.weight", f"synthesis.noise_{i}": f"{foreign}.apply_noise.noise"}
         if i:
-            names[f"{ours}.conv.weight"] = f"{theirs}.weight"
+            names[f"{native}.conv.weight"] = f"{foreign}.weight"
     for j in range(n):
         names |= pair(f"synthesis.to_rgb.{j}", f"synthesis.output{j}")
 
-    up = {f"synthesis.layers.{2 * j}.conv.weight": 4 * 2**j for j in range(1, n)}  # -> the size that they enlarge to
+    up = {f"synthesis.layers.{2 * j}.conv.weight": 4 * 2**j for j in range(1, n)}  # -> output size
     blurs = {f"synthesis.layer{2 * j}.blur.kernel": config.channels[j] for j in range(1, n)}
-    found = _without(weights, "synthesis.lod", blurs)
-    network = found.translate("stylegan", config, names, lambda name, ours: (ours[1], ours[0], 3, 3) if name in up else ours)
+    filtered = _without(weights, "synthesis.lod", blurs)
+    network = filtered.translate("stylegan", config, names, lambda name, native: (native[1], native[0], 3, 3) if name in up else native)
     for name, size in up.items():
-        kernel = found.tensors[names[name]].transpose(0, 1)
-        network.tensors[name] = (kernel if size >= FUSED_FROM else kernel.flip(2, 3)).contiguous()  # see UpConv
+        kernel = filtered.tensors[names[name]].transpose(0, 1)
+        network.tensors[name] = (kernel if size >= FUSED_FROM else kernel.flip(2, 3)).contiguous()  # see EqualizedUpConv
     return network
 
 
 def discriminator(weights: Weights) -> StoredNetwork:
-    """A discriminator. Fused or not, halving sees its kernels alike."""
+    """A discriminator. Fused and separate downsampling use the kernels alike."""
     n = weights.count(lambda j: f"input{j}.weight")
     top_down = [weights.size(f"input{j}.weight", 0) for j in range(n)]
     if (labels := weights.size(f"layer{2 * n}.weight", 0)) != 1:
@@ -69,14 +69,14 @@ def discriminator(weights: Weights) -> StoredNetwork:
 
 
 def _lod(weights: Weights, name: str) -> float:
-    """The level of detail, a single number. GenForce computes with the one in the file, in both networks."""
+    """The level of detail, a scalar. GenForce uses the one in the file, in both networks."""
     if name not in weights.tensors or weights.tensors[name].shape != ():
-        raise weights.error(f"the tensor {weights.prefix}{name} is missing or no single number")
+        raise weights.error(f"the tensor {weights.prefix}{name} is missing or not a scalar")
     return float(weights.tensors[name])
 
 
 def _without(weights: Weights, lod: str, blurs: Mapping[str, int]) -> Weights:
-    """`weights` without what is no weight: the level of detail, and the blurs of so many channels, which must equal our filter."""
+    """`weights` without the level of detail and the blur kernels, which must equal the only supported filter. `blurs`: name -> channels."""
     expected = binomial_kernel(1, BLUR)
     for name, channels in blurs.items():
         kernel = weights.tensors.get(name)

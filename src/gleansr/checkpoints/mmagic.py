@@ -53,20 +53,20 @@ def generator(weights: Weights) -> StoredNetwork:
 
 
 def stylegan1(weights: Weights) -> StoredNetwork:
-    """Refused: mmagic's StyleGAN of the first version computes otherwise than the official one."""
+    """Raises an error: mmagic's StyleGAN of the first version differs from the official architecture."""
     raise weights.error(
         "a StyleGAN1 of mmagic (styleganv1), which is not the official architecture; StyleGAN is read from GenForce's files"
     )
 
 
 def discriminator(weights: Weights) -> StoredNetwork:
-    """A StyleGAN2 discriminator, also that of a GLEAN; augmentation (ADA), which is for training only, is left out."""
+    """A StyleGAN2 discriminator, also of a GLEAN; tensors of augmentation (ADA), used in training only, are ignored."""
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("ada_aug.")}
     return LAYOUT.read_discriminator(Weights(tensors, weights.prefix, weights.source))
 
 
 def glean(weights: Weights) -> StoredNetwork:
-    """A GLEAN: the bank under "generator.", the encoder as one list from the RRDBs to the codes."""
+    """A GLEAN: the bank under "generator.", the encoder as one list from the RRDBs to the latents."""
     bank = LAYOUT.generator_config(weights.under("generator."))
     n_fused = weights.count(lambda k: f"fusion_out.{k}.weight")  # at 4, 8, ..., in px
     in_size = 2 ** (n_fused + 1)
@@ -75,7 +75,7 @@ def glean(weights: Weights) -> StoredNetwork:
     out_features = weights.size(f"decoder.{n_up}.0.weight", 0)
     config = GLEANConfig(in_size, bank, n_rrdb, features, growth, out_features)
 
-    names = {f"bank.{ours}": f"generator.{theirs}" for ours, theirs in LAYOUT.generator_names(bank).items()}
+    names = {f"bank.{native}": f"generator.{foreign}" for native, foreign in LAYOUT.generator_names(bank).items()}
     names |= trunk_names("encoder.trunk", "encoder.0.0.", n_rrdb) | pair("encoder.head", "encoder.0.1")
     for k in range(n_fused - 1):
         names |= pair(f"encoder.down.{k}.0", f"encoder.{k + 1}.0") | pair(f"encoder.down.{k}.2", f"encoder.{k + 1}.2")

@@ -1,9 +1,8 @@
 """The native format: a safetensors file whose metadata holds the whole architecture, licence, credit and training facts.
 
 Metadata, all JSON: `format` "gleansr/1"; `networks` {part: {"kind", "config"}}; `about` {"name", "category", "licence", "credit",
-"training"}; where a GLEAN's bank is that of a bundled file, `bank` {"name", "sha256"} in the place of its tensors, see `shared`. The
-tensors of a part are named "part.name". Weights may be stored in half precision; models are built in float32.
-Equal checkpoints are equal files, byte for byte.
+"training"}; for a GLEAN with a bundled bank, `bank` {"name", "sha256"} in place of its tensors, see `shared`. The tensors of a part are
+named "part.name". Weights may be stored in half precision; models are built in float32. Equal checkpoints are equal files, byte for byte.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from gleansr.documents import parse_json
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.files import replacing
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
-from gleansr.models.encoder import CodeEncoder
+from gleansr.models.encoder import LatentEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
 from gleansr.models.generator import Generator
@@ -38,26 +37,26 @@ from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discri
 FORMAT = "gleansr/1"
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
-"""The types that weights are stored in, and what safetensors calls them; networks are built in float32 from any of them."""
+"""Data types of stored weights, and their names in safetensors; networks are built in float32 from any of them."""
 
-# What is read of a file's header; a large model's has 300 kB in all and 1000 tensors.
-LONGEST_HEADER = 2**24
-MOST_TENSORS = 50_000
-LONGEST_NETWORKS = 2**15
-LONGEST_ABOUT = 2**22
-MOST_PARTS = 16
+# Limits of a file's header; a large model's has 300 kB and 1000 tensors.
+MAX_HEADER = 2**24
+MAX_TENSORS = 50_000
+MAX_NETWORKS_TEXT = 2**15
+MAX_ABOUT_TEXT = 2**22
+MAX_PARTS = 16
 
 
 @dataclass(frozen=True)
 class NoConfig:
-    """The configuration of a network that comes in one form only."""
+    """The configuration of a network without variants."""
 
 
 KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "glean": (GLEAN, GLEANConfig),
     "stylegan2": (StyleGAN2, StyleGAN2Config),
     "stylegan2-discriminator": (StyleGAN2Discriminator, StyleGAN2Config),
-    "stylegan2-encoder": (CodeEncoder, StyleGAN2Config),
+    "stylegan2-encoder": (LatentEncoder, StyleGAN2Config),
     "stylegan": (StyleGAN, StyleGANConfig),
     "stylegan-discriminator": (StyleGANDiscriminator, StyleGANConfig),
     "biggan": (BigGAN, BigGANConfig),
@@ -71,25 +70,25 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
 
 @dataclass(frozen=True)
 class About:
-    """What a user must know of a file beside its numbers."""
+    """Facts of a file for its users."""
 
     name: str | None = None
-    """What to call the model."""
+    """Name of the model."""
     category: str | None = None
-    """What its images show: faces, cats, ..."""
+    """Subject of its images: faces, cats, ..."""
     licence: str | None = None
     """SPDX identifier or name of the licence of the weights."""
     credit: str | None = None
-    """Who must be named."""
+    """Attribution."""
     content_height: int | None = None
-    """Rows in the middle of a result that are image, between bars (384 of 512 for LSUN's cars); None: all."""
+    """Rows of the image in the middle of a result, between bars (384 of 512 for LSUN's cars); None for all."""
     border: str | None = None
-    """What the bars are in the model's eyes: "repeat", the outermost rows again; None or "black"."""
+    """Contents of the bars: "repeat" for the outermost rows; None or "black"."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts of the training: data, images seen, recipe, figures."""
 
     def published(self) -> dict[str, Any]:
-        """What is written into a model's file: what is known, and of absolute paths in the facts of the training only the last part."""
+        """The known facts for a file; absolute paths in the training facts are reduced to file names."""
         return {key: _without_folders(value) if key == "training" else value for key, value in vars(self).items() if value}
 
 
@@ -97,16 +96,15 @@ _SCALED = (Tensor.normal_, Tensor.div, Tensor.__truediv__, Tensor.mul, Tensor.__
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves weights without memory as they are where they would be filled or scaled: PyTorch would import its compiler for that, which
-    takes seconds."""
+    """Skips filling and scaling of weights on the meta device, for which PyTorch would import its compiler: seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         scaled = func in _SCALED and isinstance(args[0], Tensor) and not any(isinstance(value, Tensor) for value in args[1:])
-        return args[0] if scaled and args[0].is_meta else func(*args, **(kwargs or {}))  # filters have their numbers from the start
+        return args[0] if scaled and args[0].is_meta else func(*args, **(kwargs or {}))  # filters are not on the meta device
 
 
 def skeleton(kind: str, config: Any) -> nn.Module:
-    """A network of one of `KINDS` without memory: its tensors have shapes, but no numbers."""
+    """A network of one of `KINDS` on the meta device: its tensors have shapes, but no values."""
     model_type, _ = KINDS[kind]
     with torch.device("meta"), _Uninitialised():
         return model_type() if isinstance(config, NoConfig) else model_type(config)
@@ -114,7 +112,7 @@ def skeleton(kind: str, config: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """One network of a checkpoint: its kind, its architecture and its tensors under gleansr's names."""
+    """One network of a checkpoint: kind, architecture, and tensors by native names."""
 
     kind: str
     config: Any
@@ -122,7 +120,7 @@ class StoredNetwork:
 
     @classmethod
     def of(cls, model: nn.Module) -> "StoredNetwork":
-        """The network that `model` is, its tensors shared."""
+        """The network of a model; tensors are shared."""
         for kind, (model_type, config_type) in KINDS.items():
             if type(model) is model_type:
                 config = getattr(model, "config", None) or config_type()
@@ -132,7 +130,7 @@ class StoredNetwork:
     def build(self, source: str | Path) -> nn.Module:
         """The model in eval mode, float32, on the CPU.
 
-        A tensor that is missing, unexpected, of another shape or no plain floating-point one is an error, and so are NaN and infinity.
+        Raises CheckpointError for tensors that are missing, unexpected, misshapen or not plain floating-point, and for NaN and infinity.
         """
         model = skeleton(self.kind, self.config)
         if isinstance(model, Generator) and "w_avg" in self.tensors:
@@ -154,22 +152,22 @@ class SharedBank:
     name: str
     """A model of `zoo`."""
     sha256: str
-    """How the sha256 of that bank's file begins, 16 hex digits."""
+    """First 16 hexadecimal digits of the SHA-256 of that bank's file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The networks of one file by part ("generator", "discriminator") and what is known of them."""
+    """The networks of one file by part ("generator", "discriminator"), and facts about them."""
 
     layout: str
     networks: dict[str, StoredNetwork]
     about: About = About()
     bank: SharedBank | None = None
-    """Where the tensors of the generator's bank are, if they are not in the file; `checkpoints.read` puts them in."""
+    """The bundled bank of the generator, if its tensors are not in the file; `checkpoints.read` adds them."""
 
     @plain_torch()
     def build(self, part: str | None, source: str | Path) -> nn.Module:
-        """The network of `part`; without a part, the only one there is or the generator."""
+        """The network of `part`; by default the generator, or the first one."""
         if part is None:
             part = "generator" if "generator" in self.networks else next(iter(self.networks))
         if part not in self.networks:
@@ -178,12 +176,12 @@ class Checkpoint:
 
 
 def bank_within(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
-    """The bank in the file of a GLEAN; any other file's contents as they are. A light GLEAN, which holds a part of one, is an error."""
+    """The bank of a GLEAN as a checkpoint; others unchanged. Raises CheckpointError for a light GLEAN, which has only a part of one."""
     network = checkpoint.networks.get("generator")
     if network is None or network.kind != "glean" or isinstance(network.config.bank, NoBankConfig):
         return checkpoint
     if network.config.light:
-        raise CheckpointError(f"{source}: a light GLEAN holds no whole bank, only what it reads of one; give the full model's file instead")
+        raise CheckpointError(f"{source}: a light GLEAN holds only a part of its bank; give the full model's file instead")
     kind = "stylegan2" if isinstance(network.config.bank, StyleGAN2Config) else "stylegan"
     tensors = {name.removeprefix("bank."): tensor for name, tensor in network.tensors.items() if name.startswith("bank.")}
     networks = {**checkpoint.networks, "generator": StoredNetwork(kind, network.config.bank, tensors)}
@@ -208,10 +206,10 @@ def check_values(name: str, tensor: Tensor, source: str | Path) -> None:
     """Raises a CheckpointError unless a tensor holds plain finite floating-point numbers."""
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise CheckpointError(f"{source}: the tensor {name} is {tensor.dtype}, {tensor.layout}, not plain floating-point")
-    # By strides of 0 a few numbers can pose as a huge tensor, which the conversion to float32 would make it.
+    # With strides of 0 a few numbers can pose as a huge tensor, which the conversion to float32 would allocate.
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise CheckpointError(f"{source}: the tensor {name} claims more numbers than the file holds")
-    # The sum is a quick test: it is finite unless a number is not, or the numbers are so large that it overflows.
+    # The sum is a quick test: it is finite unless a number is not, or it overflows.
     if not tensor.sum().isfinite() and not tensor.isfinite().all():
         raise CheckpointError(f"{source}: the tensor {name} holds NaN or infinity")
 
@@ -231,7 +229,7 @@ def write(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torc
     if checkpoint.bank:
         metadata["bank"] = json.dumps(dataclasses.asdict(checkpoint.bank), sort_keys=True)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("generator.bank.")}
-    # Written here and not by safetensors, which puts metadata in an order that differs from process to process.
+    # Not written by safetensors, whose order of metadata differs from process to process.
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in sorted(tensors):
@@ -247,7 +245,7 @@ def write(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torc
 
 
 def _without_folders(value: Any) -> Any:
-    """Plain data, with the name in place of each absolute path: other people's files are nobody's business."""
+    """Plain data with file names in place of absolute paths, for privacy."""
     if isinstance(value, Mapping):
         return {key: _without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -259,32 +257,32 @@ def _without_folders(value: Any) -> Any:
 
 def read(path: str | Path) -> Checkpoint:
     """Reads a file of the native format; see `Checkpoint.build` for the models in it."""
-    if (checkpoint := read_any(path)) is None:
+    if (checkpoint := try_read(path)) is None:
         raise CheckpointError(f"{path}: a safetensors file with no format in its metadata, but {FORMAT!r} is expected")
     return checkpoint
 
 
-def read_any(path: str | Path) -> Checkpoint | None:
+def try_read(path: str | Path) -> Checkpoint | None:
     """As `read`; None for a safetensors file of another program."""
     metadata, tensors = _contents(path)
-    found = metadata.get("format", "")
-    if not found.startswith("gleansr"):
+    file_format = metadata.get("format", "")
+    if not file_format.startswith("gleansr"):
         return None
-    if found != FORMAT:
-        raise CheckpointError(f"{path}: a safetensors file with format {found!r} in its metadata, but {FORMAT!r} is expected")
+    if file_format != FORMAT:
+        raise CheckpointError(f"{path}: a safetensors file with format {file_format!r} in its metadata, but {FORMAT!r} is expected")
     try:
-        if len(metadata["networks"]) > LONGEST_NETWORKS or len(metadata["about"]) > LONGEST_ABOUT:
-            raise ValueError(f"it is longer than {LONGEST_NETWORKS:,} characters of networks or {LONGEST_ABOUT:,} about them")
+        if len(metadata["networks"]) > MAX_NETWORKS_TEXT or len(metadata["about"]) > MAX_ABOUT_TEXT:
+            raise ValueError(f"it is longer than {MAX_NETWORKS_TEXT:,} characters of networks or {MAX_ABOUT_TEXT:,} about them")
         description = {key: parse_json(metadata[key], key) for key in ("networks", "about")}
-        if len(description["networks"]) > MOST_PARTS or len(description["about"]) > MOST_PARTS:
-            raise ValueError(f"more than {MOST_PARTS} networks, or facts about them")
+        if len(description["networks"]) > MAX_PARTS or len(description["about"]) > MAX_PARTS:
+            raise ValueError(f"more than {MAX_PARTS} networks, or facts about them")
         networks = {}
         for part, entry in sorted(description["networks"].items(), key=lambda item: (item[0] != "generator", item[0])):
             if not isinstance(kind := entry["kind"], str) or kind not in KINDS:
                 raise ValueError(f"a network of the kind {str(kind)[:50]!r}")
             config = from_dict(KINDS[kind][1], entry["config"], f"configuration of the {part}")
             prefix = f"{part}."
-            own = {_present(name.removeprefix(prefix)): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            own = {_current_name(name.removeprefix(prefix)): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
             networks[part] = StoredNetwork(kind, config, own)
         if tensors or not networks:
             raise CheckpointError(f"{path}: tensors of no network: {', '.join(name[:100] for name in list(tensors)[:10])}")
@@ -296,8 +294,8 @@ def read_any(path: str | Path) -> Checkpoint | None:
         raise CheckpointError(f"{path}: its metadata is not that of a gleansr model ({error})") from None
 
 
-def _present(name: str) -> str:
-    """The present name of a tensor: early files have `mean_code` for `w_avg`."""
+def _current_name(name: str) -> str:
+    """The current name of a tensor: early files have `mean_code` for `w_avg`."""
     return f"{name.removesuffix('mean_code')}w_avg" if name == "mean_code" or name.endswith(".mean_code") else name
 
 
@@ -310,13 +308,13 @@ def _contents(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file."""
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > LONGEST_HEADER and length + 8 <= Path(path).stat().st_size:
-        raise CheckpointError(f"{path}: a safetensors file with a header of {length:,} bytes; at most {LONGEST_HEADER:,} are read")
+    if length > MAX_HEADER and length + 8 <= Path(path).stat().st_size:
+        raise CheckpointError(f"{path}: a safetensors file with a header of {length:,} bytes; at most {MAX_HEADER:,} are read")
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
-            if len(names) > MOST_TENSORS:
-                raise CheckpointError(f"{path}: a safetensors file of {len(names):,} tensors; at most {MOST_TENSORS:,} are read")
+            if len(names) > MAX_TENSORS:
+                raise CheckpointError(f"{path}: a safetensors file of {len(names):,} tensors; at most {MAX_TENSORS:,} are read")
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None

@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
+from gleansr.checkpoints.lazy_tensors import LazyTensor
 from gleansr.checkpoints.native import Checkpoint, StoredNetwork
 from gleansr.checkpoints.pickles import PersistentObject
-from gleansr.checkpoints.stored import StoredTensor
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Shape, Weights
 from gleansr.errors import CheckpointError
 
-MOST_ENTRIES = 2000
-"""Modules and tensors of one network; one of 1024 px has 500."""
+MAX_ENTRIES = 2000
+"""Limit of modules and tensors of one network; one of 1024 px has 500."""
 
 
 def _shape(name: str, shape: Shape) -> Shape:
-    """The constant and the noise have no axis for the batch."""
+    """The constant and the noise have no batch axis."""
     if name == "synthesis.constant":
         return shape[1:]
     return shape[2:] if name.startswith("synthesis.noise_") else shape
@@ -65,17 +65,17 @@ LAYOUT = StyleGAN2Layout(
 
 
 def generator(weights: Weights) -> StoredNetwork:
-    """A generator from its tensors alone: no limit of activations (`conv_clamp`) is assumed."""
+    """A generator from its tensors alone, without limit of activations (`conv_clamp`)."""
     return LAYOUT.read_generator(weights)
 
 
 def discriminator(weights: Weights) -> StoredNetwork:
-    """A discriminator from its tensors alone: no limit of activations and groups of 4 images are assumed."""
+    """A discriminator from its tensors alone, without limit of activations and with groups of 4 images."""
     return LAYOUT.read_discriminator(weights)
 
 
 def read_pickle(contents: Mapping[str, Any], source: str | Path, size: int) -> Checkpoint:
-    """The averaged generator, or the plain one, and the discriminator of an unpickled file of so many bytes."""
+    """The generator, averaged if available, and the discriminator of an unpickled file of `size` bytes."""
     networks = {}
     for part, keys, class_name, architecture in (
         ("generator", ("G_ema", "G"), "Generator", "skip"),
@@ -104,24 +104,24 @@ def is_pickle(contents: Any) -> bool:
 
 
 def _flatten(root: PersistentObject, key: str, source: str | Path) -> tuple[dict[str, PersistentObject], Weights]:
-    """All modules of a network by their dotted names, "" for itself, and its tensors as in its state dict."""
+    """All modules of a network by dotted name, "" for itself, and its tensors as in a state dict."""
     modules: dict[str, PersistentObject] = {}
     tensors: dict[str, Tensor] = {}
-    visits = 0  # shared modules could unfold to any number, and so could what they hold
+    visits = 0  # shared modules and their contents could unfold without limit
 
     def entries(module: PersistentObject, group: str) -> Iterator[tuple[str, Any]]:
         nonlocal visits
-        held = module.state.get(group)
-        for leaf, value in held.items() if isinstance(held, Mapping) else ():
+        members = module.state.get(group)
+        for leaf, value in members.items() if isinstance(members, Mapping) else ():
             visits += 1
-            if visits > MOST_ENTRIES or len(leaf) > 100:
-                raise CheckpointError(f"{source}: {key} has more than {MOST_ENTRIES:,} modules and tensors, or one of an endless name")
+            if visits > MAX_ENTRIES or len(leaf) > 100:
+                raise CheckpointError(f"{source}: {key} has more than {MAX_ENTRIES:,} modules and tensors, or one of an endless name")
             yield leaf, value
 
     def walk(module: PersistentObject, prefix: str, depth: int) -> None:
         modules[prefix.removesuffix(".")] = module
         for group in ("_parameters", "_buffers"):
-            tensors.update((f"{prefix}{leaf}", value.tensor()) for leaf, value in entries(module, group) if isinstance(value, StoredTensor))
+            tensors.update((f"{prefix}{leaf}", value.tensor()) for leaf, value in entries(module, group) if isinstance(value, LazyTensor))
         for leaf, child in entries(module, "_modules"):
             if isinstance(child, PersistentObject) and depth:
                 walk(child, f"{prefix}{leaf}.", depth - 1)
@@ -131,14 +131,14 @@ def _flatten(root: PersistentObject, key: str, source: str | Path) -> tuple[dict
 
 
 def _plain(value: Any, name: str, weights: Weights) -> Any:
-    """`value`, which has to be a number, a word or None: what else a file chooses may take for ever to compare or to show."""
+    """`value`, which must be a number, a word or None: other values may take unlimited time to compare or print."""
     if not isinstance(value, str | int | float | None) or (isinstance(value, str) and len(value) > 100):
         raise weights.error(f"{name} is a {type(value).__name__}, not a number or a word")
     return value
 
 
 def _check(modules: dict[str, PersistentObject], class_name: str, architecture: str, weights: Weights) -> float | None:
-    """Refuses what the tensors do not tell apart from a plain StyleGAN2; returns the limit of activations."""
+    """Rejects variants that have the tensors of a plain StyleGAN2; returns the limit of activations."""
     root = modules[""]
     if root.class_name != class_name:
         raise weights.error(f"{weights.prefix[:-1]} is a {root.class_name}, but a StyleGAN2 {class_name} is expected")
@@ -149,9 +149,9 @@ def _check(modules: dict[str, PersistentObject], class_name: str, architecture: 
     clamps = set()
     for name, module in modules.items():
         for attribute, expected in _expected(name, architecture).items():
-            found = _plain(module.state.get(attribute, expected), attribute, weights)
-            if found != expected:
-                raise weights.error(f"{weights.prefix}{name} has {attribute} {found!r}; only {expected!r} is supported")
+            value = _plain(module.state.get(attribute, expected), attribute, weights)
+            if value != expected:
+                raise weights.error(f"{weights.prefix}{name} has {attribute} {value!r}; only {expected!r} is supported")
         if "conv_clamp" in module.state and not name.endswith(".skip"):  # NVIDIA's skips have no limit
             clamps.add(_plain(module.state["conv_clamp"], "conv_clamp", weights))
     if len(clamps) > 1:
@@ -163,7 +163,7 @@ def _check(modules: dict[str, PersistentObject], class_name: str, architecture: 
 
 
 def _expected(name: str, architecture: str) -> dict[str, Any]:
-    """The attributes of a module that change what it computes, as far as they are the same in every StyleGAN2."""
+    """Attributes of a module that change its computation and are equal in every StyleGAN2."""
     linear = name.endswith((".affine", ".out", ".skip"))
     return {
         "architecture": architecture,

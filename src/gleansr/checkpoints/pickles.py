@@ -1,4 +1,4 @@
-"""Files of torch and NVIDIA's pickles: what they hold, with tensors as places in the file. Nothing in them is run; see `unpickle`."""
+"""Reads files of torch and NVIDIA's pickles, with tensors as `LazyTensor`s. Nothing in them is executed; see `unpickle`."""
 
 import mmap
 import struct
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints import archive, arrays
-from gleansr.checkpoints.stored import Malformed, StoredNumbers, StoredTensor
-from gleansr.checkpoints.unpickle import Budget, Global, Opaque, Refused, load, new_dict
+from gleansr.checkpoints.lazy_tensors import LazyTensor, MalformedError, Storage
+from gleansr.checkpoints.unpickle import Budget, Global, Opaque, RefusedError, load, new_dict
 from gleansr.errors import CheckpointError
 
 LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""The first object, a number, in files of torch older than 1.6, and in the storages that NVIDIA's pickles hold."""
+"""The first object, a number, in files of torch before 1.6 and in the storages in NVIDIA's pickles."""
 
-_LONGEST_DESCRIPTION = 2**26  # bytes of an archive's data.pkl, which holds no numbers of tensors
+_MAX_DESCRIPTION = 2**26  # bytes of data.pkl in an archive, which has no tensor values
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -45,9 +45,9 @@ _DICTS = {
     "builtins.dict", "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "dnnlib.util.EasyDict",
     "easydict.EasyDict", "addict.addict.Dict", "mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict",
 }  # fmt: skip
-"""What stands in files for dictionaries."""
+"""Names of dictionary types."""
 
-_BESIDE_WEIGHTS = {
+_IGNORED = {
     "argparse.Namespace", "types.SimpleNamespace", "collections.deque", "uuid.UUID", "decimal.Decimal", "fractions.Fraction",
     "copyreg._reconstructor", "copyreg.__newobj__", "torch.Tensor", "torch.device", "torch.Generator",
     "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.serialization._get_layout", "torch.version.__version__",
@@ -60,34 +60,34 @@ _BESIDE_WEIGHTS = {
     *_DTYPES,
     *_STORAGE_TYPES,
 }  # fmt: skip
-_PACKAGES_BESIDE_WEIGHTS = ("numpy.", "pathlib.", "datetime.", "omegaconf.", "torch.optim.", "pytorch_lightning.utilities.",
+_IGNORED_PACKAGES = ("numpy.", "pathlib.", "datetime.", "omegaconf.", "torch.optim.", "pytorch_lightning.utilities.",
                              "pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.", "typing.", "yacs.config.")  # fmt: skip
-"""What people's files hold beside weights: options, dates, counters, the state of an optimiser. Nothing of it is kept."""
+"""Contents of training files other than weights: options, dates, counters, the state of an optimiser. They are not kept."""
 
 
 @dataclass(frozen=True)
 class PersistentObject:
-    """An object of NVIDIA's `persistence.persistent_class`: its class's name and its attributes, no code."""
+    """An object of NVIDIA's `persistence.persistent_class`: the class name and the attributes, no code."""
 
     class_name: str
     state: dict[str, Any]
 
 
 def is_legacy(head: bytes) -> bool:
-    """Whether these are the first bytes of a file of torch that is no zip archive."""
-    start = 11 if head[2:3] == b"\x95" else 2  # behind the protocol, and since its fourth version a frame's length
+    """Whether a file starts like one of torch before 1.6, which is not a zip archive."""
+    start = 11 if head[2:3] == b"\x95" else 2  # after the protocol and, since version 4, the length of a frame
     return head[start : start + len(LEGACY_MAGIC)] == LEGACY_MAGIC
 
 
 def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote: dictionaries by strings, lists, tuples, numbers, strings and `StoredTensor`s; `Opaque`s for the rest."""
+    """The contents of a `torch.save` file: dictionaries by strings, lists, tuples, numbers, strings, `LazyTensor`s, `Opaque`s."""
     with path.open("rb") as file:
         legacy = is_legacy(file.read(64))
     return _read(path, "file of torch", _legacy if legacy else _archive)
 
 
 def load_persistent(path: Path) -> Any:
-    """As `load_torch` of what `pickle.dump` wrote, with `PersistentObject`s in place of NVIDIA's modules."""
+    """As `load_torch` for a plain pickle, with `PersistentObject`s in place of NVIDIA's modules."""
 
     def read(data: memoryview, budget: Budget) -> Any:
         return load(data, 0, budget, partial(_resolve, _calls(budget) | _calls_of_pickles(budget)))[0]
@@ -96,8 +96,8 @@ def load_persistent(path: Path) -> Any:
 
 
 def tensors(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict that was read from `path`; anything else in it is an error."""
-    if others := [name[:100] for name, value in contents.items() if not isinstance(value, StoredTensor)]:
+    """The tensors of a state dict read from `path`. Raises CheckpointError for other contents."""
+    if others := [name[:100] for name, value in contents.items() if not isinstance(value, LazyTensor)]:
         raise CheckpointError(f"{path}: not tensors: {', '.join(others[:10])}")
     return {name: value.tensor() for name, value in contents.items()}
 
@@ -105,22 +105,22 @@ def tensors(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 def _read(path: Path, kind: str, read: Callable[[memoryview, Budget], Any]) -> Any:
     try:
         with path.open("rb") as file:
-            # A private copy: tensors that share its memory can be changed, and the file stays as it is.
+            # Copy on write: changes of tensors that share the memory do not reach the file.
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         return read(data, Budget())
-    except Refused as refused:
-        raise _refused(path, str(refused)) from None
-    except Malformed as error:
+    except RefusedError as error:
+        raise _refusal(path, str(error)) from None
+    except MalformedError as error:
         raise CheckpointError(f"{path}: not a whole {kind} ({error})") from None
     except (ValueError, TypeError, UnicodeError, struct.error, RecursionError) as error:
         raise CheckpointError(f"{path}: not a whole {kind} ({type(error).__name__})") from error
 
 
-def _refused(path: Path, name: str) -> CheckpointError:
+def _refusal(path: Path, name: str) -> CheckpointError:
     if name == "dnnlib.tflib.network.Network":
         return CheckpointError(f"{path}: a TensorFlow pickle; convert it with legacy.py of NVlabs/stylegan2-ada-pytorch")
     return CheckpointError(
-        f"{path}: refused: asks for {name}, which weights have no need of (nothing was executed); "
+        f"{path}: refused: asks for {name}, which weights do not need (nothing was executed); "
         "if the file is yours, save its state_dict alone"
     )
 
@@ -131,9 +131,9 @@ def _refused(path: Path, name: str) -> CheckpointError:
 def _resolve(calls: Mapping[str, Callable[..., Any]], name: str) -> Global:
     if name in calls:
         return Global(name, calls[name])
-    if name in _BESIDE_WEIGHTS or name.startswith(_PACKAGES_BESIDE_WEIGHTS):
+    if name in _IGNORED or name.startswith(_IGNORED_PACKAGES):
         return Global(name, _opaque)
-    raise Refused(name)
+    raise RefusedError(name)
 
 
 def _opaque(*_: Any) -> Opaque:
@@ -141,12 +141,12 @@ def _opaque(*_: Any) -> Opaque:
 
 
 def _calls(budget: Budget) -> dict[str, Callable[..., Any]]:
-    """What stands in for the functions that files of torch name."""
+    """Replacements of the functions that files of torch name."""
     return dict.fromkeys(_DICTS, partial(new_dict, budget)) | {
         **arrays.calls(budget),
         "torch.Size": lambda shape=(): shape,
-        "torch._utils._rebuild_tensor": lambda storage, offset, shape, stride: StoredTensor.checked(storage, offset, shape, stride),
-        "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: StoredTensor.checked(storage, offset, shape, stride),
+        "torch._utils._rebuild_tensor": lambda storage, offset, shape, stride: LazyTensor.checked(storage, offset, shape, stride),
+        "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: LazyTensor.checked(storage, offset, shape, stride),
         "torch._utils._rebuild_tensor_v3": _tensor_of_type,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
@@ -161,32 +161,32 @@ def _calls_of_pickles(budget: Budget) -> dict[str, Callable[..., Any]]:
     }
 
 
-def _tensor_of_type(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> StoredTensor:
+def _tensor_of_type(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> LazyTensor:
     if not isinstance(dtype, Global) or dtype.name not in _DTYPES:
-        raise Malformed("a tensor of an unknown type")
-    return StoredTensor.checked(storage, offset, shape, stride, _DTYPES[dtype.name])
+        raise MalformedError("a tensor of an unknown type")
+    return LazyTensor.checked(storage, offset, shape, stride, _DTYPES[dtype.name])
 
 
 def _of_subclass(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
     rebuilt = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter")
     if not isinstance(function, Global) or type(arguments) is not tuple or function.name not in rebuilt:
-        raise Malformed("a tensor of an unknown type")
+        raise MalformedError("a tensor of an unknown type")
     return function.call(*arguments)
 
 
 def _persistent_object(meta: Any) -> PersistentObject:
     class_name, state = (meta.get("class_name"), meta.get("state")) if type(meta) is dict else (None, None)
     if not isinstance(class_name, str) or len(class_name) > 100 or type(state) is not dict:
-        raise Malformed("a module without the name of its class and its state")
+        raise MalformedError("a module without the name of its class and its state")
     return PersistentObject(class_name, state)
 
 
-def _storage_of_bytes(data: Any, budget: Budget) -> StoredNumbers:
-    if not isinstance(data, memoryview) or not is_legacy(bytes(data[:64])):  # another kind of file in there could be compressed
-        raise Malformed("a tensor's storage is not in torch's format")
+def _storage_of_bytes(data: Any, budget: Budget) -> Storage:
+    if not isinstance(data, memoryview) or not is_legacy(bytes(data[:64])):  # a zip archive could be compressed
+        raise MalformedError("a tensor's storage is not in torch's format")
     storage = _legacy(data, budget)
-    if not isinstance(storage, StoredNumbers):
-        raise Malformed("a tensor's storage is not in torch's format")
+    if not isinstance(storage, Storage):
+        raise MalformedError("a tensor's storage is not in torch's format")
     return storage
 
 
@@ -198,77 +198,77 @@ def _archive(data: memoryview, budget: Budget) -> Any:
     names = [entry.name.decode("utf-8", "replace") for entry in directory]
     descriptions = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     if not descriptions:
-        raise Malformed(
+        raise MalformedError(
             f"a ZIP archive of {', '.join(name[:60] for name in names[:3]) or 'nothing'}; unpack it and give the file of weights"
         )
     root = min(descriptions, key=len).removesuffix("data.pkl")
     if f"{root}constants.pkl" in names or any(name.startswith(f"{root}code/") for name in names):
-        raise Malformed(
+        raise MalformedError(
             "a TorchScript program, not weights; save those: "
             "torch.save(torch.jit.load('IN.pt', map_location='cpu').state_dict(), 'OUT.pth')"
         )
     entries = archive.contents(data, directory)
     if bytes(entries.get(f"{root}byteorder", b"little")[:9]) != b"little":
-        raise Malformed("numbers in the order of a big-endian machine; save it again on a little-endian one")
+        raise MalformedError("numbers in the order of a big-endian machine; save it again on a little-endian one")
     description = entries[f"{root}data.pkl"]
-    if len(description) > _LONGEST_DESCRIPTION:
-        raise Malformed(f"a description of {len(description):,} bytes, which no file of weights needs")
+    if len(description) > _MAX_DESCRIPTION:
+        raise MalformedError(f"a description of {len(description):,} bytes, more than any file of weights needs")
 
-    def persistent(key: Any) -> StoredNumbers:
+    def persistent(key: Any) -> Storage:
         dtype, name, _ = _storage_key(key, 5)
-        return StoredNumbers(dtype, entries.get(f"{root}data/{name}", memoryview(b"")))
+        return Storage(dtype, entries.get(f"{root}data/{name}", memoryview(b"")))
 
     return load(description, 0, budget, partial(_resolve, _calls(budget)), persistent)[0]
 
 
 def _legacy(data: memoryview, budget: Budget) -> Any:
-    """Five pickles (a magic number, the format's, the machine's sizes, the contents, the storages' names) and the storages' numbers."""
+    """Five pickles (magic number, format version, machine sizes, contents, names of storages), then the values of the storages."""
     resolve = partial(_resolve, _calls(budget))
-    storages: dict[str, tuple[StoredNumbers, int]] = {}
+    storages: dict[str, tuple[Storage, int]] = {}
 
-    def persistent(key: Any) -> StoredNumbers:
+    def persistent(key: Any) -> Storage:
         dtype, name, numbers = _storage_key(key, 6)
-        storage, of_file = storages.setdefault(name, (StoredNumbers(dtype, memoryview(b"")), numbers))
+        storage, of_file = storages.setdefault(name, (Storage(dtype, memoryview(b"")), numbers))
         if (storage.dtype, of_file) != (dtype, numbers):
-            raise Malformed(f"two storages of the name {name[:50]!r}")
+            raise MalformedError(f"two storages of the name {name[:50]!r}")
         return storage
 
     _magic, position = load(data, 0, budget, resolve)
     _protocol, position = load(data, position, budget, resolve)
     machine, position = load(data, position, budget, resolve)
     if type(machine) is not dict or machine.get("little_endian") is not True:
-        raise Malformed("numbers in the order of a big-endian machine; save it again on a little-endian one")
-    # The numbers come last, but tensors are checked against them: so their places are found first, in a reading for the names alone.
-    contents_at = position
-    _contents, position = load(data, position, budget, partial(_resolve, _names_alone(budget)), persistent)
+        raise MalformedError("numbers in the order of a big-endian machine; save it again on a little-endian one")
+    # Values come last, but tensors are checked against them: a first pass, without tensors, finds the storages.
+    contents_position = position
+    _contents, position = load(data, position, budget, partial(_resolve, _calls_without_tensors(budget)), persistent)
     names, position = load(data, position, budget, resolve)
     if type(names) is not list or not all(isinstance(name, str) for name in names):
-        raise Malformed("no list of storages")
+        raise MalformedError("no list of storages")
     for name in names:
         if name not in storages or position + 8 > len(data):
-            raise Malformed("it ends too early; it may have been cut off on its way")
+            raise MalformedError("it ends too early; it may have been cut off on its way")
         storage, numbers = storages[name]
         end = position + 8 + numbers * storage.dtype.itemsize
         if struct.unpack_from("<q", data, position)[0] != numbers or end > len(data):
-            raise Malformed("it ends too early; it may have been cut off on its way")
+            raise MalformedError("it ends too early; it may have been cut off on its way")
         storage.data, position = data[position + 8 : end], end
-    return load(data, contents_at, budget, resolve, persistent)[0]
+    return load(data, contents_position, budget, resolve, persistent)[0]
 
 
-def _names_alone(budget: Budget) -> dict[str, Callable[..., Any]]:
-    """As `_calls`, with nothing for tensors."""
+def _calls_without_tensors(budget: Budget) -> dict[str, Callable[..., Any]]:
+    """As `_calls`, with `Opaque`s in place of tensors."""
     return {name: call if name in _DICTS else _opaque for name, call in _calls(budget).items()}
 
 
 def _storage_key(key: Any, length: int) -> tuple[torch.dtype, str, int]:
-    """Type, name and size of a storage in what torch calls a persistent id: ("storage", class, name, device, size)."""
+    """Type, name and size of a storage from a persistent id of torch: ("storage", class, name, device, size)."""
     if type(key) is not tuple or len(key) != length or not isinstance(key[0], str):
-        raise Malformed("a persistent id that names no storage")
+        raise MalformedError("a persistent id that names no storage")
     if key[0] == "module":
-        raise Malformed("a whole module, which is a program; save its state_dict alone")
+        raise MalformedError("a whole module, which is a program; save its state_dict alone")
     kind, name, _, numbers = key[1:5]
     if not isinstance(kind, Global) or kind.name not in _STORAGE_TYPES or not isinstance(name, str):
-        raise Malformed("a persistent id that names no storage")
+        raise MalformedError("a persistent id that names no storage")
     if type(numbers) is not int or not 0 <= numbers < 2**48 or (length == 6 and key[5] is not None):
-        raise Malformed("a storage of an unknown size")
+        raise MalformedError("a storage of an unknown size")
     return _STORAGE_TYPES[kind.name], name, numbers

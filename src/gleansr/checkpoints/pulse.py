@@ -1,7 +1,7 @@
 """StyleGAN, the first version, in PULSE's two files: the synthesis network and the mapping network, two bare state dicts.
 
-The generator's names are those of lernapparat's port. What the files lack: the noise images, since PULSE passes its own (seeded ones
-stand in), the w_avg (it is estimated where it is needed) and the RGB layers below the full size, which nothing reads (zeros stand in).
+The generator's names are those of lernapparat's port. The files lack the noise images, since PULSE passes its own (replaced by seeded
+ones), the w_avg (estimated where it is needed) and the RGB layers below the full size, which nothing reads (replaced by zeros).
 """
 
 from collections.abc import Mapping
@@ -19,34 +19,34 @@ from gleansr.models.layers import binomial_kernel
 from gleansr.models.stylegan import BLUR, StyleGANConfig
 
 NORM_EPS = 1e-5
-"""What torch's InstanceNorm2d adds to the variance, which PULSE takes instead of the official 1e-8."""
+"""Added to the variance by torch's InstanceNorm2d, which PULSE uses, instead of the official 1e-8."""
 
 SIGNATURES = {"synthesis": "blocks.4x4.const", "mapping": "dense0.weight"}
-"""A tensor that tells which of the two files one is."""
+"""A tensor that identifies each of the two files."""
 
 
 def synthesis(weights: Weights) -> StoredNetwork:
-    """The generator of the synthesis network's file and of the mapping network's beside it."""
-    return _generator(weights, _beside(weights, "mapping"))
+    """The generator of the synthesis network's file and the mapping network's file next to it."""
+    return _generator(weights, _sibling(weights, "mapping"))
 
 
 def mapping(weights: Weights) -> StoredNetwork:
-    """The generator of the mapping network's file and of the synthesis network's beside it."""
-    return _generator(_beside(weights, "synthesis"), weights)
+    """The generator of the mapping network's file and the synthesis network's file next to it."""
+    return _generator(_sibling(weights, "synthesis"), weights)
 
 
-def _beside(weights: Weights, part: str) -> Weights:
-    """The other file of the two, in the same folder: `part`.pt, or the only one that is called *_`part`.pt as in PULSE's cache."""
+def _sibling(weights: Weights, part: str) -> Weights:
+    """The other file in the same folder: `part`.pt, or the only *_`part`.pt as in PULSE's cache."""
     folder = Path(weights.source).parent
     exact = folder / f"{part}.pt"
-    found = [exact] if exact.is_file() else sorted(folder.glob(f"*_{part}.pt"))
-    if len(found) != 1:
-        problem = f"there are {', '.join(path.name for path in found[:5])}" if found else "there is none"
+    paths = [exact] if exact.is_file() else sorted(folder.glob(f"*_{part}.pt"))
+    if len(paths) != 1:
+        problem = f"there are {', '.join(path.name for path in paths[:5])}" if paths else "there is none"
         raise weights.error(f"one of the two files of PULSE's StyleGAN; the other must lie beside it as {part}.pt, but {problem}")
-    contents = pickles.load_torch(found[0])
+    contents = pickles.load_torch(paths[0])
     if not isinstance(contents, Mapping) or SIGNATURES[part] not in contents:
-        raise CheckpointError(f"{found[0]}: not the {part} network of PULSE's StyleGAN: it lacks the tensor {SIGNATURES[part]}")
-    return Weights(pickles.tensors(contents, found[0]), "", found[0])
+        raise CheckpointError(f"{paths[0]}: not the {part} network of PULSE's StyleGAN: it lacks the tensor {SIGNATURES[part]}")
+    return Weights(pickles.tensors(contents, paths[0]), "", paths[0])
 
 
 def _generator(synthesis: Weights, mapping: Weights) -> StoredNetwork:
@@ -62,33 +62,33 @@ def _generator(synthesis: Weights, mapping: Weights) -> StoredNetwork:
     for k in range(config.mapping_layers):
         names |= pair(f"mapping.layers.{k}", f"mapping.dense{k}")
     for i in range(2 * n):
-        ours, size = f"synthesis.layers.{i}", sizes[i // 2]
+        native, size = f"synthesis.layers.{i}", sizes[i // 2]
         block, conv = f"synthesis.blocks.{size}x{size}", "conv1" if i % 2 else "conv0_up"
-        conv = f"{block}.{conv if size > 4 else 'conv'}" if i else block  # the first layer has no convolution, but a bias
-        names |= pair(f"{ours}.affine", f"{block}.epi{i % 2 + 1}.style_mod.lin") | {f"{ours}.bias": f"{conv}.bias"}
-        names[f"{ours}.noise_strength"] = f"{block}.epi{i % 2 + 1}.noise.weight"
+        conv = f"{block}.{conv if size > 4 else 'conv'}" if i else block  # the first layer has a bias, but no convolution
+        names |= pair(f"{native}.affine", f"{block}.epi{i % 2 + 1}.style_mod.lin") | {f"{native}.bias": f"{conv}.bias"}
+        names[f"{native}.noise_strength"] = f"{block}.epi{i % 2 + 1}.noise.weight"
         if i:
-            names[f"{ours}.conv.weight"] = f"{conv}.weight"
+            names[f"{native}.conv.weight"] = f"{conv}.weight"
 
-    for size in sizes:  # the widths of what is made below
+    for size in sizes:  # they give the widths of the replacements below
         name = f"blocks.{size}x{size}.epi1.noise.weight"
         check_values(name, synthesis.tensors[name], synthesis.source)
-    lacking = _lacking(config)
-    names |= {name: f"lacking.{name}" for name in lacking}
-    tensors = {f"lacking.{name}": tensor for name, tensor in lacking.items()}
+    replacements = _replacements(config)
+    names |= {name: f"lacking.{name}" for name in replacements}
+    tensors = {f"lacking.{name}": tensor for name, tensor in replacements.items()}
     tensors |= {f"synthesis.{name}": tensor for name, tensor in _without_filters(synthesis, sizes[1:]).items()}
     tensors |= {f"mapping.{name}": tensor for name, tensor in mapping.tensors.items()}
-    up = {f"synthesis.layers.{2 * j}.conv.weight": sizes[j] for j in range(1, n)}  # -> the size that they enlarge to
+    up = {f"synthesis.layers.{2 * j}.conv.weight": sizes[j] for j in range(1, n)}  # -> output size
     joined = Weights(tensors, "", f"{synthesis.source} and {mapping.source}")
-    network = joined.translate("stylegan", config, names, lambda name, ours: (ours[1], ours[0], 3, 3) if name in up else ours)
+    network = joined.translate("stylegan", config, names, lambda name, native: (native[1], native[0], 3, 3) if name in up else native)
     for name, size in up.items():
         kernel = tensors[names[name]].transpose(0, 1)
-        network.tensors[name] = (kernel if size >= FUSED_FROM else kernel.flip(2, 3)).contiguous()  # see UpConv
+        network.tensors[name] = (kernel if size >= FUSED_FROM else kernel.flip(2, 3)).contiguous()  # see EqualizedUpConv
     return network
 
 
-def _lacking(config: StyleGANConfig) -> dict[str, Tensor]:
-    """What the files do not hold, by our names."""
+def _replacements(config: StyleGANConfig) -> dict[str, Tensor]:
+    """Tensors that the files lack, by native names."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for i in range(config.n_latents):
@@ -101,7 +101,7 @@ def _lacking(config: StyleGANConfig) -> dict[str, Tensor]:
 
 
 def _without_filters(synthesis: Weights, sizes: list[int]) -> dict[str, Tensor]:
-    """The tensors without the low-pass filters, one for each doubling, which must equal ours."""
+    """The tensors without the low-pass filters, one for each doubling, which must equal the only supported filter."""
     tensors = dict(synthesis.tensors)
     for size in sizes:
         name = f"blocks.{size}x{size}.conv0_up.intermediate.kernel"

@@ -44,7 +44,7 @@ LAYOUT = StyleGAN2Layout(
 
 
 def generator(weights: Weights) -> StoredNetwork:
-    """A generator; "latent_avg", which the file has beside it, is the w_avg."""
+    """A generator; "latent_avg" next to it in the file is the w_avg."""
     return LAYOUT.read_generator(weights)
 
 

@@ -1,6 +1,6 @@
-"""Banks that several bundled models share: one file holds the bank, and each GLEAN around it only what it adds.
+"""Bundled banks that several GLEANs share: one file holds the bank, the files of the GLEANs the other tensors.
 
-The bank is most of a light GLEAN: 71 % of the numbers of cats-8x-light.
+The bank has 71 % of the parameters of cats-8x-light.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from gleansr.errors import CheckpointError, RequestError
 _PREFIX = "bank."
 
 
-def with_bank(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
-    """The checkpoint with the tensors of the bank that it refers to; one that refers to none as it is.
+def attach_bank(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
+    """The checkpoint with the tensors of the bank that it refers to; unchanged if it refers to none.
 
     Raises:
-        CheckpointError: there is no such bundled bank, it is another version, or it does not fit.
+        CheckpointError: the bank is not bundled, another version, or does not fit.
     """
     if checkpoint.bank is None:
         return checkpoint
@@ -32,16 +32,16 @@ def with_bank(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, networks=networks, bank=None)
 
 
-def sharing(checkpoint: Checkpoint, name: str, source: str | Path) -> Checkpoint:
-    """The checkpoint as one that refers to the bundled bank `name`; it must hold the same, up to the rounding of that bank's file.
+def detach_bank(checkpoint: Checkpoint, name: str, source: str | Path) -> Checkpoint:
+    """The checkpoint with a reference to the bundled bank `name`. It must hold the same bank, up to the rounding of the bank's file.
 
     Raises:
-        RequestError: there is no such bundled bank.
-        CheckpointError: the checkpoint holds no GLEAN, or one around another bank.
+        RequestError: the bank is not bundled.
+        CheckpointError: the checkpoint has no GLEAN, or one with another bank.
     """
     model = zoo.find(name)
     if not _is_bundled_bank(model):
-        raise RequestError(f"{name} is no bank that comes with gleansr")
+        raise RequestError(f"{name} is not a bundled bank")
     generator = checkpoint.networks.get("generator")
     if generator is None or generator.kind != "glean":
         raise CheckpointError(f"{source}: holds no GLEAN")
@@ -57,14 +57,14 @@ def _is_bundled_bank(model: NamedModel) -> bool:
 
 
 def _tensors(bank: SharedBank, generator: StoredNetwork, source: str | Path) -> dict[str, Tensor]:
-    """The bank's tensors that a GLEAN has, under its names for them. Raises CheckpointError, see `with_bank`."""
+    """The bank's tensors that a GLEAN has, by the names of the GLEAN. Raises CheckpointError, see `attach_bank`."""
     model = next((model for model in zoo.named_models() if model.name == bank.name and _is_bundled_bank(model)), None)
     if model is None:
         raise CheckpointError(f"{source}: needs the bank {bank.name[:50]!r}, which does not come with this version of gleansr")
     if not bank.sha256 or not (model.sha256_prefix or "").startswith(bank.sha256):
         raise CheckpointError(f"{source}: needs another version of {bank.name} than comes with this version of gleansr")
-    theirs = native.read(zoo.model_path(bank.name)).networks["generator"]
-    if generator.config.bank != theirs.config:
-        raise CheckpointError(f"{source}: its bank is {generator.config.bank}, but {bank.name} is {theirs.config}")
+    bank_network = native.read(zoo.model_path(bank.name)).networks["generator"]
+    if generator.config.bank != bank_network.config:
+        raise CheckpointError(f"{source}: its bank is {generator.config.bank}, but {bank.name} is {bank_network.config}")
     names = native.skeleton(generator.kind, generator.config).state_dict()
-    return {name: theirs.tensors[name.removeprefix(_PREFIX)] for name in names if name.startswith(_PREFIX)}
+    return {name: bank_network.tensors[name.removeprefix(_PREFIX)] for name in names if name.startswith(_PREFIX)}

@@ -1,8 +1,8 @@
-"""Pickles read by a machine of our own that calls nothing, hashes nothing but strings, and does bounded work.
+"""A pickle reader that calls nothing, hashes only strings, and does bounded work.
 
-Python's own reader builds whatever a file asks for: 900 bytes can ask for gigabytes, and a tuple of itself, sixty times over, takes for
-ever to hash. This one makes dictionaries (by strings), lists, tuples, numbers, strings, and tensors that are places in the file. A class or
-a function that a file names is looked up in a table; what weights have no need of becomes an `Opaque`, what is not in the table is refused.
+Python's reader builds whatever a file describes: 900 bytes can allocate gigabytes, and sixty nested tuples can take forever to hash. This
+one creates dictionaries (by strings), lists, tuples, numbers, strings and `LazyTensor`s. Classes and functions in a file are looked up in a
+table; those that weights do not need become an `Opaque`, unknown ones are refused.
 """
 
 import struct
@@ -10,56 +10,56 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gleansr.checkpoints.stored import Malformed, StoredTensor
+from gleansr.checkpoints.lazy_tensors import LazyTensor, MalformedError
 
-MOST_STEPS = 1_000_000
-"""Operations in all the pickles of one file, and items that they copy: a second or two. A training file of 600 tensors takes 70,000."""
-MOST_TEXT = 2**26
-"""Bytes of all the strings in one file."""
-_LONGEST_NUMBER = 32  # bytes: NumPy's generators have states of 16
-_LONGEST_NAME = 300
+MAX_STEPS = 1_000_000
+"""Limit of operations and copied items in all pickles of a file: a second or two. A training file of 600 tensors takes 70,000."""
+MAX_TEXT = 2**26
+"""Limit in bytes of all strings in a file."""
+_MAX_NUMBER = 32  # bytes: NumPy's generators have states of 16
+_MAX_NAME = 300
 _STOP = ord(".")
 _CUT = "it ends too early; it may have been cut off on its way"
 
 
-class Refused(Exception):  # noqa: N818, as Malformed
-    """The name of a function or class that weights have no need of."""
+class RefusedError(Exception):
+    """A function or class that weights do not need; the message is its name."""
 
 
 class Opaque:
-    """Some object that is no weight, such as a path, a date or a NumPy number. Nothing of it is kept."""
+    """Placeholder of an object that is not a weight, such as a path, a date or a NumPy number."""
 
     __slots__ = ()
 
     def build(self, state: Any) -> None:
-        """What a pickle tells of it once it is made."""
+        """Receives the state of the object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name in a pickle, and what stands in for a call of it."""
+    """A name in a pickle, and the replacement of its call."""
 
     name: str
     call: Callable[..., Any]
 
 
 class Budget:
-    """The work that one file may cause; shared by all its pickles."""
+    """Limits of the work for one file, shared by all its pickles."""
 
     def __init__(self) -> None:
-        self.steps, self.text = MOST_STEPS, MOST_TEXT
+        self.steps, self.text = MAX_STEPS, MAX_TEXT
 
     def spend(self, steps: int) -> None:
-        """Raises Malformed when that is too much."""
+        """Counts operations. Raises MalformedError beyond the limit."""
         self.steps -= steps
         if self.steps < 0:
-            raise Malformed(f"more than {MOST_STEPS:,} operations, which no file of weights needs")
+            raise MalformedError(f"more than {MAX_STEPS:,} operations, more than any file of weights needs")
 
     def read(self, length: int) -> None:
-        """As `spend`, of bytes of text."""
+        """Counts bytes of text. Raises MalformedError beyond the limit."""
         self.text -= length
         if self.text < 0:
-            raise Malformed(f"more than {MOST_TEXT:,} bytes of text, which no file of weights needs")
+            raise MalformedError(f"more than {MAX_TEXT:,} bytes of text, more than any file of weights needs")
 
 
 Resolve = Callable[[str], Global]
@@ -67,45 +67,45 @@ Persistent = Callable[[Any], Any]
 
 
 def new_dict(budget: Budget, *arguments: Any) -> dict[str, Any]:
-    """What stands in for a call of dict and its like: of pairs, of a dictionary, or of what says nothing."""
-    made: dict[str, Any] = {}
+    """Replacement of calls of dict and similar types: of pairs, of a dictionary, or without contents."""
+    result: dict[str, Any] = {}
     for argument in arguments:
         if type(argument) is dict:
             budget.spend(len(argument))
-            made.update(argument)
+            result.update(argument)
         elif type(argument) is list:
             budget.spend(len(argument))
             for pair in argument:
                 if not isinstance(pair, list | tuple) or len(pair) != 2:
-                    raise Malformed("a dictionary of what are no pairs")
-                _set(made, pair[0], pair[1])
-    return made
+                    raise MalformedError("a dictionary of items that are not pairs")
+                _set(result, pair[0], pair[1])
+    return result
 
 
 def load(data: memoryview, position: int, budget: Budget, resolve: Resolve, persistent: Persistent | None = None) -> tuple[Any, int]:
-    """The object that the pickle at `position` describes, and the position behind it.
+    """The object that the pickle at `position` describes, and the position after it.
 
     Args:
         data: the file.
-        position: where the pickle begins.
-        budget: what its work is taken from.
-        resolve: what a name stands for; raises Refused.
-        persistent: makes objects of what torch calls persistent ids.
+        position: start of the pickle.
+        budget: limits of the work.
+        resolve: looks up names; raises RefusedError.
+        persistent: creates objects from the persistent ids of torch.
 
     Raises:
-        Malformed: it is cut off, asks for too much, or is not made as pickles of weights are.
+        MalformedError: it is truncated, exceeds a limit, or is not a pickle of weights.
     """
     machine = _Machine(data, position, budget, resolve, persistent)
     return machine.run(), machine.position
 
 
 def _set(target: dict[str, Any], key: Any, value: Any) -> None:
-    """Keys are strings: those of others' types could be made to collide, or be endless to hash."""
+    """Sets a key, as a string: keys of other types could collide or never finish hashing."""
     if isinstance(key, str):
         target[key] = value
     elif key is None or isinstance(key, int | float):
         target[str(key)] = value
-    # a tuple, or an object: nothing that weights are found by
+    # Other keys, such as tuples, are never keys of weights.
 
 
 class _Machine:
@@ -118,7 +118,7 @@ class _Machine:
     def run(self) -> Any:
         while True:
             if self.position >= len(self.data):
-                raise Malformed(_CUT)
+                raise MalformedError(_CUT)
             code = self.data[self.position]
             self.position += 1
             self._budget.spend(1)
@@ -126,7 +126,7 @@ class _Machine:
                 return self._pop()
             operation = _OPERATIONS.get(code)
             if operation is None:
-                raise Malformed(f"the operation {code:#04x} of pickle, which files of weights do not have")
+                raise MalformedError(f"the pickle operation {code:#04x}, which files of weights do not use")
             operation(self)
 
     # ---------------------------------------------------------------------------------------------------- reading and the stack
@@ -134,7 +134,7 @@ class _Machine:
     def _take(self, length: int) -> memoryview:
         start, self.position = self.position, self.position + length
         if self.position > len(self.data):
-            raise Malformed(_CUT)
+            raise MalformedError(_CUT)
         return self.data[start : self.position]
 
     def _number(self, form: str) -> Any:
@@ -145,29 +145,29 @@ class _Machine:
         return bytes(self._take(length))
 
     def _line(self) -> str:
-        found = bytes(self.data[self.position : self.position + _LONGEST_NAME])
-        length = found.find(b"\n")
+        line = bytes(self.data[self.position : self.position + _MAX_NAME])
+        length = line.find(b"\n")
         if length < 0:
-            raise Malformed("a name without end")
+            raise MalformedError("a name without end")
         self._take(length + 1)
-        return found[:length].decode("utf-8", "replace")
+        return line[:length].decode("utf-8", "replace")
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
     def _pop(self) -> Any:
         if not self._stack:
-            raise Malformed("an operation without its operands")
+            raise MalformedError("an operation without its operands")
         return self._stack.pop()
 
     def _top(self) -> Any:
         if not self._stack:
-            raise Malformed("an operation without its operands")
+            raise MalformedError("an operation without its operands")
         return self._stack[-1]
 
     def _marked(self) -> list[Any]:
         if not self._below:
-            raise Malformed("an operation without its mark")
+            raise MalformedError("an operation without its mark")
         items, self._stack = self._stack, self._below.pop()
         return items
 
@@ -185,8 +185,8 @@ class _Machine:
 
     def push_long(self) -> None:
         length = self._number("<B")
-        if length > _LONGEST_NUMBER:
-            raise Malformed(f"a number of {length} bytes")
+        if length > _MAX_NUMBER:
+            raise MalformedError(f"a number of {length} bytes")
         self._push(int.from_bytes(self._take(length), "little", signed=True))
 
     def push_text(self, form: str, encoding: str) -> None:
@@ -197,19 +197,19 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif not isinstance(target, Opaque):
-            raise Malformed("items for what is no list")
+            raise MalformedError("items for an object that is not a list")
 
     def set_items(self, items: list[Any]) -> None:
         target = self._top()
         if len(items) % 2 or not isinstance(target, dict | Opaque):
-            raise Malformed("items for what is no dictionary")
+            raise MalformedError("items for an object that is not a dictionary")
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 _set(target, key, value)
 
     def global_(self, module: Any, name: Any) -> None:
-        if not (isinstance(module, str) and isinstance(name, str) and len(module) + len(name) < _LONGEST_NAME):
-            raise Malformed("a name that is none")
+        if not (isinstance(module, str) and isinstance(name, str) and len(module) + len(name) < _MAX_NAME):
+            raise MalformedError("an invalid name")
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # as Python 2 called them
         self._push(self._resolve(f"{module}.{name}"))
 
@@ -222,7 +222,7 @@ class _Machine:
             self._pop()
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, Global) or type(arguments) is not tuple or len(arguments) > 16:
-            raise Malformed("a call of what is no function")
+            raise MalformedError("a call of an object that is not a function")
         self._push(function.call(*arguments))
 
     def build(self) -> None:
@@ -231,21 +231,21 @@ class _Machine:
             target.build(state)
             return
         if isinstance(target, Global):
-            raise Malformed("it tries to change a function")
-        if not isinstance(target, dict | list):  # of a dictionary, such as a state dict, the attributes are nothing to us
-            raise Malformed(f"it tries to change a {'tensor' if isinstance(target, StoredTensor) else type(target).__name__}")
+            raise MalformedError("it tries to change a function")
+        if not isinstance(target, dict | list):  # attributes of a dictionary, such as a state dict, are ignored
+            raise MalformedError(f"it tries to change a {'tensor' if isinstance(target, LazyTensor) else type(target).__name__}")
 
     def put(self, index: int | None = None) -> None:
         self._memo[len(self._memo) if index is None else index] = self._top()
 
     def get(self, index: int) -> None:
         if index not in self._memo:
-            raise Malformed(f"it takes up object {index}, which it has not described")
+            raise MalformedError(f"it refers to object {index}, which it has not described")
         self._push(self._memo[index])
 
     def persistent(self) -> None:
         if self._persistent is None:
-            raise Malformed("it names objects that are not in it")
+            raise MalformedError("it refers to objects that are not in it")
         self._push(self._persistent(self._pop()))
 
     def tuple_(self, length: int) -> None:
@@ -266,7 +266,7 @@ def _text(form: str, encoding: str = "utf-8") -> Callable[[_Machine], None]:
 
 
 def _bytes(form: str) -> Callable[[_Machine], None]:
-    return lambda m: m._push(m._take(m._number(form)))  # in place: these may be all the weights
+    return lambda m: m._push(m._take(m._number(form)))  # not copied: these may be all the weights
 
 
 def _skipped(length: int) -> Callable[[_Machine], None]:

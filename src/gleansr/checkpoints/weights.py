@@ -1,4 +1,4 @@
-"""The weights of one network in a foreign file, and their translation into ours."""
+"""The weights of one network in a foreign file, and their translation to native names."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one network by their foreign names."""
+    """The tensors of one network by foreign name."""
 
     tensors: Mapping[str, Tensor]
     prefix: str
-    """What comes before these names in the file; messages show it."""
+    """Prefix of the names in the file, for messages."""
     source: str | Path
     """The file, for messages."""
 
     def under(self, prefix: str) -> "Weights":
-        """Those whose names begin with `prefix`, without it."""
+        """The tensors whose names start with `prefix`, without it."""
         part = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
         return Weights(part, self.prefix + prefix, self.source)
 
     def count(self, name: Callable[[int], str], limit: int = 300) -> int:
-        """How many there are of what `name` numbers from 0: by the highest number, so that a gap shows as missing."""
+        """The highest number k with a tensor `name(k)`, plus 1: gaps are reported as missing tensors later."""
         return max((k for k in range(limit) if name(k) in self.tensors), default=-1) + 1
 
     def size(self, name: str, axis: int) -> int:
-        """Size along `axis` of the tensor that an architecture is inferred from."""
+        """Size of a tensor along `axis`, to infer an architecture."""
         if name not in self.tensors:
             raise self.error(f"the tensor {self.prefix}{name} is missing")
         if axis >= self.tensors[name].ndim:
@@ -47,31 +47,31 @@ class Weights:
         kind: str,
         config: Any,
         names: Mapping[str, str],
-        shape: Callable[[str, Shape], Shape] = lambda _, ours: ours,
+        shape: Callable[[str, Shape], Shape] = lambda _, native: native,
         filters: Mapping[str, float] | None = None,
     ) -> StoredNetwork:
-        """The network of architecture `config`; every tensor of it must be here in the right shape, and nothing else.
+        """The network of architecture `config`; exactly its tensors must be present, in the right shapes.
 
         Args:
             kind: one of `native.KINDS`.
             config: its architecture.
-            names: the foreign name of each of our tensors.
-            shape: the foreign shape of the tensor with our name and our shape; the order of its elements is the same.
-            filters: how the names of stored low-pass filters end, with the sum of each. They are no weights, but must
-                equal our filter.
+            names: native -> foreign names.
+            shape: the foreign shape of a tensor from its native name and shape; the order of elements is the same.
+            filters: suffixes of stored low-pass filters -> their sums. They are ignored, but must equal the only
+                supported filter.
         """
-        ours = {name: tuple(t.shape) for name, t in skeleton(kind, config).state_dict().items()}
+        native = {name: tuple(t.shape) for name, t in skeleton(kind, config).state_dict().items()}
         if "w_avg" in names:
-            ours["w_avg"] = (config.code_dim,)
+            native["w_avg"] = (config.code_dim,)
         weights = {name: t for name, t in self.tensors.items() if not self._is_filter(name, t, filters or {})}
         check_tensors(
             {self.prefix + name: t for name, t in weights.items()},
-            {self.prefix + names[name]: shape(name, size) for name, size in ours.items()},
+            {self.prefix + names[name]: shape(name, size) for name, size in native.items()},
             self.source,
         )
         for name, tensor in weights.items():
             check_values(f"{self.prefix}{name}", tensor, self.source)
-        return StoredNetwork(kind, config, {name: weights[names[name]].reshape(size) for name, size in ours.items()})
+        return StoredNetwork(kind, config, {name: weights[names[name]].reshape(size) for name, size in native.items()})
 
     def error(self, problem: str) -> CheckpointError:
         """The error to raise about these weights."""
@@ -86,6 +86,6 @@ class Weights:
         return False
 
 
-def pair(ours: str, theirs: str) -> dict[str, str]:
-    """The names of the weight and the bias of one layer, ours to theirs."""
-    return {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
+def pair(native: str, foreign: str) -> dict[str, str]:
+    """The names of the weight and the bias of one layer, native to foreign."""
+    return {f"{native}.{leaf}": f"{foreign}.{leaf}" for leaf in ("weight", "bias")}

@@ -1,7 +1,7 @@
-"""The models that have a name: where their files come from, where they lie, and what may be done with them.
+"""Named models: sources, local files and licences.
 
-Environment variables: GLEANSR_HOME is the folder that holds downloaded files (in models/) instead of the user's cache
-folder; GLEANSR_OFFLINE=1 forbids every download.
+Environment variables: GLEANSR_HOME replaces the user's cache folder for downloaded files (in models/);
+GLEANSR_OFFLINE=1 forbids downloads.
 """
 
 import difflib
@@ -19,51 +19,51 @@ from gleansr.errors import CheckpointError, DownloadError, RequestError
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that is known by name: one file, either part of this package or published elsewhere."""
+    """A named model: one file, bundled or published elsewhere."""
 
     name: str
-    """What `load` and the command line call it."""
+    """Name for `load` and the command line."""
     kind: Literal["glean", "stylegan2", "residual", "esrgan+"]
     """The architecture."""
     category: str
-    """What its images show."""
+    """Subject of its images."""
     in_size: int | None
-    """Side of the square low-resolution input in pixels; None for a bank, which draws from latent codes."""
+    """Side of the square low-resolution input in pixels; None for a bank, which generates from latents."""
     out_size: int
     """Side of the square output in pixels (StyleGAN2's cars leave a quarter of theirs black: 512 wide, 384 high)."""
     licence: str
-    """What the weights may be used for."""
+    """Licence of the weights."""
     credit: str
-    """Whom to name: authors, publisher, training images and their terms."""
+    """Attribution: authors, publisher, training images and their terms."""
     asset: str | None = None
     """Name of the file in this package's assets folder, for a bundled model."""
     url: str | None = None
-    """Where the file is published, for a model that is downloaded."""
+    """Address of the file, for a downloaded model."""
     sha256_prefix: str | None = None
-    """How the sha256 of the file begins; of one that is fetched as its publisher writes it into the file name."""
+    """First digits of the file's SHA-256; for a downloaded model those that its publisher writes into the file name."""
     size: int | None = None
-    """Size of the downloaded file in bytes, where it is known."""
+    """Size of the downloaded file in bytes, if known."""
     parts: tuple[str, ...] = ("generator", "discriminator")
     """The networks in the file."""
 
 
 def named_models() -> tuple[NamedModel, ...]:
-    """All named models, the bundled ones first."""
+    """All named models, bundled ones first."""
     return _MODELS
 
 
 def find(name: str) -> NamedModel:
-    """The model of that name.
+    """The model with this name.
 
     Raises:
-        RequestError: no model has that name; the message names the nearest one.
+        RequestError: no model has this name; the message suggests the nearest one.
     """
     names = [model.name for model in _MODELS]
     if name in names:
         return _MODELS[names.index(name)]
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise RequestError(f"no model is named {name!r}: {hint}`gleansr models` lists all; a file is given by its path")
+    raise RequestError(f"no model is named {name!r}: {hint}`gleansr models` lists all names; for a file, give its path")
 
 
 def model_path(
@@ -72,11 +72,11 @@ def model_path(
     offline: bool | None = None,
     progress: DownloadProgress | None = None,
 ) -> Path:
-    """The file of a model, downloaded first where that is needed.
+    """The file of a model, downloaded if necessary.
 
     Args:
-        name_or_path: an existing file, which wins, or the name of a model.
-        offline: refuse to download; None asks the environment variable GLEANSR_OFFLINE.
+        name_or_path: an existing file, which takes precedence, or the name of a model.
+        offline: forbids downloads; None takes the environment variable GLEANSR_OFFLINE.
         progress: called during a download with the bytes received and the size in bytes (None while it is unknown).
 
     Raises:
@@ -88,7 +88,7 @@ def model_path(
         return path
     if not isinstance(name_or_path, str) or _looks_like_path(name_or_path):
         problem = "is a folder; expected a file" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{name_or_path}: {problem}; `gleansr models` lists the models that have a name")
+        raise CheckpointError(f"{name_or_path}: {problem}; `gleansr models` lists the named models")
 
     model = find(name_or_path)
     path = file_of(model)
@@ -96,29 +96,29 @@ def model_path(
         return path
     if not model.url or not model.sha256_prefix:
         raise CheckpointError(f"{path}: no such file; this installation is incomplete, install gleansr again")
-    by_hand = f"fetch {model.url} by hand and save it as {path}"
+    advice = f"download {model.url} manually and save it as {path}"
     if offline_by_environment() if offline is None else offline:
-        raise RequestError(f"{model.name} is not on this machine and downloads are switched off: {by_hand}")
+        raise RequestError(f"{model.name} is not on this machine and downloads are switched off: {advice}")
     try:
         return download(model.url, path, sha256_prefix=model.sha256_prefix, size=model.size, progress=progress)
     except DownloadError as error:
-        raise DownloadError(f"{error}; or {by_hand}") from error
+        raise DownloadError(f"{error}; or {advice}") from error
 
 
 def file_of(model: NamedModel) -> Path:
-    """Where a model's file lies on this machine, or would lie once it is downloaded."""
+    """The local path of a model's file, whether it is downloaded or not."""
     if model.asset:
         return asset(model.asset)
     return cache_folder() / "models" / PurePosixPath(urlsplit(model.url or "").path).name
 
 
 def asset(name: str) -> Path:
-    """A file of the package's folder of assets."""
+    """The path of a file in the package's assets."""
     return Path(str(resources.files("gleansr"))) / "assets" / name
 
 
-def entry_of(path: Path) -> NamedModel | None:
-    """The named model whose file on this machine is `path`."""
+def model_of_file(path: Path) -> NamedModel | None:
+    """The named model whose local file is `path`."""
     return next((model for model in _MODELS if file_of(model) == path), None)
 
 
@@ -128,12 +128,12 @@ def installed(model: NamedModel) -> bool:
 
 
 def cache_folder() -> Path:
-    """The folder for what can be fetched again: $GLEANSR_HOME, otherwise gleansr/ in the user's cache folder."""
+    """The folder of downloaded files: $GLEANSR_HOME, otherwise gleansr/ in the user's cache folder."""
     if home := os.environ.get("GLEANSR_HOME"):
         return Path(home).expanduser()
     variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
     base = Path(os.environ.get(variable, ""))
-    # The XDG specification has relative paths ignored.
+    # The XDG specification says to ignore relative paths.
     return (base if base.is_absolute() else Path.home() / ".cache") / "gleansr"
 
 
@@ -148,8 +148,8 @@ def offline_by_environment() -> bool:
 # ---------------------------------------------------------------------------------------------------------- the models
 
 _OPENMMLAB = "https://download.openmmlab.com/mmediting"
-# A GLEAN file holds the bank, and a discriminator that was trained on from the bank's own: NVIDIA's terms come first.
-# MMagic's licence is that of its code; its model pages say nothing about the weights.
+# A GLEAN file holds the bank, and a discriminator fine-tuned from the bank's: NVIDIA's terms come first.
+# MMagic's licence is that of its code; its model pages do not mention the weights.
 _NVIDIA = "Nvidia Source Code License-NC (non-commercial), see https://github.com/NVlabs/stylegan2/blob/master/LICENSE.txt"
 _NVIDIA_AND_MMAGIC = f"{_NVIDIA}, for the StyleGAN2 in it; its publisher MMagic is Apache-2.0, see https://github.com/open-mmlab/mmagic"
 _FFHQ = "FFHQ (CC BY-NC-SA 4.0 by NVIDIA, see https://github.com/NVlabs/ffhq-dataset)"
@@ -160,7 +160,7 @@ _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 _AFHQ = "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)"
 _PORTRAITS = "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories"
 _CREDITS = {"cats": _AFHQ, "faces": f"{_PORTRAITS}; trained on from weights of {_AFHQ}"}
-"""Whom the weights of each category name."""
+"""Attributions of the bundled models by category."""
 
 
 def _bundled(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from gleansr.allocator import keep_freed_memory
 from gleansr.errors import GleansrError, InternalError, one_line
-from gleansr.files import shown
+from gleansr.files import printable
 from gleansr.version import version
 
 GROUPS = {
@@ -137,5 +137,5 @@ def _fail(message: str, status: int) -> int:
     """Prints an error; returns the exit status that it means."""
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True).print(shown(f"gleansr: {message}"), markup=False, highlight=False, style="red")
+    Console(stderr=True, soft_wrap=True).print(printable(f"gleansr: {message}"), markup=False, highlight=False, style="red")
     return status

@@ -47,7 +47,7 @@ def doctor(
 
     console = Console(stderr=True)
     with console.status("checking") as status:
-        report = examine(model, device=device, precision=precision, tell=lambda text: status.update(text))
+        report = examine(model, device=device, precision=precision, on_step=lambda text: status.update(text))
     if as_json:
         print(json.dumps(as_dict(report), indent=2))
     else:

@@ -37,7 +37,7 @@ def export(
         overwrite: Replace an existing file.
         offline: Never download a model.
     """
-    from gleansr.files import spare
+    from gleansr.files import check_not_input
     from gleansr.inference import upscaler
     from gleansr.inference.export import export as write
 
@@ -50,7 +50,7 @@ def export(
     if not output.parent.is_dir():
         raise ImageError(f"{output}: the folder {output.parent} does not exist")
     file = fetched(model, offline)
-    spare(output, [file])
+    check_not_input(output, [file])
     network = upscaler.load(file, device="cpu", precision="float32")
     done = write(network, output, batch=None if dynamic_batch else batch_size, half=fp16)
     console = Console(stderr=True, soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
-from gleansr.files import spare
+from gleansr.files import check_not_input
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
 
 def _spare(path: Path, inputs: Sequence[Path]) -> None:
     """Raises RequestError where a figure would replace an image that it may show, or the file that it takes them from."""
-    spare(path, inputs)
+    check_not_input(path, inputs)
     held = [one for one in inputs if one.is_dir() and path.resolve().is_relative_to(one.resolve())]
     if held and path.suffix.lower() == ".png" and path.exists():
         raise RequestError(f"{path}: may be one of the images in {held[0]}, which are never replaced; give the figure another name")

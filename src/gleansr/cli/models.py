@@ -85,19 +85,19 @@ def _convert(model: str, output: Path | None, dtype: str, bank: str | None, over
 
     from gleansr import checkpoints
     from gleansr.checkpoints import native, shared
-    from gleansr.files import spare
+    from gleansr.files import check_not_input
 
     if output is None or output.suffix != ".safetensors":
         raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
     if os.path.lexists(output) and not overwrite:
         raise RequestError(f"{output}: already exists; use --overwrite or another -o FILE")
     path = fetched(model, offline)
-    spare(output, [path])
+    check_not_input(output, [path])
     checkpoint = checkpoints.read(path)
     for network in checkpoint.networks.values():
         network.build(path)  # what does not fit its architecture is not worth converting
     if bank:
-        checkpoint = shared.sharing(checkpoint, bank, path)
+        checkpoint = shared.detach_bank(checkpoint, bank, path)
     try:
         native.write(output, checkpoint, dtype=getattr(torch, dtype))
     except OSError as error:

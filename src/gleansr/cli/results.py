@@ -16,10 +16,10 @@ from rich.text import Text
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.cluster import ClusterConfig, Manifest, RemoteDestination, count, upscale_on_cluster, walk
-from gleansr.files import shown
+from gleansr.files import printable
 from gleansr.jobs import Counted, Destination, JobResult, OutputError, UnreadableFolder, Work, run
 from gleansr.jobs import Manifest as LocalManifest
-from gleansr.signals import stoppable
+from gleansr.signals import stop_on_signal
 
 FEW = 10
 """Images up to which each result gets a line."""
@@ -59,7 +59,7 @@ def upscale_all(
             console, destinations, work, runner, slow=slow, fail_fast=fail_fast, each=False if quiet else True if verbose else None
         )
     except OutputError as error:
-        raise OutputError(shown(f"{error}{resume}")) from error
+        raise OutputError(printable(f"{error}{resume}")) from error
     if tally.total != 1 or stopped_by:
         where = [str(place.root) for place in destinations]
         written = [manifest for manifest in manifests if isinstance(manifest, str) or manifest.exists()]
@@ -94,7 +94,7 @@ def _run(
         total = sum(one.images for one in counted)
         expected = sum(manifest.index.done(work.fingerprint) for manifest in {id(one): one for one in manifests if one}.values())
         _report_left_out(console, counted)
-        stop = stack.enter_context(stoppable())
+        stop = stack.enter_context(stop_on_signal())
         stack.enter_context(warnings_above(console))
         silent = not console.is_terminal or (total == 1 and not slow)
         progress = stack.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
@@ -134,7 +134,7 @@ def _report_left_out(console: Console, counted: Sequence[Counted]) -> None:
             left_out[reason] = number + group.files, first
     for reason, (number, first) in left_out.items():
         files = f"{number:,} files, such as {first}, are" if number > 1 else f"{first} is"
-        console.print(shown(f"{files} left out ({reason})"), markup=False, highlight=False, style="yellow")
+        console.print(printable(f"{files} left out ({reason})"), markup=False, highlight=False, style="yellow")
 
 
 class Tally:
@@ -226,19 +226,19 @@ class Tally:
             table.add_row(Text(image), Text(reason))  # no markup
         if more := self.failed - len(self.failures):
             where = f", see {' and '.join(map(str, manifests))}" if manifests else ""
-            table.caption = Text(shown(f"and {more:,} more{where}"))
+            table.caption = Text(printable(f"and {more:,} more{where}"))
         return table
 
     def _fail(self, image: str, reason: str, exit_code: int) -> None:
         self.failed += 1
         self.exit_codes.add(exit_code)
-        image, reason = shown(image), shown(reason)
+        image, reason = printable(image), printable(reason)
         if len(self.failures) < SHOWN_FAILURES:
             self.failures.append((image, reason))
         self._console.print(f"gleansr: {image}: {reason}", style="red", markup=False, highlight=False)
 
     def _print(self, text: str) -> None:
-        self._console.print(shown(text), markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
 
 
 def _duration(seconds: float) -> str:

@@ -54,17 +54,17 @@ def retouch(
         overwrite: Replace an existing file.
         max_megapixels: Largest image that is read.
     """
-    from gleansr.files import spare
+    from gleansr.files import check_not_input
     from gleansr.images.codec import check_output, decode, encode
     from gleansr.inference.devices import find_device, find_precision
     from gleansr.inference.upscaler import load
     from gleansr.retouching.refine import RetouchConfig, default_model, prepare, refine
 
     target = check_output(output or edited.with_name(f"{edited.stem}_retouched.png"), overwrite=overwrite)
-    spare(target, (edited, original, mask))
+    check_not_input(target, (edited, original, mask))
     if save_mask is not None:
         check_output(save_mask, overwrite=overwrite)
-        spare(save_mask, (edited, original, mask))
+        check_not_input(save_mask, (edited, original, mask))
         if save_mask.resolve() == target.resolve():
             raise RequestError(f"{save_mask}: is the result; give the mask another name")
     config = RetouchConfig(strength, scale, feather, _box(box), tolerance)

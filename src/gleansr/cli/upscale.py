@@ -292,9 +292,9 @@ def _upscaler(network: ModelOptions, computing: BatchOptions, *, photo: bool = F
             )
         return upscaler, file
     from gleansr import baselines
-    from gleansr.configs import override
+    from gleansr.configs import parse_override
 
-    settings = {key: value for change in network.option for key, value in override(change).items()}
+    settings = {key: value for change in network.option for key, value in parse_override(change).items()}
     model = network.model
     if model is None and network.method != "bicubic":
         model = baselines.bundled(network.method, scale or 8)

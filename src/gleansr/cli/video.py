@@ -14,8 +14,8 @@ from rich.progress import Progress, TaskID
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.errors import GleansrError, ImageError, RequestError
-from gleansr.files import shown, spare
-from gleansr.signals import Stop, stoppable
+from gleansr.files import check_not_input, printable
+from gleansr.signals import Stop, stop_on_signal
 
 if TYPE_CHECKING:
     from gleansr.inference.tasks import ImageTask
@@ -90,7 +90,7 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
     failed: list[GleansrError] = []
     folders: list[tuple[Numbered, Path]] = []
     with ExitStack() as ending:
-        stop = ending.enter_context(stoppable())
+        stop = ending.enter_context(stop_on_signal())
         ending.enter_context(warnings_above(console))
         progress = ending.enter_context(Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal))
         for source, target in targets.items():
@@ -217,13 +217,13 @@ def _targets(videos: Videos, factor: int) -> dict[Path, Path]:
             target = videos.output if len(videos.inputs) == 1 else videos.output / f"{name}{suffix}"
         if target in targets.values():
             raise RequestError(f"{target}: would be the result of two inputs; give them to commands of their own")
-        spare(target, videos.inputs)
+        check_not_input(target, videos.inputs)
         targets[path] = target
     return targets
 
 
 def _is_video(path: Path, to_image: bool) -> bool:
-    from gleansr.images.formats import readable_suffixes, recognised
+    from gleansr.images.formats import identify, readable_suffixes
     from gleansr.video import READ
 
     suffix = path.suffix.lower()
@@ -232,7 +232,7 @@ def _is_video(path: Path, to_image: bool) -> bool:
     if suffix in READ or suffix in readable_suffixes() or not path.is_file():
         return suffix in READ
     with suppress(OSError), path.open("rb") as file:  # one that cannot be read is refused as an image
-        return (found := recognised(file)) is not None and found.group == "video"
+        return (found := identify(file)) is not None and found.group == "video"
     return False
 
 
@@ -254,4 +254,4 @@ def _rational(rate: float) -> Fraction:
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(shown(text), markup=False, highlight=False, style=style)
+    console.print(printable(text), markup=False, highlight=False, style=style)

@@ -18,7 +18,7 @@ import torch
 from gleansr.cluster.portions import Known, Portion, Recall
 from gleansr.cluster.urls import Addresses, is_url
 from gleansr.errors import GleansrError, ImageError, InternalError, RequestError
-from gleansr.files import beginning, half_written
+from gleansr.files import temporary_files, temporary_stem
 from gleansr.images.codec import software
 from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.precision import Precision
@@ -139,8 +139,8 @@ class RayWorker:
             if is_url(target):
                 continue
             if self._swept is not None and folder not in self._swept:
-                self._swept[folder] = half_written(folder)
-            for left in (self._swept or {}).get(folder, {}).pop(beginning(name), []):
+                self._swept[folder] = temporary_files(folder)
+            for left in (self._swept or {}).get(folder, {}).pop(temporary_stem(name), []):
                 Path(folder, left).unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.configs import Range, check
-from gleansr.images.codec import to_bytes
+from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 
 Share = Annotated[float, Range(0, 1)]
@@ -106,7 +106,7 @@ def degrade_real(image: Tensor, scale: int, seed: int, config: RealConfig = DEFA
         return float(rng.uniform(*interval))
 
     if happens(config.clean):
-        return to_bytes(degrade(image[None].double() / 127.5 - 1, scale)[0])
+        return to_bytes(degrade(from_bytes(image)[None], scale)[0])
     if happens(config.blur):
         interval = config.strong_blur_sigma if happens(config.strong_blur) else config.blur_sigma
         sigmas = (uniform(interval), uniform(interval))

@@ -28,8 +28,9 @@ from gleansr.data.fit import Aspect, Small, SmallError, content_of, fit
 from gleansr.data.sources import MANIFEST, PREPARED, is_inside, open_source, read_manifest, stem
 from gleansr.documents import parse_line
 from gleansr.errors import ImageError, RequestError
-from gleansr.files import held, replacing
+from gleansr.files import lock_folder, replacing
 from gleansr.images.codec import decode
+from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores
 from gleansr.version import version
@@ -220,8 +221,8 @@ def _make(preparation: Preparation, output: Path, task: tuple[Original, str]) ->
         return _left_out(name, "unreadable", str(error).removeprefix(f"{label}: "))
     images = {PICTURES: gt}
     for scale in preparation.scales:
-        lr = degrade(content.of(gt)[None].float() / 127.5 - 1, scale)[0]
-        images[f"x{scale}"] = content.shrunk(scale).framed((lr * 127.5 + 127.5).round().to(torch.uint8), border)
+        lr = to_bytes(degrade(from_bytes(content.of(gt))[None], scale)[0])
+        images[f"x{scale}"] = content.shrunk(scale).framed(lr, border)
     files = {}
     for folder, image in images.items():
         path = PurePosixPath(folder, f"{target}.{preparation.format}")
@@ -280,7 +281,7 @@ def _claimed(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     if read_manifest(output) is None and any(file.name != ".lock" for file in output.iterdir()):
         raise RequestError(f"{output}: is not empty, and not a set made by `gleansr data prepare`; give another folder")
-    with held(output, "preparing images"):
+    with lock_folder(output, "preparing images"):
         yield
 
 

@@ -11,7 +11,7 @@ from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
-from gleansr.checkpoints.download import TRIES
+from gleansr.checkpoints.download import MAX_TRIES
 from gleansr.checkpoints.zoo import cache_folder, offline_by_environment
 from gleansr.errors import DownloadError, RequestError
 from gleansr.files import replacing
@@ -123,7 +123,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _copy(url: str, remote: Any, inner: str, path: Path) -> None:
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, MAX_TRIES + 1):
         try:
             size = remote.info(inner).get("size")  # None where the server does not say
             free = shutil.disk_usage(path.parent).free
@@ -144,6 +144,6 @@ def _copy(url: str, remote: Any, inner: str, path: Path) -> None:
                 raise RequestError(f"{shown(url)}: there is no such file") from None
             if isinstance(error, PermissionError) or (400 <= status < 500 and status not in (408, 425, 429)):
                 raise RequestError(f"{shown(url)}: may not be read: {reason}") from None
-            if attempt == TRIES:
+            if attempt == MAX_TRIES:
                 raise DownloadError(f"cannot download {shown(url)}: {reason}; run the same command again") from None
             sleep(2.0 ** (attempt - 1))

@@ -234,7 +234,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     file = folder / MANIFEST
     mend = "prepare the set again, or move the file away for the folder to be taken as it is"
     try:
-        manifest = read_json(file, mend=mend)
+        manifest = read_json(file, hint=mend)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except DocumentError:

@@ -12,7 +12,8 @@ from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import RequestError
 from gleansr.evaluation.ground_truth import GroundTruth
 from gleansr.evaluation.judges import METRICS, MetricSuite
-from gleansr.evaluation.metrics import frechet_distance, rounded
+from gleansr.evaluation.metrics import frechet_distance
+from gleansr.images.pixels import quantize
 from gleansr.models.features import feature_distance
 from gleansr.models.generator import Generator
 
@@ -100,7 +101,7 @@ def evaluate_bank(
         last: list[Tensor] | None = None
         distances: list[Tensor] = []
         for start, end in batches:
-            batch = rounded(images(start, end).to(judge.device).float())
+            batch = quantize(images(start, end).to(judge.device).float())
             parts.append(judge.pooled(batch))
             features = network(batch)
             before = [torch.cat([level[:1] if last is None else last[i], level[:-1]]) for i, level in enumerate(features)]

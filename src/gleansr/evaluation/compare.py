@@ -16,15 +16,15 @@ from torch import Tensor
 from gleansr.ambient import plain_torch
 from gleansr.data.prepare import keep_apart
 from gleansr.errors import ImageError, RequestError
-from gleansr.evaluation.ground_truth import Example, GroundTruth, on_grid
-from gleansr.evaluation.metrics import rounded
+from gleansr.evaluation.ground_truth import Example, GroundTruth
 from gleansr.evaluation.plan import Comparison, Participant
 from gleansr.evaluation.records import Record, Records
 from gleansr.evaluation.report import write_reports
 from gleansr.evaluation.runner import MethodError, MethodProcess, Run
 from gleansr.evaluation.summary import MethodSummary, joined, summary
-from gleansr.files import held, replacing
+from gleansr.files import lock_folder, replacing
 from gleansr.images.codec import encode, to_image
+from gleansr.images.pixels import from_bytes, quantize
 from gleansr.inference.method import StepReport
 
 _BATCH = 16
@@ -84,7 +84,7 @@ def _claimed(output: Path, data: str) -> Iterator[None]:
         raise RequestError(f"{output}: the folder cannot be made or read: {error.strerror}; give another one with --output") from None
     if not ours:
         raise RequestError(f"{output}: is not empty, and not of an earlier comparison; give another folder with --output")
-    with held(output, "writing a comparison"):
+    with lock_folder(output, "writing a comparison"):
         yield
 
 
@@ -212,7 +212,7 @@ def _keep(comparison: Comparison, batch: range, examples: Sequence[Example], run
         record = _of(example) | cost | {"note": note, "metrics": _judged(comparison, example, image)}
         path = folder / f"{gts.files[i]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        encode(to_image((rounded(image)[0] + 1) / 2), path, model=folder.name)
+        encode(to_image((quantize(image)[0] + 1) / 2), path, model=folder.name)
         records.add(record)
 
 
@@ -257,7 +257,7 @@ def read_png(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             # In the order of memory that methods' results have: networks round otherwise in another one.
-            return on_grid(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].contiguous())
+            return from_bytes(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].contiguous())
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{path}: cannot be read ({error}); remove it, and the same command makes it again") from None
 

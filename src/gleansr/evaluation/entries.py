@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from gleansr import baselines as baselines
-from gleansr.configs import merge, override
+from gleansr.configs import merge, parse_override
 from gleansr.errors import RequestError
 from gleansr.inference.precision import Precision
 from gleansr.inference.upscaler import Upscaler
@@ -114,7 +114,7 @@ def _with_settings(entries: Sequence[ComparedMethod], settings: Sequence[str]) -
             labels = ", ".join(entry.label for entry in entries)
             raise RequestError(f"--set takes METHOD.name=value, such as pulse.steps=50, with a method of {labels}, not {text!r}")
         for owner in owners:
-            changes[owner] = merge(changes.get(owner, {}), override(change))
+            changes[owner] = merge(changes.get(owner, {}), parse_override(change))
     return [ComparedMethod(entry.label, entry.method, entry.model, changes.get(entry.label, {})) for entry in entries]
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gleansr.errors import RequestError
 from gleansr.evaluation.compare import QUIET, Watcher
-from gleansr.evaluation.metrics import rounded
 from gleansr.evaluation.plan import Comparison
 from gleansr.evaluation.runner import synchronise
 from gleansr.evaluation.summary import joined, summary
+from gleansr.images.pixels import quantize
 
 
 def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
             figures = []
             for group, inside in groups:
                 figures += judge(inside(lr[group]), inside(result[group]), inside(gt[group]))
-                features[label].append(judge.pooled(inside(rounded(result[group]))))
+                features[label].append(judge.pooled(inside(quantize(result[group]))))
             for example, note, row in zip(examples, enlarged.notes or [""] * len(examples), figures, strict=True):
                 cost = {"seconds": seconds, "peak": None, "own": None}
                 records[label][example.name] = {"name": example.name, "sha256": example.sha256, "note": note, "metrics": row} | cost

@@ -17,8 +17,9 @@ from gleansr.data.sources import FolderSource, Source, open_source, stem
 from gleansr.documents import read_json
 from gleansr.errors import ImageError, RequestError
 from gleansr.evaluation.figure_sheets import Exhibit, Retouch
-from gleansr.evaluation.ground_truth import EvaluationTask, Small, on_grid, usual_aspect, usual_border
+from gleansr.evaluation.ground_truth import EvaluationTask, Small, usual_aspect, usual_border
 from gleansr.images.codec import decode, readable_suffixes, to_image
+from gleansr.images.pixels import from_bytes
 from gleansr.inference.method import StepReport
 from gleansr.inference.upscaler import Upscaler
 
@@ -235,7 +236,7 @@ class ComparisonFolder:
         shown, lrs = [], []
         for name in names:
             pixels = {label: _read(source, name) for label, source in sources.items()}
-            lrs.append(on_grid(pixels["low"].mul(255).round()[None]))
+            lrs.append(from_bytes(pixels["low"].mul(255).round()[None]))
             images = {label: to_bytes(image * 2 - 1) for label, image in pixels.items()}
             shown.append(Exhibit(name, images.pop("low"), images.pop("truth"), images))
         return shown, lrs

@@ -12,7 +12,8 @@ from gleansr.data.fit import Aspect, Border, Content, SmallError, content_of, fi
 from gleansr.data.prepare import file_names
 from gleansr.data.sources import Source, open_source, stem
 from gleansr.errors import ImageError, RequestError
-from gleansr.images.codec import decode, to_bytes
+from gleansr.images.codec import decode
+from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.upscaler import Upscaler
 
@@ -58,14 +59,14 @@ class EvaluationTask:
         height, width = pixels.shape[-2:]
         small = "skip" if self.small == "refuse" else "enlarge"
         gt = fit(pixels, self.size, self.aspect, small, border=self.border, grid=self.scale)
-        return on_grid(gt[None]), content_of(height, width, self.size, self.aspect, self.scale)
+        return from_bytes(gt[None]), content_of(height, width, self.size, self.aspect, self.scale)
 
     def shrunk(self, gt: Tensor, content: Content, number: int) -> Tensor:
         """The low-resolution image (1, 3, size / scale, size / scale) of a truth, which is that of this number in its source. Its border
         is made after the shrinking, as in use, where it is the low-resolution image that is too small."""
         inside = content.of(gt)
         if self.degradation == "real":
-            lr = on_grid(degrade_real(to_bytes(inside[0]), self.scale, fixed_seed(number))[None])
+            lr = from_bytes(degrade_real(to_bytes(inside[0]), self.scale, fixed_seed(number))[None])
         else:
             lr = degrade(inside, self.scale)
         return lr if content.whole else content.shrunk(self.scale).framed(lr[0], self.border, black=-1)[None]
@@ -156,12 +157,7 @@ class GroundTruth:
             height, width = pixels.shape[-2:]
             label = self._lr_source.label(self._lr_index[index])
             raise ImageError(f"{label}: is {width}x{height}, but the images of --low must be {side}x{side}")
-        return Example(self.names[index], sha256, low_sha256, gt, on_grid(pixels.mul(255).round()[None]), content)
-
-
-def on_grid(steps: Tensor) -> Tensor:
-    """Values 0..255 as (k - 127.5) / 127.5 in float32, the values that `degrade` and `rounded` make."""
-    return ((steps.double() - 127.5) / 127.5).float()
+        return Example(self.names[index], sha256, low_sha256, gt, from_bytes(pixels.mul(255).round()[None]), content)
 
 
 def _read(source: Source, index: int) -> tuple[Tensor, str]:

@@ -20,9 +20,10 @@ from gleansr.checkpoints.download import DownloadProgress
 from gleansr.checkpoints.torchvision import alexnet_file, load_alexnet, load_mobilenet_v2, load_vgg16_stages, mobilenet_v2_file, vgg16_file
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation.identity import DlibIdentity, load_arcface
-from gleansr.evaluation.metrics import MS_SSIM_MIN_SIZE, Rounding, consistency, ms_ssim, psnr, rounded, ssim
+from gleansr.evaluation.metrics import MS_SSIM_MIN_SIZE, Rounding, consistency, ms_ssim, psnr, ssim
 from gleansr.evaluation.perceptual import LPIPS
 from gleansr.files import sha256_of
+from gleansr.images.pixels import quantize
 from gleansr.models.features import MobileNetV2, feature_distance
 
 MetricNetwork = Literal["squeezenet", "mobilenet", "alexnet", "vgg16", "dlib", "arcface"]
@@ -218,7 +219,7 @@ class MetricSuite:
 
     def _whole(self, images: Tensor) -> Tensor:
         images = images.to(self.device).float()
-        return rounded(images) if self.rounding == "8-bit" else images.clamp(-1, 1)
+        return quantize(images) if self.rounding == "8-bit" else images.clamp(-1, 1)
 
     def _eye(self, network: MetricNetwork, files: MetricFiles, progress: DownloadProgress | None) -> _Eye:
         if network == "dlib":

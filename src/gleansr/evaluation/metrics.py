@@ -9,9 +9,10 @@ from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
-from gleansr.images.back_projection import Rounding, consistency, psnr, rounded, steps
+from gleansr.images.back_projection import consistency, psnr
+from gleansr.images.pixels import Rounding, to_byte_range
 
-__all__ = ["Rounding", "consistency", "frechet_distance", "ms_ssim", "psnr", "rounded", "ssim"]
+__all__ = ["Rounding", "consistency", "frechet_distance", "ms_ssim", "psnr", "ssim"]
 
 WINDOW = 11
 """Side of the Gaussian window of SSIM in pixels."""
@@ -35,7 +36,7 @@ def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """
     if min(a.shape[-2:]) < WINDOW:
         raise RequestError(f"ssim needs images of at least {WINDOW}x{WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}")
-    return _similarity(steps(a, rounding), steps(b, rounding))[0]
+    return _similarity(to_byte_range(a, rounding), to_byte_range(b, rounding))[0]
 
 
 @plain_torch(grad=True)
@@ -53,7 +54,7 @@ def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
             f"ms_ssim needs images of at least {MS_SSIM_MIN_SIZE}x{MS_SSIM_MIN_SIZE} pixels, not {a.shape[-1]}x{a.shape[-2]}: "
             "leave ms_ssim out of the metrics"
         )
-    x, y = steps(a, rounding), steps(b, rounding)
+    x, y = to_byte_range(a, rounding), to_byte_range(b, rounding)
     total = torch.ones(len(a), dtype=x.dtype, device=x.device)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
         if scale:

@@ -1,4 +1,4 @@
-"""Image files in and out: orientation, colour, transparency, 16 bits, metadata, the mark of synthetic detail."""
+"""Decoding and encoding of images: orientation, colour, transparency, 16 bits, metadata, the mark of synthetic detail."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from gleansr.images import formats, opening, png, tiff
 from gleansr.images.formats import readable_suffixes
 from gleansr.images.metadata import EDITED, GENERATED, TOOL_TEXT, Metadata, read_metadata, software, writer_options
 from gleansr.images.opening import DAMAGE, reading
-from gleansr.images.planes import converted, planes_of
+from gleansr.images.planes import to_planes, to_srgb_planes
 
 __all__ = [
     "EDITED",
@@ -39,7 +39,6 @@ __all__ = [
     "readable_suffixes",
     "save",
     "software",
-    "to_bytes",
     "to_image",
     "unpremultiply",
 ]
@@ -47,34 +46,34 @@ __all__ = [
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
-"""The suffixes that `encode` writes, and Pillow's names of their formats."""
+"""The suffixes that `encode` supports, and Pillow's names of their formats."""
 
 MAX_PIXELS = 200_000_000
-"""The most pixels that `decode` takes from a file. Pillow's `Image.MAX_IMAGE_PIXELS`, by default 89 million, counts where it is lower, and
-strictly: Pillow itself only warns up to twice its limit."""
+"""Limit of pixels of a file. Pillow's `Image.MAX_IMAGE_PIXELS`, by default 89 million, applies if it is lower, and strictly: Pillow itself
+only warns up to twice its limit."""
 
 MAX_SIDE = 1_000_000
-"""The most pixels along a side of a file's image."""
+"""Limit of pixels along a side."""
 
 
 class DecodedImage:
-    """A decoded image: upright, sRGB. What came with 8 bits is kept so, and becomes float where it is needed."""
+    """A decoded image: upright, sRGB. 8-bit images stay uint8 and are converted to float on access."""
 
     def __init__(
         self,
         pixels: torch.Tensor,
         alpha: torch.Tensor | None = None,
         metadata: Metadata | None = None,
-        name: str = "picture",
+        name: str = "image",
         notes: tuple[str, ...] = (),
     ):
         """
         Args:
-            pixels: (1 or 3, H, W), grey or RGB in sRGB, not multiplied with the alpha: uint8, or float32 in [0, 1].
-            alpha: (1, H, W), uint8 or float32 in [0, 1]; None where all is opaque.
-            metadata: what is carried to results.
-            name: what messages call it, such as its path.
-            notes: what could not be honoured, one line each, such as a broken colour profile.
+            pixels: (1 or 3, H, W), grey or RGB in sRGB, not premultiplied: uint8, or float32 in [0, 1].
+            alpha: (1, H, W), uint8 or float32 in [0, 1]; None for opaque images.
+            metadata: the metadata that results keep.
+            name: the name for messages, such as a path.
+            notes: problems that did not stop decoding, one line each, such as a broken colour profile.
         """
         self.stored, self.stored_alpha = pixels, alpha
         self.metadata = metadata or Metadata()
@@ -88,35 +87,35 @@ class DecodedImage:
 
     @property
     def pixels(self) -> torch.Tensor:
-        """(3, H, W) float32 in [0, 1], sRGB, RGB, not multiplied with the alpha. Made anew of 8 bits or grey with each call."""
+        """(3, H, W) float32 in [0, 1], RGB in sRGB, not premultiplied. Converted on each access if stored as uint8 or grey."""
         return _rgb(self.stored)
 
     @property
     def alpha(self) -> torch.Tensor | None:
-        """(1, H, W) float32 in [0, 1]; None where all is opaque."""
+        """(1, H, W) float32 in [0, 1]; None for opaque images."""
         return None if self.stored_alpha is None else _floats(self.stored_alpha)
 
     @functools.cached_property
     def grey(self) -> bool:
-        """Whether red, green and blue are equal wherever anything is to be seen: then they are to be so in results."""
+        """Whether red, green and blue are equal in all visible pixels; then results have equal channels, too."""
         if len(self.stored) == 1:
             return True
         red, green, blue = self.stored
-        for step in (31, 1):  # most colour shows in a few pixels
-            part = (slice(None, None, step), slice(None, None, step))
-            coloured = (red[part] != green[part]) | (green[part] != blue[part])
+        for step in (31, 1):  # a few pixels reveal most coloured images
+            sample = (slice(None, None, step), slice(None, None, step))
+            coloured = (red[sample] != green[sample]) | (green[sample] != blue[sample])
             if self.stored_alpha is not None:
-                coloured &= self.stored_alpha[0][part] > 0
+                coloured &= self.stored_alpha[0][sample] > 0
             if bool(coloured.any()):
                 return False
         return True
 
     def premultiplied(self, rows: slice = slice(None), columns: slice = slice(None)) -> torch.Tensor:
-        """(3, H, W), or that part of it: colour times alpha, the form to resize in, for hidden colours not to bleed into visible ones."""
+        """(3, rows, columns), colour times alpha: the form for resizing, in which hidden colours do not bleed into visible ones."""
         pixels = _rgb(self.stored[:, rows, columns])
-        return pixels if self.stored_alpha is None else pixels * self.part_of_alpha(rows, columns)
+        return pixels if self.stored_alpha is None else pixels * self.alpha_region(rows, columns)
 
-    def part_of_alpha(self, rows: slice, columns: slice) -> torch.Tensor:
+    def alpha_region(self, rows: slice, columns: slice) -> torch.Tensor:
         """(1, rows, columns) float32 in [0, 1]."""
         if self.stored_alpha is None:
             return torch.ones(1, *self.stored[0, rows, columns].shape)
@@ -132,7 +131,7 @@ def _rgb(values: torch.Tensor) -> torch.Tensor:
 
 
 def neutral(image: Image.Image) -> Image.Image:
-    """RGB or RGBA with red, green and blue equal to its brightness. The tint that a model of colour gives a grey image is gone."""
+    """RGB or RGBA with red, green and blue equal to the luminance: removes the tint that a colour model adds to a grey image."""
     *_, alpha = image.split()
     grey = image.convert("L")
     result = Image.merge(image.mode, [grey, grey, grey, alpha][: len(image.mode)])
@@ -141,7 +140,7 @@ def neutral(image: Image.Image) -> Image.Image:
 
 
 def unpremultiply(pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Colour (3, H, W) in [0, 1] of premultiplied `pixels` and `alpha` (1, H, W); black where alpha is 0 in 8 bits."""
+    """Colour (3, H, W) in [0, 1] from premultiplied `pixels` and `alpha` (1, H, W); black where alpha is 0 in 8 bits."""
     visible = alpha > 0.5 / 255
     return torch.where(visible, pixels / torch.where(visible, alpha, 1), 0).clamp(0, 1)
 
@@ -150,36 +149,35 @@ def decode(
     source: Source,
     *,
     name: str | None = None,
-    opened: Callable[[int, int], object] | None = None,
+    on_open: Callable[[int, int], object] | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     kinds: Collection[str] | None = None,
 ) -> DecodedImage:
-    """Read an image.
+    """Decodes an image.
 
     Args:
-        source: a path, or a file or its bytes, of any kind that Pillow reads except EPS (the first frame or page; colour of 16 bits in PNG
-            files is reduced to 8 bits by Pillow, in TIFF files it stays, as 16-bit grey does); a PIL image; a uint8 or uint16 array HW or
-            HWC; a float tensor CHW in [0, 1]. The channels of arrays and tensors are grey, grey and alpha, sRGB, or sRGB and alpha.
-        name: what messages call it; by default its path.
-        opened: is called with the width and height of a file's image before its pixels are read, from which on it takes memory.
-        max_pixels: the most that a file may have; by default `MAX_PIXELS`, or Pillow's limit where that is lower. One that is given
-            raises Pillow's own limit for this process where that is lower.
-        allow_truncated: whether a file that ends too early is read as far as it goes, with a note of how many rows are missing. They are
-            black.
-        kinds: Pillow's names of the kinds of files that are read; by default all.
+        source: a path, file or bytes of any format that Pillow reads except EPS (the first frame or page; Pillow reduces 16-bit colour in
+            PNG files to 8 bits, in TIFF files it stays, as does 16-bit grey); a PIL image; a uint8 or uint16 array HW or HWC; a float
+            tensor CHW in [0, 1]. The channels of arrays and tensors are grey, grey and alpha, sRGB, or sRGB and alpha.
+        name: the name for messages; by default the path.
+        on_open: called with the width and height of a file's image before its pixels are read and take memory.
+        max_pixels: limit of pixels of a file; by default `MAX_PIXELS`, or Pillow's limit if that is lower. A given value raises Pillow's
+            own limit for this process.
+        allow_truncated: reads a truncated file as far as it goes, with missing rows in black and a note of how many.
+        kinds: Pillow's names of the allowed formats; by default all.
 
     Returns:
-        The image, turned upright and converted to sRGB by its embedded profile or by what a PNG states of its colour; a profile that does
-        not work is ignored with a note. Metadata that cannot be read is left out with a note.
-        Float grey is read as [0, 1], [0, 255] or [0, 65535] and 32-bit grey as [0, 65535] or the whole range, the first that holds it.
+        The image, upright and converted to sRGB by its embedded profile or by the colour that a PNG states. Broken profiles and metadata
+        are ignored with a note. Float grey is read as [0, 1], [0, 255] or [0, 65535], and 32-bit grey as [0, 65535] or the whole range:
+        the first that holds all values.
 
-    Raises ImageError if it is missing, unreadable, empty, truncated, corrupt, too large or no image.
+    Raises ImageError if the source is missing, unreadable, empty, truncated, corrupt, too large or not an image.
     """
     name = name or str(source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or type(source).__name__)
     if isinstance(source, torch.Tensor):
         if not source.is_floating_point():
-            raise ImageError(f"{name}: takes float tensors CHW in [0, 1], not {source.dtype}")
+            raise ImageError(f"{name}: tensors are CHW, float in [0, 1], not {source.dtype}")
         return _image(source, Metadata(), name)
     if isinstance(source, np.ndarray):
         if source.dtype not in (np.uint8, np.uint16):
@@ -189,28 +187,23 @@ def decode(
     if isinstance(source, Image.Image):
         with reading(name):
             return _decode_image(source, name)
-    with contextlib.ExitStack() as ending:
+    with contextlib.ExitStack() as stack:
         if isinstance(source, (bytes, bytearray, memoryview)):
             file = io.BytesIO(source)
         elif isinstance(source, (str, os.PathLike)):
             with reading(name):
-                file = ending.enter_context(Path(source).open("rb"))
+                file = stack.enter_context(Path(source).open("rb"))
         elif hasattr(source, "read") and hasattr(source, "seek"):
             file = cast("BinaryIO", source)
         else:
             raise ImageError(f"an image is a path, bytes, PIL image, array or tensor, not {type(source).__name__}")
-        return _decode_file(file, name, _limit(max_pixels), opened, allow_truncated, kinds)
-
-
-def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """The 8 bits of float values in [-1, 1]: clamped, rounded half to even, as by `to_image` in [0, 1]. NaN gives anything."""
-    return pixels.float().clamp(-1, 1).add_(1).div_(2).mul_(255).round_().to(torch.uint8)
+        return _decode_file(file, name, _limit(max_pixels), on_open, allow_truncated, kinds)
 
 
 def to_image(pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> Image.Image:
-    """RGB of `pixels` (3, H, W), or RGBA with `alpha` (1, H, W): float in [0, 1], clamped, rounded half to even; or RGB of uint8.
+    """RGB from `pixels` (3, H, W), or RGBA with `alpha` (1, H, W): floats in [0, 1], clamped, rounded half to even; or RGB from uint8.
 
-    The colour is not premultiplied (see `unpremultiply`). Raises ImageError for another shape, for NaN and infinity.
+    Colour is not premultiplied (see `unpremultiply`). Raises ImageError for other shapes, NaN and infinity.
     """
     if pixels.dtype == torch.uint8 and alpha is None and pixels.ndim == 3 and len(pixels) == 3:
         return Image.fromarray(pixels.to("cpu").permute(1, 2, 0).contiguous().numpy())
@@ -223,7 +216,7 @@ def to_image(pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> Image.I
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-    """`path`, if `encode` can write to it, to be called before any work. Raises ImageError that says why not."""
+    """`path`, if `encode` can write to it; for a check before any work. Raises ImageError with the reason if not."""
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
         raise ImageError(f"{target}: unknown suffix {target.suffix!r}; use one of {', '.join(FORMATS)}")
@@ -232,7 +225,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Pat
     if target.is_dir():
         raise ImageError(f"{target}: is a folder")
     if os.path.lexists(target) and not overwrite:
-        raise ImageError(f"{target}: exists already and may not be overwritten")
+        raise ImageError(f"{target}: already exists; use --overwrite or -o NAME")
     return target
 
 
@@ -247,27 +240,27 @@ def encode(
 ) -> Path:
     """Write a PNG, JPEG, WebP or TIFF, by the suffix of `path`, marked as an image with synthetic detail.
 
-    The mark is the Software tag, with `model`, and IPTC's Digital Source Type in XMP. Written whole or not at all.
+    The mark is the Software tag, with `model`, and IPTC's Digital Source Type in XMP. Writing is atomic.
 
     Args:
-        image: in sRGB. A JPEG has no transparency: the image is laid on white.
-        metadata: of the image that `image` was made of.
-        model: the name of the model that made the detail.
+        image: in sRGB. For JPEG, transparent images are composited on white.
+        metadata: the metadata of the input.
+        model: the name of the model.
         quality: of JPEG (4:4:4) and WebP, 1 to 100. WebP is lossless at 100; PNG and TIFF always are.
-        overwrite: whether a file that exists is replaced.
+        overwrite: replaces an existing file.
 
-    Metadata that the format cannot hold is left out with a warning.
+    Metadata that the format cannot hold is dropped with a warning.
 
     Raises ImageError if the file cannot be written, RequestError for a `quality` out of range.
     """
     if quality not in range(1, 101):
-        raise RequestError(f"quality is a whole number from 1 to 100, not {quality!r}")
+        raise RequestError(f"quality must be an integer from 1 to 100, not {quality!r}")
     target = check_output(path, overwrite=overwrite)
     kind = FORMATS[target.suffix.lower()]
     try:
         with replacing(target) as temporary:
             notes = save(image, temporary, kind, metadata or Metadata(), model, quality)
-    except (*DAMAGE, MemoryError) as error:  # not those of a mistake in a program
+    except (*DAMAGE, MemoryError) as error:  # other errors are bugs
         raise ImageError(f"{target}: cannot be written: {one_line(error)}") from error
     for note in notes:
         warnings.warn(f"{target}: {note}", stacklevel=2)
@@ -277,18 +270,18 @@ def encode(
 def save(
     image: Image.Image, file: Path | BinaryIO, kind: str, metadata: Metadata, model: str | None, quality: int = 95, **more: Any
 ) -> tuple[str, ...]:
-    """What `encode` writes, into a file or memory. `kind` is Pillow's name of the format; Pillow's writer is given `more`, too.
+    """As `encode`, into a file or memory. `kind` is Pillow's name of the format; `more` are further options of Pillow's writer.
 
-    Returns what to say of metadata that could not be written, which does not stop an image.
+    Returns notes on metadata that could not be written.
     """
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if kind == "JPEG" and image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image.info = {}  # of which Pillow's writers would take what suits them
+    image.info = {}  # Pillow's writers would use its entries
     text, exif = {"text": {}}, {"exif": b""}
-    less: list[tuple[str, dict[str, Any]]] = [("", {}), ("text", text), ("Exif", exif), ("text and Exif", text | exif)]
+    reductions: list[tuple[str, dict[str, Any]]] = [("", {}), ("text", text), ("Exif", exif), ("text and Exif", text | exif)]
     first: Exception | None = None
-    for dropped, changes in [*less, ("metadata", text | exif | {"dpi": None})]:
+    for dropped, changes in [*reductions, ("metadata", text | exif | {"dpi": None})]:
         try:
             image.save(file, kind, **writer_options(kind, replace(metadata, **changes), model, image.size, quality), **more)
         except (ValueError, TypeError, AttributeError, KeyError, SyntaxError, struct.error) as error:
@@ -299,7 +292,7 @@ def save(
             continue
         notes = [f"its {dropped} could not be written: {one_line(first)}"] if first else []
         if kind != "PNG" and (lost := sorted(TOOL_TEXT & metadata.text.keys())):
-            notes.append(f"its text {', '.join(lost)} is not kept: only a PNG has a place for it")
+            notes.append(f"its text {', '.join(lost)} was dropped: only PNG files can hold it")
         return tuple(notes)
     raise first or AssertionError
 
@@ -316,7 +309,7 @@ def _decode_file(
     file: BinaryIO,
     name: str,
     limit: int,
-    opened: Callable[[int, int], object] | None,
+    on_open: Callable[[int, int], object] | None,
     allow_truncated: bool,
     kinds: Collection[str] | None,
 ) -> DecodedImage:
@@ -325,19 +318,19 @@ def _decode_file(
         formats.check(file, name, limit, kinds)
         layout = tiff.layout(file) if kinds is None or "TIFF" in kinds else None
         if not layout:
-            image, contents = opening.opened(file, name, kinds, notes)
+            image, contents = opening.open_image(file, name, kinds, notes)
     width, height = (layout.width, layout.height) if layout else image.size if image else (0, 0)
     if width * height > limit:
         raise opening.too_large(name, f"{width}x{height} pixels are more than {limit}")
     if max(width, height) > MAX_SIDE:
         raise TooLargeError(f"{name}: is too large: {width}x{height} is more than {MAX_SIDE} pixels along a side; cut it into parts")
-    if opened:
-        opened(width, height)
+    if on_open:
+        on_open(width, height)
     with reading(name):
         if layout:
             return _decode_tiff(layout, file, name, notes)
-        cicp = png.coded_colour(contents)
-        image = opening.loaded(image, contents, file, name, kinds, notes, allow_truncated=allow_truncated)
+        cicp = png.read_cicp(contents)
+        image = opening.load_pixels(image, contents, file, name, kinds, notes, allow_truncated=allow_truncated)
         return _decode_image(image, name, notes, cicp, owned=True)
 
 
@@ -349,8 +342,8 @@ def _decode_tiff(layout: tiff.Layout, file: BinaryIO, name: str, notes: list[str
         if layout.premultiplied:
             colours = unpremultiply(colours, alpha)
     if layout.pages:
-        notes.append(f"{name}: has several pages, the first was taken")
-    colours = torch.from_numpy(converted(colours.numpy(), layout.info, None, name, notes, "TIFF"))
+        notes.append(f"{name}: has several pages, the first was used")
+    colours = torch.from_numpy(to_srgb_planes(colours.numpy(), layout.info, None, name, notes, "TIFF"))
     return _with_metadata(colours, alpha, lambda: layout.exif(file), layout.info, {}, name, notes)
 
 
@@ -362,17 +355,17 @@ def _decode_image(
     *,
     owned: bool = False,
 ) -> DecodedImage:
-    """`owned`: whether nobody else needs the image, whose memory is then freed."""
+    """`owned`: nothing else uses the image, so its memory is freed."""
     notes = [] if notes is None else notes
     file = None if owned or not getattr(image, "tile", None) else getattr(image, "fp", None)
     if file and image.format == "TIFF" and not image.tell() and (layout := tiff.layout(file)):
         return _decode_tiff(layout, file, name, notes)
     if file and image.format == "PNG":
-        cicp = png.coded_colour(file)
-    image.load()  # first, and where its errors count: what is asked for metadata loads too, and Pillow does not load a second time
-    colours, alpha = planes_of(image, name, notes, cicp)
+        cicp = png.read_cicp(file)
+    image.load()  # before reading metadata, which loads too but hides errors
+    colours, alpha = to_planes(image, name, notes, cicp)
     text = {}
-    with contextlib.suppress(Exception):  # of a PNG that was cut off
+    with contextlib.suppress(Exception):  # of a truncated PNG
         text = getattr(image, "text", {})
     if owned:
         image.im = Image.new(image.mode, (1, 1)).im
@@ -388,13 +381,13 @@ def _with_metadata(
     name: str,
     notes: list[str],
 ) -> DecodedImage:
-    """The image, turned upright."""
+    """The upright image with its metadata."""
     metadata, orientation = read_metadata(getexif, info, text, name, notes)
-    turned = orientation in (5, 6, 7, 8)
-    mirrored = [axis for axis, orientations in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in orientations]
+    transposed = orientation in (5, 6, 7, 8)
+    flipped = [axis for axis, orientations in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in orientations]
 
     def upright(planes: torch.Tensor) -> torch.Tensor:
-        return (planes.mT if turned else planes).flip(mirrored) if turned or mirrored else planes
+        return (planes.mT if transposed else planes).flip(flipped) if transposed or flipped else planes
 
     return _image(upright(colours), metadata, name, tuple(notes), None if alpha is None else upright(alpha))
 
@@ -402,16 +395,16 @@ def _with_metadata(
 def _image(
     planes: torch.Tensor, metadata: Metadata, name: str, notes: tuple[str, ...] = (), alpha: torch.Tensor | None = None
 ) -> DecodedImage:
-    """Of (C, H, W), uint8 or float in [0, 1]: grey, grey and alpha, RGB or RGBA; or without alpha and with that beside it."""
+    """An image from planes (C, H, W), uint8 or float in [0, 1]: grey, grey and alpha, RGB or RGBA; or with a separate alpha."""
     floats = planes.is_floating_point()
     if not (floats or planes.dtype == torch.uint8) or planes.ndim != 3 or len(planes) not in (1, 2, 3, 4) or 0 in planes.shape:
-        found = f"{planes.dtype} CHW {tuple(planes.shape)}"
-        raise ImageError(f"{name}: takes arrays HW and HWC, float tensors CHW, with up to 4 channels, not {found}")
+        layout = f"{planes.dtype} CHW {tuple(planes.shape)}"
+        raise ImageError(f"{name}: images are arrays HW or HWC or float tensors CHW with up to 4 channels, not {layout}")
     if floats:
         planes = planes.detach().to("cpu", torch.float32)
         low, high = (bound.item() for bound in torch.aminmax(planes))
-        if not (low >= -0.01 and high <= 1.01):  # the overshoot of an interpolation is clamped; NaN is refused here too
-            raise ImageError(f"{name}: values are in [0, 1], not from {low:g} to {high:g}")
+        if not (low >= -0.01 and high <= 1.01):  # tolerates the overshoot of an interpolation, but no NaN
+            raise ImageError(f"{name}: values must be in [0, 1], not from {low:g} to {high:g}")
         planes = planes.clamp(0, 1)
     if len(planes) in (2, 4):
         planes, alpha = planes.split((len(planes) - 1, 1))

@@ -1,4 +1,4 @@
-"""Colour to sRGB: by an embedded profile, or by codes and numbers that a file states."""
+"""Conversion to sRGB by an embedded profile, or by colour codes and numbers in a file."""
 
 import functools
 import io
@@ -54,8 +54,8 @@ _TRANSFERS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # code values to 
 
 
 @dataclass(frozen=True, eq=False)
-class Stated:
-    """The colour that a file states by numbers."""
+class StatedColour:
+    """A colour space that a file describes by numbers."""
 
     to_light: Callable[[np.ndarray], np.ndarray]
     primaries: Chromaticities = _BT709
@@ -63,7 +63,7 @@ class Stated:
     """Whether black and white are 16 and 235 of 255, as in video."""
 
     def to_srgb(self, values: np.ndarray) -> np.ndarray:
-        """(H, W, 1 or 3) float32 in [0, 1] -> the same in sRGB; what lies outside of it is clamped."""
+        """(H, W, 1 or 3) float32 in [0, 1] -> the same shape in sRGB, clamped."""
         if self.narrow:
             values = ((values * 255 - 16) / 219).clip(0, 1)
         light = self.to_light(values)
@@ -72,25 +72,25 @@ class Stated:
         return _to_srgb(light.clip(0, 1)).astype(np.float32)
 
 
-def of_cicp(cicp: tuple[int, int, int, int]) -> Stated | None:
-    """The colour of the codes of ITU-T H.273 for primaries, transfer, matrix and range; None if it is sRGB.
+def from_cicp(cicp: tuple[int, int, int, int]) -> StatedColour | None:
+    """The colour space of ITU-T H.273 codes for primaries, transfer, matrix and range; None for sRGB.
 
-    Raises ValueError, which says what is not read, for HDR, other codes, and colour that is not stored as RGB.
+    Raises ValueError for HDR, unknown codes, and colour that is not stored as RGB.
     """
     primaries, transfer, matrix, full = cicp
     if transfer in _HDR:
-        raise ValueError(f"HDR ({_HDR[transfer]}) is passed on as it is; the model was made for other images")
+        raise ValueError(f"HDR ({_HDR[transfer]}) is not converted; the models are trained on SDR images")
     if primaries not in _PRIMARIES or transfer not in _TRANSFERS or matrix or full not in (0, 1):
-        raise ValueError(f"its colour (cICP {'/'.join(map(str, cicp))}) is not known and was ignored; convert it to sRGB")
+        raise ValueError(f"its colour (cICP {'/'.join(map(str, cicp))}) is unknown and was ignored; convert the image to sRGB")
     if (primaries, transfer, full) == (1, 13, 1):
         return None
-    return Stated(_TRANSFERS[transfer], _PRIMARIES[primaries], narrow=not full)
+    return StatedColour(_TRANSFERS[transfer], _PRIMARIES[primaries], narrow=not full)
 
 
-def of_numbers(gamma: float | None, chromaticities: tuple[float, ...] | None) -> Stated | None:
-    """The colour of a PNG's gAMA and cHRM; None if it is sRGB's or none is stated.
+def from_gamma(gamma: float | None, chromaticities: tuple[float, ...] | None) -> StatedColour | None:
+    """The colour space of a PNG's gAMA and cHRM; None for sRGB or without both.
 
-    The exponent 1/2.2 is what programs write for sRGB, whose curve is not a power: there the curve of sRGB holds.
+    Programs write the exponent 1/2.2 for sRGB, whose curve is not a power: it means the curve of sRGB.
     """
     srgb = gamma is None or abs(gamma - 1 / 2.2) < 0.005
     if not chromaticities or len(chromaticities) != 8 or np.abs(np.subtract(chromaticities, _BT709)).max() < 0.002:
@@ -105,11 +105,11 @@ def of_numbers(gamma: float | None, chromaticities: tuple[float, ...] | None) ->
         except (ZeroDivisionError, np.linalg.LinAlgError):
             usable = False
         if not usable:
-            raise ValueError("its primaries (cHRM) are no colours and were ignored")
+            raise ValueError("its primaries (cHRM) are invalid and were ignored")
     if srgb and primaries is _BT709:
         return None
     exponent = 1 / (gamma or 1)
-    return Stated(_from_srgb if srgb else lambda values: values**exponent, primaries)
+    return StatedColour(_from_srgb if srgb else lambda values: values**exponent, primaries)
 
 
 def _xyz(primaries: Chromaticities) -> np.ndarray:
@@ -126,19 +126,19 @@ def _xyz(primaries: Chromaticities) -> np.ndarray:
     return np.linalg.inv(cones) @ adapted @ cones @ matrix
 
 
-def by_profile(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """What converts images of Pillow's `mode` to RGB in sRGB by their ICC profile; None if that is sRGB.
+def profile_converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """The conversion of images of Pillow's `mode` to sRGB by their ICC profile; None if that is sRGB.
 
-    Raises one of PROFILE_ERRORS for a profile that does not work or does not suit the mode.
+    Raises one of PROFILE_ERRORS for a profile that is broken or does not fit the mode.
     """
     source = ImageCms.getOpenProfile(io.BytesIO(profile))
     space = profile[16:20].decode("latin-1")  # of its header
     colours = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}.get(space, "")
     if colours not in {"1": ("L", "RGB"), "L": ("L", "RGB"), "CMYK": ("CMYK",)}.get(mode, ("RGB",)):
-        raise ValueError(f"it is made for {space}, the image is {mode}")
+        raise ValueError(f"it is for {space}, but the image is {mode}")
     transform = ImageCms.buildTransform(source, _SRGB, colours, "RGB", ImageCms.Intent.PERCEPTUAL)
-    moved = np.asarray(transform.apply(_PROBE), int) - np.asarray(_PROBE) if colours == "RGB" else np.inf
-    if np.abs(moved).max() <= 1:  # sRGB by another maker: the pixels stay as they are
+    difference = np.asarray(transform.apply(_PROBE), int) - np.asarray(_PROBE) if colours == "RGB" else np.inf
+    if np.abs(difference).max() <= 1:  # another version of sRGB: the pixels are kept
         return None
     return lambda image: transform.apply(image.convert(colours))
 
@@ -147,6 +147,6 @@ PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, TypeError, ValueError)
 
 
 @functools.cache
-def of_lab() -> Callable[[Image.Image], Image.Image]:
-    """What converts images of the mode LAB to RGB in sRGB."""
+def lab_converter() -> Callable[[Image.Image], Image.Image]:
+    """The conversion of images of mode LAB to sRGB."""
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), _SRGB, "LAB", "RGB").apply

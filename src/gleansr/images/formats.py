@@ -1,6 +1,6 @@
-"""What a file is, by its first bytes, whatever its name: images, camera raw files, videos, documents and others; and what to do about it.
+"""File formats identified by their first bytes: images, camera raw files, videos, documents and others; and advice for each.
 
-The readers of HEIC and JPEG XL that the extra `heif` installs are given to Pillow here.
+Registers the readers of HEIC and JPEG XL from the extra `heif` in Pillow.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ from gleansr.errors import ImageError, TooLargeError
 Group = Literal["image", "raw", "video", "audio", "document", "archive", "other"]
 
 NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
-"""Pillow's names of what it is not let read: EPS is a program to be run; of the others Pillow only knows the names."""
+"""Pillow's names of formats that are not read: EPS is a program to execute; Pillow has no decoder for the others."""
 
 _LOCK = threading.Lock()
 
 HEAD = 4096
-"""Bytes of a file's beginning that `recognised` wants."""
+"""Number of first bytes that `identify` needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of file."""
+    """A file format."""
 
     name: str
-    """As messages call it: "PNG image", "Matroska video"."""
+    """The name for messages: "PNG image", "Matroska video"."""
     group: Group
     suffixes: tuple[str, ...]
-    """Of the names of such files; the usual one first."""
+    """File name suffixes, the usual one first."""
 
 
 _IMAGES = {
@@ -110,8 +110,8 @@ _VIDEOS = {
     }.items()
 }
 _OTHERS = {
-    one.name: one
-    for one in (
+    kind.name: kind
+    for kind in (
         Format("PDF document", "document", (".pdf", ".ai")),
         Format("PostScript document", "document", (".eps", ".ps")),
         Format("office document", "document", (".docx", ".xlsx", ".pptx", ".odt", ".doc", ".xls", ".ppt")),
@@ -136,8 +136,8 @@ _OTHERS = {
 }
 FORMATS: Sequence[Format] = (*_IMAGES.values(), *_RAWS.values(), *_VIDEOS.values(), *_OTHERS.values())
 _AMBIGUOUS = {"", ".ts", ".mts", ".raw", ".cap", ".mos", ".ai"}
-"""Suffixes of other files, too: a .ts is also a program in TypeScript."""
-_BY_SUFFIX = {suffix: one for one in reversed(FORMATS) for suffix in one.suffixes if suffix not in _AMBIGUOUS}
+"""Suffixes with other meanings, too: a .ts may be TypeScript."""
+_BY_SUFFIX = {suffix: kind for kind in reversed(FORMATS) for suffix in kind.suffixes if suffix not in _AMBIGUOUS}
 
 _MAGIC: Sequence[tuple[int, bytes, Format]] = (
     (0, b"\x89PNG", _IMAGES["PNG"]),
@@ -191,7 +191,7 @@ _SUBFILE, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 254, 259,
 _RAW_COMPRESSIONS = {32767, 32769, 32770, 34713, 34892, 65000, 65535}
 """Of Sony, Epson, Samsung, Nikon, lossy DNG, Kodak and Pentax."""
 _RAW_PHOTOMETRICS = {32803, 34892}
-"""A colour filter array, and what is made of one."""
+"""A colour filter array, and linear raw."""
 _MAKERS = {
     "nikon": "Nikon NEF",
     "sony": "Sony ARW",
@@ -212,12 +212,12 @@ _MAKERS = {
 }
 
 
-def recognised(source: bytes | BinaryIO) -> Format | None:
-    """What a file is, by its contents; None where they are of no kind that is known here.
+def identify(source: bytes | BinaryIO) -> Format | None:
+    """The format of a file by its contents; None if it is unknown.
 
     Args:
-        source: its first `HEAD` bytes, or all; or the open file, from which more is read where a TIFF's tags lie further on. Its position
-            is kept. One that cannot seek is not looked at.
+        source: at least the first `HEAD` bytes, or an open file, of which more is read if the tags of a TIFF are further on. Its position
+            is kept. A file that cannot seek is not read.
     """
     if not isinstance(source, bytes):
         if not source.seekable():
@@ -233,97 +233,98 @@ def recognised(source: bytes | BinaryIO) -> Format | None:
 
 
 def by_suffix(name: str) -> Format | None:
-    """What a file with such a name should be."""
+    """The format that a file name suggests."""
     return _BY_SUFFIX.get(PurePath(name).suffix.lower())
 
 
 _NEVER = {".txt", ".json", ".jsonl", ".xml", ".xmp", ".csv", ".md", ".log", ".yaml", ".py", ".npy", ".aae"}
-"""Suffixes of files that are not looked into for an image."""
+"""Suffixes of files that are never opened to look for an image."""
 
 
-def left_out(folder: str, name: str) -> str | None:
-    """What to say of a file of a folder that is not read, by its name, or its contents where that tells nothing: what such files are, and
-    what to do with them. None where nobody would take it for an image or a video."""
+def skip_reason(folder: str, name: str) -> str | None:
+    """Why a file in a folder is skipped, by its name or, if that is inconclusive, its contents: its format and what to do. None for files
+    that are neither images nor videos."""
     kind, suffix = by_suffix(name), PurePath(name).suffix.lower()
     if kind is None and suffix not in _NEVER:
         with contextlib.suppress(OSError), open(PurePath(folder, name), "rb", opener=_without_waiting) as file:
-            kind = recognised(file)
+            kind = identify(file)
     if kind is None or kind.group not in ("image", "raw", "video"):
         return None
-    if is_read(kind) and suffix not in readable_suffixes():
-        return f"{kind.name}, but not by the name: rename it to NAME{kind.suffixes[0]}"
+    if is_supported(kind) and suffix not in readable_suffixes():
+        return f"{kind.name} with another suffix: rename it to NAME{kind.suffixes[0]}"
     return f"{kind.name}: {remedy(kind)}"
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a named pipe without waiting for its writer; it cannot seek, and is not looked at."""
+    """Opens a named pipe without waiting for its writer; it cannot seek and is skipped."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def unreadable(name: str, source: bytes | BinaryIO, kinds: Collection[str] | None = None) -> str:
-    """What to say of a file that should be an image and cannot be read, without its name: what it is, and what to do.
+def explain_unreadable(name: str, source: bytes | BinaryIO, kinds: Collection[str] | None = None) -> str:
+    """Why a file cannot be read as an image, for a message after its name: its format, and what to do.
 
-    `kinds`: Pillow's names of those that are taken, where it is not all.
+    `kinds`: Pillow's names of the allowed formats; None for all.
     """
-    found = recognised(source)
-    if found is None:
+    kind = identify(source)
+    if kind is None:
         unknown = "is not an image of a known kind" + (f"; {SUPPORTED}" if kinds is None else "")
         return "is empty" if _size(source) == 0 else unknown
-    said = f"is {_article(found.name)}"
-    if found.group == "video" and PurePath(name).suffix.lower() not in found.suffixes:
-        return f"{said}, not an image: rename it to {PurePath(name).stem}{found.suffixes[0]}, and {remedy(found)}"
-    if found.group == "image" and is_read(found):
-        return f"cannot be read: this {found.name} is damaged or cut off{'' if kinds is None else ', or of a kind that is not taken here'}"
+    description = f"is {_article(kind.name)}"
+    if kind.group == "video" and PurePath(name).suffix.lower() not in kind.suffixes:
+        return f"{description}, not an image: rename it to {PurePath(name).stem}{kind.suffixes[0]}, and {remedy(kind)}"
+    if kind.group == "image" and is_supported(kind):
+        reason = "damaged or truncated" if kinds is None else "damaged or truncated, or of a kind that is not taken here"
+        return f"cannot be read: this {kind.name} is {reason}"
     if kinds is not None:
-        return f"{said}, which is not taken here"
-    return f"{said}{'' if found.group in ('image', 'raw') else ', not an image'}: {remedy(found)}"
+        return f"{description}, which is not taken here"
+    return f"{description}{'' if kind.group in ('image', 'raw') else ', not an image'}: {remedy(kind)}"
 
 
-SUPPORTED = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF and others are, and with `pip install 'gleansr[heif]'` HEIC and JPEG XL"
+SUPPORTED = "supported: PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF and others; HEIC and JPEG XL with `pip install 'gleansr[heif]'`"
 
 
-def is_read(kind: Format) -> bool:
-    """Whether images of a kind are read, with what is installed."""
+def is_supported(kind: Format) -> bool:
+    """Whether images of a format can be read with the installed packages."""
     return kind.group == "image" and bool(readable_suffixes() & {*kind.suffixes})
 
 
 def remedy(kind: Format) -> str:
-    """What to do with a file of a kind that is not read as an image."""
+    """What to do with a file of a format that is not read as an image."""
     if kind.group == "raw":
-        return "develop it to a TIFF or JPEG first, for example with darktable or RawTherapee (the small preview in it is not taken)"
+        return "develop it to a TIFF or JPEG first, for example with darktable or RawTherapee (its small preview is not used)"
     if kind.group == "video":
-        return "give it to `gleansr upscale` in a command of its own"
+        return "pass it to `gleansr upscale` in a separate command"
     if kind in (_IMAGES["HEIC"], _IMAGES["JPEG XL"]):
-        return "`pip install 'gleansr[heif]'` lets it be read"
+        return "`pip install 'gleansr[heif]'` adds support"
     if kind is _IMAGES["AVIF"]:
-        return "this Pillow cannot read it; `pip install --upgrade pillow`"
+        return "the installed Pillow cannot read it; `pip install --upgrade pillow`"
     if kind.group == "archive":
-        return "unpack it, and give the folder"
-    return {"image": "save it as a PNG or TIFF", "document": "save its pages as PNG files"}.get(kind.group, "give an image")
+        return "unpack it and pass the folder"
+    return {"image": "save it as a PNG or TIFF", "document": "save its pages as PNG files"}.get(kind.group, "pass an image")
 
 
-def check(file: BinaryIO, name: str, most: int, kinds: Collection[str] | None = None) -> None:
-    """Refuses what Pillow would read, but must not: the small preview in a camera's raw file, and a JPEG XL of more than `most` pixels,
-    whose reader decodes it all before it tells its size.
+def check(file: BinaryIO, name: str, max_pixels: int, kinds: Collection[str] | None = None) -> None:
+    """Rejects files that Pillow would read, but must not: the small preview in a camera raw file, and a JPEG XL of more than `max_pixels`
+    pixels, whose reader decodes it before it tells its size.
 
     Raises ImageError that begins with `name`.
     """
-    found = recognised(file)
-    if found is None:
+    kind = identify(file)
+    if kind is None:
         return
-    if found.group == "raw":
-        raise ImageError(f"{name}: {unreadable(name, file, kinds)}")
-    if found is _IMAGES["JPEG XL"]:
+    if kind.group == "raw":
+        raise ImageError(f"{name}: {explain_unreadable(name, file, kinds)}")
+    if kind is _IMAGES["JPEG XL"]:
         file.seek(0)
         size = jxl_size(file.read(2**20))
         file.seek(0)
-        if size and size[0] * size[1] > most:
-            raise TooLargeError(f"{name}: is too large: {size[0]}x{size[1]} pixels are more than {most}")
+        if size and size[0] * size[1] > max_pixels:
+            raise TooLargeError(f"{name}: is too large: {size[0]}x{size[1]} pixels are more than {max_pixels}")
 
 
 @functools.cache
 def _add_readers() -> None:
-    """All that Pillow reads, and HEIC and JPEG XL where their readers are installed. One that does not work is as good as none."""
+    """Registers Pillow's readers, and those of HEIC and JPEG XL if they are installed. A broken reader is ignored."""
     Image.init()
     with contextlib.suppress(Exception):
         importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
@@ -332,24 +333,21 @@ def _add_readers() -> None:
 
 
 def readers() -> list[str]:
-    """Pillow's names of the kinds of files that are read."""
-    with _LOCK:  # the first call loads plugins, which the lists of Pillow show one by one
+    """Pillow's names of the supported formats."""
+    with _LOCK:  # the first call loads plugins, which Pillow lists one by one
         _add_readers()
     return [kind for kind in Image.ID if kind not in NOT_READ]
 
 
 @functools.cache
 def readable_suffixes() -> frozenset[str]:
-    """The suffixes, such as ".png", of the files that `decode` reads; it goes by contents, but folders are searched by name."""
-    kinds = {*readers(), "MPO"}  # which is a JPEG, with others behind it
+    """The suffixes, such as ".png", of supported files, for searching folders; `decode` itself goes by contents."""
+    kinds = {*readers(), "MPO"}  # a JPEG followed by others
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds)
 
 
 def jxl_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that a JPEG XL tells at its beginning (ISO/IEC 18181-1, SizeHeader); None where there is none.
-
-    Its reader decodes a whole file before it tells.
-    """
+    """Width and height from the header of a JPEG XL (ISO/IEC 18181-1, SizeHeader); None for other files."""
     stream = _jxl_codestream(data)
     if stream is None or len(stream) < 12:
         return None
@@ -428,7 +426,7 @@ def _by_head(head: bytes) -> Format | None:
 
 
 def _of_ftyp(head: bytes) -> Format:
-    """Of an ISO base media file, by its brands."""
+    """The format of an ISO base media file by its brands."""
     size = min(max(int.from_bytes(head[:4], "big"), 16), 256)
     major, brands = head[8:12], {head[i : i + 4] for i in range(8, size, 4)}
     if b"crx " in brands:
@@ -447,7 +445,7 @@ def _of_ftyp(head: bytes) -> Format:
 
 
 def _tiff(head: bytes, file: BinaryIO) -> Format | None:
-    """Of a TIFF: whether a camera's raw file, by the tags of its first directory. Classic TIFF and BigTIFF."""
+    """TIFF, or the camera raw format that the tags of the first directory tell; for classic TIFF and BigTIFF."""
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 16:
         return None
@@ -476,7 +474,7 @@ def _tiff(head: bytes, file: BinaryIO) -> Format | None:
 
 
 def _directory(order: str, version: int, head: bytes, file: BinaryIO) -> dict[int, bytes]:
-    """The tags that `_tiff` asks for, of the first directory, with their first bytes; what is damaged is left out."""
+    """The tags of the first directory with their first bytes; damaged ones are left out."""
     count_format, entry_size, value_format = ("H", 12, "I") if version == 42 else ("Q", 20, "Q")
     at, value_size = struct.unpack_from(order + value_format, head, 4 if version == 42 else 8)[0], struct.calcsize(value_format)
     tags: dict[int, bytes] = {}

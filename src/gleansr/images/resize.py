@@ -1,8 +1,7 @@
 """Bicubic resizing as MATLAB's imresize does it, and the degradation that defines the super-resolution task.
 
-The published data sets of this field were shrunk with MATLAB, whose bicubic widens its kernel when it shrinks
-(antialiasing). Other libraries' bicubics differ from it by several 8-bit steps, which is more than the difference
-between the methods that are compared.
+The published data sets of the field were downscaled with MATLAB, whose bicubic widens its kernel for downscaling
+(antialiasing). Other libraries' bicubics differ from it by several 8-bit steps, more than the methods compared differ.
 """
 
 import functools
@@ -15,6 +14,7 @@ import torch
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
+from gleansr.images.pixels import from_bytes
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
@@ -26,7 +26,7 @@ _BLOCK = 16
 
 @plain_torch(grad=True)
 def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, int] | None = None) -> Array:
-    """Resize like MATLAB's `imresize(image, ..., "bicubic")`, with antialiasing where a side shrinks.
+    """Resizes like MATLAB's `imresize(image, ..., "bicubic")`, with antialiasing for downscaling.
 
     Args:
         image: float32 or float64, of any range. A torch tensor is (..., H, W), such as HW, CHW or NCHW. A NumPy array
@@ -35,12 +35,12 @@ def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, i
         size: (height, width) of the result, or one number for both. The factor of each side is then out / in.
 
     Returns:
-        The same kind, axis order, dtype and device. It is not clamped: bicubic overshoots at edges. Sums are taken in
-        float64, so a float32 result is the float64 one within its rounding. Gradients flow through a tensor.
+        The same kind, axis order, dtype and device, not clamped: bicubic overshoots at edges. Sums are in float64, so a
+        float32 result is the rounded float64 one. Gradients flow through tensors.
 
     Raises:
-        RequestError: not exactly one of `scale` and `size` given, or it is out of range; an integer, empty or
-            non-finite image.
+        RequestError: not exactly one of `scale` and `size` is given, or it is out of range; the image is of an integer
+            type, empty or not finite.
 
     Source: MATLAB's documentation of imresize; its kernel is that of R. Keys, "Cubic convolution interpolation for
     digital image processing" (1981), with a = -0.5.
@@ -63,23 +63,23 @@ def resize(image: Array, *, scale: float | None = None, size: int | tuple[int, i
             f"{tuple(image.shape)}; convert 8-bit images with image.float() / 255"
         )
     if 0 in image.shape[-2:]:
-        raise RequestError(f"resize cannot resize an empty image: shape {tuple(image.shape)}")
-    # Zero weights do not stop NaN or infinity: one such pixel would spoil a whole block of the result.
+        raise RequestError(f"resize takes no empty image: shape {tuple(image.shape)}")
+    # Zero weights do not stop NaN or infinity: one such pixel would spoil a block of the result.
     if image.numel() and not all(bound.isfinite() for bound in torch.aminmax(image.detach())):
-        raise RequestError("resize cannot resize an image that holds NaN or infinity")
+        raise RequestError("resize takes finite images only; this one has NaN or infinity")
     if image.device.type == "mps":  # has no float64
         return resize(image.cpu(), scale=scale, size=size).to(image.device)
 
     lengths = (image.shape[-2], image.shape[-1])
     # The axis that shrinks most goes first, as in MATLAB; equal scales keep the order, height first.
-    for scale_, axis, length in sorted(_targets(lengths, scale, size), key=lambda target: target[0]):
-        image = _resize_axis(image, axis, length, scale_)
+    for axis_scale, axis, length in sorted(_targets(lengths, scale, size), key=lambda target: target[0]):
+        image = _resize_axis(image, axis, length, axis_scale)
     return image.contiguous()
 
 
 @plain_torch()
 def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
-    """Shrink images as the data sets of the paper were prepared: MATLAB's bicubic, then stored with 8 bits.
+    """Downscales images as in the data sets of the paper: MATLAB's bicubic, then rounding to 8 bits.
 
     Args:
         images: (N, 3, H, W) float32 or float64 in [-1, 1], where -1 and 1 are the 8-bit values 0 and 255.
@@ -87,7 +87,7 @@ def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
 
     Returns:
         (N, 3, ceil(H / scale), ceil(W / scale)) of the same dtype, exactly (k - 127.5) / 127.5 for whole k from 0 to
-        255; the same bits on every device and in every batch. It has no gradient, because rounding has none.
+        255; the same bits on every device and in every batch. Rounding gives it no gradient.
 
     Raises:
         RequestError: `scale` is not a whole number from 1 up, or `images` is refused by `resize`.
@@ -96,21 +96,20 @@ def degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
         raise RequestError(f"degrade takes a whole scale from 1 up, such as 8 or 16, not {scale!r}")
     if not isinstance(images, torch.Tensor) or images.dtype not in (torch.float32, torch.float64) or images.ndim != 4:
         raise RequestError("degrade takes a float32 or float64 tensor of shape (N, 3, H, W) in [-1, 1]")
-    if images.device.type == "cpu":  # one by one, the images' float64 copies stay in the cache, which is four times as fast
+    if images.device.type == "cpu":  # one by one, float64 copies stay in the cache: four times as fast
         return torch.cat([_degrade(image, scale) for image in images.split(1)])
     return _degrade(images, scale)
 
 
 def _degrade(images: torch.Tensor, scale: int) -> torch.Tensor:
-    home = images.device
-    # An 8-bit image in float32 is 1e-5 of a step off its values. Put back on them, it degrades like the stored file.
-    steps = images.to("cpu" if home.type == "mps" else home, torch.float64, copy=True).mul_(127.5).add_(127.5)
-    small = resize(_snap(steps, 1.0, 1e-4), scale=1 / scale).clamp_(0, 255)
-    # Exact halves do occur (an edge in the middle of a pixel). Without this they would be rounded as noise of 1e-13
-    # decides, which differs between devices.
+    device = images.device
+    values = images.to("cpu" if device.type == "mps" else device, torch.float64, copy=True).mul_(127.5).add_(127.5)
+    # An 8-bit image in float32 is off its values by 1e-5. Snapped to them, it degrades like the stored file.
+    small = resize(_snap(values, 1.0, 1e-4), scale=1 / scale).clamp_(0, 255)
+    # Exact halves occur (an edge in the middle of a pixel). Unsnapped, noise of 1e-13, which differs between devices, would decide their
+    # rounding.
     small = _snap(small, 0.5, 1e-9).round_()
-    # Divided by a tensor: CUDA would multiply by the reciprocal of a number, which is not always the same.
-    return ((small - 127.5) / torch.full_like(small, 127.5)).to(home, images.dtype)
+    return from_bytes(small, torch.float64).to(device, images.dtype)
 
 
 def _snap(values: torch.Tensor, step: float, tolerance: float) -> torch.Tensor:
@@ -139,8 +138,8 @@ def _resize_axis(image: torch.Tensor, axis: int, length: int, scale: float) -> t
     """Resize the axis -2 or -1 of (..., H, W) to `length`."""
     blocks = []
     for start, weights in _blocks(image.shape[axis], length, scale, image.device):
-        run = image.narrow(axis, start, weights.shape[1]).double()
-        block = weights @ run if axis == -2 else run @ weights.T
+        inputs = image.narrow(axis, start, weights.shape[1]).double()
+        block = weights @ inputs if axis == -2 else inputs @ weights.T
         blocks.append(block.to(image.dtype))
     return torch.cat(blocks, axis)
 
@@ -150,7 +149,7 @@ def _blocks(length_in: int, length_out: int, scale: float, device: torch.device)
     """For every block of outputs: the first input it depends on, and its weights (outputs, inputs) in float64."""
     indices, weights = _taps(length_in, length_out, scale)
     blocks = []
-    # A tensor made in inference mode could not be used for training afterwards, and these are kept.
+    # The result is cached, and a tensor of inference mode could not be used for training afterwards.
     with torch.inference_mode(False):
         for first in range(0, length_out, _BLOCK):
             inputs, values = indices[first : first + _BLOCK], weights[first : first + _BLOCK]
@@ -162,13 +161,13 @@ def _blocks(length_in: int, length_out: int, scale: float, device: torch.device)
     return blocks
 
 
-def forget() -> None:
-    """Lets go of the matrices that are kept for the sizes of late, and of a GPU's memory in which they lie."""
+def clear_cache() -> None:
+    """Frees the cached matrices of recent sizes, on GPUs too."""
     _blocks.cache_clear()
 
 
 def _taps(length_in: int, length_out: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs (from 0) that each output is made of and their weights, both (length_out, taps)."""
+    """For each output, the indices (from 0) and the weights of its inputs, both (length_out, taps)."""
     shrink = min(scale, 1.0)  # only shrinking widens the kernel
     width = 4 / shrink
     # The centre of output x in the coordinates of the input, whose pixels are numbered from 1 here as in MATLAB.

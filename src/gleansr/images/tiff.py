@@ -1,6 +1,6 @@
 """TIFF layouts that Pillow reads wrongly or not at all: more than 8 bits, signed and float samples, separate planes.
 
-What Pillow reads rightly is left to it: see `layout`.
+Pillow reads the others: see `layout`.
 """
 
 import zlib
@@ -15,15 +15,15 @@ _NAMES = {0: "grey (white is 0)", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 
 _NAMES |= {32803: "a camera's colour filter", 32844: "LogL", 32845: "LogLuv", 34892: "a camera's linear raw"}
 _COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard"}
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
-_TOPS: dict[str, tuple[int, ...]] = {"f": (1, 255, 65535), "u32": (65535, 2**32 - 1), "i32": (65535, 2**31 - 1)}
-"""What white is: the first that no value exceeds. Of other kinds it is the largest value that they hold."""
-_LEAST = -0.05
-"""Of white: what is further below 0 is no overshoot of an interpolation."""
+_WHITE_LEVELS: dict[str, tuple[int, ...]] = {"f": (1, 255, 65535), "u32": (65535, 2**32 - 1), "i32": (65535, 2**31 - 1)}
+"""Possible values of white: the first that no value exceeds. For other types it is the largest value of the type."""
+_MIN_VALUE = -0.05
+"""As a share of white: a lower value is not the overshoot of an interpolation."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a TIFF's first image are stored, where they are read here."""
+    """How the samples of a TIFF's first image are stored."""
 
     width: int
     height: int
@@ -37,31 +37,31 @@ class Layout:
     colours: int
     """1 or 3."""
     alpha: int | None
-    """Which sample is the alpha."""
+    """The index of the alpha sample."""
     premultiplied: bool
     planar: bool
-    """Whether each sample has an image of its own."""
+    """Whether each sample has its own plane."""
     tiled: bool
-    part: tuple[int, int]
-    """Width and height of a tile, or of a strip, of which the last may be less high."""
-    places: tuple[tuple[int, int], ...]
-    """Offset and length of each."""
+    block_size: tuple[int, int]
+    """Width and height of a tile or a strip; the last strip may be lower."""
+    blocks: tuple[tuple[int, int], ...]
+    """Offset and length of each tile or strip."""
     deflated: bool
     predictor: int
     order: str
     """< or >."""
     big: bool
     """Whether it is a BigTIFF."""
-    top: int | None
-    """White, where the file states it."""
+    white: int | None
+    """The value of white, if the file states it."""
     pages: bool
-    """Whether there are more."""
+    """Whether there are more pages."""
     tags: Any
-    """Of the file, by their numbers."""
+    """The tags of the first directory by number."""
 
     @property
     def info(self) -> dict[str, Any]:
-        """What Pillow has in an image's `info`, as far as it is used."""
+        """The entries of a Pillow image's `info` that are used."""
         info = {"icc_profile": self.tags.get(34675), "xmp": self.tags.get(700)}
         if self.tags.get(296, 2) in (2, 3) and 282 in self.tags and 283 in self.tags:
             per_inch = 2.54 if self.tags.get(296) == 3 else 1
@@ -75,34 +75,34 @@ class Layout:
         return exif
 
     def read(self, file: BinaryIO) -> np.ndarray:
-        """(1 or 3 and the alpha, height, width) float32 in [0, 1]: white is 1, whatever it is in the file.
+        """(1 or 3 and the alpha, height, width) float32 in [0, 1], where white is 1.
 
-        Raises ValueError if it is truncated, damaged, or has values far below 0.
+        Raises ValueError if the file is truncated, damaged, or has values far below 0.
         """
-        wanted = [*range(self.colours), *([] if self.alpha is None else [self.alpha])]
-        result = np.zeros((len(wanted), self.height, self.width), np.float32)
-        across, down = -(-self.width // self.part[0]), -(-self.height // self.part[1])
+        channels = [*range(self.colours), *([] if self.alpha is None else [self.alpha])]
+        result = np.zeros((len(channels), self.height, self.width), np.float32)
+        across, down = -(-self.width // self.block_size[0]), -(-self.height // self.block_size[1])
         planes = self.samples if self.planar else 1
-        if len(self.places) < across * down * planes:
-            raise ValueError(f"it is truncated: {len(self.places)} of {across * down * planes} strips or tiles are there")
+        if len(self.blocks) < across * down * planes:
+            raise ValueError(f"it is truncated: {len(self.blocks)} of {across * down * planes} strips or tiles are present")
         for number in range(across * down * planes):
-            plane, place = divmod(number, across * down)
-            if self.planar and plane not in wanted:
+            plane, block = divmod(number, across * down)
+            if self.planar and plane not in channels:
                 continue
-            y, x = place // across * self.part[1], place % across * self.part[0]
-            rows = self.part[1] if self.tiled else min(self.part[1], self.height - y)
-            values = self._values(file, *self.places[number], rows)
-            shown = values[: self.height - y, : self.width - x]
-            for channel, sample in enumerate(wanted):
+            y, x = block // across * self.block_size[1], block % across * self.block_size[0]
+            rows = self.block_size[1] if self.tiled else min(self.block_size[1], self.height - y)
+            values = self._values(file, *self.blocks[number], rows)
+            visible = values[: self.height - y, : self.width - x]
+            for channel, sample in enumerate(channels):
                 if not self.planar:
-                    result[channel, y : y + rows, x : x + self.part[0]] = shown[..., sample]
+                    result[channel, y : y + rows, x : x + self.block_size[0]] = visible[..., sample]
                 elif sample == plane:
-                    result[channel, y : y + rows, x : x + self.part[0]] = shown[..., 0]
+                    result[channel, y : y + rows, x : x + self.block_size[0]] = visible[..., 0]
         return self._scaled(result)
 
     def _values(self, file: BinaryIO, offset: int, length: int, rows: int) -> np.ndarray:
         """(rows, columns, samples) of a strip or tile."""
-        columns, samples = self.part[0], 1 if self.planar else self.samples
+        columns, samples = self.block_size[0], 1 if self.planar else self.samples
         per_row = -(-columns * samples * self.bits // 8)
         file.seek(offset)
         content = file.read(length)
@@ -115,7 +115,7 @@ class Layout:
             bits = np.unpackbits(lines, axis=1)[:, : columns * samples * self.bits].reshape(rows, columns, samples, self.bits)
             return bits @ (1 << np.arange(self.bits)[::-1])
         size = self.bits // 8
-        if self.predictor == 3:  # bytes of like rank lie together, the highest first, as differences
+        if self.predictor == 3:  # bytes of equal significance are stored together, the highest first, as differences
             sums = np.cumsum(lines.reshape(rows, -1, samples), 1, np.uint8).reshape(rows, size, -1)
             return np.ascontiguousarray(sums.swapaxes(1, 2)).view(f">{self.kind}{size}").reshape(rows, columns, samples)
         values = lines.view(f"{self.order}{self.kind}{size}").reshape(rows, columns, samples)
@@ -124,26 +124,26 @@ class Layout:
         return values
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
-        largest, least = float(values.max()), float(values.min())
-        top = self.top or scale(self.kind, self.bits, largest)
-        if least < _LEAST * top:
-            raise ValueError(f"it has values below 0, down to {least:g}: they are no brightness; shift them to start at 0")
-        values = np.clip(values / np.float32(top), 0, None, out=values)
+        largest, smallest = float(values.max()), float(values.min())
+        white = self.white or white_level(self.kind, self.bits, largest)
+        if smallest < _MIN_VALUE * white:
+            raise ValueError(f"it has values below 0, down to {smallest:g}; shift them to start at 0")
+        values = np.clip(values / np.float32(white), 0, None, out=values)
         if self.inverted:
             np.subtract(1, values[: self.colours], out=values[: self.colours])
         return values
 
 
-def scale(kind: str, bits: int, largest: float) -> int:
-    """What white is among samples of a kind (u, i or f) whose largest value is given."""
-    tops = _TOPS.get(kind if kind == "f" else f"{kind}{bits}") or (2 ** (bits - (kind == "i")) - 1,)
-    return next((top for top in tops if largest <= top), tops[-1])
+def white_level(kind: str, bits: int, largest: float) -> int:
+    """The value of white for samples of a kind (u, i or f), given their largest value."""
+    levels = _WHITE_LEVELS.get(kind if kind == "f" else f"{kind}{bits}") or (2 ** (bits - (kind == "i")) - 1,)
+    return next((level for level in levels if largest <= level), levels[-1])
 
 
 def layout(file: BinaryIO) -> Layout | None:
-    """How to read a file here. None if it is no TIFF, or one that is left to Pillow, which then reads it rightly or refuses it.
+    """The layout of a TIFF to read with `Layout.read`; None for other files and TIFFs that Pillow reads correctly or refuses.
 
-    Raises ValueError, which names the layout and a remedy, for what Pillow reads wrongly and nobody reads here.
+    Raises ValueError, which names the layout and a remedy, for a TIFF that neither reads correctly.
     """
     file.seek(0)
     header = file.read(16)
@@ -159,22 +159,22 @@ def layout(file: BinaryIO) -> Layout | None:
         return _layout(tags, "<" if header[:2] == b"II" else ">", header[2:3] == b"+")
     except _UnreadError:
         raise
-    except Exception:  # damaged tags, of which Pillow says what is wrong
+    except Exception:  # damaged tags, which Pillow reports
         return None
     finally:
         file.seek(0)
 
 
 class _UnreadError(ValueError):
-    """A layout that nobody reads."""
+    """An unsupported layout."""
 
 
 def _layout(tags: Any, order: str, big: bool) -> Layout | None:
     def many(tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
         value = tags.get(tag, default)
         values = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(each, int) for each in values):
-            raise ValueError(f"tag {tag} holds no whole numbers")
+        if not all(isinstance(number, int) for number in values):
+            raise ValueError(f"tag {tag} has no integers")
         return values
 
     width, height, compression, photometric = (int(tags.get(tag, default)) for tag, default in ((256, 0), (257, 0), (259, 1), (262, 0)))
@@ -185,10 +185,10 @@ def _layout(tags: Any, order: str, big: bool) -> Layout | None:
     colours = {_RGB: 3}.get(photometric, 1)
     usual = kind == "u" and bits <= 8
     sort = {"u": "", "i": "signed ", "f": "float "}.get(kind, "complex ")
-    said = f"{sort}{bits}-bit {_NAMES.get(photometric, f'colour {photometric}')}" + (f" in {samples} planes" if planar else "")
-    said += "" if compression == 1 else f", compressed ({_COMPRESSIONS.get(compression, f'scheme {compression}')})"
-    mend = "save the image as 8- or 16-bit RGB or grey, without compression, or as PNG"
-    unread = _UnreadError(f"a TIFF of this layout is not read: {said}; {mend}")
+    description = f"{sort}{bits}-bit {_NAMES.get(photometric, f'colour {photometric}')}" + (f" in {samples} planes" if planar else "")
+    description += "" if compression == 1 else f", compressed ({_COMPRESSIONS.get(compression, f'scheme {compression}')})"
+    hint = "save the image as 8- or 16-bit RGB or grey, without compression, or as PNG"
+    unread = _UnreadError(f"a TIFF of this layout is not read: {description}; {hint}")
     if photometric == _YCBCR and compression == 1 and many(530, (2, 2)) != (1, 1):
         raise unread
     if photometric in (_CMYK, _LAB) and planar and not (usual and photometric == _CMYK):
@@ -203,10 +203,10 @@ def _layout(tags: Any, order: str, big: bool) -> Layout | None:
         raise unread
     readable = {"u": bits in (8, *range(9, 17), 32), "i": bits in (8, 16, 32), "f": bits in (16, 32, 64)}.get(kind)
     stated = max(many(281, (0,)))
-    # Not any largest value that happens to occur, which the tag may be, too.
+    # The tag may also hold the largest value that occurs, which is not white.
     depth = stated if kind == "u" and 255 < stated < 2**bits - 1 and not stated & (stated + 1) else None
     if compression not in (1, 8, 32946) or not readable:
-        # libtiff reads these to the end, and Pillow has them right.
+        # Pillow reads these correctly with libtiff.
         known = (photometric, samples) in ((1, 1), (_RGB, 3), (_RGB, 4))
         if kind == "u" and bits == 16 and known and compression != 1 and not depth:
             return None
@@ -215,13 +215,13 @@ def _layout(tags: Any, order: str, big: bool) -> Layout | None:
     alphas = alphas or ([3] if not extra and (colours, samples) == (3, 4) else [])
     alpha = alphas[0] if alphas and alphas[0] < samples else None
     tiled = 324 in tags
-    part = (int(tags[322]), int(tags[323])) if tiled else (width, min(height, int(tags.get(278, height))))
-    if min(part) < 1 or max(part) > 2 * max(width, height, 1024):
+    block_size = (int(tags[322]), int(tags[323])) if tiled else (width, min(height, int(tags.get(278, height))))
+    if min(block_size) < 1 or max(block_size) > 2 * max(width, height, 1024):
         raise unread
     offsets = many(324 if tiled else 273, ())
     sizes = many(325 if tiled else 279, ())
     if len(sizes) < len(offsets):
-        sizes = (-(-part[0] * bits * (1 if planar else samples) // 8) * part[1],) * len(offsets)
+        sizes = (-(-block_size[0] * bits * (1 if planar else samples) // 8) * block_size[1],) * len(offsets)
     return Layout(
         width,
         height,
@@ -234,13 +234,13 @@ def _layout(tags: Any, order: str, big: bool) -> Layout | None:
         premultiplied=alpha is not None and alpha - colours < len(extra) and extra[alpha - colours] == 1,
         planar=planar,
         tiled=tiled,
-        part=part,
-        places=tuple(zip(offsets, sizes, strict=False)),
+        block_size=block_size,
+        blocks=tuple(zip(offsets, sizes, strict=False)),
         deflated=compression != 1,
         predictor=int(tags.get(317, 1)),
         order=order,
         big=big,
-        top=depth,
+        white=depth,
         pages=bool(tags.next),
         tags=tags,
     )

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from gleansr.ambient import AFTER_FORK, FORKED
+from gleansr.ambient import FORK_ADVICE, FORK_MESSAGE
 from gleansr.errors import RequestError
 from gleansr.inference.precision import full_name
 
@@ -25,8 +25,8 @@ def find_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         works = (torch.ones(1, device=device) + 1).item() == 2
     except (RuntimeError, TypeError, AssertionError, NotImplementedError, ImportError) as error:  # any of these, by how torch was built
-        if FORKED in str(error):
-            raise RequestError(AFTER_FORK) from None
+        if FORK_MESSAGE in str(error):
+            raise RequestError(FORK_ADVICE) from None
         works = False
     if not works:
         shown = str(name) if isinstance(name, torch.device) else name

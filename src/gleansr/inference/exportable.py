@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gleansr.inference.cpu.shuffled import enlargement, four_pixels, shuffled
 from gleansr.inference.cpu.winograd import LINE, TAPS
 from gleansr.models.glean import Decoder, PixelShuffleUp
-from gleansr.models.layers import twin_of
+from gleansr.models.layers import shallow_copy
 from gleansr.models.rrdb import RRDB
 
 WIDE = 256
@@ -84,7 +84,7 @@ class ScaledByConv(nn.Module):
 
 def exportable(model: nn.Module, wide: int = WIDE) -> nn.Module:
     """A network that shares its tensors with `model` as far as these are the same."""
-    twin = twin_of(model)
+    twin = shallow_copy(model)
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, RRDB):

@@ -15,7 +15,7 @@ from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.precision import Precision, full_name
 from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.glean import GLEAN
-from gleansr.models.layers import held, placed
+from gleansr.models.layers import autocast_copy, to_channels_last
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
 
@@ -52,14 +52,14 @@ class FeedForwardModel:
             raise RequestError(
                 f"a {type(model).__name__} does not enlarge images by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
             )
-        self.model = placed(model.eval(), self.device)
+        self.model = to_channels_last(model.eval(), self.device)
         self._prepare()
 
     def _prepare(self) -> None:
         if isinstance(self.model, GLEAN) and self.device.type == "cpu" and freezable(self.model):
             self._frozen = FrozenGLEAN(self.model, self.precision)
         if isinstance(self.model, GLEAN) and self.device.type == "cuda":
-            model = self.model if self.precision == torch.float32 else held(self.model, self.precision)
+            model = self.model if self.precision == torch.float32 else autocast_copy(self.model, self.precision)
             self.recorded = GraphedCall(partial(self._enlarged, self.precision, model))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gleansr.checkpoints.kinds import HEAD
-from gleansr.checkpoints.kinds import is_onnx as begins_as_onnx
+from gleansr.checkpoints.file_types import HEAD
+from gleansr.checkpoints.file_types import is_onnx as begins_as_onnx
 from gleansr.checkpoints.native import About
 from gleansr.configs import from_dict
 from gleansr.documents import parse_json

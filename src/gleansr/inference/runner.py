@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gleansr.ambient import AFTER_FORK, FORKED, plain_torch
+from gleansr.ambient import FORK_ADVICE, FORK_MESSAGE, plain_torch
 from gleansr.errors import ImageError, RequestError
-from gleansr.images.codec import to_bytes
+from gleansr.images.pixels import to_bytes
 from gleansr.inference.devices import out_of_memory
 from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import Model, ModelOutput, StepReport
@@ -91,8 +91,8 @@ class Runner:
         try:
             there = (lr.pin_memory() if gpu else lr).to(device, non_blocking=gpu)
         except RuntimeError as error:
-            if FORKED in str(error):
-                raise RequestError(AFTER_FORK) from None
+            if FORK_MESSAGE in str(error):
+                raise RequestError(FORK_ADVICE) from None
             raise
         enlarged = self._method(there, report)
         sr = enlarged.images

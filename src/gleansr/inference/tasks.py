@@ -36,7 +36,7 @@ class PreparedImage:
     finish: Callable[[Sequence[Tensor], Sequence[str]], TaskResult]
     """The result, of what the model made of each, (3, scale * h, scale * w), on the CPU, not clamped, and its note, which may be empty."""
     eight_bits: bool = False
-    """Whether `finish` takes 8 bits (`codec.to_bytes`) as well: a GPU then sends home a quarter."""
+    """Whether `finish` takes 8 bits (`pixels.to_bytes`) as well: a GPU then sends home a quarter."""
 
 
 class ImageTask(Protocol):

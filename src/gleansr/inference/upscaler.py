@@ -17,7 +17,7 @@ from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
 from gleansr.images.back_projection import back_project
 from gleansr.images.codec import DecodedImage, Source, decode, neutral, to_image, unpremultiply
-from gleansr.images.resize import forget, resize
+from gleansr.images.resize import clear_cache, resize
 from gleansr.inference.devices import find_device, find_precision
 from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import Model, StepReport
@@ -63,7 +63,7 @@ class Upscaler:
         """Calls the method with images on the CPU."""
         self.device = method.device
         if self.device.type != "cpu":
-            weakref.finalize(self, forget)  # what methods resize with would hold the device's memory
+            weakref.finalize(self, clear_cache)  # what methods resize with would hold the device's memory
         self.about = about
         self.scale = method.scale
         self.input_size = method.in_size
@@ -225,7 +225,7 @@ class Upscaler:
 def _planes(image: DecodedImage, rows: slice, columns: slice) -> Tensor:
     """(3 or 4, rows, columns) in [0, 1]: colour times alpha, and alpha where there is transparency."""
     colour = image.premultiplied(rows, columns)
-    return colour if image.stored_alpha is None else torch.cat([colour, image.part_of_alpha(rows, columns)])
+    return colour if image.stored_alpha is None else torch.cat([colour, image.alpha_region(rows, columns)])
 
 
 def _resized(image: DecodedImage, cut: tuple[slice, slice], pad: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:

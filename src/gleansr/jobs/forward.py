@@ -52,7 +52,7 @@ class Forward:
     def __call__(self, lrs: Sequence[Tensor], *, eight_bits: bool = False) -> list[Made]:
         """Of lrs (3, h, w) of one shape, in [-1, 1], on the CPU. What cannot be made has its error in its place.
 
-        With `eight_bits` results of a GPU come as `codec.to_bytes` makes them.
+        With `eight_bits` results of a GPU come as `pixels.to_bytes` makes them.
         """
         try:
             return self._launch(lrs, eight_bits)()

@@ -14,7 +14,7 @@ from typing import Any
 
 from gleansr.documents import parse_line
 from gleansr.errors import ImageError, RequestError
-from gleansr.files import held, leftovers
+from gleansr.files import leftovers, lock_folder
 from gleansr.images.codec import software
 from gleansr.jobs.index import Index
 from gleansr.jobs.jobs import Job
@@ -118,7 +118,7 @@ class Manifest:
                     self._descriptor = None
 
     def _hold(self) -> None:
-        self._held.enter_context(held(self.file.parent, "writing results"))
+        self._held.enter_context(lock_folder(self.file.parent, "writing results"))
 
     def _read(self) -> list[str]:
         """Fills the index. Returns the targets that were begun and not ended."""

@@ -154,7 +154,7 @@ def load(
         if known and known.made_by == work.fingerprint and known.sha256 == digest.digest()[:16] and _is_there(job, work):
             return JobResult(job, "skipped", {})
         check_targets(job, work, known)
-        image = decode(data, name=job.source, opened=opened, max_pixels=work.max_pixels, allow_truncated=work.allow_truncated)
+        image = decode(data, name=job.source, on_open=opened, max_pixels=work.max_pixels, allow_truncated=work.allow_truncated)
         del data
         pixels, metadata = weakref.ref(image.stored), image.metadata
         prepared = work.task.prepare(image)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gleansr.errors import RequestError
-from gleansr.files import shown, spare
+from gleansr.files import check_not_input, printable
 from gleansr.images.codec import readable_suffixes
-from gleansr.images.formats import left_out
+from gleansr.images.formats import skip_reason
 from gleansr.images.metadata import is_marked
 from gleansr.jobs.jobs import MANIFEST, Destination, Job, UnreadableFolder
 
@@ -37,12 +37,12 @@ class Counted:
     results: int = 0
     """Folders of results of other runs, and results beside their images, which are not read."""
     left_out: dict[str, "LeftOut"] = field(default_factory=dict)
-    """Images and videos that are not read, by what they are and what to do with them, see `formats.left_out`."""
+    """Images and videos that are not read, by what they are and what to do with them, see `formats.skip_reason`."""
 
     def leave_out(self, folder: str, names: Iterable[str]) -> None:
         """Counts those of the other files that somebody may miss."""
         for name in names:
-            if (why := left_out(folder, name)) is not None:
+            if (why := skip_reason(folder, name)) is not None:
                 one = self.left_out.setdefault(why, LeftOut())
                 one.files += 1
                 one.first = one.first or os.path.join(folder, name)  # noqa: PTH118
@@ -129,7 +129,7 @@ def count(place: Destination, ours: Ours | None = None) -> Counted:
         missed = [(why, one.first) for why, one in counted.left_out.items() if Path(one.first).is_relative_to(path)]
         told = "; ".join(f"{first} is left out ({why})" for why, first in missed)
         only = f"{path}: no images in this folder, only {listed}{f'; {told}' if told else ''}"
-        raise RequestError(shown(only if names else f"{path}: is an empty folder"))
+        raise RequestError(printable(only if names else f"{path}: is an empty folder"))
     return counted
 
 
@@ -266,7 +266,7 @@ class _Inputs:
 
 def _is_one_of(target: Path, paths: Sequence[Path]) -> bool:
     try:
-        spare(target, paths)
+        check_not_input(target, paths)
     except RequestError:
         return True
     return False

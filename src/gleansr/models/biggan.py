@@ -44,7 +44,7 @@ class BigGANConfig:
     attention: tuple[int, ...] = (64,)
     """Sizes in pixels; a block that ends at one of them is followed by self-attention."""
     n_classes: Annotated[int, Range(1, 100_000)] = 1000
-    """Classes that an image can be of."""
+    """Number of classes."""
     z_chunk: Annotated[int, Range(1, 4096)] = 17
     """Numbers of z that the first layer and each block read: 20 in the published generator of 128 px, 17 in that of 256 (generator)."""
     shared_dim: Annotated[int, Range(1, 4096)] = 128
@@ -60,15 +60,15 @@ class BigGANConfig:
 
     @property
     def code_dim(self) -> int:
-        """Width of z: what is left of the nominal 120 when each reader gets as many: 119 at 256 px, 120 at 128 px."""
+        """Width of z, the nominal 120 reduced to equal chunks: 119 at 256 px, 120 at 128 px."""
         return self.z_chunk * len(GENERATOR_WIDTHS[self.resolution])
 
 
 class Spectral(nn.Module):
     """A weight that is divided by an estimate of its largest singular value, and a bias that is not.
 
-    The estimate is sigma = |W v|, v = W^T u / |W^T u|, one step of the power iteration from the stored vector `u`. It counts, since one
-    step does not converge, and stays as it is. Gradients flow through sigma too, with v taken for a constant; it follows W in fine-tuning.
+    The estimate is sigma = |W v|, v = W^T u / |W^T u|, one step of the power iteration from the stored vector `u`. One step does not
+    converge, so the result depends on `u`, which is never updated. Gradients flow through sigma, too, with v constant.
     Source: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
     """
 
@@ -82,7 +82,7 @@ class Spectral(nn.Module):
         self.register_buffer("u", torch.randn(1, shape[0]))
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What to compute with in place of x and W: x and W / sigma, or x / sigma and W where x is the smaller of the two."""
+        """Replacements of x and W: (x, W / sigma), or (x / sigma, W) if x is the smaller of the two."""
         with full_precision(self.weight):
             matrix = self.weight.flatten(1)
             with torch.no_grad():
@@ -129,7 +129,7 @@ class BatchNorm(nn.Module):
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Normalisation by stored statistics with gain and bias that follow from the class and z.
+    """Normalisation by stored statistics with gain and bias from the class and z.
 
     x: (N, C, H, W), condition: (N, shared_dim + z_chunk) -> (N, C, H, W).
     """
@@ -156,13 +156,13 @@ class InstanceNorm:
     """Normalisation by the statistics of each image, with constants for gain and bias. x: (N, C, H, W) -> the same shape."""
 
     std: Tensor
-    """(N, C, 1, 1), what the standard deviation becomes."""
+    """(N, C, 1, 1), the resulting standard deviation."""
     mean: Tensor
-    """(N, C, 1, 1), what the mean becomes."""
+    """(N, C, 1, 1), the resulting mean."""
 
     @classmethod
     def like(cls, y: Tensor) -> "InstanceNorm":
-        """The one whose results have the statistics of y (N, C, H, W)."""
+        """The normalisation whose results have the statistics of y (N, C, H, W)."""
         std, mean = torch.std_mean(y.detach(), (2, 3), keepdim=True)  # over n - 1, unlike the division below, as in the official code
         return cls(std, mean)
 
@@ -171,11 +171,11 @@ class InstanceNorm:
 
 
 Normalise = Callable[[ConditionalBatchNorm, Tensor, Tensor], Tensor]
-"""What a generator's block does in place of each of its normalisations: of (the normalisation, x, condition)."""
+"""Replacement of a generator block's normalisations: (normalisation, x, condition) -> x."""
 
 
 class GeneratorBlock(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 one, doubling the size."""
+    """Two 3x3 convolutions parallel to a 1x1 convolution, with doubled size."""
 
     def __init__(self, n_in: int, n_out: int, condition_dim: int):
         super().__init__()
@@ -194,7 +194,7 @@ class GeneratorBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention, every pixel to the strongest of each 2x2. x: (N, C, H, W) -> the same shape.
+    """Self-attention of every pixel to the max-pooled 2x2 cells. x: (N, C, H, W) -> the same shape.
 
     Source: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019; names as there.
     """
@@ -212,8 +212,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query = self.theta(x).flatten(2).mT  # (N, H * W, C / 8)
         key, value = (F.max_pool2d(conv(x), 2).flatten(2).mT for conv in (self.phi, self.g))  # (N, H * W / 4, ..)
-        found = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (N, H * W, C / 2)
-        return x + self.gamma * self.o(found.mT.unflatten(2, x.shape[2:]))
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (N, H * W, C / 2)
+        return x + self.gamma * self.o(attended.mT.unflatten(2, x.shape[2:]))
 
 
 class BigGAN(nn.Module):
@@ -236,14 +236,14 @@ class BigGAN(nn.Module):
         """z (N, code_dim), standard normal, class_index (N,) int64 -> image (N, 3, resolution, resolution), RGB in [-1, 1]."""
         n = self.config.n_classes
         if class_index.ndim != 1 or bool(((class_index < 0) | (class_index >= n)).any()):
-            raise ValueError(f"classes are a vector of numbers from 0 to {n - 1}, not {class_index.tolist()}")
+            raise ValueError(f"class_index must be a vector of integers from 0 to {n - 1}, not {class_index.tolist()}")
         return self.synthesis(z, self.embed(class_index))
 
     def synthesis(self, z: Tensor, embedding: Tensor, instance_norms: Sequence[InstanceNorm] | None = None) -> Tensor:
         """z (N, code_dim), embedding (N, shared_dim) as from `embed` -> image (N, 3, resolution, resolution), RGB in [-1, 1].
 
-        With `instance_norms`, as from the method of that name, they take the place of the conditional normalisations in the blocks; then
-        only the first chunk of z and nothing of the embedding has influence, beside what they keep of both.
+        `instance_norms`, from the method of that name, replace the conditional normalisations in the blocks; then the result depends only
+        on them and the first chunk of z.
         """
         if instance_norms is None:
             return self._synthesise(z, embedding, lambda norm, x, condition: norm(x, condition))
@@ -254,11 +254,11 @@ class BigGAN(nn.Module):
 
     @torch.no_grad()
     def instance_norms(self, z: Tensor, embedding: Tensor) -> list[InstanceNorm]:
-        """Instance normalisations with which `synthesis` makes of z (N, code_dim) and embedding (N, shared_dim) about the same image.
+        """Instance normalisations with which `synthesis` gives about the same image for z (N, code_dim) and embedding (N, shared_dim).
 
-        DGP can fine-tune the network with them in place ("use_in"), so that features keep the mean and contrast that they have now. Each
-        gives its input, which is made with those in front of it, the statistics that the conditional normalisation would. A channel that
-        this one turns round, of negative gain, is not turned, as in the official code. The network itself does not change.
+        DGP can fine-tune the network with them ("use_in"), so that features keep their current mean and contrast. Each gives its input,
+        computed with the preceding ones, the statistics that the conditional normalisation would. Negative gains do not invert channels, as
+        in the official code. The network itself does not change.
         """
         norms: list[InstanceNorm] = []
 
@@ -269,18 +269,18 @@ class BigGAN(nn.Module):
         self._synthesise(z, embedding, normalise)
         return norms
 
-    def groups(self) -> list[list[nn.Parameter]]:
-        """The parameters that DGP fine-tunes, in the order in which it sets them free: the first layer's, then those of each block.
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """The parameters that DGP fine-tunes, in the order in which it unfreezes them: the first layer, then each block with its attention.
 
-        A block's come with its attention's. The class embedding and the output layer are in no group: DGP leaves them as they are.
+        The class embedding and the output layer are not included: DGP keeps them frozen.
         """
         return [list(module.parameters()) for module in (self.linear, *self.blocks)]
 
     def _synthesise(self, z: Tensor, embedding: Tensor, normalise: Normalise) -> Tensor:
-        code, shared = self.config.code_dim, self.config.shared_dim
-        if z.shape[1:] != (code,) or embedding.shape != (len(z), shared):
+        z_dim, shared_dim = self.config.code_dim, self.config.shared_dim
+        if z.shape[1:] != (z_dim,) or embedding.shape != (len(z), shared_dim):
             shapes = f"{tuple(z.shape)} and {tuple(embedding.shape)}"
-            raise ValueError(f"z and embedding have the shapes {shapes}, but this network takes (N, {code}) and (N, {shared})")
+            raise ValueError(f"z and embedding have the shapes {shapes}, but this network takes (N, {z_dim}) and (N, {shared_dim})")
         first, *chunks = z.split(self.config.z_chunk, 1)
         x = self.linear(first).unflatten(1, (-1, 4, 4))
         for level, chunk in zip(self.blocks, chunks, strict=True):
@@ -292,7 +292,7 @@ class BigGAN(nn.Module):
 
 
 class BigGANDiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut. x: (N, in, H, W) -> (N, out, H, W), or (N, out, H/2, W/2) with `down`."""
+    """Two 3x3 convolutions parallel to a shortcut. x: (N, in, H, W) -> (N, out, H, W), or (N, out, H/2, W/2) with `down`."""
 
     def __init__(self, n_in: int, n_out: int, *, first: bool, down: bool):
         super().__init__()
@@ -314,7 +314,9 @@ class BigGANDiscriminator(nn.Module):
     def __init__(self, config: BigGANConfig):
         super().__init__()
         if config.resolution not in DISCRIMINATOR_WIDTHS:
-            raise ValueError(f"there is no discriminator of {config.resolution} px, only of {', '.join(map(str, DISCRIMINATOR_WIDTHS))} px")
+            raise ValueError(
+                f"there is no discriminator for {config.resolution} px, only for {', '.join(map(str, DISCRIMINATOR_WIDTHS))} px"
+            )
         self.config = config
         widths = [config.channels * n for n in DISCRIMINATOR_WIDTHS[config.resolution]]
         self.blocks = nn.ModuleList()  # of lists: a block, and attention where it follows
@@ -325,26 +327,26 @@ class BigGANDiscriminator(nn.Module):
             block = BigGANDiscriminatorBlock(n_in, n_out, first=i == 0, down=down)
             self.blocks.append(nn.ModuleList([block, Attention(n_out)] if size in config.attention else [block]))
         self.linear = SpectralLinear(widths[-1], 1)
-        self.embed = Spectral(config.n_classes, widths[-1], bias=False)  # of the class term, which DGP leaves out
+        self.embed = Spectral(config.n_classes, widths[-1], bias=False)  # of the class term, which DGP omits
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, 3, resolution, resolution), RGB in [-1, 1] -> (N, 1) logits without the class term."""
         return self.linear(self.features(image)[-1])
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """What DGP compares images by, for image (N, 3, resolution, resolution), RGB in [-1, 1].
+        """The features that DGP compares, for image (N, 3, resolution, resolution), RGB in [-1, 1].
 
-        The results of the blocks and of attention in their order, (N, C, H, W) each, and their last one summed over height and width,
-        (N, C). That last one alone is rectified: the official code overwrites it on the way to the sum, after it was listed.
+        The outputs of blocks and attention layers in order, (N, C, H, W) each, and the last one summed over height and width,
+        (N, C). Only the last output is rectified: the official code overwrites it for the sum, after it was listed.
         """
         size = self.config.resolution
         if image.shape[1:] != (3, size, size):
             raise ValueError(f"the discriminator takes images (N, 3, {size}, {size}), not {tuple(image.shape)}")
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         x = image
         for level in self.blocks:
             for layer in level.children():
                 x = layer(x)
-                found.append(x)
-        found[-1] = F.relu(x)
-        return [*found, found[-1].sum((2, 3))]
+                features.append(x)
+        features[-1] = F.relu(x)
+        return [*features, features[-1].sum((2, 3))]

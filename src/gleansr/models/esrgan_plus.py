@@ -1,4 +1,4 @@
-"""ESRGAN+ and nESRGAN+, feed-forward enlargement without a bank, and the discriminator that they are trained against.
+"""ESRGAN+ and nESRGAN+, feed-forward networks without a bank, and their discriminator.
 
 Source: Rakotonirina and Rasoanaivo, "ESRGAN+: Further Improving Enhanced Super-Resolution Generative Adversarial Network", ICASSP 2020;
 numbers as in its official code. The discriminator is ESRGAN's.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gleansr.configs import Range, check
 from gleansr.models.layers import full_precision
-from gleansr.models.rrdb import Enlarging, RRDBTrunk, conv3x3, start_small
+from gleansr.models.rrdb import RRDBTrunk, Upsampler, conv3x3, start_small
 
 SCALES = (2, 4, 8, 16, 32, 64)
 
@@ -31,7 +31,7 @@ class ESRGANPlusConfig:
     n_blocks: Annotated[int, Range(0, 256)] = 23
     """Number of RRDBs."""
     noise: Annotated[float, Range(0, 1)] = 0.1
-    """Deviation of the noise that multiplies the features in training: 0 in ESRGAN+, 0.1 in nESRGAN+. The same results once trained."""
+    """Deviation of the noise that multiplies the features in training: 0 in ESRGAN+, 0.1 in nESRGAN+. Unused in evaluation."""
 
     def __post_init__(self):
         check(self, (self.scale in SCALES, f"scale must be one of {', '.join(map(str, SCALES))}, not {self.scale}"))
@@ -65,7 +65,7 @@ class DenseBlockPlus(nn.Module):
         return y
 
 
-class ESRGANPlus(Enlarging):
+class ESRGANPlus(Upsampler):
     """ESRGAN+ or nESRGAN+: image (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped."""
 
     def __init__(self, config: ESRGANPlusConfig):
@@ -121,6 +121,6 @@ class ESRGANDiscriminator(nn.Module):
 
 
 def _normalised(n_in: int, n_out: int, *, halve: bool) -> tuple[nn.Module, ...]:
-    """A convolution, with stride 2 or not, batch normalisation, which makes a bias useless, and the activation."""
+    """A convolution, with stride 2 or not, batch normalisation, which makes a bias redundant, and the activation."""
     conv = nn.Conv2d(n_in, n_out, 4, 2, 1, bias=False) if halve else nn.Conv2d(n_in, n_out, 3, 1, 1, bias=False)
     return conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2, inplace=True)

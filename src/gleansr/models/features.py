@@ -1,4 +1,4 @@
-"""Networks trained on ImageNet whose features measure likeness: perceptual losses and distances."""
+"""Networks trained on ImageNet, for perceptual losses and distances."""
 
 from typing import Any, Literal, cast
 
@@ -13,7 +13,7 @@ InputRange = Literal["signed", "unit"]
 
 
 class Fire(nn.Module):
-    """Squeeze to a few channels, then expand by 1x1 and 3x3 side by side. x (N, in, H, W) -> (N, 2 * expand, H, W)."""
+    """Squeeze to a few channels, then expand by parallel 1x1 and 3x3 convolutions. x (N, in, H, W) -> (N, 2 * expand, H, W)."""
 
     def __init__(self, n_in: int, squeeze: int, expand: int):
         super().__init__()
@@ -57,9 +57,9 @@ class SqueezeNet(nn.Module):
 class VGG16(nn.Module):
     """The convolutions of VGG16 (Simonyan and Zisserman, 2014) up to conv4_3, torchvision's `vgg16().features[:22]` and its names.
 
-    `input_range` is what becomes of images in [-1, 1] before ImageNet's mean is subtracted and its deviation divided by, both meant for
-    [0, 1]. "signed": nothing, as in all of GLEAN's official configurations but one (mmagic's `norm_img=False`): a slip, but what the
-    published models were trained with. "unit": (x + 1) / 2, what VGG16 itself was trained for, as in the blind 128 -> 1024 configuration.
+    `input_range` is the range of images when they are normalised by ImageNet's mean and deviation for [0, 1]. "signed": [-1, 1], as in
+    all of GLEAN's official configurations but one (mmagic's `norm_img=False`): a slip, but the published models were trained with it.
+    "unit": (x + 1) / 2, for which VGG16 itself was trained, as in the blind 128 -> 1024 configuration.
     """
 
     mean: Tensor
@@ -187,7 +187,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """The convolutions of MobileNetV2 (Sandler et al., 2018) under torchvision's names: a judge that no model was trained with."""
+    """The convolutions of MobileNetV2 (Sandler et al., 2018) under torchvision's names: a metric network that no model was trained with."""
 
     mean: Tensor
     deviation: Tensor
@@ -223,7 +223,7 @@ def _conv_bn_relu6(n_in: int, n_out: int, kernel: int, stride: int = 1, groups: 
 
 
 def _register_imagenet_statistics(network: nn.Module) -> None:
-    """Mean and deviation (3, 1, 1) of ImageNet's RGB in [0, 1], on the CPU even where a network is made without memory for its weights."""
+    """Mean and deviation (3, 1, 1) of ImageNet's RGB in [0, 1], on the CPU even for a network on the meta device."""
     for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):
         network.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
 
@@ -238,14 +238,14 @@ def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 class _UnitDistance(torch.autograd.Function):
     """|x|^2 + |y|^2 - 2 x.y of unit vectors over channels, x and y (N, C, H, W), averaged over positions: (N), float32.
 
-    A third of the work of normalising first. Its gradient is a x + b y with one a and b per position, which autograd, going back through
-    each product, takes four times as long to find.
+    Takes a third of the work of normalising first. Its gradient is a x + b y with one a and b per position; autograd takes four times as
+    long.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         xx, yy, xy = (torch.sum(u * v, 1, dtype=torch.float32) for u, v in ((x, x), (y, y), (x, y)))
-        # A place where nothing is active is the zero vector, at distance 1 from any unit vector; EPS keeps its gradient finite.
+        # A position without activation is the zero vector, at distance 1 from any unit vector; EPS keeps its gradient finite.
         cosine = xy * torch.rsqrt((xx + EPS) * (yy + EPS))
         ctx.save_for_backward(x, y, xx, yy, xy)
         return (xx / (xx + EPS) + yy / (yy + EPS) - 2 * cosine).mean((1, 2))
@@ -257,8 +257,8 @@ class _UnitDistance(torch.autograd.Function):
         share = gradient[:, None, None] * 2 / (x.shape[2] * x.shape[3])
         inverse = torch.rsqrt((xx + EPS) * (yy + EPS))
 
-        def of(one: Tensor, other: Tensor, square: Tensor) -> Tensor:
-            own = share * (EPS / (square + EPS) ** 2 + xy * inverse / (square + EPS))
-            return (own[:, None].to(one.dtype) * one).addcmul_(-(share * inverse)[:, None].to(one.dtype), other)
+        def gradient_of(u: Tensor, v: Tensor, square: Tensor) -> Tensor:
+            factor = share * (EPS / (square + EPS) ** 2 + xy * inverse / (square + EPS))
+            return (factor[:, None].to(u.dtype) * u).addcmul_(-(share * inverse)[:, None].to(u.dtype), v)
 
-        return (of(x, y, xx) if ctx.needs_input_grad[0] else None, of(y, x, yy) if ctx.needs_input_grad[1] else None)
+        return (gradient_of(x, y, xx) if ctx.needs_input_grad[0] else None, gradient_of(y, x, yy) if ctx.needs_input_grad[1] else None)

@@ -1,4 +1,4 @@
-"""What the generators of StyleGAN and StyleGAN2 have in common: sizes, noise images, W+ codes and truncation.
+"""The common parts of StyleGAN and StyleGAN2 generators: sizes, noise images, W+ latents and truncation.
 
 Source: Karras et al., "A Style-Based Generator Architecture for Generative Adversarial Networks", CVPR 2019.
 """
@@ -41,14 +41,14 @@ class GeneratorConfig:
 
     @property
     def n_latents(self) -> int:
-        """Rows L of a W+ code: 14 at 256 px, 18 at 1024 px."""
+        """Number L of W+ latents: 14 at 256 px, 18 at 1024 px."""
         return 2 * len(self.channels)
 
 
 class Synthesis(nn.Module):
-    """W+ codes to an image. `layers` turn `constant` (1, C(4), 4, 4) into features of 4, 8, ..., size px.
+    """W+ latents to an image. `layers` turn `constant` (1, C(4), 4, 4) into features of 4, 8, ..., size px.
 
-    A layer takes (x, code, noise); layer i reads code i and has the stored noise image `noise_i`.
+    A layer takes (x, w, noise); layer i reads latent i and has the stored noise image `noise_i`.
     """
 
     config: GeneratorConfig
@@ -57,11 +57,11 @@ class Synthesis(nn.Module):
     to_rgb: nn.ModuleList
 
     def layers_at(self, j: int) -> range:
-        """The numbers of the layers whose result is of 4 * 2^j px."""
+        """The indices of the layers with outputs of 4 * 2^j px."""
         raise NotImplementedError
 
     def noises(self, noise: Noise, n: int) -> list[Tensor | None]:
-        """One noise image per layer: "fixed" the stored ones, "random" fresh ones, "none", or those given, (n or 1, 1, H, W) each."""
+        """One noise image per layer, (n or 1, 1, H, W): "fixed" for the stored ones, "random" for new ones, "none", or given ones."""
         fixed = [self.get_buffer(f"noise_{i}") for i in range(len(self.layers))]
         if not isinstance(noise, str):
             if len(noise) != len(fixed):
@@ -76,10 +76,10 @@ class Synthesis(nn.Module):
         raise ValueError(f'noise is {noise!r}, but must be "fixed", "random", "none" or a sequence of tensors')
 
     def check(self, latents: Tensor) -> Tensor:
-        """`codes`, which must be (N, L, code_dim)."""
+        """`latents`. Raises ValueError unless they are (N, L, code_dim)."""
         if latents.ndim != 3 or tuple(latents.shape[1:]) != (self.config.n_latents, self.config.code_dim):
-            wanted = f"(N, {self.config.n_latents}, {self.config.code_dim})"
-            raise ValueError(f"W+ codes have the shape {tuple(latents.shape)}, but this network takes {wanted}")
+            expected = f"(N, {self.config.n_latents}, {self.config.code_dim})"
+            raise ValueError(f"W+ latents have the shape {tuple(latents.shape)}, but this network takes {expected}")
         return latents
 
 
@@ -98,8 +98,8 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, truncation: float = 1.0, noise: Noise = "fixed", truncation_layers: int | None = None) -> Tensor:
         """z (N, code_dim), standard normal -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped.
 
-        `truncation` psi moves w towards the w_avg: mean + psi * (w - mean), in the first `truncation_layers` of the L codes or in all
-        of them. Where there is no w_avg it is estimated anew in each call, from 16,384 seeded samples; set `w_avg` to keep it.
+        `truncation` psi moves w towards w_avg: w_avg + psi * (w - w_avg), for the first `truncation_layers` of the L latents or for all.
+        Without a stored w_avg each call estimates it from 16,384 seeded samples; set `w_avg` to keep it.
         `noise`: see `Synthesis.noises`.
         """
         w = self.mapping(z)
@@ -114,9 +114,9 @@ class Generator(nn.Module):
         return self.synthesis(latents, noise)
 
     def keep_features(self, n_sizes: int) -> None:
-        """Removes all that makes no features of the first `n_sizes` sizes, 4, 8, ... px: the mapping, the RGB layers and larger layers.
+        """Removes everything but the layers of the first `n_sizes` sizes, 4, 8, ... px: the mapping, the RGB layers and larger layers.
 
-        Images cannot be drawn any more.
+        It cannot generate images afterwards.
         """
         synthesis = self.synthesis
         n = synthesis.layers_at(n_sizes - 1).stop
@@ -128,6 +128,6 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def estimate_w_avg(self, n: int = 16_384, seed: int = 0) -> Tensor:
-        """Mean (code_dim) of w over `n` standard normal z drawn on the CPU with `seed`, the same on every device."""
+        """Mean (code_dim) of w over `n` standard normal z, sampled on the CPU with `seed`: the same on every device."""
         z = torch.randn(n, self.config.code_dim, generator=torch.Generator().manual_seed(seed))
         return self.mapping(z.to(next(self.parameters()).device)).mean(0)

@@ -26,7 +26,7 @@ def leaky_relu(x: Tensor) -> Tensor:
 
 
 def scale(x: Tensor, factor: Tensor | float) -> Tensor:
-    """x * factor. Overwrites x when no gradient is recorded: at 1024 px each copy of the features is 128 MiB."""
+    """x * factor. Overwrites x if no gradient is recorded: at 1024 px a copy of the features takes 128 MiB."""
     return x * factor if torch.is_grad_enabled() else x.mul_(factor)
 
 
@@ -35,29 +35,29 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def placed(model: M, device: torch.device) -> M:
-    """`model` on `device`, its weights laid out channels last, the order in which convolutions are fastest on CPUs and tensor cores."""
+def to_channels_last(model: M, device: torch.device) -> M:
+    """Moves `model` to `device` with weights in channels-last order, the fastest for convolutions on CPUs and tensor cores."""
     model.to(device)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model
 
 
-def twin_of(model: M) -> M:
-    """A copy of the modules, whose tensors are those of `model` until they are replaced."""
+def shallow_copy(model: M) -> M:
+    """A copy of the modules that shares the tensors of `model`."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})
 
 
-def held(model: M, dtype: torch.dtype) -> M:
-    """The same network for passes under autocast to `dtype`, which has the casts of its plain layers' weights at hand; all else is shared.
+def autocast_copy(model: M, dtype: torch.dtype) -> M:
+    """A copy for autocast to `dtype` with the weights of plain layers cast in advance; other tensors are shared.
 
-    Equalised and modulated weights stay: their scaling, styles and demodulation are computed in the weights' own precision.
+    Equalised and modulated weights stay: scaling, styles and demodulation are computed in their precision.
     """
-    twin = twin_of(model)
-    for layer in twin.modules():
+    copied = shallow_copy(model)
+    for layer in copied.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             for name, value in list(layer.named_parameters(recurse=False)):
                 setattr(layer, name, nn.Parameter(value.detach().to(dtype), requires_grad=False))
-    return twin
+    return copied
 
 
 class EqualLinear(nn.Module):
@@ -77,18 +77,18 @@ class EqualLinear(nn.Module):
 
 
 def binomial_kernel(gain: float, taps: Sequence[float] = (1, 3, 3, 1)) -> Tensor:
-    """The low-pass filter `taps` x `taps`, (4, 4) unless told, with the sum `gain`.
+    """The low-pass filter `taps` x `taps`, by default (4, 4), with the sum `gain`.
 
-    Always made on the CPU, so that a model that is laid out on the meta device still has it: no file holds it.
+    Always on the CPU: models on the meta device need it, too, since no file holds it.
     """
     line = torch.tensor(taps, dtype=torch.float32, device="cpu")
     return torch.outer(line, line) * (gain / sum(taps) ** 2)
 
 
 class Blur(nn.Module):
-    """The binomial low-pass filter in front of or behind a change of size.
+    """The binomial low-pass filter before or after resampling.
 
-    `padding` is added as zeros on all four sides, `stride` keeps every stride-th sample. x: (N, C, H, W).
+    `padding` adds zeros on all four sides, `stride` keeps every stride-th sample. x: (N, C, H, W).
     """
 
     kernel: Tensor
@@ -120,8 +120,8 @@ class UpsampleRGB(nn.Module):
 class ModulatedConv(nn.Module):
     """The weight-modulated convolution in its factored form: scale the input, convolve with the shared weight, scale the output.
 
-    Equal to convolving each sample with its own weight, because scaling an input channel is scaling the weights that read it; it needs no
-    copy of the weights per sample. x: (N, in, H, W), code: (N, code_dim) -> (N, out, H, W), or (N, out, 2H, 2W) with `up`.
+    Equal to convolving each sample with its own weight, since scaling an input channel scales the weights that read it, but without a copy
+    of the weights per sample. x: (N, in, H, W), w: (N, code_dim) -> (N, out, H, W), or (N, out, 2H, 2W) with `up`.
     """
 
     def __init__(self, n_in: int, n_out: int, kernel: int, code_dim: int, *, demodulate: bool = True, up: bool = False):
@@ -132,10 +132,10 @@ class ModulatedConv(nn.Module):
         self.demodulate = demodulate
         self.scale = 1 / math.sqrt(n_in * kernel * kernel)
 
-    def factors(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def factors(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The scales of the input's channels (N, in), the shared weight (out, in, k, k), and those of the output's (N, out), if any."""
-        with full_precision(code):
-            style = self.affine(code.to(self.weight.dtype))
+        with full_precision(w):
+            style = self.affine(w.to(self.weight.dtype))
             weight = self.weight * self.scale
             gain = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).t() + 1e-8) if self.demodulate else None
         return style, weight, gain
@@ -147,25 +147,25 @@ class ModulatedConv(nn.Module):
             return self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))  # 2H + 1 -> 2H
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        style, weight, gain = self.factors(code)
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        style, weight, gain = self.factors(w)
         x = self.convolve(x, style, weight)
         return x if gain is None else scale(x, gain[:, :, None, None].to(x.dtype))
 
 
 class FrozenStyled(torch.autograd.Function):
-    """A modulated convolution with noise, bias and activation whose weights learn nothing, for training through a frozen bank.
+    """A modulated convolution with noise, bias and activation and frozen weights, for training through a frozen bank.
 
-    All that its backward pass needs follows from its input and its output, which the layers beside it keep anyway: the activation and the
-    offset are undone. The plain formulation keeps the scaled input and the unscaled output too, each a whole map of features.
+    The backward pass needs only the input and the output, which the neighbouring layers keep anyway: it inverts the activation and the
+    offset. The plain formulation also keeps the scaled input and the unscaled output, each a full feature map.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, style: Tensor, gain: Tensor, weight: Tensor, noise: Tensor | None, bias: Tensor, conv: ModulatedConv
     ) -> Tensor:
-        """x (N, in, H, W), style (N, in), gain (N, out), noise (N or 1, 1, H', W') or None, bias (out): those that come after the
-        convolution times sqrt(2), the activation's gain, which commutes with it -> (N, out, H', W')."""
+        """x (N, in, H, W), style (N, in), gain (N, out), noise (N or 1, 1, H', W') or None, bias (out) -> (N, out, H', W').
+        Gain, noise and bias include the activation's gain sqrt(2), which commutes with it."""
         y = conv.convolve(x, style, weight)
         y.mul_(gain[:, :, None, None].to(y.dtype)).add_(bias.to(y.dtype)[:, None, None])
         if noise is not None:
@@ -198,7 +198,7 @@ class FrozenStyled(torch.autograd.Function):
 
 
 class EqualConv(nn.Module):
-    """Convolution with equalised weights, optionally behind a blur and with stride 2, optionally with bias and activation.
+    """Convolution with equalised weights, optionally after a blur with stride 2, optionally with bias and activation.
 
     x: (N, in, H, W) -> (N, out, H, W), or (N, out, H/2, W/2) with `down`.
     """
@@ -218,7 +218,7 @@ class EqualConv(nn.Module):
             x = self.blur(x)
         if self.bias is None:
             return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
-        # The activation's gain commutes with it; in the weight it costs no map of features of its own.
+        # The activation's gain commutes with it; applied to the weight it needs no further feature map.
         weight, bias = self.weight * (self.scale * SQRT2), self.bias * SQRT2
         return F.leaky_relu_(F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding), 0.2)
 

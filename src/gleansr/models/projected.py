@@ -1,7 +1,7 @@
-"""A discriminator on the features of a network that already sees: trains a bank with a fraction of the images.
+"""A discriminator on the features of a pretrained network: trains a bank with a fraction of the images.
 
 Source: Sauer et al., "Projected GANs Converge Faster", NeurIPS 2021. Here the features are SqueezeNet's, mixed across channels by fixed
-random projections; the cross-scale mixing of the paper is left out.
+random projections; the cross-scale mixing of the paper is omitted.
 """
 
 import torch
@@ -13,7 +13,7 @@ from gleansr.models.features import SqueezeNet
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Image (N, 3, size, size), RGB in [-1, 1] -> (N, K) logits, positive for real: one per place and level of features."""
+    """Image (N, 3, size, size), RGB in [-1, 1] -> (N, K) logits, positive for real: one per position and feature level."""
 
     def __init__(self, features: SqueezeNet, size: int, width: int = 64):
         super().__init__()
@@ -34,11 +34,11 @@ class ProjectedDiscriminator(nn.Module):
             self.heads.append(nn.Sequential(*head, spectral_norm(nn.Conv2d(width, 1, 3, padding=1))))
 
     def _levels(self, image: Tensor) -> list[Tensor]:
-        """The image, at most 64 px, and the network's features at unit length: raw, the levels differ by orders of magnitude. Since unit
-        length hides contrast and brightness, the discriminator sees the image itself too."""
-        factor = max(1, image.shape[-1] // 64)
+        """The image, at most 64 px, and the network's features at unit length: raw levels differ by orders of magnitude. Unit length hides
+        contrast and brightness, hence the image itself."""
+        stride = max(1, image.shape[-1] // 64)
         features = [F.normalize(level, dim=1) * level.shape[1] ** 0.5 for level in self.features(image)]
-        return [F.avg_pool2d(image, factor), *features]
+        return [F.avg_pool2d(image, stride), *features]
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, 3, size, size) -> (N, K)."""

@@ -1,4 +1,4 @@
-"""A plain residual network without a latent bank: what enlarging learns from pairs of images alone.
+"""A residual network without a latent bank, the no-prior CNN.
 
 Source: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, on top of bicubic interpolation.
 """
@@ -17,7 +17,7 @@ from gleansr.models.rrdb import conv3x3
 
 @dataclass(frozen=True)
 class ResidualNetConfig:
-    """Architecture of a plain residual network."""
+    """Architecture of a residual network."""
 
     scale: Annotated[int, Range(1, 64)] = 8
     """Enlargement."""
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """Bicubic enlargement, and what residual blocks at the input's size add to it by pixel shuffle."""
+    """Bicubic upscaling plus a residual that is computed at the input's size and enlarged by pixel shuffle."""
 
     def __init__(self, config: ResidualNetConfig):
         super().__init__()
@@ -51,7 +51,7 @@ class ResidualNet(nn.Module):
         self.first = conv3x3(3, config.features)
         self.body = nn.Sequential(*(ResidualBlock(config.features) for _ in range(config.n_blocks)))
         self.last = conv3x3(config.features, 3 * config.scale**2)
-        # Untrained, it is bicubic interpolation to the bit: training starts at the score to beat, with no checkerboard to unlearn.
+        # Untrained, it equals bicubic upscaling: training starts at the baseline, without checkerboard artefacts.
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 
@@ -60,5 +60,5 @@ class ResidualNet(nn.Module):
 
         Raises RequestError, as `resize` does, if x is of half precision or holds NaN or infinity.
         """
-        added = F.pixel_shuffle(self.last(self.body(self.first(x))), self.config.scale)
-        return added + (torch.empty_like(added) if x.is_meta else resize(x, scale=self.config.scale))
+        residual = F.pixel_shuffle(self.last(self.body(self.first(x))), self.config.scale)
+        return residual + (torch.empty_like(residual) if x.is_meta else resize(x, scale=self.config.scale))

@@ -18,7 +18,7 @@ def conv3x3(n_in: int, n_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def start_small(module: nn.Module) -> None:
-    """Draws a tenth of Kaiming's weights and zeroes the biases of all convolutions in `module` (ESRGAN, section 3.1)."""
+    """Initialises all convolutions in `module` with a tenth of Kaiming's weights and zero biases (ESRGAN, section 3.1)."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             nn.init.kaiming_normal_(conv.weight)
@@ -28,7 +28,7 @@ def start_small(module: nn.Module) -> None:
 
 
 def _dense(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The result of a dense block, and what its last convolution has read."""
+    """The output of a dense block, and the input of its last convolution."""
     *growing, (weight, bias) = zip(parameters[0::2], parameters[1::2], strict=True)
     dense = x
     for grow, offset in growing:
@@ -37,9 +37,9 @@ def _dense(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Dense(torch.autograd.Function):
-    """The computation of a dense block, which keeps for its backward pass what its last convolution reads.
+    """A dense block that keeps only the input of its last convolution for the backward pass.
 
-    What the others read is the beginning of that; kept each for itself, as autograd would, they take three times the memory.
+    The inputs of the other convolutions are its first channels; kept separately, as by autograd, they take three times the memory.
     """
 
     @staticmethod
@@ -56,18 +56,18 @@ class Dense(torch.autograd.Function):
         grad = grad.to(dense.dtype)
         grads: list[Tensor | None] = []
         above = grad * 0.2  # gradient of a convolution's output
-        below = torch.zeros_like(dense)  # gradient of all that it read
+        below = torch.zeros_like(dense)  # gradient of its inputs
         for i in range(4, -1, -1):
             width = weights[i].shape[1]
-            wanted = (True, ctx.needs_input_grad[1 + 2 * i], ctx.needs_input_grad[2 + 2 * i])
+            output_mask = (True, ctx.needs_input_grad[1 + 2 * i], ctx.needs_input_grad[2 + 2 * i])
             inputs = dense[:, :width].contiguous(memory_format=torch.channels_last)
             of_inputs, of_weight, of_bias = torch.ops.aten.convolution_backward(
-                above, inputs, weights[i].to(dense.dtype), [len(weights[i])], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+                above, inputs, weights[i].to(dense.dtype), [len(weights[i])], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, output_mask
             )
             grads = [None if g is None else g.to(weights[i].dtype) for g in (of_weight, of_bias)] + grads
             below[:, :width] += of_inputs
             if i:
-                grown = weights[i - 1].shape[1]  # where the output of the convolution before begins
+                grown = weights[i - 1].shape[1]  # where the output of the previous convolution starts
                 above = torch.ops.aten.leaky_relu_backward(below[:, grown:width], dense[:, grown:width], 0.2, True)
         return below[:, : weights[0].shape[1]] + grad, *grads
 
@@ -111,8 +111,8 @@ class RRDBTrunk(nn.Module):
         return x + self.last(self.body(x))
 
 
-class Enlarging(nn.Module):
-    """The end that ESRGAN and ESRGAN+ share: a convolution after each doubling, then two to the image."""
+class Upsampler(nn.Module):
+    """The last layers of ESRGAN and ESRGAN+: a convolution after each doubling, then two to the image."""
 
     def __init__(self, features: int, doublings: int):
         super().__init__()
@@ -140,8 +140,8 @@ class RRDBNetConfig:
     n_blocks: int = 23
     """Number of RRDBs."""
     folded: bool = True
-    """Whether scales 1 and 2 enlarge by 4 an input that is first folded into channels by 4 and 2, as in BasicSR. If not, they double as
-    often as their scale tells, as in ESRGAN's first code."""
+    """Whether scales 1 and 2 first fold the input into channels by 4 and 2, then enlarge by 4, as in BasicSR; otherwise they only double as
+    often as the scale requires, as in ESRGAN's first code."""
 
     def __post_init__(self):
         if self.scale not in (1, 2, 4, 8, 16):
@@ -150,7 +150,7 @@ class RRDBNetConfig:
             raise ValueError("n_blocks must be 0 to 256; features and growth must be positive")
 
 
-class RRDBNet(Enlarging):
+class RRDBNet(Upsampler):
     """ESRGAN: image (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped.
 
     If folded, H and W must be multiples of 4 for scale 1 and of 2 for scale 2.

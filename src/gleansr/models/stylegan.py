@@ -23,7 +23,7 @@ class StyleGANConfig(GeneratorConfig):
     """Architecture of one generator or discriminator. The number of resolutions, hence the size, follows from `channels`."""
 
     lod: float = 0.0
-    """How many doublings progressive training is short of the full size; between two whole numbers it blends from one to the next."""
+    """Number of doublings that progressive training lacks to the full size; fractions blend two sizes."""
     norm_eps: float = 1e-8
     """Added to the variance by the instance normalisation (generator): 1e-8 in the official networks, 1e-5 in PULSE's."""
 
@@ -49,11 +49,11 @@ class EqualizedConv(nn.Module):
 
 
 class EqualizedUpConv(nn.Module):
-    """Doubling by repetition and a 3x3 convolution in one, then the blur. x (N, in, H, W) -> (N, out, 2H, 2W).
+    """Nearest-neighbour doubling fused with a 3x3 convolution, then the blur. x (N, in, H, W) -> (N, out, 2H, 2W).
 
-    Repeating pixels before a 3x3 kernel equals a transposed convolution of stride 2 with the sum of the kernel's four shifts by a pixel,
-    at less than half the work. The official code does the one below 128 px and the other from there on, which see the kernel mirrored;
-    here it is always the other, and the weight is as in nn.ConvTranspose2d: (in, out, 3, 3). The reader of files mirrors the small sizes'.
+    Repeating pixels before a 3x3 kernel equals a transposed convolution of stride 2 with the sum of the kernel's four shifts by a pixel, at
+    less than half the work. The official code uses the former below 128 px and the latter, which mirrors the kernel, from there on. This
+    layer always uses the latter, with the weight of nn.ConvTranspose2d: (in, out, 3, 3). File readers mirror the kernels of small sizes.
     """
 
     def __init__(self, n_in: int, n_out: int):
@@ -68,9 +68,9 @@ class EqualizedUpConv(nn.Module):
 
 
 class DownConv(EqualizedConv):
-    """The blur, then a 3x3 convolution and halving by the mean of 2x2 pixels in one. x (N, in, H, W) -> (N, out, H/2, W/2).
+    """The blur, then a 3x3 convolution fused with 2x2 average pooling. x (N, in, H, W) -> (N, out, H/2, W/2).
 
-    The two equal a convolution of stride 2 with the mean of the kernel's four shifts; the official code does it so from 128 px on.
+    The two equal a convolution of stride 2 with the mean of the kernel's four shifts, which the official code uses from 128 px on.
     """
 
     def __init__(self, n_in: int, n_out: int):
@@ -82,7 +82,7 @@ class DownConv(EqualizedConv):
 
 
 def shifts_mean(kernel: Tensor) -> Tensor:
-    """Kernels (.., .., 3, 3) -> (.., .., 4, 4), the mean of the four that a pixel's shift down, right or both makes of each."""
+    """Kernels (.., .., 3, 3) -> (.., .., 4, 4), the mean of each kernel unshifted and shifted by a pixel down, right and both."""
     return F.avg_pool2d(kernel, 2, stride=1, padding=1)
 
 
@@ -113,12 +113,12 @@ class StyledLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.affine = EqualLinear(code_dim, 2 * n_out)
 
-    def forward(self, x: Tensor, code: Tensor, noise: Tensor | None) -> Tensor:
-        """x (N, in, H, W), code (N, code_dim), noise (N or 1, 1, H', W') or None -> (N, out, H', W')."""
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """x (N, in, H, W), w (N, code_dim), noise (N or 1, 1, H', W') or None -> (N, out, H', W')."""
         x = x.clone() if self.conv is None else self.conv(x)  # a copy that can be overwritten
         dtype = x.dtype
         with full_precision(x):  # x may be of half precision: what is done to it is computed in the other operands' precision
-            gain, shift = self.affine(code.to(self.bias.dtype)).unflatten(1, (2, -1, 1, 1)).unbind(1)  # (N, out, 1, 1) each
+            gain, shift = self.affine(w.to(self.bias.dtype)).unflatten(1, (2, -1, 1, 1)).unbind(1)  # (N, out, 1, 1) each
             if noise is not None:
                 x.addcmul_(noise, self.noise_strength[:, None, None])
             x = F.leaky_relu_(x.add_(self.bias[:, None, None]), 0.2)
@@ -129,7 +129,7 @@ class StyledLayer(nn.Module):
 
 
 class StyleGANSynthesis(Synthesis):
-    """W+ codes to an image. Layers 2j and 2j + 1 work at 4 * 2^j px; only the RGB layer of the size that `lod` tells is seen."""
+    """W+ latents to an image. Layers 2j and 2j + 1 work at 4 * 2^j px; only the RGB layer of the size given by `lod` is used."""
 
     config: StyleGANConfig
 
@@ -151,7 +151,7 @@ class StyleGANSynthesis(Synthesis):
         return range(2 * j, 2 * j + 2)
 
     def forward(self, latents: Tensor, noise: Noise = "fixed") -> Tensor:
-        """codes (N, L, code_dim) in W+ -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
+        """latents (N, L, code_dim) in W+ -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
         noises = self.noises(noise, len(self.check(latents)))
         missing = int(self.config.lod)
         part = self.config.lod - missing
@@ -165,13 +165,13 @@ class StyleGANSynthesis(Synthesis):
                 below = self.to_rgb[j](x)
         rgb = self.to_rgb[last](x)
         if below is not None:
-            rgb = torch.lerp(rgb, enlarge(below, 2), part)
-        return enlarge(rgb, 2**missing).to(self.constant.dtype)
+            rgb = torch.lerp(rgb, upsample_nearest(below, 2), part)
+        return upsample_nearest(rgb, 2**missing).to(self.constant.dtype)
 
 
-def enlarge(x: Tensor, factor: int) -> Tensor:
-    """Repeats every pixel. x (N, C, H, W) -> (N, C, factor * H, factor * W)."""
-    return x if factor == 1 else F.interpolate(x, scale_factor=float(factor))
+def upsample_nearest(x: Tensor, scale: int) -> Tensor:
+    """Repeats every pixel. x (N, C, H, W) -> (N, C, scale * H, scale * W)."""
+    return x if scale == 1 else F.interpolate(x, scale_factor=float(scale))
 
 
 class StyleGAN(Generator):
@@ -218,11 +218,10 @@ class StyleGANDiscriminator(nn.Module):
             return self.out(vector)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """What DGP compares images by, for image (N, 3, size, size), RGB in [-1, 1].
+        """The features that DGP compares, for image (N, 3, size, size), RGB in [-1, 1].
 
-        The results of the blocks from the size that `lod` tells, (N, C, H, W) each, and the vector that the last linear layer reads,
-        (N, C(4)). Every image is a group of its own to the minibatch standard deviation, so that its features do not depend on the
-        others.
+        The outputs of the blocks from the size given by `lod`, (N, C, H, W) each, and the input of the last linear layer, (N, C(4)). Every
+        image is its own group for the minibatch standard deviation, so its features do not depend on the others.
         """
         return self._features(image, 1)
 
@@ -235,15 +234,15 @@ class StyleGANDiscriminator(nn.Module):
         if missing:
             image = F.avg_pool2d(image, 2**missing)
         x = self._enter(image, missing)
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for b in range(missing, len(self.blocks)):
             x = self.blocks[b](x)
             if part and b == missing:
                 x = torch.lerp(x, self._enter(F.avg_pool2d(image, 2), b + 1), part)
-            found.append(x)
+            features.append(x)
         x = F.leaky_relu_(self.conv(minibatch_stddev(x, stddev_group)), 0.2)
         with full_precision(x):
-            return [*found, F.leaky_relu_(self.dense(x.to(self.out.weight.dtype).flatten(1)), 0.2)]
+            return [*features, F.leaky_relu_(self.dense(x.to(self.out.weight.dtype).flatten(1)), 0.2)]
 
     def _enter(self, image: Tensor, b: int) -> Tensor:
         """image of the size that block b reads -> its features."""

@@ -37,7 +37,7 @@ class StyleGAN2Config(GeneratorConfig):
     """Architecture of one generator or discriminator. The number of resolutions, hence the size, follows from `channels`."""
 
     clamp: float | None = None
-    """Activations are limited to this magnitude; 256 in NVIDIA's networks that were trained in half precision."""
+    """Limit of the magnitude of activations; 256 in NVIDIA's networks trained in half precision."""
 
 
 class StyleGAN2Mapping(nn.Module):
@@ -66,10 +66,10 @@ class StyledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.clamp = config.clamp
 
-    def forward(self, x: Tensor, code: Tensor, noise: Tensor | None) -> Tensor:
-        """x (N, in, H, W), code (N, code_dim), noise (N or 1, 1, H', W') or None -> (N, out, H', W')."""
-        style, weight, gain = self.conv.factors(code)
-        # The activation's gain, sqrt(2), commutes with it and goes into what comes before.
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """x (N, in, H, W), w (N, code_dim), noise (N or 1, 1, H', W') or None -> (N, out, H', W')."""
+        style, weight, gain = self.conv.factors(w)
+        # The activation's gain, sqrt(2), commutes with it and is applied before.
         gain, bias = cast("Tensor", gain) * SQRT2, self.bias * SQRT2
         noise = None if noise is None else noise * (self.noise_strength * SQRT2)
         frozen = not any(t is not None and t.requires_grad for t in (weight, bias, noise))
@@ -92,16 +92,16 @@ class ToRGB(nn.Module):
         self.up = UpsampleRGB()
         self.clamp = config.clamp
 
-    def forward(self, x: Tensor, code: Tensor, rgb: Tensor | None) -> Tensor:
-        """x (N, in, H, W), code (N, code_dim), rgb (N, 3, H/2, W/2) or None -> (N, 3, H, W) of full precision."""
-        y = self.conv(x, code).to(self.bias.dtype) + self.bias[:, None, None]
+    def forward(self, x: Tensor, w: Tensor, rgb: Tensor | None) -> Tensor:
+        """x (N, in, H, W), w (N, code_dim), rgb (N, 3, H/2, W/2) or None -> (N, 3, H, W) of full precision."""
+        y = self.conv(x, w).to(self.bias.dtype) + self.bias[:, None, None]
         if self.clamp is not None:
             y = y.clamp(-self.clamp, self.clamp)
         return y if rgb is None else y + self.up(rgb)
 
 
 class StyleGAN2Synthesis(Synthesis):
-    """W+ codes to an image. Layer i reads code i; the RGB of resolution 4 * 2^j reads code 2j + 1."""
+    """W+ latents to an image. Layer i reads latent i; the RGB of resolution 4 * 2^j reads latent 2j + 1."""
 
     def __init__(self, config: StyleGAN2Config):
         super().__init__()
@@ -120,7 +120,7 @@ class StyleGAN2Synthesis(Synthesis):
         return range(2 * j - 1, 2 * j + 1) if j else range(1)
 
     def forward(self, latents: Tensor, noise: Noise = "fixed") -> Tensor:
-        """codes (N, L, code_dim) in W+ -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
+        """latents (N, L, code_dim) in W+ -> image (N, 3, size, size), RGB, nominally in [-1, 1], not clamped."""
         noises = self.noises(noise, len(self.check(latents)))
         x = self.constant.expand(len(latents), -1, -1, -1)
         rgb: Any = None
@@ -143,7 +143,7 @@ class StyleGAN2(Generator):
 
 
 class StyleGAN2DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 skip, halving the size. x (N, in, H, W) -> (N, out, H/2, W/2)."""
+    """Two 3x3 convolutions parallel to a 1x1 skip, with half the size. x (N, in, H, W) -> (N, out, H/2, W/2)."""
 
     def __init__(self, n_in: int, n_out: int, clamp: float | None):
         super().__init__()
@@ -157,7 +157,7 @@ class StyleGAN2DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._limit(self.conv2(self._limit(self.conv1(x))))
-        return (y + self.skip(x)) * math.sqrt(0.5)  # NVIDIA limits convolutions with an activation only
+        return (y + self.skip(x)) * math.sqrt(0.5)  # NVIDIA clamps only convolutions with an activation
 
 
 class StyleGAN2Discriminator(nn.Module):
@@ -181,10 +181,10 @@ class StyleGAN2Discriminator(nn.Module):
             return self.out(vector)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """What DGP compares images by, for image (N, 3, size, size), RGB in [-1, 1].
+        """The features that DGP compares, for image (N, 3, size, size), RGB in [-1, 1].
 
-        The results of the blocks, (N, C, H, W) each, and the vector that the last linear layer reads, (N, C(4)). Every image is a group
-        of its own to the minibatch standard deviation, so that its features do not depend on the others.
+        The outputs of the blocks, (N, C, H, W) each, and the input of the last linear layer, (N, C(4)). Every image is its own group for
+        the minibatch standard deviation, so its features do not depend on the others.
         """
         return self._features(image, 1)
 
@@ -195,11 +195,11 @@ class StyleGAN2Discriminator(nn.Module):
         limit = self.config.clamp
         x = self.from_rgb(image)
         x = x if limit is None else x.clamp(-limit, limit)
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for block in self.blocks:
             x = block(x)
-            found.append(x)
+            features.append(x)
         x = self.conv(minibatch_stddev(x, stddev_group))
         x = x if limit is None else x.clamp(-limit, limit)
         with full_precision(x):
-            return [*found, self.dense(x.to(self.out.weight.dtype).flatten(1))]
+            return [*features, self.dense(x.to(self.out.weight.dtype).flatten(1))]

@@ -139,7 +139,7 @@ def read(name: str, file: BinaryIO, most: int, hold: Hold) -> DecodedImage:
         hold(width * height)
 
     try:
-        return decode(file, name=name, opened=opened, max_pixels=max(most, MAX_PIXELS), kinds=KINDS)
+        return decode(file, name=name, on_open=opened, max_pixels=max(most, MAX_PIXELS), kinds=KINDS)
     except TooLargeError:
         raise Problem("too-many-pixels", f"{name}: has more than {most} pixels; send a smaller image") from None
     except ImageError as error:

@@ -16,11 +16,11 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.errors import RequestError
-from gleansr.models.encoder import CodeEncoder
-from gleansr.models.layers import placed
+from gleansr.models.encoder import LatentEncoder
+from gleansr.models.layers import to_channels_last
 from gleansr.models.projected import ProjectedDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
-from gleansr.signals import stoppable
+from gleansr.signals import stop_on_signal
 from gleansr.training.augment import AdaptiveProbability, Augment
 from gleansr.training.config import BankRecipe
 from gleansr.training.data import TrainingBatches, open_images, warn_left_out
@@ -65,22 +65,22 @@ def train_bank(
     generator = StyleGAN2(network)
     projected, features = recipe.discriminator == "projected", squeezenet()
     discriminator = ProjectedDiscriminator(features, network.size) if projected else StyleGAN2Discriminator(network)
-    encoder = CodeEncoder(network) if recipe.reconstruction_weight else None
-    kept: dict[str, StyleGAN2Discriminator | CodeEncoder] = {}  # beside the generator, by their parts of the file
+    encoder = LatentEncoder(network) if recipe.reconstruction_weight else None
+    kept: dict[str, StyleGAN2Discriminator | LatentEncoder] = {}  # beside the generator, by their parts of the file
     if isinstance(discriminator, StyleGAN2Discriminator):
         kept["discriminator"] = discriminator
     if encoder:
         kept["encoder"] = encoder
     if recipe.start and not state:
         _start_from(recipe.start, generator, kept)
-    generator = placed(generator, device)
-    discriminator = placed(discriminator, device)
-    features = placed(features, device)
+    generator = to_channels_last(generator, device)
+    discriminator = to_channels_last(discriminator, device)
+    features = to_channels_last(features, device)
     trained = discriminator.heads if isinstance(discriminator, ProjectedDiscriminator) else discriminator
     averaged = copy.deepcopy(generator).eval()
     recent = RecentLatents(network.code_dim).to(device)
     # With an encoder, which finds codes for images, the mapping network learns the distribution of these and nothing else.
-    encoder = encoder and placed(encoder, device)
+    encoder = encoder and to_channels_last(encoder, device)
     learning = nn.ModuleList([generator.synthesis, encoder]) if encoder else generator
     r1_gamma = 0.0002 * network.size**2 / run.batch_size if recipe.r1_gamma is None else recipe.r1_gamma
     regularised = r1_gamma > 0 and not projected
@@ -119,7 +119,7 @@ def train_bank(
     batches = TrainingBatches(dataset, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
     finished = output / f"{recipe.about.name}.safetensors"
     fetched = time.perf_counter()
-    with stoppable() as stop:
+    with stop_on_signal() as stop:
         for real, _ in batches:
             waited = time.perf_counter() - fetched
             number = images // run.batch_size
@@ -246,7 +246,7 @@ def _adam(model: nn.Module, lr: float, recipe: BankRecipe, every: int | None) ->
     return torch.optim.Adam(model.parameters(), lr * share, betas, eps=1e-8)
 
 
-def _start_from(source: str, generator: StyleGAN2, others: Mapping[str, StyleGAN2Discriminator | CodeEncoder]) -> None:
+def _start_from(source: str, generator: StyleGAN2, others: Mapping[str, StyleGAN2Discriminator | LatentEncoder]) -> None:
     """Copies a bank of the same or a smaller size, and what its file has of the `others`; layers of new resolutions keep their random
     start.
 
@@ -255,7 +255,7 @@ def _start_from(source: str, generator: StyleGAN2, others: Mapping[str, StyleGAN
     """
     path = checkpoints.model_path(source)
     checkpoint = bank_within(checkpoints.read(path), path)
-    parts: dict[str, StyleGAN2 | StyleGAN2Discriminator | CodeEncoder] = {"generator": generator}
+    parts: dict[str, StyleGAN2 | StyleGAN2Discriminator | LatentEncoder] = {"generator": generator}
     for part, model in others.items():
         if part in checkpoint.networks:
             parts[part] = model

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from gleansr.configs import Range, check, from_dict, merge, override
+from gleansr.configs import Range, check, from_dict, merge, parse_override
 from gleansr.data.degradation import RealConfig
 from gleansr.data.fit import Aspect, Border
 from gleansr.documents import read_toml
@@ -26,7 +26,7 @@ Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
 Rate = Annotated[float, Range(0, 1000)]
-Betas = Annotated[tuple[float, float], Range(0, 1, open=True)]
+Betas = Annotated[tuple[float, float], Range(0, 1, exclusive=True)]
 
 
 @dataclass(frozen=True)
@@ -369,5 +369,5 @@ def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), 
         data = merge(data, {"network": {"light": True}, "about": {"name": f"{data['about']['name']}{LIGHT}"}})
     data = merge(data, changes or {})
     for change in overrides:
-        data = merge(data, override(change))
+        data = merge(data, parse_override(change))
     return from_dict(cls, data, f"recipe {name_or_path}")

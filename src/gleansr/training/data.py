@@ -20,7 +20,8 @@ from gleansr.data.degradation import degrade_real, fixed_seed
 from gleansr.data.fit import Border, Content, SmallError, content_of, fit
 from gleansr.data.sources import Source, open_source, pairs_of
 from gleansr.errors import ImageError, RequestError
-from gleansr.images.codec import decode, to_bytes
+from gleansr.images.codec import decode
+from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores
 from gleansr.training.blind import degrade_blind
@@ -303,7 +304,7 @@ def _degraded(gt: Tensor, content: Content, in_size: int, config: DataConfig, se
     if config.degradation == "real":
         lr = degrade_real(inside, scale, seed, config.real)
     else:
-        lr = to_bytes(degrade(inside[None].float() / 127.5 - 1, scale)[0])
+        lr = to_bytes(degrade(from_bytes(inside)[None], scale)[0])
     return content.shrunk(scale).framed(lr, config.border)
 
 
@@ -426,9 +427,9 @@ class TrainingBatches:
         starts = range(self.start, self.end, self.batch_size)
         for start, sample in zip(starts, self._samples(starts), strict=True):
             self.left_out.update(sample.left_out)
-            gt = sample.gt.to(self.device, non_blocking=True).float() / 127.5 - 1
+            gt = sample.gt.to(self.device, non_blocking=True).float() / 127.5 - 1  # not `from_bytes`, whose last bit differs
             if sample.lr is not None:
-                lr = in_range(sample.lr.to(self.device, non_blocking=True))
+                lr = from_bytes(sample.lr.to(self.device, non_blocking=True))
             else:
                 lr = _shrunk(gt, sample.contents, scale, config.border)
             generator = torch.Generator().manual_seed(stream_seed(self.seed, "mirror", start))
@@ -467,12 +468,6 @@ class TrainingBatches:
         )
         for sample in loader:
             yield _pinned(sample, pinned)
-
-
-def in_range(images: Tensor) -> Tensor:
-    """8-bit values of any shape as floats in [-1, 1], as `degrade` makes them to the bit."""
-    steps = images.float()
-    return (steps - 127.5) / torch.full_like(steps, 127.5)
 
 
 def _cut(images: Tensor, corners: Sequence[tuple[int, int]], scale: int, size: int) -> Tensor:

@@ -19,14 +19,15 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
+from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import resize
 from gleansr.inference.feedforward import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
-from gleansr.models.layers import placed
-from gleansr.signals import stoppable
+from gleansr.models.layers import to_channels_last
+from gleansr.signals import stop_on_signal
 from gleansr.training import losses as L
 from gleansr.training.config import NetworkRecipe
-from gleansr.training.data import HeldOut, Share, TrainingBatches, in_range, load_held_out, open_images, warn_left_out
+from gleansr.training.data import HeldOut, Share, TrainingBatches, load_held_out, open_images, warn_left_out
 from gleansr.training.devices import Fabric
 from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.parts import TrainableNetwork, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
@@ -91,7 +92,7 @@ def train_network(
     model, discriminator = build(recipe)
     new_layers = start_from(recipe.start, model) if recipe.start and not state else []
     frozen = {name: tensor.clone() for name, tensor in bank_of(model).items()}
-    model = placed(model, device)
+    model = to_channels_last(model, device)
     averaged = copy.deepcopy(model) if recipe.ema_half_life else model
     perceptual_network, perceptual_name = perceptual(recipe)
     if perceptual_network is not None:
@@ -109,7 +110,7 @@ def train_network(
         move_to_device=False,
     )
     if discriminator is not None:
-        discriminator = placed(discriminator, device)
+        discriminator = to_channels_last(discriminator, device)
         # Equation (5) goes through `critic`, which shares gradients between processes; (3) through the bare network, which has none then.
         critic, d_optimizer = fabric.setup(
             compiled(discriminator, run.compile),
@@ -165,7 +166,7 @@ def train_network(
     relativistic = recipe.adversarial == "relativistic"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
     fetched = time.perf_counter()
-    with stoppable() as stop:
+    with stop_on_signal() as stop:
         for gt, lr in batches:
             waited = time.perf_counter() - fetched
             # Noise within the network, if any, follows from the seed and the images seen, too, and differs between processes.
@@ -299,7 +300,7 @@ def validate(
     for kind, lrs in held_out.lrs.items():
         batches = zip(held_out.gt[mine].split(batch_size), lrs[mine].split(batch_size), strict=True)
         for number, (gt, lr) in enumerate(batches):
-            gt, lr = in_range(gt.to(device)), in_range(lr.to(device))
+            gt, lr = from_bytes(gt.to(device)), from_bytes(lr.to(device))
             bicubic = resize(lr, size=size).clamp(-1, 1)
             result = enlarge(model, lr.to(memory_format=torch.channels_last)).clamp(-1, 1)
             wanted = network(content.of(gt))

@@ -18,7 +18,7 @@ from gleansr.errors import CheckpointError, RequestError
 from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
-from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lightened
+from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lighten
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
@@ -115,7 +115,7 @@ def glean_config(network: GLEANNetworkConfig, kind: str | None, bank: BankConfig
     for key in ("kind", "out_size", "content_height", "light"):
         own.pop(key)
     full = GLEANConfig(bank=NoBankConfig(bank.channels) if kind == "none" else bank, **own)
-    return lightened(full) if network.light else full
+    return lighten(full) if network.light else full
 
 
 def perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None, str]:

@@ -10,7 +10,7 @@ from gleansr import checkpoints
 from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import bank_within
 from gleansr.inference.feedforward import enlarge
-from gleansr.models.encoder import CodeEncoder
+from gleansr.models.encoder import LatentEncoder
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN
 from gleansr.models.stylegan import StyleGANConfig
@@ -86,7 +86,7 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
     with torch.device("meta"):
         generator = _count(StyleGAN2(recipe.network))
         discriminator = _count(StyleGAN2Discriminator(recipe.network)) if recipe.discriminator == "stylegan2" else 0
-        encoder = _count(CodeEncoder(recipe.network)) if recipe.reconstruction_weight else 0
+        encoder = _count(LatentEncoder(recipe.network)) if recipe.reconstruction_weight else 0
     return {
         "recipe": dataclasses.asdict(recipe),
         "images": recipe.run.images,

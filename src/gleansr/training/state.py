@@ -24,6 +24,7 @@ from gleansr.checkpoints import native
 from gleansr.documents import parse_line, read_json
 from gleansr.errors import CheckpointError, GleansrError, RequestError, one_line
 from gleansr.files import replacing
+from gleansr.images.pixels import to_bytes
 from gleansr.training.resume import compare_recipes
 
 logger = logging.getLogger(__name__)
@@ -378,6 +379,6 @@ def passed(images: int, batch_size: int, every: int) -> bool:
 def save_grid(path: Path, rows: list[Tensor]) -> None:
     """Saves images in [-1, 1] as a sheet: `rows` of (N, 3, H, W), of one size, one below the other."""
     sheet = torch.cat([torch.cat(list(row.float().cpu()), 2) for row in rows], 1)
-    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    pixels = to_bytes(sheet).permute(1, 2, 0)
     with replacing(path) as temporary:
         Image.fromarray(pixels.numpy()).save(temporary, format="PNG")

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from gleansr.errors import ImageError, RequestError
-from gleansr.files import shown
+from gleansr.files import printable
 from gleansr.images.codec import decode, readable_suffixes
 from gleansr.jobs import LocalStorage
 from gleansr.video.colour import Tags
@@ -37,7 +37,7 @@ class Numbered:
             raise RequestError(f"{folder}: cannot be read: {error.strerror}") from error
         found = [name for name in names if Path(name).suffix.lower() in readable_suffixes() and re.search(r"\d", Path(name).stem)]
         if not found:
-            raise RequestError(shown(f"{folder}: no numbered frames in this folder, such as 0001.png"))
+            raise RequestError(printable(f"{folder}: no numbered frames in this folder, such as 0001.png"))
         self.frames = [folder / name for name in sorted(found, key=natural)]
         """Paths in order."""
         self.expected: int | None = len(found)

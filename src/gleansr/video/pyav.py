@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gleansr.errors import GleansrError, ImageError, RequestError
-from gleansr.images.formats import recognised
+from gleansr.images.formats import identify
 
 READ = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob"),
@@ -64,7 +64,7 @@ def start(container: Any) -> float:
 
 def _other(file: BinaryIO, path: Path) -> str:
     """What to say of a file that is no video that can be read."""
-    found = recognised(file)
+    found = identify(file)
     if found is None:
         return "is not a video of a known kind, or is damaged or cut off"
     if found.group == "video":

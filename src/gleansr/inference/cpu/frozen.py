@@ -298,7 +298,7 @@ class _Low:
         size = model.config.in_size
         self._down = [[convolution(conv, size // 2 ** (i + 1), dtype, 0.2) for conv in convs] for i, convs in enumerate(blocks)]
         self._tail = FusedConv.of(encoder.tail, dtype, 0.2)
-        self._code_dim = encoder.code_shape[1]
+        self._code_dim = encoder.latents_shape[1]
         *thin, last = [module for module in encoder.code.modules() if isinstance(module, nn.Linear)]
         used = len(synthesis.layers) * self._code_dim  # the last code is of the bank's RGB alone
         self._latents = [(linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)) for linear in thin]

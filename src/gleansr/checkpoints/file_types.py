@@ -1,6 +1,6 @@
-"""Files that people take for checkpoints, told by how they begin; and what to do instead."""
+"""Files that are not checkpoints, identified by their first bytes, and advice for each."""
 
-_CONVERTED = "give the PyTorch file (.pth or .safetensors) that it was made from"
+_CONVERTED = "give the PyTorch file (.pth or .safetensors) that it was converted from"
 
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (
@@ -36,22 +36,22 @@ _LATER: tuple[tuple[int, bytes, str, str], ...] = (
     (257, b"ustar", "a tar archive", "unpack it and give the file in it"),
 )
 HEAD = 512
-"""Bytes of a file's beginning that tell all of them."""
+"""Number of first bytes that `explain` needs."""
 
 
-def misfit(head: bytes, name: str) -> str | None:
-    """What a file that is no checkpoint is, and the way out; None where that is not known.
+def explain(head: bytes, name: str) -> str | None:
+    """The type of a file that is not a checkpoint, and what to do; None if it is unknown.
 
     Args:
-        head: its first `HEAD` bytes.
-        name: its name, which alone tells ncnn's weights in float32.
+        head: the first `HEAD` bytes.
+        name: the file name, which alone reveals ncnn's weights in float32.
     """
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")) or b"<html" in start:
         return "a web page (HTML), not the file; open the link in a browser, confirm the download there and give what it saves"
-    for position, mark, kind, way_out in (*((0, *entry) for entry in _BEGINNINGS), *_LATER):
+    for position, mark, kind, advice in (*((0, *entry) for entry in _BEGINNINGS), *_LATER):
         if head[position : position + len(mark)] == mark:
-            return f"{kind}; {way_out}"
+            return f"{kind}; {advice}"
     if is_onnx(head):
         return "an ONNX network, which is a program and not weights; `gleansr upscale --model` runs those that `gleansr export` has written"
     if start.startswith((b"{", b"[")):
@@ -62,5 +62,5 @@ def misfit(head: bytes, name: str) -> str | None:
 
 
 def is_onnx(head: bytes) -> bool:
-    """Whether a file begins like a model of ONNX: the version of its format, which is below 128, and then its producer or its graph."""
+    """Whether a file starts like an ONNX model: a format version below 128, followed by the producer or the graph."""
     return len(head) >= 3 and head[0] == 0x08 and head[1] < 0x80 and head[2] in (0x12, 0x3A)
