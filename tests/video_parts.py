@@ -91,12 +91,12 @@ def yuv(pixels: np.ndarray, kind: str) -> Any:
 
 def planes(path: Path) -> list[torch.Tensor]:
     """The images of a video, (3, H, W) in [0, 1]."""
-    return [shot.image.pixels for shot in Clip(path).shots()]
+    return [frame.image.pixels for frame in Clip(path).frames()]
 
 
 def times(path: Path) -> list[float]:
     footage = Clip(path)
-    return [float(shot.time * footage.time_base) for shot in footage.shots()]
+    return [float(frame.time * footage.time_base) for frame in footage.frames()]
 
 
 def packets(path: Path, kind: str) -> list[bytes]:

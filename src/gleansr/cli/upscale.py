@@ -158,7 +158,9 @@ def upscale(
 
         behind, behind_file = _upscaler(background, "auto", None, (), device, precision, offline) if background else (None, None)
         settings["background_sha256"] = behind_file and sha256_of(behind_file)
-        config = PhotoConfig(boxes, aligned, factor, consistent=strength, keep=keep, require_object=require_object, measured=report)
+        config = PhotoConfig(
+            boxes, aligned, factor, back_project=strength, keep_detail=keep, require_object=require_object, measure_consistency=report
+        )
         task = Photo(upscaler, config, background=behind)
     slow = method in ("dgp", "pulse")
     if videos:
