@@ -1,4 +1,4 @@
-"""What is around the objects: photos enlarged in bands and tiles, and the fast bicubic."""
+"""The background: bands, tiles and the fast bicubic."""
 
 import threading
 
@@ -53,7 +53,7 @@ def test_bands_equal_the_enlarged_photo(monkeypatch: pytest.MonkeyPatch):
 
 
 def network(scale: int = 2, seed: int = 0) -> Upscaler:
-    """A plain network with a receptive field of 17 pixels or so, and random weights."""
+    """A residual network with a receptive field of about 17 pixels and random weights."""
     torch.manual_seed(seed)
     model = ResidualNet(ResidualNetConfig(scale=scale, features=6, n_blocks=3))
     for parameter in model.parameters():

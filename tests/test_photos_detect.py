@@ -1,4 +1,4 @@
-"""Finding faces and cats, and the frames around them."""
+"""Detection of faces and cats, and their frames."""
 
 import importlib.util
 import math
@@ -26,14 +26,14 @@ needs_cv2 = pytest.mark.skipif(not importlib.util.find_spec("cv2"), reason="Open
 
 
 def astronaut(angle: float = 0, size: int = 140) -> Tensor:
-    """Her head and shoulders, turned clockwise about the middle, as (3, size, size) in [0, 1]."""
+    """Head and shoulders, rotated clockwise about the centre, (3, size, size) in [0, 1]."""
     image = Image.fromarray(skimage.data.astronaut()).crop((110, 40, 330, 260))
     turned = image.rotate(-angle, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)).resize((size, size), Image.Resampling.LANCZOS)
     return decode(turned).pixels
 
 
 def moved(x: float, y: float, angle: float, middle: float = 70) -> tuple[float, float]:
-    """A place after the image was turned clockwise about its middle."""
+    """A point after a clockwise rotation of the image about its centre."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return middle + (x - middle) * cos - (y - middle) * sin, middle + (x - middle) * sin + (y - middle) * cos
 
@@ -84,7 +84,7 @@ def test_a_photo_of_faces_from_end_to_end():
 
 
 def ffhq(left: Any, right: Any, mouth: Any) -> tuple[np.ndarray, float, float]:
-    """Middle, side and angle as the script that prepares FFHQ has them, of eyes and mouth."""
+    """FFHQ's centre, side and angle for eyes and mouth, by its preparation script."""
     eyes, between, down = (left + right) / 2, right - left, mouth - (left + right) / 2
     x = between - np.flipud(down) * [-1, 1]
     x = x / np.hypot(*x) * max(np.hypot(*between) * 2.0, np.hypot(*down) * 1.8)
@@ -114,7 +114,7 @@ def test_coinciding_landmarks_make_a_frame():
 
 
 def chelsea(angle: float) -> Tensor:
-    """The cat, turned clockwise; its head fills most of the image and is itself turned by about 10 degrees."""
+    """The cat, rotated clockwise; its head fills most of the image and is itself rotated by about 10 degrees."""
     image = Image.fromarray(skimage.data.chelsea())
     turned = image.rotate(-angle, Image.Resampling.BICUBIC, expand=True, fillcolor=(128, 128, 128))
     return decode(turned.resize((round(turned.width * 0.3), round(turned.height * 0.3)), Image.Resampling.LANCZOS)).pixels
@@ -210,7 +210,7 @@ def test_quarter_turns_are_nearly_exact(side: int, angle: int):
 
 @pytest.mark.parametrize("angle", [15.0, -50.0, 170.0])
 def test_a_rotated_frame_equals_an_upright_frame_of_the_rotated_photo(angle: float):
-    """An image of waves, which is known at every place."""
+    """An image of waves with known values everywhere."""
 
     def waves(xs: Tensor, ys: Tensor) -> Tensor:
         return (0.5 + 0.2 * torch.sin(xs / 5) + 0.2 * torch.cos(ys / 7))[None].expand(3, -1, -1)

@@ -23,7 +23,7 @@ from gleansr.retouching.refine import RetouchConfig, prepare, retouch
 
 
 class Painter:
-    """A method 8 -> 32 that enlarges bicubically, and paints stripes and a cast over it. It counts its images."""
+    """A model 8 -> 32 that enlarges by bicubic, adds stripes and a colour cast, and counts its images."""
 
     name, scale, device = "painter", 4, torch.device("cpu")
     in_size: int | None = 8
@@ -283,7 +283,7 @@ def test_feathering_is_0_outside_and_1_further_inside(size: int):
 
 
 def test_a_moved_uniform_patch_is_an_edit_inside_too():
-    """Its inside differs from the original nowhere, but belongs to what was moved."""
+    """Its inside equals the original, but is part of the edit."""
     original = painted(Image.new("RGB", (80, 80), (90, 120, 90)), (20, 20, 60, 60), (200, 180, 160))
     moved = painted(Image.new("RGB", (80, 80), (90, 120, 90)), (18, 18, 62, 62), (200, 180, 160))
     found = find_edits(planes(moved), planes(original))

@@ -1,4 +1,4 @@
-"""The contract of the service: answers are what the library makes, and whatever is wrong with a request is told in a JSON problem."""
+"""The contract of the service: results equal the library's, and errors are JSON problems."""
 
 import json
 import logging
@@ -150,7 +150,7 @@ def test_the_first_frame_of_an_animation_is_used_and_noted(client: Client, upsca
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that says it is of that size, and has hardly any contents."""
+    """A PNG that declares a size and has hardly any content."""
 
     def chunk(kind: bytes, contents: bytes) -> bytes:
         return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))

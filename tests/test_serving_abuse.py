@@ -46,7 +46,7 @@ def connected(service: Running) -> socket.socket:
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """All bytes until the other side closes."""
     contents = b""
     while part := connection.recv(2**16):
         contents += part
@@ -69,7 +69,7 @@ def asked(service: Running, data: bytes) -> httpx.Response:
 
 
 def sent_until_refused(connection: socket.socket, piece: bytes) -> int:
-    """How many bytes could be sent."""
+    """The number of bytes sent."""
     sent = 0
     try:
         while sent < 2**28:
@@ -109,7 +109,7 @@ def test_half_a_head_has_a_deadline(service: Running):
         response = answer(received(half))
         assert problem(response)[:2] == (408, "slow-upload")
         assert response.headers["connection"] == "close"
-        assert received(silent) == b""  # as browsers open connections on suspicion
+        assert received(silent) == b""  # browsers open connections in advance
 
 
 def test_a_head_that_trickles_has_a_deadline(service: Running):
@@ -186,7 +186,7 @@ def test_further_connections_of_a_busy_address_are_refused(service: Running):
 
 
 class Begun(asyncio.Protocol):
-    """Takes all that comes for a request, and never ends it."""
+    """Takes all data for a request that never ends."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
@@ -233,7 +233,7 @@ def test_unsent_data_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections, "UNSENT", 2**22)
 
     class Large(asyncio.Protocol):
-        """Answers whatever comes with 20 MB."""
+        """Responds to any data with 20 MB."""
 
         def __init__(self, connection: Connection):
             self.connection = connection
@@ -430,7 +430,7 @@ def test_head_equals_get_without_a_body(service: Running, path: str):
 
 
 def test_the_outcomes_add_up_to_the_requests(service: Running):
-    """The last test of this service, after all of the others."""
+    """Must be the last test of this service."""
     now = until(service, lambda now: now["gleansr_in_flight"] == 1)
     requests = sum(value for name, value in now.items() if name.startswith("gleansr_requests_total"))
     outcomes = {name: value for name, value in now.items() if name.startswith("gleansr_outcomes_total")}

@@ -44,7 +44,7 @@ def head(length: int | None, path: str = "/v1/upscale") -> bytes:
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """All bytes until the other side closes."""
     contents = b""
     while part := connection.recv(2**16):
         contents += part
@@ -63,7 +63,7 @@ def test_images_over_a_socket(service: Running, vivid: Path):
 
 
 def test_responses_are_not_delayed():
-    """Nagle's algorithm would hold back the end of each for 40 ms."""
+    """Nagle's algorithm would delay the end of each response by 40 ms."""
 
     async def without_nagle() -> int:
         accepted = asyncio.get_running_loop().create_future()
@@ -163,7 +163,7 @@ def test_without_the_extra_the_error_names_it(capsys: pytest.CaptureFixture[str]
 
 
 def test_load(vivid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Every answer of several clients is the right one, none is lost at the end, and the service has places for some of them only."""
+    """With fewer slots than clients, every response is correct and none is lost at the end."""
     arguments = ["--clients", "5", "--seconds", "1.5", "--queue", "3", "--model", str(vivid), "--json", str(tmp_path / "report.json")]
     monkeypatch.setattr(sys, "argv", ["serving", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -178,7 +178,7 @@ def test_load(vivid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 
 
 def test_sigterm_waits_for_a_request_in_progress(vivid: Path, service: Running):
-    """The last test of this service."""
+    """Must be the last test of this service."""
     body = form({"picture": encoded(blotchy(3))})
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(len(body)) + body[:100])

@@ -1,4 +1,4 @@
-"""Waiting for the device: batches, places, replacing, giving up. The model's forward passes begin when the test lets them."""
+"""The queue: batches, slots, replacement, abortion. A gate controls the model's forward passes."""
 
 import asyncio
 import io
@@ -105,7 +105,7 @@ def test_on_a_cpu_batches_stay_small():
 
 
 async def ask_and_go(asked: Asked, body: bytes, *, at_once: bool = False) -> list[dict[str, Any]]:
-    """A request whose client goes away, before all has come or while it waits. Returns what was sent to it."""
+    """A request whose client disconnects during the upload or while it waits. Returns the response."""
     gone, sent = asyncio.Event(), []
     messages = [{"type": "http.request", "body": body, "more_body": at_once}]
 
@@ -181,7 +181,7 @@ def test_the_newest_request_of_an_editor_replaces_waiting_ones(vivid: Path):
 
 
 def test_a_replaced_request_gets_a_problem_at_any_stage(vivid: Path):
-    """While its body comes the older one finds out by itself that it was given up."""
+    """The older request is aborted during its upload, and notices by itself."""
 
     async def test() -> None:
         async with asking(vivid) as asked:
@@ -402,7 +402,7 @@ def test_readiness_ends_with_the_service(vivid: Path):
 
 
 def test_waiting_requests_do_not_keep_large_images(vivid: Path):
-    """Of an image to enlarge only what the model gets."""
+    """Only the model's input remains in memory."""
     from gleansr.serving import endpoints
     from gleansr.serving.forms import Form
 

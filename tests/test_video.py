@@ -1,4 +1,4 @@
-"""Video files: colours, times, sound and all else that is kept, and how frames go through a model."""
+"""Video files: colours, times, sound, metadata and results."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""`gleansr upscale` of videos and numbered frames: what is taken for which, what it says, with what it exits."""
+"""`gleansr upscale` of videos and numbered frames: inputs, messages and exit statuses."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from tests.video_parts import av, clip, leftovers, numbered, order, planes
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]):
-    """Does the work; returns its exit status and what it printed."""
+    """Upscales; returns the exit status and the output."""
 
     def call(
         *inputs: Path,

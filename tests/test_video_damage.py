@@ -1,4 +1,4 @@
-"""Videos that are damaged, hostile or none at all, full disks and stops: one line each, and nothing is left half-written."""
+"""Damaged and hostile videos, other files, full disks, stops: one-line errors, and no partial files."""
 
 import errno
 import importlib

@@ -44,7 +44,7 @@ def test_uniform_motion_is_preserved():
         assert (frame.x, frame.y, frame.width, frame.height) == pytest.approx((10 + 1.5 * i, 90 - i, 20 + 0.5 * i, 20 + 0.5 * i), abs=1e-6)
         assert np.cos(np.radians(frame.angle + 170 + 2.5 * i)) == pytest.approx(1, abs=1e-9)  # across the half turn
         assert -180 < frame.angle <= 180
-        assert frame.angle  # upright ones would be brought to whole pixels when they are cut
+        assert frame.angle  # upright frames would be rounded to whole pixels
 
 
 def test_jitter_shrinks_and_nothing_lags():
@@ -125,11 +125,11 @@ def test_settings_out_of_bounds_are_refused(wrong: dict[str, float]):
 
 @dataclass
 class Spot:
-    """Finds the brightest place of an image, as a square of 12 pixels, if it is bright."""
+    """Detects the brightest pixel of an image, as a square of 12 pixels, if it is bright."""
 
     calls: list[bool] = field(default_factory=list)
     blind: bool = False
-    """Whether only a search all around finds it."""
+    """Whether only a search for rotated objects detects it."""
 
     def detect(self, photo: Tensor, *, min_score: float | None, rotated: bool) -> list[Detection]:  # noqa: ARG002
         self.calls.append(rotated)
@@ -140,7 +140,7 @@ class Spot:
 
 
 def spots(places: Sequence[int | None], brightness: Sequence[float] | None = None) -> Iterator[VideoFrame]:
-    """Images 64x32 with a white pixel at so many from the left, or none."""
+    """Images of 64x32 with a white pixel at the given column, or none."""
     for i, place in enumerate(places):
         pixels = torch.full((3, 32, 64), brightness[i] if brightness else 0.3)
         if place is not None:

@@ -37,23 +37,8 @@ _DETAILS = {
     "missing-field": "the field picture is missing; send it as a file, as `curl -F picture=@FILE` does",
     "busy": "64 requests are being processed, the maximum; try again in 7 s",
 }
-_NAMES = (
-    "bad-field",
-    "bad-picture",
-    "unauthorized",
-    "foreign-host",
-    "foreign-origin",
-    "slow-upload",
-    "superseded",
-    "too-many-bytes",
-    "too-many-pixels",
-    "wrong-content-type",
-    "missing-field",
-    "unfit",
-    "busy",
-    "failed",
-    "timeout",
-)
+_NOT_OF_IMAGES = {"bad-request", "not-found", "method-not-allowed", "client-gone", "stopping"}
+"""Problems of other routes, or without a response."""
 
 
 def image_route(endpoint: Endpoint, path: str, *examples: str) -> dict[str, Any]:
@@ -76,7 +61,7 @@ def image_route(endpoint: Endpoint, path: str, *examples: str) -> dict[str, Any]
     }
     samples = [{"lang": "Shell", "source": f"curl {arguments} http://127.0.0.1:8008{path}"} for arguments in examples]
     return {
-        "responses": {200: success, **problems(*_NAMES)},
+        "responses": {200: success, **problems(*(name for name in PROBLEMS if name not in _NOT_OF_IMAGES))},
         "openapi_extra": {"requestBody": forms.request_body(endpoint.fields), "parameters": [editor], "x-codeSamples": samples},
     }
 
