@@ -20,12 +20,12 @@ from gleansr.images.resize import resize
 from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.inference.upscaler import Upscaler
 from gleansr.photos import Photo, PhotoConfig
-from gleansr.photos.align import cut, framed
+from gleansr.photos.align import crop, make_frame
 from gleansr.photos.background import bicubic_bands
 from gleansr.photos.cats import Cats
-from gleansr.photos.detect import Found
+from gleansr.photos.detect import Detection
 from gleansr.photos.faces import Faces
-from gleansr.photos.paste import Piece, paste
+from gleansr.photos.paste import Patch, paste
 
 HEIGHT, WIDTH = 3000, 4000
 
@@ -44,16 +44,16 @@ class Made:
         return ModelOutput(resize(lr, scale=self.scale) + 0.1 * torch.randn(len(lr), 3, self._out, self._out))
 
 
-def objects(count: int) -> list[Found]:
+def objects(count: int) -> list[Detection]:
     """Frames all over the photo, every fifth turned, the last two overlapping."""
     found = []
     for i in range(count):
         side = 160 + 640 * i // max(1, count - 1)
         x, y = 400 + (i % 5) * 750, 500 + (i // 5) * 2000 / max(1, (count - 1) // 5)
-        frame = framed(x, y, side, angle=17.0 if i % 5 == 0 else 0.0)
-        found.append(Found((x - side / 2, y - side / 2, side, side), frame))
+        frame = make_frame(x, y, side, angle=17.0 if i % 5 == 0 else 0.0)
+        found.append(Detection((x - side / 2, y - side / 2, side, side), frame))
     last = found[-1].frame
-    found[-2] = Found((0, 0, 1, 1), framed(last.x - 300, last.y - 50, 600))
+    found[-2] = Detection((0, 0, 1, 1), make_frame(last.x - 300, last.y - 50, 600))
     return found
 
 
@@ -84,17 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     image = DecodedImage(resize(torch.rand(3, HEIGHT // 20, WIDTH // 20), size=(HEIGHT, WIDTH)).clamp(0, 1))
     upscaler = Upscaler(Made(given.in_size, given.scale), About("made"))
     found = objects(given.objects)
-    lrs = [cut(image.pixels, one.frame, given.in_size, given.in_size) * 2 - 1 for one in found]
+    lrs = [crop(image.pixels, one.frame, given.in_size, given.in_size) * 2 - 1 for one in found]
     srs = [upscaler.method(lr[None]).images[0] for lr in lrs]
     runs: dict[str, Callable[[], float]] = {
-        "cutting out": timed(lambda: [cut(image.pixels, one.frame, given.in_size, given.in_size) for one in found])
+        "cutting out": timed(lambda: [crop(image.pixels, one.frame, given.in_size, given.in_size) for one in found])
     }
     for factor in given.factors:
-        pieces = [Piece(one.frame, lr, sr) for one, lr, sr in zip(found, lrs, srs, strict=True)]
-        task = Photo(upscaler, PhotoConfig(tuple(one.box for one in found), factor=factor))
+        patches = [Patch(one.frame, lr, sr) for one, lr, sr in zip(found, lrs, srs, strict=True)]
+        task = Photo(upscaler, PhotoConfig(tuple(one.box for one in found), scale=factor))
         prepared = task.prepare(image)
         runs[f"factor {factor}: enlarging and pasting"] = timed(
-            lambda factor=factor, pieces=pieces: paste(bicubic_bands(image.pixels, factor), (HEIGHT, WIDTH), factor, pieces)
+            lambda factor=factor, patches=patches: paste(bicubic_bands(image.pixels, factor), (HEIGHT, WIDTH), factor, patches)
         )
         runs[f"factor {factor}: enlarging alone"] = timed(
             lambda factor=factor: paste(bicubic_bands(image.pixels, factor), (HEIGHT, WIDTH), factor, [])
@@ -104,10 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if given.search:
         faces, cats = Faces(), Cats()
-        runs["searching faces"] = timed(lambda: faces.search(image.pixels))
-        runs["searching faces, upright"] = timed(lambda: faces.search(image.pixels, turned=False))
-        runs["searching cats all around"] = timed(lambda: cats.search(image.pixels))
-        runs["searching cats, upright"] = timed(lambda: cats.search(image.pixels, turned=False))
+        runs["searching faces"] = timed(lambda: faces.detect(image.pixels))
+        runs["searching faces, upright"] = timed(lambda: faces.detect(image.pixels, rotated=False))
+        runs["searching cats all around"] = timed(lambda: cats.detect(image.pixels))
+        runs["searching cats, upright"] = timed(lambda: cats.detect(image.pixels, rotated=False))
     report = {"objects": given.objects, "model": [given.in_size, given.scale], "threads": torch.get_num_threads(), "clock": clock.__name__}
     print(json.dumps(report | times(in_turn(runs, given.rounds)), indent=2))
 

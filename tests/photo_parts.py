@@ -1,4 +1,4 @@
-"""Made-up models for the tests of whole photographs."""
+"""Fake models for the tests of whole photographs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from gleansr.inference.upscaler import Upscaler
 
 @dataclass
 class Made:
-    """A method that enlarges by bicubic and does something to the result."""
+    """Enlarges by bicubic and applies `change`."""
 
     in_size: int | None
     scale: int
@@ -58,6 +58,6 @@ def pixels(image: object) -> Tensor:
 
 
 def stripes(sr: Tensor) -> Tensor:
-    """What a model adds that invents detail: columns of 2 pixels, lighter and darker by 0.2 in [-1, 1]."""
+    """Adds invented detail: columns of 2 pixels, lighter and darker by 0.2 in [-1, 1]."""
     columns = torch.arange(sr.shape[-1]) // 2 % 2
     return sr + 0.4 * columns - 0.2

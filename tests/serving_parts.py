@@ -1,4 +1,4 @@
-"""What the tests of the service share: a model, images, requests without a server."""
+"""Shared by the tests of the service: a model, images, requests without a server."""
 
 import asyncio
 import io
@@ -59,7 +59,7 @@ def painted(image: Image.Image) -> Image.Image:
 
 
 class Gated:
-    """A model whose forward passes begin when they are let, and are recorded."""
+    """A model whose forward passes wait for a gate and are recorded."""
 
     def __init__(self, upscaler: Upscaler):
         self._method = upscaler.method
@@ -87,7 +87,7 @@ def gated(model: Path) -> tuple[Upscaler, Gated]:
 
 @dataclass
 class Asked:
-    """The service, asked without a socket."""
+    """The service without a socket."""
 
     app: App
     client: httpx.AsyncClient
@@ -97,13 +97,13 @@ class Asked:
         return await self.client.post("/v1/upscale", files={"picture": encoded(image)}, headers=headers)
 
     async def until(self, waiting: int) -> None:
-        """Returns as soon as so many images wait for the device."""
+        """Returns once the given number of images waits for the device."""
         async with asyncio.timeout(10):
             while len(self.app.service.worker) != waiting:
                 await asyncio.sleep(0.002)
 
     async def busy(self, **headers: str) -> "asyncio.Task[httpx.Response]":
-        """Sends an image whose forward pass has begun, and goes on when the gate is opened."""
+        """Sends an image and returns once its forward pass has started; the pass waits for the gate."""
         self.method.open.clear()
         self.method.begun.clear()
         first = asyncio.create_task(self.upscale(blotchy(99), **headers))
@@ -128,7 +128,7 @@ async def asking(model: Path, **config: Any):
 
 
 class Client:
-    """The service, asked without a socket, from a test that is no coroutine."""
+    """The service without a socket, for synchronous tests."""
 
     def __init__(self, app: App):
         self.app = app
@@ -169,7 +169,7 @@ def form(files: dict[str, bytes], boundary: str = "edge") -> bytes:
 
 
 def problem(response: httpx.Response) -> tuple[int, str, str]:
-    """Status, name and detail of a problem, which must be one."""
+    """Status, name and detail of a response, which must be a problem."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     body = json.loads(response.content)
     assert set(body) == {"type", "title", "status", "detail"}

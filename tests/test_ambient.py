@@ -192,7 +192,7 @@ def searched(bank: Path, method: str) -> list[Any]:
 
 
 def photographed(model: Path, cat: Image.Image) -> list[Any]:
-    image = upscale_photo(cat, gleansr.load(model, device="cpu"), boxes=((4.0, 4.0, 50.0, 50.0),), factor=2)
+    image = upscale_photo(cat, gleansr.load(model, device="cpu"), boxes=((4.0, 4.0, 50.0, 50.0),), scale=2)
     return [values(image), image.info["objects"]]
 
 

@@ -83,11 +83,11 @@ def test_a_grey_photo_stays_grey(model):
     from gleansr.photos import upscale_photo
 
     photo = cat(160)
-    result = upscale_photo(photo, model, boxes=((40.0, 40.0, 64.0, 64.0),), factor=2, keep=0.0)
+    result = upscale_photo(photo, model, boxes=((40.0, 40.0, 64.0, 64.0),), scale=2, keep_detail=0.0)
     assert result.size == (320, 320)
     assert chroma(result) == 0
     tinting = upscaler(None, 2, lambda sr: sr * torch.tensor([1, 0.9, 0.8])[:, None, None])
-    result = upscale_photo(photo, model, background=tinting, boxes=((40.0, 40.0, 64.0, 64.0),), factor=2)
+    result = upscale_photo(photo, model, background=tinting, boxes=((40.0, 40.0, 64.0, 64.0),), scale=2)
     assert chroma(result) == 0
 
 

@@ -1,4 +1,4 @@
-"""What is around the objects: photos enlarged in bands and tiles, and the fast bicubic."""
+"""The background: bands, tiles and the fast bicubic."""
 
 import threading
 
@@ -17,7 +17,7 @@ from gleansr.inference.upscaler import Upscaler
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.photos import Photo, PhotoConfig, run
 from gleansr.photos.background import BackgroundModel, bicubic_bands
-from gleansr.photos.sampling import decibels, enlarged, mirrored, shrunk
+from gleansr.photos.sampling import consistency_db, enlarge, mirrored_indices, shrink
 from tests.photo_parts import photo, pixels, smooth, upscaler
 
 
@@ -25,35 +25,35 @@ from tests.photo_parts import photo, pixels, smooth, upscaler
 def test_the_fast_bicubic_is_the_exact_one(factor: int):
     planes = torch.rand(4, 13, 29, generator=torch.Generator().manual_seed(0))
     wanted = resize(planes.double(), scale=factor)
-    assert torch.allclose(enlarged(planes, factor).double(), wanted, atol=2e-6)
-    assert torch.allclose(enlarged(planes, factor, 3, 11).double(), wanted[:, 3 * factor : 11 * factor], atol=2e-6)
+    assert torch.allclose(enlarge(planes, factor).double(), wanted, atol=2e-6)
+    assert torch.allclose(enlarge(planes, factor, 3, 11).double(), wanted[:, 3 * factor : 11 * factor], atol=2e-6)
     large = torch.rand(3, 6 * factor, 5 * factor, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(shrunk(large, factor).double(), resize(large.double(), scale=1 / factor), atol=2e-6)
+    assert torch.allclose(shrink(large, factor).double(), resize(large.double(), scale=1 / factor), atol=2e-6)
 
 
-def test_mirrored_axes_go_on_for_ever():
-    assert mirrored(-4, 8, 3).tolist() == [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]
+def test_mirrored_indices_repeat():
+    assert mirrored_indices(-4, 8, 3).tolist() == [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]
 
 
-def test_consistency_is_that_of_the_exact_bicubic():
+def test_consistency_equals_that_of_the_exact_bicubic():
     lr = smooth(16, 16, cell=2) * 2 - 1
     sr = resize(lr, scale=8) + 0.1 * torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))
-    value = decibels(lr, sr)
+    value = consistency_db(lr, sr)
     assert value == pytest.approx(float(consistency(lr[None], sr[None])), abs=0.02)
     stored = (lr * 127.5 + 127.5).round() / 127.5 - 1
-    assert decibels(stored, stored) is None
+    assert consistency_db(stored, stored) is None
 
 
-def test_bands_are_the_photo(monkeypatch: pytest.MonkeyPatch):
+def test_bands_equal_the_enlarged_photo(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gleansr.photos.background._ROWS", 7)
     planes = torch.rand(4, 30, 20)
     bands = list(bicubic_bands(planes, 3))
     assert [(band.first, band.rows) for band in bands] == [(0, 21), (21, 21), (42, 21), (63, 21), (84, 6)]
-    assert torch.allclose(torch.cat([band.make() for band in bands], 1), enlarged(planes, 3), atol=1e-6)
+    assert torch.allclose(torch.cat([band.compute() for band in bands], 1), enlarge(planes, 3), atol=1e-6)
 
 
 def network(scale: int = 2, seed: int = 0) -> Upscaler:
-    """A plain network with a receptive field of 17 pixels or so, and random weights."""
+    """A residual network with a receptive field of about 17 pixels and random weights."""
     torch.manual_seed(seed)
     model = ResidualNet(ResidualNetConfig(scale=scale, features=6, n_blocks=3))
     for parameter in model.parameters():
@@ -62,7 +62,7 @@ def network(scale: int = 2, seed: int = 0) -> Upscaler:
 
 
 def whole(behind: BackgroundModel, planes: Tensor, factor: int) -> Tensor:
-    return torch.cat([band.make() for band in behind.bands(planes, factor)], 1)
+    return torch.cat([band.compute() for band in behind.bands(planes, factor)], 1)
 
 
 @pytest.mark.parametrize(("factor", "scale"), [(2, 2), (3, 2), (1, 2)])
@@ -87,15 +87,15 @@ def test_windows_sum_to_one():
         assert torch.allclose(total, torch.ones(()), atol=1e-6)
 
 
-def test_a_network_behind_the_objects():
+def test_a_network_for_the_background():
     image = DecodedImage(photo(50, 60).pixels, smooth(50, 60, channels=1, seed=5, cell=8).clamp(min=0.1))
     behind = network(2)
-    task = Photo(upscaler(8, 8), PhotoConfig(((10, 10, 20, 20),), factor=2), background=behind)
+    task = Photo(upscaler(8, 8), PhotoConfig(((10, 10, 20, 20),), scale=2), background=behind)
     result = pixels(run(task, image).image)
     assert result.shape == (4, 100, 120)
     assert task.options["background"] == {"name": "plain", "scale": 2}
     made = whole(BackgroundModel(behind), image.premultiplied(), 2)
-    alpha = enlarged(image.alpha, 2).clamp(0, 1) if image.alpha is not None else made
+    alpha = enlarge(image.alpha, 2).clamp(0, 1) if image.alpha is not None else made
     wanted = (torch.minimum(made, alpha) / alpha).clamp(0, 1) * 255
     assert float((result[:3] - wanted).abs().max()) <= 1  # a model that adds nothing changes nothing here either
 
@@ -115,7 +115,7 @@ def test_the_network_runs_for_one_tile_at_a_time():
             return ModelOutput(lr)
 
     method = Watched()
-    task = Photo(upscaler(8, 2), PhotoConfig(aligned=True, factor=1), background=Upscaler(method, About("watched")))
+    task = Photo(upscaler(8, 2), PhotoConfig(aligned=True, scale=1), background=Upscaler(method, About("watched")))
     threads = [threading.Thread(target=run, args=(task, photo(40, 40))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -124,7 +124,7 @@ def test_the_network_runs_for_one_tile_at_a_time():
     assert method.most == 1
 
 
-def test_a_network_that_fails_is_told():
+def test_a_failing_background_network_is_an_error():
     broken = upscaler(None, 2, lambda sr: sr * float("nan"))
     with pytest.raises(ImageError, match="the background network made NaN or infinite values"):
         run(Photo(upscaler(8, 2), PhotoConfig(aligned=True), background=broken), photo(20, 20))

@@ -1,4 +1,4 @@
-"""Retouching: what was touched, what the model sees of it, and what becomes of the rest."""
+"""Retouching: the detection of edits, the region that the model sees, and blending."""
 
 import io
 from pathlib import Path
@@ -18,12 +18,12 @@ from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import resize
 from gleansr.inference.method import ModelOutput
 from gleansr.inference.upscaler import Upscaler
-from gleansr.retouching.mask import _connected, bounds, faded, grown, touched
+from gleansr.retouching.mask import _connected, bounding_box, dilate, feather_mask, find_edits
 from gleansr.retouching.refine import RetouchConfig, prepare, retouch
 
 
 class Painter:
-    """A method 8 -> 32 that enlarges bicubically, and paints stripes and a cast over it. It counts its images."""
+    """A model 8 -> 32 that enlarges by bicubic, adds stripes and a colour cast, and counts its images."""
 
     name, scale, device = "painter", 4, torch.device("cpu")
     in_size: int | None = 8
@@ -62,7 +62,7 @@ def planes(image: Image.Image) -> Tensor:
 
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (64, 64), (100, 41), (37, 90), (700, 600)])
 @pytest.mark.parametrize("boxed", [False, True])
-def test_outside_of_the_mask_it_is_the_original_bit_for_bit(width: int, height: int, boxed: bool):
+def test_the_result_equals_the_original_outside_of_the_mask(width: int, height: int, boxed: bool):
     box = (max(0, width // 3 - 12), max(0, height // 3 - 12), min(width - width // 3, height - height // 3, 35)) if boxed else None
     original = smooth(width, height)
     edited = painted(original, (width // 3, height // 3, width // 3 + 9, height // 3 + 7))
@@ -77,7 +77,7 @@ def test_outside_of_the_mask_it_is_the_original_bit_for_bit(width: int, height: 
     assert np.abs(mask - weights * 255).max() <= 0.5
 
 
-def test_all_that_was_touched_is_refined_and_little_more():
+def test_all_edits_are_refined_and_little_else():
     original = smooth(96, 96)
     edited = painted(original, (40, 50, 55, 60))
     weights = prepare(edited, original, painter(), RetouchConfig(feather=4)).weights.numpy()
@@ -90,29 +90,29 @@ def test_all_that_was_touched_is_refined_and_little_more():
 
 
 @pytest.mark.parametrize(("kind", "quality"), [("JPEG", 75), ("JPEG", 90), ("WEBP", 80)])
-def test_noise_of_a_lossy_file_is_no_touch(kind: str, quality: int):
+def test_compression_noise_is_not_an_edit(kind: str, quality: int):
     noise = np.random.default_rng(1).normal(0, 6, (128, 128, 3))
     original = Image.fromarray((array(smooth(128, 128)) + noise).clip(0, 255).astype(np.uint8))
     file = io.BytesIO()
     painted(original, (80, 30, 100, 50)).save(file, kind, quality=quality)
-    found = touched(planes(Image.open(file).convert("RGB")), planes(original))
+    found = find_edits(planes(Image.open(file).convert("RGB")), planes(original))
     inside = torch.zeros_like(found)
     inside[26:55, 76:105] = True
     assert found[33:48, 83:98].all()
     assert not found[~inside].any()
 
 
-def test_what_was_not_touched_needs_no_model():
+def test_without_edits_the_model_does_not_run():
     original, upscaler = smooth(50, 40), painter(stripes=0.5)
     result = retouch(original.copy(), original, model=upscaler)
     assert np.array_equal(array(result), array(original))
-    assert result.info["gleansr"] == "nothing was touched"
+    assert result.info["gleansr"] == "no edits found"
     empty = retouch(painted(original, (5, 5, 15, 15)), original, model=upscaler, mask=Image.new("L", (50, 40)))
     assert np.array_equal(array(empty), array(original))
     assert upscaler.method.seen == 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_strength_leads_from_the_retouched_to_the_refined_image():
+def test_strength_blends_the_retouched_and_the_refined_image():
     original = smooth(64, 64)
     edited, upscaler = painted(original, (20, 20, 44, 44)), painter(stripes=0.4)
     core = prepare(edited, original, upscaler).weights.numpy() == 1
@@ -126,7 +126,7 @@ def test_strength_leads_from_the_retouched_to_the_refined_image():
     assert np.allclose(steps, steps.mean(), rtol=0.02)
 
 
-def test_colour_is_that_of_the_retouched_image():
+def test_the_result_keeps_the_colour_of_the_retouched_image():
     original = smooth(64, 64)
     edited = painted(original, (10, 10, 50, 50))
     plain, cast = (array(retouch(edited, original, model=painter(cast=value))) for value in (0, 0.2))
@@ -134,19 +134,19 @@ def test_colour_is_that_of_the_retouched_image():
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_shrunk_by_the_factor_the_result_is_the_retouched_image(factor: int):
+def test_the_shrunk_result_equals_the_shrunk_retouched_image(factor: int):
     edited = smooth(32, 32)
-    result = retouch(edited, model=painter(stripes=0.2, cast=0.1), factor=factor)
+    result = retouch(edited, model=painter(stripes=0.2, cast=0.1), scale=factor)
     lr, wanted = (resize(planes(image), scale=1 / factor) for image in (result, edited))
     assert (lr - wanted).abs().max() < 0.04
     assert np.abs(array(result) - array(edited)).mean() > 5  # the stripes are there
 
 
-def test_the_more_it_is_shrunk_the_more_is_painted_anew():
+def test_larger_scales_repaint_more():
     noise = np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)
     edited = Image.fromarray(noise)
     upscaler = painter()
-    distances = [np.abs(array(retouch(edited, model=upscaler, factor=factor)) - noise).mean() for factor in (2, 4, 8)]
+    distances = [np.abs(array(retouch(edited, model=upscaler, scale=factor)) - noise).mean() for factor in (2, 4, 8)]
     assert distances == sorted(distances)
     assert distances[0] < 0.95 * distances[2]
 
@@ -163,7 +163,7 @@ def test_without_the_original_the_whole_image_is_refined():
     assert (part.weights[:, 35:65] == 1).all()  # the image's own border does not fade
 
 
-def test_the_region_holds_what_was_touched_in_the_aspect_of_the_model():
+def test_the_region_contains_the_edits_and_has_the_models_aspect_ratio():
     original = smooth(200, 64)
     left, top, width = prepare(painted(original, (160, 20, 180, 40)), original, painter()).box
     assert (top, width) == (0, 64)
@@ -176,7 +176,7 @@ def test_the_region_holds_what_was_touched_in_the_aspect_of_the_model():
     assert prepare(original, None, painter(), RetouchConfig(box=(7, 3, 50))).box == (7, 3, 50)
 
 
-def test_a_model_of_images_between_bars_sees_its_own_aspect():
+def test_a_model_with_black_bars_sees_its_own_aspect_ratio():
     upscaler = painter(stripes=0.3, content_height=24)
     original = smooth(64, 48)
     prepared = prepare(painted(original, (20, 20, 40, 40)), original, upscaler)
@@ -189,7 +189,7 @@ def test_a_model_of_images_between_bars_sees_its_own_aspect():
     assert np.abs(shown - array(painted(original, (20, 20, 40, 40)))).max() > 20
 
 
-def test_a_mask_says_where():
+def test_a_mask_limits_the_refined_area():
     original, upscaler = smooth(64, 64), painter(stripes=0.5)
     mask = Image.new("L", (64, 64))
     mask.paste(255, (10, 10, 30, 30))
@@ -204,7 +204,7 @@ def test_a_mask_says_where():
     assert faded_in[20, 20] == 1
 
 
-def test_transparency_outlives_it():
+def test_transparency_is_kept():
     original = smooth(64, 64).convert("RGBA")
     alpha = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
     original.putalpha(Image.fromarray(alpha))
@@ -226,8 +226,8 @@ def test_infinite_results_are_refused():
     ("options", "match"),
     [
         ({"strength": 1.5}, "strength must be 0 to 1, not 1.5"),
-        ({"factor": 3}, "factor must be a power of two from 2 to 8 with this model, not 3"),
-        ({"factor": 16}, "factor must be a power of two from 2 to 8 with this model, not 16"),
+        ({"scale": 3}, "the scale of a retouch must be a power of two from 2 to 8 with this model, not 3"),
+        ({"scale": 16}, "the scale of a retouch must be a power of two from 2 to 8 with this model, not 16"),
         ({"feather": -1}, "feather must be 0 to 10000 pixels, not -1"),
         ({"tolerance": 2.0}, "tolerance must be 0 to 1, not 2"),
         ({"box": (10, 0, 60)}, "the box 10,0,60 is not within its 64x48 pixels"),
@@ -240,13 +240,13 @@ def test_infinite_results_are_refused():
         ),
     ],
 )
-def test_what_does_not_fit_together_is_said(options: dict[str, Any], match: str):
+def test_conflicting_arguments_are_refused(options: dict[str, Any], match: str):
     arguments: dict[str, Any] = {"model": painter()} | options
     with pytest.raises(RequestError, match=match):
         retouch(smooth(64, 48), **arguments)
 
 
-def test_connected_parts_are_those_of_a_flood():
+def test_connected_components_equal_a_flood_fill():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         within = torch.rand(1, 14, 11, generator=generator) < 0.6
@@ -261,13 +261,13 @@ def test_connected_parts_are_those_of_a_flood():
 
 
 @pytest.mark.parametrize("size", [60, 1100])  # above 512 a cell is several pixels
-def test_fading_is_nothing_outside_and_all_further_inside(size: int):
+def test_feathering_is_0_outside_and_1_further_inside(size: int):
     mask = torch.zeros(size, size + 30, dtype=torch.bool)
     step = size // 10
     mask[2 * step : 8 * step, 2 * step : 8 * step] = True
     mask[: 3 * step, : 3 * step] = True
     width = 3 * step // 2
-    weights = faded(mask, width)
+    weights = feather_mask(mask, width)
     assert (weights[~mask] == 0).all()
     assert weights[5 * step, 5 * step] == 1
     assert weights[0, 0] == 1  # no fading at the border of the image
@@ -275,18 +275,18 @@ def test_fading_is_nothing_outside_and_all_further_inside(size: int):
     assert (row.diff() >= 0).all()
     assert row[0] < 0.2
     assert (row.diff() < 3 / width).all()
-    larger = grown(mask, 4)
+    larger = dilate(mask, 4)
     assert larger[mask].all()
     assert larger[2 * step - 4, 4 * step]
     assert not larger[2 * step - 8 - size // 256, 4 * step]
-    assert bounds(mask) == (0, 0, 8 * step, 8 * step)
+    assert bounding_box(mask) == (0, 0, 8 * step, 8 * step)
 
 
-def test_a_moved_even_patch_is_touched_inside_too():
-    """Its inside differs from the original nowhere, but belongs to what was moved."""
+def test_a_moved_uniform_patch_is_an_edit_inside_too():
+    """Its inside equals the original, but is part of the edit."""
     original = painted(Image.new("RGB", (80, 80), (90, 120, 90)), (20, 20, 60, 60), (200, 180, 160))
     moved = painted(Image.new("RGB", (80, 80), (90, 120, 90)), (18, 18, 62, 62), (200, 180, 160))
-    found = touched(planes(moved), planes(original))
+    found = find_edits(planes(moved), planes(original))
     assert found[40, 40]
     assert not found[5, 5]
 

@@ -1,4 +1,4 @@
-"""The contract of the service: answers are what the library makes, and whatever is wrong with a request is told in a JSON problem."""
+"""The contract of the service: results equal the library's, and errors are JSON problems."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from gleansr.inference.upscaler import Upscaler
 from gleansr.retouching.refine import RetouchConfig, prepare
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
-from gleansr.serving.problems import KINDS
+from gleansr.serving.problems import PROBLEMS
 
 PICTURE = encoded(blotchy(0))
 MULTIPART = {"content-type": "multipart/form-data; boundary=edge"}
@@ -52,7 +52,7 @@ def asked(upscaler: Upscaler, **config: Any) -> Client:
 # ----------------------------------------------------------------------------------------------------------------- answers
 
 
-def test_upscaling_is_what_the_library_does(client: Client, upscaler: Upscaler):
+def test_upscaling_equals_the_library(client: Client, upscaler: Upscaler):
     wanted = upscaler(blotchy(1))
     response = client.post("/v1/upscale", files={"picture": encoded(blotchy(1))})
     assert response.status_code == 200
@@ -73,7 +73,7 @@ def test_fields_of_upscaling(client: Client, upscaler: Upscaler):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_formats_carry_the_mark(client: Client, kind: str):
+def test_all_formats_mark_synthetic_detail(client: Client, kind: str):
     response = client.post("/v1/upscale", files={"picture": PICTURE}, data={"format": kind})
     assert response.headers["content-type"] == f"image/{kind}"
     assert b"compositeWithTrainedAlgorithmicMedia" in response.content
@@ -81,7 +81,7 @@ def test_formats_carry_the_mark(client: Client, kind: str):
     assert decoded(response.content).shape == (32, 32, 3)
 
 
-def test_transparency_and_what_people_said_of_a_image_stay(client: Client, upscaler: Upscaler):
+def test_transparency_and_metadata_are_kept(client: Client, upscaler: Upscaler):
     image = blotchy(3).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     exif = Image.Exif()
@@ -96,11 +96,11 @@ def test_transparency_and_what_people_said_of_a_image_stay(client: Client, upsca
     [
         ({}, {}),
         ({"strength": "0.5"}, {"strength": 0.5}),
-        ({"factor": "2", "feather": "0"}, {"factor": 2, "feather": 0}),
+        ({"factor": "2", "feather": "0"}, {"scale": 2, "feather": 0}),
         ({"box": "8,10,40", "strength": "", "format": "png"}, {"box": (8, 10, 40)}),
     ],
 )
-def test_retouching_is_what_the_library_does(client: Client, upscaler: Upscaler, fields: dict[str, str], options: dict[str, Any]):
+def test_retouching_equals_the_library(client: Client, upscaler: Upscaler, fields: dict[str, str], options: dict[str, Any]):
     original = blotchy(4)
     edited = painted(original)
     wanted = gleansr.retouch(edited, original, model=upscaler, **options)
@@ -135,10 +135,10 @@ def test_a_mask_and_an_untouched_image_take_no_forward_pass(vivid: Path):
     assert np.array_equal(decoded(masked.content), np.asarray(wanted))
     assert "gleansr-seconds" not in masked.headers
     assert np.array_equal(decoded(same.content), np.asarray(original))
-    assert "nothing was touched" in unquote(same.headers["gleansr-note"])
+    assert "no edits found" in unquote(same.headers["gleansr-note"])
 
 
-def test_of_an_animation_the_first_frame_is_taken_and_said(client: Client, upscaler: Upscaler):
+def test_the_first_frame_of_an_animation_is_used_and_noted(client: Client, upscaler: Upscaler):
     frames = [blotchy(seed).quantize(64) for seed in (7, 8)]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     response = client.post("/v1/upscale", files={"picture": animation})
@@ -150,7 +150,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(client: Client, upsca
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that says it is of that size, and has hardly any contents."""
+    """A PNG that declares a size and has hardly any content."""
 
     def chunk(kind: bytes, contents: bytes) -> bytes:
         return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
@@ -165,7 +165,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
     "a text file": ("upscale", {"picture": b"hello"}, {}, 400, "bad-picture", "send PNG, JPEG"),
     "an empty file": ("upscale", {"picture": ("a.png", b"")}, {}, 400, "bad-picture", "is empty"),
     "a truncated JPEG": ("upscale", {"picture": JPEG[: len(JPEG) // 2]}, {}, 400, "bad-picture", "truncated"),
-    "half a header": ("upscale", {"picture": JPEG[:15]}, {}, 400, "bad-picture", "image:"),
+    "half a header": ("upscale", {"picture": JPEG[:15]}, {}, 400, "bad-picture", "picture:"),
     "a truncated original": ("retouch", {"edited": PICTURE, "original": PICTURE[:200]}, {}, 400, "bad-picture", "original:"),
     "PostScript": (
         "upscale",
@@ -188,7 +188,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
     "an odd factor": ("retouch", {"edited": PICTURE}, {"factor": "3"}, 400, "bad-field", "power of two"),
     "too strong": ("retouch", {"edited": PICTURE}, {"strength": "2"}, 400, "bad-field", "strength is '2'"),
     "no number": ("retouch", {"edited": PICTURE}, {"strength": "nan"}, 400, "bad-field", "0 to 1"),
-    "digits of another script": ("retouch", {"edited": PICTURE}, {"feather": "٣"}, 400, "bad-field", "whole number"),
+    "digits of another script": ("retouch", {"edited": PICTURE}, {"feather": "٣"}, 400, "bad-field", "an integer"),
     "a long number": ("retouch", {"edited": PICTURE}, {"box": "0,0," + "9" * 900}, 400, "bad-field", "left,top,side"),
     "a long field": ("retouch", {"edited": PICTURE}, {"box": "9" * 2000}, 400, "bad-field", "longer than 1000"),
     "an unknown model": ("upscale", {"picture": PICTURE}, {"model": "dogs"}, 400, "bad-field", "vivid, other"),
@@ -209,7 +209,7 @@ def test_bad_input_gets_a_problem(client: Client, name: str):
     assert client.post("/v1/upscale", files={"picture": PICTURE}).status_code == 200  # the worker lives on
 
 
-def test_what_is_no_form(client: Client):
+def test_malformed_forms_are_refused(client: Client):
     for headers, body, status, kind in (
         ({"content-type": "application/json"}, b"{}", 415, "wrong-content-type"),
         ({"content-type": "application/x-www-form-urlencoded"}, b"image=x", 415, "wrong-content-type"),
@@ -287,16 +287,16 @@ def test_a_model_that_fails_does_not_end_the_worker(vivid: Path, what: str):
 @pytest.mark.parametrize(
     "where",
     [
-        "serving.jobs.decode",
+        "serving.endpoints.decode",
         "images.codec._decode_image",
-        "serving.jobs._unfit",
-        "serving.jobs.write",
+        "serving.endpoints._checked",
+        "serving.endpoints.encode",
         "serving.forms.Form",
         "serving.multipart._Parts.data",
     ],
 )
 @pytest.mark.parametrize("kind", [TypeError, AttributeError, AssertionError])
-def test_a_mistake_in_the_program_is_no_bad_image(client: Client, monkeypatch: pytest.MonkeyPatch, where: str, kind: type[Exception]):
+def test_a_bug_is_not_reported_as_a_bad_image(client: Client, monkeypatch: pytest.MonkeyPatch, where: str, kind: type[Exception]):
     def mistaken(*_: Any, **__: Any) -> None:
         raise kind("NoneType has no attribute")
 
@@ -309,13 +309,13 @@ def test_a_mistake_in_the_program_is_no_bad_image(client: Client, monkeypatch: p
     assert client.post("/v1/upscale", files={"picture": PICTURE}).status_code == 200
 
 
-def test_a_lack_of_memory_is_told(client: Client, monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_is_a_problem(client: Client, monkeypatch: pytest.MonkeyPatch):
     def lacking(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("gleansr.serving.jobs.decode", lacking)
-        assert problem(client.post("/v1/upscale", files={"picture": PICTURE}))[2].startswith("the service is short of memory")
+        patch.setattr("gleansr.serving.endpoints.decode", lacking)
+        assert problem(client.post("/v1/upscale", files={"picture": PICTURE}))[2].startswith("the service is out of memory")
 
 
 def test_early_answers_end_the_connection(upscaler: Upscaler):
@@ -331,8 +331,8 @@ def test_early_answers_end_the_connection(upscaler: Upscaler):
 
 
 def test_every_problem_has_a_status_in_the_range_of_its_meaning():
-    assert all(400 <= status < 600 and title for status, title in KINDS.values())
-    assert {status for status, _ in KINDS.values() if status >= 500} == {500, 503, 504}
+    assert all(400 <= status < 600 and title for status, title in PROBLEMS.values())
+    assert {status for status, _ in PROBLEMS.values() if status >= 500} == {500, 503, 504}
 
 
 # ------------------------------------------------------------------------------------------------------------- who may ask
@@ -377,7 +377,7 @@ def test_behind_a_proxy(upscaler: Upscaler):
             assert client.get("/v1/models", headers=headers).status_code == status, headers
 
 
-def test_without_a_host_no_page_is_the_services_own(upscaler: Upscaler):
+def test_origins_are_refused_without_a_host(upscaler: Upscaler):
     token = "0123456789" * 2
     with asked(upscaler, host="0.0.0.0", token=token) as client:  # noqa: S104
         own = {"authorization": f"Bearer {token}"}
@@ -408,7 +408,7 @@ def test_configurations_that_are_refused(monkeypatch: pytest.MonkeyPatch):
         ({"host": "example.com"}, "give a token"),
         ({"host": "::"}, "give a token"),
         ({"token": "short"}, "at least 16"),
-        ({"token": "with blanks in it 123"}, "without blanks"),
+        ({"token": "with blanks in it 123"}, "no blanks"),
         ({"port": 70_000}, "port must be 0 to 65535"),
         ({"queue": 0, "timeout": 0.0}, "queue must be"),
         ({"models": ()}, "--models"),
@@ -428,7 +428,7 @@ def test_configurations_that_are_refused(monkeypatch: pytest.MonkeyPatch):
 # ------------------------------------------------------------------------------------------------------- what else there is
 
 
-def test_all_answers_forbid_foreign_contents(client: Client):
+def test_all_responses_have_the_security_headers(client: Client):
     for response in (client.get("/"), client.get("/nothing"), client.get("/v1/upscale"), client.get("/healthz", headers={"host": "x"})):
         policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
         assert policy["default-src"] == "'none'"
@@ -466,7 +466,7 @@ def test_the_list_of_models(client: Client):
     }
 
 
-def test_openapi_has_what_is_there_with_examples(client: Client):
+def test_openapi_describes_all_routes_with_examples(client: Client):
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {"/v1/upscale", "/v1/retouch", "/v1/models", "/healthz", "/readyz", "/metrics"}
     for path in ("/v1/upscale", "/v1/retouch"):
@@ -481,7 +481,7 @@ def test_openapi_has_what_is_there_with_examples(client: Client):
     assert "security" not in schema
 
 
-def test_metrics_tell_what_was_done(upscaler: Upscaler):
+def test_metrics(upscaler: Upscaler):
     with asked(upscaler) as client:
         client.post("/v1/upscale", files={"picture": PICTURE})
         client.post("/v1/upscale", files={"picture": b"x"})

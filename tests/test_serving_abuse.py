@@ -18,7 +18,7 @@ from serving_parts import blotchy, encoded, form, problem, save_vivid
 from benchmarks.service import Running, running
 from gleansr.serving import connections
 from gleansr.serving.config import ServingConfig
-from gleansr.serving.connections import Connection, Connections, address_of, most_connections
+from gleansr.serving.connections import Connection, Connections, address_of, max_connections
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
 from gleansr.serving.server import listen
@@ -46,7 +46,7 @@ def connected(service: Running) -> socket.socket:
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """All bytes until the other side closes."""
     contents = b""
     while part := connection.recv(2**16):
         contents += part
@@ -69,7 +69,7 @@ def asked(service: Running, data: bytes) -> httpx.Response:
 
 
 def sent_until_refused(connection: socket.socket, piece: bytes) -> int:
-    """How many bytes could be sent."""
+    """The number of bytes sent."""
     sent = 0
     try:
         while sent < 2**28:
@@ -109,7 +109,7 @@ def test_half_a_head_has_a_deadline(service: Running):
         response = answer(received(half))
         assert problem(response)[:2] == (408, "slow-upload")
         assert response.headers["connection"] == "close"
-        assert received(silent) == b""  # as browsers open connections on suspicion
+        assert received(silent) == b""  # browsers open connections in advance
 
 
 def test_a_head_that_trickles_has_a_deadline(service: Running):
@@ -143,7 +143,7 @@ def test_a_body_that_trickles_has_a_deadline(service: Running, size: dict[str, A
     assert response.headers["connection"] == "close"
 
 
-def test_who_does_not_read_is_hung_up_on(service: Running):
+def test_clients_that_do_not_read_are_dropped(service: Running):
     before = figures(service)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -158,7 +158,7 @@ def test_who_does_not_read_is_hung_up_on(service: Running):
 # -------------------------------------------------------------------------------------------------- how many connections
 
 
-def test_connections_without_a_request_make_room(service: Running):
+def test_idle_connections_make_room(service: Running):
     before = figures(service)
     with ExitStack() as held:
         for number in range(3 * MOST):
@@ -172,7 +172,7 @@ def test_connections_without_a_request_make_room(service: Running):
         assert now[dropped] - before.get(dropped, 0) >= 2 * MOST
 
 
-def test_an_address_with_as_many_requests_as_may_be_is_refused_more(service: Running):
+def test_further_connections_of_a_busy_address_are_refused(service: Running):
     with ExitStack() as held:
         for _ in range(OF_ONE):
             connection = held.enter_context(connected(service))
@@ -186,7 +186,7 @@ def test_an_address_with_as_many_requests_as_may_be_is_refused_more(service: Run
 
 
 class Begun(asyncio.Protocol):
-    """Takes all that comes for a request, and never ends it."""
+    """Takes all data for a request that never ends."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
@@ -229,11 +229,11 @@ def test_at_the_limit_no_more_are_accepted_until_one_ends():
     asyncio.run(asyncio.wait_for(test(), 20))
 
 
-def test_what_waits_for_slow_clients_is_bounded(monkeypatch: pytest.MonkeyPatch):
+def test_unsent_data_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections, "UNSENT", 2**22)
 
     class Large(asyncio.Protocol):
-        """Answers whatever comes with 20 MB."""
+        """Responds to any data with 20 MB."""
 
         def __init__(self, connection: Connection):
             self.connection = connection
@@ -260,7 +260,7 @@ def test_what_waits_for_slow_clients_is_bounded(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(asyncio.wait_for(test(), 20))
 
 
-def test_a_client_that_is_gone_before_the_loop_tells_is_hung_up_on():
+def test_a_client_that_disconnects_before_the_loop_reports_it_is_dropped():
     class Gone(asyncio.Transport):
         """A socket that was reset."""
 
@@ -318,7 +318,7 @@ def test_the_limit_of_open_files_is_raised():
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limits[0] // 2, limits[1]))
-        most = most_connections()
+        most = max_connections()
         raised = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -326,7 +326,7 @@ def test_the_limit_of_open_files_is_raised():
     assert 0 < most < raised - 40
 
 
-def test_addresses_are_counted_by_whom_they_belong_to():
+def test_addresses_are_counted_by_network():
     assert address_of(("127.0.0.1", 5)) == address_of(("::ffff:127.0.0.1", 5, 0, 0)) == "127.0.0.1"
     assert address_of(("2001:db8::1", 5, 0, 0)) == address_of(("2001:db8::ffff:2", 5, 0, 0)) == "2001:db8::/64"
     assert address_of(("fe80::1%eth0", 5, 0, 1)) == "fe80::/64"
@@ -338,7 +338,7 @@ EARLY = {
     "a wrong type": (head("POST /v1/upscale?", Content_Type="application/json", Content_Length=900_000), b"[" * 1000, 415),
     "a declared length": (head(Content_Length=10**12), b"", 413),
     "an unknown field": (head(Content_Length=900_000), FORM.replace(b"picture", b"pictures"), 400),
-    "a field of megabytes": (head(Content_Length=900_000), FORM.replace(b'image"; filename="a.png"', b'fit"') + bytes(2000), 400),
+    "a field of megabytes": (head(Content_Length=900_000), FORM.replace(b'picture"; filename="a.png"', b'fit"') + bytes(2000), 400),
     "a foreign host": (head(Host="evil.example", Content_Length=900_000), b"", 403),
     "a body where none belongs": (head("GET /healthz", Content_Length=900_000), b"x", 200),
     "no such address": (head("POST /nothing", Content_Length=900_000), b"x", 404),
@@ -362,7 +362,7 @@ def test_an_early_answer_ends_the_connection(service: Running, name: str):
         problem(response)
 
 
-def test_who_sends_all_before_reading_finds_the_answer(service: Running):
+def test_clients_that_send_everything_before_reading_get_the_response(service: Running):
     with connected(service) as connection:
         with pytest.raises(OSError):  # noqa: PT011, reset or broken pipe
             connection.sendall(head(Content_Length=10**8) + bytes(10**8))
@@ -399,14 +399,14 @@ NO_HTTP = {
 
 
 @pytest.mark.parametrize("name", NO_HTTP)
-def test_what_is_no_http_gets_a_problem(service: Running, name: str):
+def test_malformed_http_gets_a_problem(service: Running, name: str):
     response = asked(service, NO_HTTP[name])
     assert problem(response)[:2] == (400, "bad-request")
     assert response.headers["connection"] == "close"
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_what_is_no_http_and_upgrades_leave_no_line_of_their_own_in_the_log(service: Running):
+def test_malformed_http_and_upgrades_are_not_logged_separately(service: Running):
     said = len(service.said)
     upgrade = head("GET /healthz", Upgrade="websocket", Connection="Upgrade, close", Sec_WebSocket_Version=13)
     assert asked(service, upgrade).status_code == 200
@@ -414,14 +414,14 @@ def test_what_is_no_http_and_upgrades_leave_no_line_of_their_own_in_the_log(serv
     assert all(line.startswith("{") for line in service.said[said:].splitlines())
 
 
-def test_the_log_takes_little_of_what_clients_say(service: Running):
+def test_log_lines_are_short(service: Running):
     asked(service, head("GET /healthz", X_Forwarded_For="1" * 9000, Connection="close"))
     asked(service, head("A" * 9000 + " /healthz", Connection="close"))
     assert max(map(len, service.said.splitlines())) < 300
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models", "/metrics", "/openapi.json", "/static/main.js"])
-def test_head_is_get_without_contents(service: Running, path: str):
+def test_head_equals_get_without_a_body(service: Running, path: str):
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         asked, got = client.head(path), client.get(path)
     assert asked.status_code == got.status_code == 200
@@ -430,7 +430,7 @@ def test_head_is_get_without_contents(service: Running, path: str):
 
 
 def test_the_outcomes_add_up_to_the_requests(service: Running):
-    """The last test of this service, after all of the others."""
+    """Must be the last test of this service."""
     now = until(service, lambda now: now["gleansr_in_flight"] == 1)
     requests = sum(value for name, value in now.items() if name.startswith("gleansr_requests_total"))
     outcomes = {name: value for name, value in now.items() if name.startswith("gleansr_outcomes_total")}

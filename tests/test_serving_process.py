@@ -44,7 +44,7 @@ def head(length: int | None, path: str = "/v1/upscale") -> bytes:
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """All bytes until the other side closes."""
     contents = b""
     while part := connection.recv(2**16):
         contents += part
@@ -62,8 +62,8 @@ def test_images_over_a_socket(service: Running, vivid: Path):
         assert "server" not in response.headers
 
 
-def test_answers_are_not_delayed():
-    """Nagle's algorithm would hold back the end of each for 40 ms."""
+def test_responses_are_not_delayed():
+    """Nagle's algorithm would delay the end of each response by 40 ms."""
 
     async def without_nagle() -> int:
         accepted = asyncio.get_running_loop().create_future()
@@ -106,7 +106,7 @@ def test_an_endless_body_is_answered_while_it_comes(service: Running):
     assert sent < 2**24  # a megabyte, and what sockets hold
 
 
-def test_who_hangs_up_is_forgotten(service: Running):
+def test_disconnected_clients_are_forgotten(service: Running):
     body = form({"picture": encoded(blotchy(1))})
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(len(body)) + body[:100])
@@ -138,11 +138,11 @@ def test_examples_of_the_documentation_work(service: Running, tmp_path: Path):
             assert image.size == size
 
 
-def test_what_is_not_possible_is_said_in_one_line(vivid: Path, service: Running, capsys: pytest.CaptureFixture[str]):
+def test_wrong_options_are_one_line_errors(vivid: Path, service: Running, capsys: pytest.CaptureFixture[str]):
     for options, word in (
         (["--port", str(service.port)], "cannot listen on 127.0.0.1"),
         (["--host", "0.0.0.0", "--port", "0"], "give a token with --token or GLEANSR_TOKEN"),  # noqa: S104
-        (["--port", "0", "--models", str(vivid), str(vivid)], "another model is called 'vivid'"),
+        (["--port", "0", "--models", str(vivid), str(vivid)], "another model has the name 'vivid'"),
     ):
         with pytest.raises(SystemExit) as end:
             main(["serve", "--models", str(vivid), *options])
@@ -152,7 +152,7 @@ def test_what_is_not_possible_is_said_in_one_line(vivid: Path, service: Running,
         assert len(said.splitlines()) == 1
 
 
-def test_without_its_packages_the_command_says_what_to_install(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_without_the_extra_the_error_names_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "gleansr.serving.server", raising=False)
     monkeypatch.delattr(gleansr.serving, "server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -163,7 +163,7 @@ def test_without_its_packages_the_command_says_what_to_install(capsys: pytest.Ca
 
 
 def test_load(vivid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Every answer of several clients is the right one, none is lost at the end, and the service has places for some of them only."""
+    """With fewer slots than clients, every response is correct and none is lost at the end."""
     arguments = ["--clients", "5", "--seconds", "1.5", "--queue", "3", "--model", str(vivid), "--json", str(tmp_path / "report.json")]
     monkeypatch.setattr(sys, "argv", ["serving", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -177,8 +177,8 @@ def test_load(vivid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert "| wrong or swapped, lost answers | 0, 0 |" in capsys.readouterr().out
 
 
-def test_sigterm_lets_a_request_come_in_whole_and_answers_it(vivid: Path, service: Running):
-    """The last test of this service."""
+def test_sigterm_waits_for_a_request_in_progress(vivid: Path, service: Running):
+    """Must be the last test of this service."""
     body = form({"picture": encoded(blotchy(3))})
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(len(body)) + body[:100])

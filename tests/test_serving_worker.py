@@ -1,4 +1,4 @@
-"""Waiting for the device: batches, places, replacing, giving up. The model's forward passes begin when the test lets them."""
+"""The queue: batches, slots, replacement, abortion. A gate controls the model's forward passes."""
 
 import asyncio
 import io
@@ -13,12 +13,12 @@ from serving_parts import Asked, asking, blotchy, decoded, encoded, form, gated,
 
 import gleansr
 from gleansr.serving import admission
-from gleansr.serving.admission import SHARE, Admission
+from gleansr.serving.admission import TOTAL_SHARE, Admission
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
-from gleansr.serving.worker import ModelWorker, suitable_batch
+from gleansr.serving.worker import ModelWorker, default_batch_size
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def counted(asked: Asked, name: str) -> float:
 # ----------------------------------------------------------------------------------------------------------------- batches
 
 
-def test_what_waits_is_the_next_batch_and_nobody_gets_the_answer_of_another(vivid: Path):
+def test_waiting_requests_form_the_next_batch_and_get_their_own_results(vivid: Path):
     upscaler = gleansr.load(vivid)
 
     async def test() -> None:
@@ -82,7 +82,7 @@ def test_models_take_turns_by_age(vivid: Path):
         lr, order = torch.zeros(3, 8, 8), []
 
         def job(name: str, model: str) -> "asyncio.Task[Any]":
-            return asyncio.create_task(worker.refine(model, lr, lambda: order.append(name)))
+            return asyncio.create_task(worker.forward(model, lr, lambda: order.append(name)))
 
         jobs = [job("a1", "one"), job("b1", "two"), job("a2", "one"), job("a3", "one"), job("b2", "two")]
         await asyncio.sleep(0)
@@ -98,14 +98,14 @@ def test_models_take_turns_by_age(vivid: Path):
 
 def test_on_a_cpu_batches_stay_small():
     upscaler = gleansr.load("cats-8x", device="cpu")
-    assert suitable_batch(upscaler) == 4
+    assert default_batch_size(upscaler) == 4
 
 
 # ------------------------------------------------------------------------------------------------------- those who go away
 
 
 async def ask_and_go(asked: Asked, body: bytes, *, at_once: bool = False) -> list[dict[str, Any]]:
-    """A request whose client goes away, before all has come or while it waits. Returns what was sent to it."""
+    """A request whose client disconnects during the upload or while it waits. Returns the response."""
     gone, sent = asyncio.Event(), []
     messages = [{"type": "http.request", "body": body, "more_body": at_once}]
 
@@ -130,7 +130,7 @@ async def ask_and_go(asked: Asked, body: bytes, *, at_once: bool = False) -> lis
     return sent
 
 
-def test_who_goes_away_costs_no_forward_pass(vivid: Path):
+def test_disconnected_clients_cost_no_forward_pass(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             first = await asked.busy()
@@ -146,7 +146,7 @@ def test_who_goes_away_costs_no_forward_pass(vivid: Path):
     run(test())
 
 
-def test_who_goes_away_while_sending_is_forgotten(vivid: Path):
+def test_clients_that_disconnect_while_sending_are_forgotten(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             sent = await ask_and_go(asked, form({"picture": encoded(blotchy(1))})[:200], at_once=True)
@@ -158,7 +158,7 @@ def test_who_goes_away_while_sending_is_forgotten(vivid: Path):
     run(test())
 
 
-def test_of_an_editor_the_newest_waiting_request_counts(vivid: Path):
+def test_the_newest_request_of_an_editor_replaces_waiting_ones(vivid: Path):
     async def test() -> None:
         async with asking(vivid, queue=3) as asked:
             editor = {"gleansr-editor": "tab-1"}
@@ -180,8 +180,8 @@ def test_of_an_editor_the_newest_waiting_request_counts(vivid: Path):
     run(test())
 
 
-def test_a_replaced_request_is_told_so_at_whatever_stage_it_is(vivid: Path):
-    """While its body comes the older one finds out by itself that it was given up."""
+def test_a_replaced_request_gets_a_problem_at_any_stage(vivid: Path):
+    """The older request is aborted during its upload, and notices by itself."""
 
     async def test() -> None:
         async with asking(vivid) as asked:
@@ -218,7 +218,7 @@ def test_names_of_editors(vivid: Path, name: str):
 # ------------------------------------------------------------------------------------------------------------------ limits
 
 
-def test_a_full_queue_is_told_with_an_estimate(vivid: Path):
+def test_a_full_queue_answers_with_an_estimate(vivid: Path):
     async def test() -> None:
         async with asking(vivid, queue=3, batch_size=1) as asked:
             first = await asked.busy()
@@ -243,22 +243,22 @@ def test_the_estimate_follows_the_forward_passes(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             worker = asked.app.service.worker
-            assert 0 < worker.seconds_for(1) < 1
+            assert 0 < worker.estimate_seconds(1) < 1
             worker._seconds = 100.0
             for _ in range(30):
                 await asked.upscale(blotchy(1))
-            assert worker.seconds_for(10) < 10
+            assert worker.estimate_seconds(10) < 10
 
     run(test())
 
 
-def test_all_images_together_are_bounded(vivid: Path):
+def test_the_total_size_of_images_is_bounded(vivid: Path):
     async def test() -> None:
         side = 64
         async with asking(vivid, max_pixels=side**2, max_bytes=20_000) as asked:
             first = await asked.busy()
-            waiting = [asyncio.create_task(asked.upscale(blotchy(seed, side))) for seed in range(SHARE - 1)]
-            await asked.until(waiting=SHARE - 1)
+            waiting = [asyncio.create_task(asked.upscale(blotchy(seed, side))) for seed in range(TOTAL_SHARE - 1)]
+            await asked.until(waiting=TOTAL_SHARE - 1)
             assert problem(await asked.upscale(blotchy(7, side)))[:2] == (429, "busy")
             asked.method.open.set()
             assert {(await one).status_code for one in (first, *waiting)} == {200}
@@ -270,8 +270,8 @@ def test_all_images_together_are_bounded(vivid: Path):
 
 
 @pytest.mark.parametrize("what", ["places", "bytes"])
-def test_whose_body_comes_slowly_makes_room_for_others(vivid: Path, monkeypatch: pytest.MonkeyPatch, what: str):
-    monkeypatch.setattr(admission, "SLOW", 0.0)
+def test_slow_uploads_make_room_for_others(vivid: Path, monkeypatch: pytest.MonkeyPatch, what: str):
+    monkeypatch.setattr(admission, "SLOW_SECONDS", 0.0)
     config = {"queue": 2} if what == "places" else {"max_bytes": 20_000}
 
     async def test() -> None:
@@ -284,9 +284,9 @@ def test_whose_body_comes_slowly_makes_room_for_others(vivid: Path, monkeypatch:
                 await asyncio.sleep(20)
 
             headers = {"content-type": "multipart/form-data; boundary=edge"}
-            count = 1 if what == "places" else SHARE
+            count = 1 if what == "places" else TOTAL_SHARE
             held = [asyncio.create_task(asked.client.post("/v1/upscale", content=stalling(), headers=headers)) for _ in range(count)]
-            for _ in held[:SHARE]:
+            for _ in held[:TOTAL_SHARE]:
                 await begun.acquire()
             newer = asyncio.create_task(asked.upscale(blotchy(1)))
             done, _ = await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
@@ -300,7 +300,7 @@ def test_whose_body_comes_slowly_makes_room_for_others(vivid: Path, monkeypatch:
     run(test())
 
 
-def test_a_body_that_stalls_is_given_up(vivid: Path):
+def test_stalled_uploads_are_aborted(vivid: Path):
     async def test() -> None:
         async with asking(vivid, stall_timeout=0.1) as asked:
 
@@ -312,19 +312,19 @@ def test_a_body_that_stalls_is_given_up(vivid: Path):
             headers = {"content-type": "multipart/form-data; boundary=edge"}
             response = await asked.client.post("/v1/upscale", content=trickling(), headers=headers)
             assert problem(response)[:2] == (408, "slow-upload")
-            assert "less than 65536 bytes came within 0.1 s" in problem(response)[2]
+            assert "less than 65536 bytes of the request came within 0.1 s" in problem(response)[2]
             assert counted(asked, 'outcomes_total{outcome="slow-upload"}') == 1
 
     run(test())
 
 
-def test_what_a_given_up_request_takes_is_not_counted():
+def test_aborted_requests_release_their_memory():
     async def test() -> None:
         inside = Admission(2, 100, 100, lambda _: 0.0)
         older = inside.enter("tab")
         newer = inside.enter("tab")
-        with pytest.raises(Problem, match="given up"):
-            older.hold(pixels=300)
+        with pytest.raises(Problem, match="aborted"):
+            older.hold(n_pixels=300)
         newer.hold(300, 400)
         with pytest.raises(Problem, match="busy"):
             newer.hold(101)
@@ -357,7 +357,7 @@ def test_time_is_bounded_while_waiting_and_while_sending(vivid: Path):
     run(test())
 
 
-def test_the_service_answers_others_while_images_are_worked_on(vivid: Path):
+def test_the_service_responds_while_images_are_processed(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             first = await asked.busy()
@@ -401,14 +401,14 @@ def test_readiness_ends_with_the_service(vivid: Path):
     run(test())
 
 
-def test_large_images_are_not_kept_while_they_wait(vivid: Path):
-    """Of an image to enlarge only what the model gets."""
-    from gleansr.serving import jobs
+def test_waiting_requests_do_not_keep_large_images(vivid: Path):
+    """Only the model's input remains in memory."""
+    from gleansr.serving import endpoints
     from gleansr.serving.forms import Form
 
     upscaler = gleansr.load(vivid)
-    values = {name: one.default for name, one in jobs.kinds(("vivid",))[0].fields.items()}
-    ready = jobs.upscale(Form({"picture": io.BytesIO(encoded(blotchy(1, 600)))}, values), upscaler, 10**6, lambda _: None)
+    values = {name: one.default for name, one in endpoints.make_endpoints(("vivid",))[0].fields.items()}
+    ready = endpoints.upscale(Form({"picture": io.BytesIO(encoded(blotchy(1, 600)))}, values), upscaler, 10**6, lambda _: None)
     kept = ready.finish.__closure__ or ()
     tensors = [getattr(cell.cell_contents, "image", None) for cell in kept]
     assert [image.pixels.numel() for image in tensors if image is not None] == [0]

@@ -1,4 +1,4 @@
-"""Video files: colours, times, sound and all else that is kept, and how frames go through a model."""
+"""Video files: colours, times, sound, metadata and results."""
 
 import json
 import threading
@@ -20,8 +20,8 @@ from gleansr.inference.tasks import Enlarge
 from gleansr.jobs import Work
 from gleansr.video import Clip, upscale
 from gleansr.video.colour import Tags, from_rgb, to_rgb
-from gleansr.video.flow import flow
-from gleansr.video.reading import Shot
+from gleansr.video.pipeline import process_frames
+from gleansr.video.reading import VideoFrame
 from tests.photo_parts import stripes, upscaler
 from tests.video_parts import av, clip, leftovers, numbered, order, packets, planes, times, work
 
@@ -42,7 +42,7 @@ def test_colours_are_those_of_the_matrix_and_range(matrix: int, full: bool):
     assert np.abs(to_rgb(frame) - expected).max() <= 1
 
 
-def test_untagged_colours_are_those_that_players_take():
+def test_untagged_colours_are_interpreted_as_by_players():
     def grey(rows: int, kind: str) -> np.ndarray:
         frame = av.VideoFrame(16, rows, kind)
         for plane, value in zip(frame.planes, (235, 90, 190), strict=False):
@@ -56,7 +56,7 @@ def test_untagged_colours_are_those_that_players_take():
 
 
 @pytest.mark.parametrize(("kind", "most"), [("bgr0", 0), ("yuv420p", 3)])
-def test_frames_to_be_encoded_have_the_colours_they_were_given(kind: str, most: int):
+def test_encoding_keeps_colours(kind: str, most: int):
     pixels = np.kron(np.random.default_rng(0).integers(30, 220, (2, 2, 3)), np.ones((16, 16, 1), int)).astype(np.uint8)
     frame = from_rgb(pixels, kind, Tags())
     back = to_rgb(frame).astype(int)
@@ -86,14 +86,14 @@ def test_images_keep_times_count_and_order(tmp_path: Path, name: str, to: str, t
     assert leftovers(tmp_path) == []
 
 
-def test_the_last_image_of_an_mp4_is_shown_as_long_as_it_was(tmp_path: Path):
+def test_the_last_image_of_an_mp4_keeps_its_duration(tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(5), [0, 1, 2, 3, 13])
     upscale(Clip(source), tmp_path / "b.mp4", work())
     with av.open(source) as before, av.open(tmp_path / "b.mp4") as after:
         assert before.duration == after.duration
 
 
-def test_results_are_what_the_model_makes_of_each_frame(tmp_path: Path):
+def test_results_equal_those_of_single_images(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(6))
     task = Enlarge(upscaler(None, 2))
     expected = [np.asarray(task.upscaler(DecodedImage(one))) for one in planes(source)]
@@ -106,7 +106,7 @@ def test_results_are_what_the_model_makes_of_each_frame(tmp_path: Path):
         assert (kept.mul(255).round().byte().permute(1, 2, 0).numpy() == one).all()
 
 
-def test_what_the_file_says_of_itself(tmp_path: Path):
+def test_metadata_of_a_video(tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(3))
     upscale(Clip(source), tmp_path / "b.mp4", work(quality=80))
     with av.open(tmp_path / "b.mp4") as container:
@@ -118,7 +118,7 @@ def test_what_the_file_says_of_itself(tmp_path: Path):
     assert kinds == sorted(kinds, key=data.index)  # the index first, for players that stream
 
 
-def test_sizes_that_are_odd_get_a_row_and_a_column_more(tmp_path: Path):
+def test_odd_sizes_are_padded(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(2, (15, 9)))
     upscale(Clip(source), tmp_path / "b.mp4", work(1))
     before, after = planes(source)[0], planes(tmp_path / "b.mp4")[0]
@@ -128,7 +128,7 @@ def test_sizes_that_are_odd_get_a_row_and_a_column_more(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("to", "copied"), [("b.mp4", True), ("b.mkv", True), ("b.webm", False)])
-def test_sound_is_copied_where_the_container_takes_it(tmp_path: Path, to: str, copied: bool):
+def test_sound_is_copied_if_the_container_supports_it(tmp_path: Path, to: str, copied: bool):
     source = clip(tmp_path / "a.mp4", numbered(10), sound="aac")
     summary = upscale(Clip(source), tmp_path / to, work())
     heard = packets(source, "audio")
@@ -137,10 +137,10 @@ def test_sound_is_copied_where_the_container_takes_it(tmp_path: Path, to: str, c
         assert np.allclose(times(tmp_path / to), times(source), atol=6e-4)
     else:
         assert packets(tmp_path / to, "audio") == []
-        assert "left out, since webm does not take it: sound (aac)" in summary.notes
+        assert "dropped, unsupported by webm: sound (aac)" in summary.notes
 
 
-def test_subtitles_are_copied_where_the_container_takes_them(tmp_path: Path):
+def test_subtitles_are_copied_if_the_container_supports_them(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(4), subtitles=True)
     assert upscale(Clip(source), tmp_path / "b.mkv", work()).notes == ()
     assert packets(tmp_path / "b.mkv", "subtitle") == [b"meow"]
@@ -171,7 +171,7 @@ def test_chapters_and_titles_are_kept(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("matrix", ["cw", "ccw", "half", "mirrored"])
-def test_the_display_matrix_is_honoured(tmp_path: Path, matrix: str):
+def test_the_display_matrix_is_applied(tmp_path: Path, matrix: str):
     rng = np.random.default_rng(0)
     pixels = np.kron(rng.integers(0, 255, (2, 3, 3)), np.ones((8, 8, 1), int)).astype(np.uint8)
     source = clip(tmp_path / "a.mp4", [pixels])
@@ -195,14 +195,14 @@ def test_the_display_matrix_is_honoured(tmp_path: Path, matrix: str):
 def test_pixels_become_square(tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(2), aspect=Fraction(4, 3))
     footage = Clip(source)
-    assert next(footage.shots()).image.pixels.shape == (3, 16, 32)
+    assert next(footage.frames()).image.pixels.shape == (3, 16, 32)
     assert "pixels of 4:3 became square: 32x16" in footage.notes
     assert planes(clip(tmp_path / "b.mp4", numbered(2), aspect=Fraction(1, 2)))[0].shape == (3, 32, 24)
     upscale(footage, tmp_path / "c.mp4", work())
     assert planes(tmp_path / "c.mp4")[0].shape == (3, 32, 64)
 
 
-def test_what_is_not_kept_is_said(tmp_path: Path):
+def test_losses_are_noted(tmp_path: Path):
     deep = clip(tmp_path / "a.mkv", numbered(2), codec="ffv1", kind="yuv420p10le")
     assert "10 bits per sample are read as 8" in upscale(Clip(deep), tmp_path / "b.mp4", work()).notes
     alpha = [np.full((16, 16, 4), 200, np.uint8), np.full((16, 16, 4), 255, np.uint8)]
@@ -221,40 +221,40 @@ def test_equal_frames_have_equal_results_wherever_they_are(tmp_path: Path, tiny_
     assert noise  # of which each image gets the same
     for batch in (1, 2, 4, 8):
         found: list[np.ndarray] = []
-        flow(Clip(source).shots(), Enlarge(model), batch, lambda _, result, found=found: found.append(np.asarray(result.image)))
+        process_frames(Clip(source).frames(), Enlarge(model), batch, lambda _, result, found=found: found.append(np.asarray(result.image)))
         assert all((found[i] == found[0]).all() for i in (0, 2, 3, 4, 5, 6, 7, 8, 9))
         assert (found[10] == found[1]).all()
         assert (found[1] != found[0]).any()
 
 
-def test_little_is_between_reading_and_writing_and_all_is_in_order():
+def test_few_frames_are_pending_and_all_are_written_in_order():
     read: list[int] = []
     written: list[int] = []
     most = 0
 
-    def shots() -> Iterator[Shot]:
+    def frames() -> Iterator[VideoFrame]:
         for i in range(60):
             read.append(i)
-            yield Shot(DecodedImage(torch.full((3, 4, 4), i / 60)), i, 1)
+            yield VideoFrame(DecodedImage(torch.full((3, 4, 4), i / 60)), i, 1)
 
-    def write(shot: Shot, _: object) -> None:
+    def write(frame: VideoFrame, _: object) -> None:
         nonlocal most
         time.sleep(0.002)
         most = max(most, len(read) - len(written))
-        assert shot.image.pixels.numel() == 0
-        written.append(shot.time)
+        assert frame.image.pixels.numel() == 0
+        written.append(frame.time)
 
-    flow(shots(), Enlarge(upscaler(None, 2)), 3, write)
+    process_frames(frames(), Enlarge(upscaler(None, 2)), 3, write)
     assert written == list(range(60))
     assert 3 < most <= 16
     most, read, written = 0, [], []
-    flow(shots(), Enlarge(upscaler(None, 2)), 3, write, memory=1)  # where one is already too much
+    process_frames(frames(), Enlarge(upscaler(None, 2)), 3, write, memory=1)  # where one is already too much
     assert written == list(range(60))
     assert most <= 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("gleansr-video")]
 
 
-def test_the_report_says_how_it_was_made(tmp_path: Path):
+def test_the_sidecar_of_a_video(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(3))
     task = Enlarge(upscaler(None, 2, stripes), measured=True)
     upscale(Clip(source), tmp_path / "b.mp4", Work(task, 4, sidecar=True))
@@ -266,14 +266,14 @@ def test_the_report_says_how_it_was_made(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", [".webm", ".mkv", ".mp4"])
-def test_a_video_that_starts_late_is_whole_and_keeps_its_times(suffix: str, tmp_path: Path):
+def test_a_video_that_starts_late_keeps_its_times(suffix: str, tmp_path: Path):
     source = clip(tmp_path / f"late{suffix}", numbered(8), times=range(50, 58))
-    shots = list(Clip(source).shots())
-    assert [float(shot.time * Clip(source).time_base) for shot in shots] == pytest.approx([2 + i / 25 for i in range(8)])
+    frames = list(Clip(source).frames())
+    assert [float(frame.time * Clip(source).time_base) for frame in frames] == pytest.approx([2 + i / 25 for i in range(8)])
     assert Clip(source).expected in (8, None)
     upscale(Clip(source), tmp_path / f"large{suffix}", Work(Enlarge(upscaler(None, 2)), 4))
     again = Clip(tmp_path / f"large{suffix}")
-    assert [float(shot.time * again.time_base) for shot in again.shots()] == pytest.approx([2 + i / 25 for i in range(8)], abs=0.001)
+    assert [float(frame.time * again.time_base) for frame in again.frames()] == pytest.approx([2 + i / 25 for i in range(8)], abs=0.001)
 
 
 @pytest.mark.parametrize(
@@ -291,15 +291,15 @@ def test_a_video_that_starts_late_is_whole_and_keeps_its_times(suffix: str, tmp_
 def test_other_containers_are_read_from_0(suffix: str, codec: str, tmp_path: Path):
     source = clip(tmp_path / f"a{suffix}", numbered(8), codec=codec, kind="yuv420p", options={"qmin": "2", "qmax": "2"})
     footage = Clip(source)
-    shots = list(footage.shots())
-    assert len(shots) == 8
-    assert [float(shot.time * footage.time_base) for shot in shots] == pytest.approx([i / 25 for i in range(8)], abs=0.002)
-    ordered = order([shot.image.pixels for shot in shots])
+    frames = list(footage.frames())
+    assert len(frames) == 8
+    assert [float(frame.time * footage.time_base) for frame in frames] == pytest.approx([i / 25 for i in range(8)], abs=0.002)
+    ordered = order([frame.image.pixels for frame in frames])
     assert ordered == sorted(ordered)
-    assert videos_among([source], None, video=False, rate=None, find_every=None, photo=False)
+    assert videos_among([source], None, video=False, rate=None, detect_every=None, photo=False)
     bare = source.rename(tmp_path / "bare")
-    assert videos_among([bare], None, video=False, rate=None, find_every=None, photo=False)
-    assert len(list(Clip(bare).shots())) == 8
+    assert videos_among([bare], None, video=False, rate=None, detect_every=None, photo=False)
+    assert len(list(Clip(bare).frames())) == 8
 
 
 def test_sound_of_a_transport_stream_stays_with_its_images(tmp_path: Path):
@@ -310,12 +310,12 @@ def test_sound_of_a_transport_stream_stays_with_its_images(tmp_path: Path):
     assert starts == pytest.approx([0, 0], abs=0.06)
 
 
-def test_a_name_of_one_kind_with_contents_of_another(tmp_path: Path):
+def test_suffixes_that_contradict_the_content(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.mp4")
     with pytest.raises(ImageError, match=r"a\.mp4: is not a video but a PNG image: rename it to a\.png"):
         Clip(tmp_path / "a.mp4")
     clip(tmp_path / "b.mkv", numbered(2)).rename(tmp_path / "b.png")
-    assert videos_among([tmp_path / "b.png"], None, video=False, rate=None, find_every=None, photo=False) is None
+    assert videos_among([tmp_path / "b.png"], None, video=False, rate=None, detect_every=None, photo=False) is None
     with pytest.raises(ImageError, match=r"b\.png: is a video \(Matroska\), not an image: rename it to b\.mkv"):
         decode(tmp_path / "b.png")

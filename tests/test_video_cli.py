@@ -1,4 +1,4 @@
-"""`gleansr upscale` of videos and numbered frames: what is taken for which, what it says, with what it exits."""
+"""`gleansr upscale` of videos and numbered frames: inputs, messages and exit statuses."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from gleansr.errors import ImageError, RequestError
 from gleansr.inference.tasks import Enlarge
 from gleansr.jobs import Work
 from gleansr.photos import Photo, PhotoConfig
-from gleansr.video import Clip, Numbered
-from gleansr.video.numbered import natural
+from gleansr.video import Clip, FrameFolder
+from gleansr.video.reading import natural
 from tests.photo_parts import stripes, upscaler
 from tests.test_video_tracks import Spot
 from tests.video_parts import av, clip, leftovers, numbered, order, planes
@@ -23,7 +23,7 @@ from tests.video_parts import av, clip, leftovers, numbered, order, planes
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]):
-    """Does the work; returns its exit status and what it printed."""
+    """Upscales; returns the exit status and the output."""
 
     def call(
         *inputs: Path,
@@ -47,7 +47,7 @@ def run(capsys: pytest.CaptureFixture[str]):
     return call
 
 
-def test_no_video_replaces_an_input_or_a_file_of_somebody(run, tmp_path: Path):
+def test_inputs_and_foreign_files_are_never_replaced(run, tmp_path: Path):
     first, second = clip(tmp_path / "a.mkv", numbered(2)), clip(tmp_path / "a_2x.mkv", numbered(2))
     before = second.read_bytes()
     with pytest.raises(RequestError, match=r"a_2x\.mkv: is an input"):
@@ -56,7 +56,7 @@ def test_no_video_replaces_an_input_or_a_file_of_somebody(run, tmp_path: Path):
     (tmp_path / "b.json").write_text("precious")
     status, said = run(first, output=tmp_path / "b.mkv", work=Work(Enlarge(upscaler(None, 2)), 4, sidecar=True))
     assert status == 1
-    assert "b.json: exists already" in said
+    assert "b.json: already exists" in said
     assert (tmp_path / "b.json").read_text() == "precious"
 
 
@@ -72,7 +72,7 @@ def frames(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_video_becomes_one_beside_it(run, tmp_path: Path):
+def test_the_default_output_of_a_video(run, tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(5))
     status, said = run(source)
     assert status == 0
@@ -116,7 +116,7 @@ def test_what_is_a_video(tmp_path: Path):
         (["a.mp4"], "c.mp4", {"rate": 30}, "keeps its times"),
         (["folder"], "c.mp4", {"video": True, "rate": 1e9}, "0.01 to 1000"),
         (["a.mp4"], None, {"detect_every": 3}, "give --photo too"),
-        (["a.mp4"], None, {"detect_every": 0, "photo": True}, "every so many"),
+        (["a.mp4"], None, {"detect_every": 0, "photo": True}, "interval of searched frames"),
         (["a.png"], None, {"video": True}, "--video is for videos"),
         (["a.png"], None, {"rate": 25}, "--rate is for videos"),
     ],
@@ -128,7 +128,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, inputs: list[str], output: 
         videos_among([tmp_path / name for name in inputs], tmp_path / output if output else None, **usual | options)  # type: ignore[arg-type]
 
 
-def test_results_never_meet_each_other_or_their_source(run, tmp_path: Path):
+def test_outputs_that_collide_are_refused(run, tmp_path: Path):
     clip(tmp_path / "a.mp4", numbered(2))
     with pytest.raises(RequestError, match="two inputs"):
         run(tmp_path / "a.mp4", tmp_path / "a.mov")
@@ -136,14 +136,14 @@ def test_results_never_meet_each_other_or_their_source(run, tmp_path: Path):
         run(tmp_path / "a.mp4", output=tmp_path / "a.mp4")
 
 
-def test_one_that_fails_is_said_and_the_others_go_on(run, tmp_path: Path):
+def test_a_failed_video_does_not_stop_the_others(run, tmp_path: Path):
     (tmp_path / "a.mp4").write_text("no video")
     clip(tmp_path / "b.mp4", numbered(2))
     status, said = run(tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "missing.mp4")
     assert status == 1
     lines = said.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith(f"gleansr: {tmp_path / 'a.mp4'}: is not a video of a known kind")
+    assert lines[0].startswith(f"gleansr: {tmp_path / 'a.mp4'}: is not a video of a supported format")
     assert " → " in lines[1]
     assert "no such file" in lines[2]
     status, said = run(tmp_path / "a.mp4", tmp_path / "b.mp4", fail_fast=True)
@@ -154,12 +154,12 @@ def test_one_that_fails_is_said_and_the_others_go_on(run, tmp_path: Path):
     assert leftovers(tmp_path) == []
 
 
-def test_frames_become_frames_of_the_same_names_and_go_on(run, frames: Path, tmp_path: Path):
+def test_a_folder_of_frames_keeps_names_and_resumes(run, frames: Path, tmp_path: Path):
     status, said = run(frames, video=True)
     assert status == 0
     results = tmp_path / "in_2x"
     assert sorted(path.name for path in results.glob("*.png")) == sorted(f"shot{i}.png" for i in (1, 2, 9, 10, 11, 100))
-    assert "2 files are no numbered image and left out: cover.png, notes1.txt" in said
+    assert "2 files are not numbered images, ignored: cover.png, notes1.txt" in said
     before = {path: path.stat().st_mtime_ns for path in results.glob("*.png")}
     (results / "shot9.png").unlink()
     status, said = run(frames, video=True)
@@ -177,7 +177,7 @@ def test_frames_become_a_video_in_natural_order(run, frames: Path, tmp_path: Pat
     assert status == 0
     assert "--rate" not in said
     footage = Clip(tmp_path / "b.mkv")
-    brightness = order([shot.image.pixels for shot in footage.shots()])
+    brightness = order([frame.image.pixels for frame in footage.frames()])
     assert len(brightness) == 6
     assert brightness == sorted(brightness)
     status, said = run(frames, video=True, output=tmp_path / "c.mp4")
@@ -204,19 +204,19 @@ def test_folders_without_numbered_frames_are_refused(run, tmp_path: Path):
     assert status == 1
     assert "no numbered frames in this folder" in said
     Image.new("RGB", (4, 4)).save(tmp_path / "in" / "1.png")
-    assert Numbered(tmp_path / "in").rate == 25
+    assert FrameFolder(tmp_path / "in").rate == 25
 
 
-def test_objects_are_followed_through_frames_also_past_a_broken_one(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tracking_skips_an_unreadable_frame(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for module in ("gleansr.photos.task", "gleansr.video.run"):
-        monkeypatch.setattr(f"{module}.finder", lambda *_: Spot())
+        monkeypatch.setattr(f"{module}.load_detector", lambda *_: Spot())
     (tmp_path / "in").mkdir()
     for i in range(8):
         pixels = np.full((32, 64, 3), 90, np.uint8)
         pixels[16, 16 + i] = 255
         Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
     (tmp_path / "in" / "4.png").write_text("broken")
-    work = Work(Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(factor=1, keep=0)), 4, sidecar=True)
+    work = Work(Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(scale=1, keep_detail=0)), 4, sidecar=True)
     status, said = run(tmp_path / "in", video=True, work=work)
     assert status == 1
     assert said.count("gleansr: ") == 1
@@ -228,14 +228,14 @@ def test_objects_are_followed_through_frames_also_past_a_broken_one(run, tmp_pat
 
 def test_a_folder_of_frames_without_an_object_fails_alone(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for module in ("gleansr.photos.task", "gleansr.video.run"):
-        monkeypatch.setattr(f"{module}.finder", lambda *_: Spot())
+        monkeypatch.setattr(f"{module}.load_detector", lambda *_: Spot())
     for folder in ("empty", "cats"):
         (tmp_path / folder).mkdir()
         for i in range(4):
             pixels = np.full((32, 64, 3), 90, np.uint8)
             pixels[16, 16 + i] = 255 if folder == "cats" else 90
             Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
-    work = Work(Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(factor=1, keep=0, require_object=True)), 4)
+    work = Work(Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(scale=1, keep_detail=0, require_object=True)), 4)
     status, said = run(tmp_path / "empty", tmp_path / "cats", video=True, work=work)
     assert status == 3, said
     assert f"gleansr: {tmp_path / 'empty'}: no cats found" in said
@@ -268,7 +268,7 @@ def test_results_that_exist_are_kept(run, tmp_path: Path):
     assert run(source)[0] == 0
     status, said = run(source)
     assert status == 1
-    assert "--overwrite replaces it" in said
+    assert "already exists; use --overwrite" in said
     assert run(source, work=Work(Enlarge(upscaler(None, 2)), 4, overwrite=True))[0] == 0
 
 

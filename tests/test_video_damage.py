@@ -1,4 +1,4 @@
-"""Videos that are damaged, hostile or none at all, full disks and stops: one line each, and nothing is left half-written."""
+"""Damaged and hostile videos, other files, full disks, stops: one-line errors, and no partial files."""
 
 import errno
 import importlib
@@ -14,9 +14,9 @@ from gleansr.errors import ImageError, RequestError
 from gleansr.inference.tasks import Enlarge
 from gleansr.jobs import OutputError, Work
 from gleansr.jobs.pipeline import SearchStoppedError
-from gleansr.video import Clip, Numbered, upscale
+from gleansr.video import Clip, FrameFolder, upscale
 from gleansr.video import pyav as libav
-from gleansr.video.encoding import _File
+from gleansr.video.writing import _File
 from tests.photo_parts import upscaler
 from tests.video_parts import av, clip, leftovers, numbered, work
 
@@ -29,7 +29,7 @@ def cut_off(path: Path, share: float) -> Path:
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize(("name", "faststart"), [("a.mp4", False), ("a.mp4", True), ("a.mkv", False), ("a.webm", False)])
-def test_a_video_that_is_cut_off_is_refused(tmp_path: Path, name: str, faststart: bool, share: float):
+def test_a_truncated_video_is_refused(tmp_path: Path, name: str, faststart: bool, share: float):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (32, 32, 3)).astype(np.uint8) for _ in range(50)]
     short = cut_off(clip(tmp_path / name, images, faststart=faststart), share)
@@ -41,7 +41,7 @@ def test_a_video_that_is_cut_off_is_refused(tmp_path: Path, name: str, faststart
     assert leftovers(tmp_path) == []
 
 
-def test_files_that_are_no_videos_are_refused(tmp_path: Path):
+def test_files_other_than_videos_are_refused(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     (tmp_path / "image.mp4").write_bytes((tmp_path / "image.png").read_bytes())
     (tmp_path / "text.mp4").write_text("no video " * 100)
@@ -54,10 +54,10 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.mp4")
     said = {
         "image.mp4": "is not a video but a PNG image",
-        "text.mp4": "not a video of a known kind",
+        "text.mp4": "not a video of a supported format",
         "empty.mp4": "is empty",
-        "list.mp4": "not a video of a known kind",
-        "playlist.mp4": "not a video of a known kind",
+        "list.mp4": "not a video of a supported format",
+        "playlist.mp4": "not a video of a supported format",
         "folder.mp4": "is not a file",
         "pipe.mp4": "is not a file",
         "missing.mp4": "there is no such file",
@@ -103,7 +103,7 @@ def test_a_damaged_video_is_refused_in_one_line(tmp_path: Path):
 
 @pytest.mark.parametrize("after", [0, 500, 5000])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
-def test_a_full_disk_ends_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, after: int):
+def test_a_full_disk_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, after: int):
     rng = np.random.default_rng(0)
     source = clip(tmp_path / "a.mkv", [rng.integers(0, 255, (32, 32, 3)).astype(np.uint8) for _ in range(20)])
     usual, written = _File.write, 0
@@ -123,7 +123,7 @@ def test_a_full_disk_ends_it_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert leftovers(tmp_path) == []
 
 
-def test_nothing_is_left_where_it_fails_or_is_stopped(tmp_path: Path):
+def test_failed_and_stopped_videos_leave_no_files(tmp_path: Path):
     source = clip(tmp_path / "a.mkv", numbered(40))
     (tmp_path / "file").touch()
     with pytest.raises(ImageError, match="cannot be written"):
@@ -131,7 +131,7 @@ def test_nothing_is_left_where_it_fails_or_is_stopped(tmp_path: Path):
     for target in (tmp_path / "b.mp4", tmp_path / "frames"):
         done: list[int] = []
         with pytest.raises(SearchStoppedError):
-            upscale(Clip(source), target, work(), stopped=lambda done=done: len(done) > 5, upscaling=done.append)
+            upscale(Clip(source), target, work(), stopped=lambda done=done: len(done) > 5, on_written=done.append)
 
         def broken(sr: torch.Tensor) -> torch.Tensor:
             raise ImageError("broken")
@@ -155,16 +155,16 @@ def test_results_are_replaced_only_when_asked(tmp_path: Path):
     assert leftovers(tmp_path) == []
 
 
-def test_frames_of_several_sizes_are_no_video(tmp_path: Path):
+def test_frames_of_different_sizes_are_refused(tmp_path: Path):
     (tmp_path / "in").mkdir()
     for i in range(4):
         Image.new("RGB", (16, 16 + 2 * (i == 2))).save(tmp_path / "in" / f"{i}.png")
     with pytest.raises(ImageError, match="of one size, not 32x32 and 32x36"):
-        upscale(Numbered(tmp_path / "in"), tmp_path / "b.mp4", work())
+        upscale(FrameFolder(tmp_path / "in"), tmp_path / "b.mp4", work())
     assert leftovers(tmp_path) == []
 
 
-def test_without_pyav_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_pyav_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = clip(tmp_path / "a.mkv", numbered(2))
     usual = importlib.import_module
 

@@ -1,4 +1,4 @@
-"""Made-up clips for the tests of videos."""
+"""Generated clips for the tests of videos."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -21,7 +21,7 @@ CODECS = {".mp4": ("libx264", "yuv420p"), ".mkv": ("ffv1", "bgr0"), ".webm": ("l
 
 
 def numbered(count: int, size: tuple[int, int] = (24, 16)) -> list[np.ndarray]:
-    """Images (height, width, 3), each of one colour on a ramp, by whose brightness `order` tells which is which."""
+    """Images (height, width, 3) with a ramp of increasing brightness, by which `order` identifies them."""
     width, height = size
     ramp = np.arange(width)[None, :, None] * np.array([1, 2, -1])
     return [
@@ -48,7 +48,7 @@ def clip(
     faststart: bool = False,
     rotation: int = 0,
 ) -> Path:
-    """Writes a video, tagged as BT.709 of limited range where it is YUV."""
+    """Writes a video, tagged as BT.709, limited range, if it is YUV."""
     name, usual = CODECS.get(path.suffix, CODECS[".mp4"])
     kind = kind or usual
     with av.open(path, "w", options={"movflags": "+faststart"} if faststart else {}) as container:
@@ -91,16 +91,16 @@ def yuv(pixels: np.ndarray, kind: str) -> Any:
 
 def planes(path: Path) -> list[torch.Tensor]:
     """The images of a video, (3, H, W) in [0, 1]."""
-    return [shot.image.pixels for shot in Clip(path).shots()]
+    return [frame.image.pixels for frame in Clip(path).frames()]
 
 
 def times(path: Path) -> list[float]:
     footage = Clip(path)
-    return [float(shot.time * footage.time_base) for shot in footage.shots()]
+    return [float(frame.time * footage.time_base) for frame in footage.frames()]
 
 
 def packets(path: Path, kind: str) -> list[bytes]:
-    """What the streams of a kind hold, encoded."""
+    """The packets of the streams of a kind."""
     with av.open(path) as container:
         return [bytes(packet) for packet in container.demux() if packet.size and packet.stream.type == kind]
 

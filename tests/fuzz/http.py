@@ -19,7 +19,7 @@ import h11
 from PIL import Image
 
 from benchmarks.service import Running, running
-from gleansr.serving.problems import KINDS
+from gleansr.serving.problems import PROBLEMS
 from tests.fuzz import finding
 from tests.serving_parts import blotchy, encoded, form, save_vivid
 
@@ -33,7 +33,7 @@ _LIMITS = [
     *("--connections", "64", "--connections-per-address", "32", "--queue", "24", "--max-bytes", "2000000"),
     *("--header-timeout", "1", "--stall-timeout", "1", "--timeout", "4"),
 ]
-_STATUSES = {status for status, _ in KINDS.values()} | {100, 200, 206, 304, 416}
+_STATUSES = {status for status, _ in PROBLEMS.values()} | {100, 200, 206, 304, 416}
 _FORM = form({"picture": encoded(blotchy(1))}, "B")
 _NOISE = form({"picture": encoded(Image.effect_noise((300, 300), 60).convert("RGB"))}, "B")
 _PATHS = ["/", "/v1/upscale", "/v1/retouch", "/v1/models", "/metrics", "/healthz", "/readyz", "/openapi.json", "/static/main.js", "/x", "*"]
@@ -241,7 +241,7 @@ class _Hostile:
             return None
         for status in statuses:
             self.counts[f"({status})"] += 1
-            if status not in _STATUSES or status == KINDS["failed"][0]:
+            if status not in _STATUSES or status == PROBLEMS["failed"][0]:
                 finding(self.counts, f"an answer of status {status}", data)
         return next((status for status in statuses if status != 100), None)
 

@@ -267,10 +267,10 @@ def _task(
         boxes,
         photos.aligned,
         network.scale,
-        consistent=strength,
-        keep=photos.keep_detail,
+        back_project=strength,
+        keep_detail=photos.keep_detail,
         require_object=photos.require_object,
-        measured=measured,
+        measure_consistency=measured,
     )
     return Photo(upscaler, config, background=background)
 

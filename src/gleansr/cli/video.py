@@ -20,7 +20,7 @@ from gleansr.signals import Stop, stop_on_signal
 if TYPE_CHECKING:
     from gleansr.inference.tasks import ImageTask
     from gleansr.jobs import Work
-    from gleansr.video import Footage, Numbered, TrackConfig
+    from gleansr.video import Footage, FrameFolder, TrackConfig
 
 
 @dataclass(frozen=True)
@@ -83,23 +83,23 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
     from gleansr.cli.results import upscale_all
     from gleansr.jobs import OutputError, places
     from gleansr.jobs.pipeline import SearchStoppedError
-    from gleansr.video import RATE, WRITTEN, Clip, Numbered
+    from gleansr.video import RATE, WRITTEN, Clip, FrameFolder
 
     console = Console(stderr=True, soft_wrap=True)
     targets = _targets(videos, work.task.factor)
     failed: list[GleansrError] = []
-    folders: list[tuple[Numbered, Path]] = []
+    folders: list[tuple[FrameFolder, Path]] = []
     with ExitStack() as ending:
         stop = ending.enter_context(stop_on_signal())
         ending.enter_context(warnings_above(console))
         progress = ending.enter_context(Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal))
         for source, target in targets.items():
             try:
-                footage = Numbered(source, videos.rate) if source.is_dir() else Clip(source)
-                if isinstance(footage, Numbered) and target.suffix.lower() not in WRITTEN:
+                footage = FrameFolder(source, videos.rate) if source.is_dir() else Clip(source)
+                if isinstance(footage, FrameFolder) and target.suffix.lower() not in WRITTEN:
                     folders.append((footage, target))
                     continue
-                if isinstance(footage, Numbered) and videos.rate is None:
+                if isinstance(footage, FrameFolder) and videos.rate is None:
                     footage.notes[f"{RATE} frames per second, --rate chooses"] = None
                 _one(console, progress, stop, footage, target, work, videos.config, slow=slow)
             except SearchStoppedError:
@@ -122,7 +122,7 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
         raise SystemExit(128 + signal.Signals[stop.name])
     exit_codes = {3 if error.exit_code == 3 else 1 for error in failed}
     if folders and not (failed and fail_fast):
-        found = [place for one, target in folders for place in places(one.frames, target, "")]
+        found = [place for one, target in folders for place in places(one.paths, target, "")]
         try:
             upscale_all(found, work, model=model, slow=slow, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
         except SystemExit as end:  # which does not know of what failed before
@@ -136,9 +136,9 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
 def _one(
     console: Console, progress: Progress, stop: Stop, footage: "Footage", target: Path, work: "Work", config: "TrackConfig", *, slow: bool
 ) -> None:
-    from gleansr.video import follows, upscale
+    from gleansr.video import needs_tracking, upscale
 
-    finding = progress.add_task("finding", total=footage.expected, visible=follows(work.task))
+    finding = progress.add_task("finding", total=footage.expected, visible=needs_tracking(work.task))
     upscaling = progress.add_task("upscaling", total=footage.expected)
     read = 0
 
@@ -157,8 +157,8 @@ def _one(
             work,
             config,
             stopped=lambda: stop.name is not None,
-            finding=seen,
-            upscaling=made,
+            on_read=seen,
+            on_written=made,
             report=steps_of(progress) if slow else None,
         )
     finally:
@@ -169,33 +169,33 @@ def _one(
 
 
 def _followed(
-    console: Console, progress: Progress, stop: Stop, folders: "Sequence[Numbered]", work: "Work", config: "TrackConfig"
+    console: Console, progress: Progress, stop: Stop, folders: "Sequence[FrameFolder]", work: "Work", config: "TrackConfig"
 ) -> "tuple[ImageTask, dict[str, GleansrError]]":
     """The task for folders of frames, with the objects of each followed through it, and the errors of folders of which that failed."""
     from gleansr.photos import Photo
-    from gleansr.video import followed, follows
+    from gleansr.video import needs_tracking, track_video
 
     for one in folders:
         for note in one.notes:
             _say(console, f"{one.name}: {note}")
     task = work.task
-    if not isinstance(task, Photo) or not follows(task):
+    if not isinstance(task, Photo) or not needs_tracking(task):
         return task, {}
     known: dict[str, Any] = {}
     lacking: dict[str, GleansrError] = {}
     for one in folders:
         finding = progress.add_task("finding", total=one.expected)
         seen = partial(_advance, progress, finding)
-        shots = one.shots(lenient=True)
+        frames = one.frames(lenient=True)
         try:
-            _, found = followed(one, task, config, stopped=lambda: stop.name is not None, seen=seen, shots=shots)
-            known |= found.known
+            objects = track_video(one, task, config, stopped=lambda: stop.name is not None, on_read=seen, frames=frames)
+            known |= objects.detections
         except ImageError as error:  # of this folder
             lacking[one.name] = error
             _say(console, f"gleansr: {error}", "red")
         finally:
             progress.remove_task(finding)
-    return Photo(task.upscaler, task.config, background=task.background, known=known), lacking
+    return Photo(task.upscaler, task.config, background=task.background, detections=known), lacking
 
 
 def _advance(progress: Progress, task: TaskID, count: int) -> None:

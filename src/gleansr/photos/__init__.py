@@ -1,4 +1,4 @@
-"""Whole photographs: their objects are found, enlarged by the model, and pasted back into the enlarged photo."""
+"""Whole photographs: detects objects, enlarges them with the model and pastes them into the enlarged photo."""
 
 from gleansr.photos.config import PhotoConfig
 from gleansr.photos.task import Photo, run, upscale_photo

@@ -1,4 +1,4 @@
-"""The frame of an object: where in the photo the model's square lies, and what it sees there."""
+"""Frames: where the model's square lies in a photo, and the pixels in it."""
 
 import math
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from torch import Tensor
 
 from gleansr.images.resize import resize
 from gleansr.photos.config import Box
-from gleansr.photos.sampling import mirrored
+from gleansr.photos.sampling import mirrored_indices
 
-_STRAIGHT = 0.5
-"""Degrees below which an object is taken for upright, since no landmark is as exact."""
+_UPRIGHT = 0.5
+"""Degrees below which a frame counts as upright; no landmark is as exact."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A rectangle in the photo, turned about its middle. Pixel i of a row covers what lies between i and i + 1."""
+    """A rectangle in the photo, rotated about its centre. Pixel i of a row covers the interval from i to i + 1."""
 
     x: float
-    """Its middle, as y, in pixels of the photo."""
+    """Centre, as y, in pixels of the photo."""
     y: float
     width: float
     height: float
     angle: float = 0.0
-    """Degrees by which it is turned clockwise, in (-180, 180]. Upright frames lie on whole pixels; see `framed`."""
+    """Degrees clockwise, in (-180, 180]. Upright frames lie on whole pixels; see `make_frame`."""
 
     @property
     def axes(self) -> tuple[float, float]:
@@ -34,7 +34,7 @@ class Frame:
 
     @property
     def corners(self) -> list[tuple[float, float]]:
-        """Top left, top right, bottom right and bottom left as the object sees them."""
+        """Top left, top right, bottom right and bottom left of the upright object."""
         cos, sin = self.axes
         across, down = (cos * self.width / 2, sin * self.width / 2), (-sin * self.height / 2, cos * self.height / 2)
         signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
@@ -47,7 +47,7 @@ class Frame:
         return min(xs), min(ys), max(xs), max(ys)
 
     def coordinates(self, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
-        """Where in the frame places of the photo lie, from 0 at its left and top to 1; `xs` and `ys` are broadcast, if it is turned."""
+        """Maps points of the photo to [0, 1] across and down the frame. Broadcasts `xs` and `ys` if it is rotated."""
         across, down = xs - self.x, ys - self.y
         if self.angle == 0:
             return across / self.width + 0.5, down / self.height + 0.5
@@ -55,41 +55,41 @@ class Frame:
         return (across * cos + down * sin) / self.width + 0.5, (down * cos - across * sin) / self.height + 0.5
 
 
-def framed(x: float, y: float, side: float, *, aspect: float = 1.0, angle: float = 0.0) -> Frame:
-    """The frame with its middle at (x, y), `side` wide, aspect = height / width. An upright one is brought to whole pixels."""
+def make_frame(x: float, y: float, side: float, *, aspect: float = 1.0, angle: float = 0.0) -> Frame:
+    """The frame with centre (x, y) and width `side`; aspect = height / width. Rounds an upright frame to whole pixels."""
     angle = 180 - (180 - angle) % 360
-    if abs(angle) >= _STRAIGHT:
+    if abs(angle) >= _UPRIGHT:
         return Frame(x, y, side, side * aspect, angle)
     width = max(1, round(side))
     height = max(1, round(width * aspect))
     return Frame(round(x - width / 2) + width / 2, round(y - height / 2) + height / 2, width, height)
 
 
-def around(box: Box, aspect: float = 1.0) -> Frame:
-    """The smallest upright frame of the aspect height / width that holds a box, with the same middle."""
+def frame_around(box: Box, aspect: float = 1.0) -> Frame:
+    """The smallest upright frame of aspect height / width that contains a box and has the same centre."""
     left, top, width, height = box
-    return framed(left + width / 2, top + height / 2, max(width, height / aspect), aspect=aspect)
+    return make_frame(left + width / 2, top + height / 2, max(width, height / aspect), aspect=aspect)
 
 
-def cut(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tensor:
-    """What lies in the frame, brought to (C, rows, columns).
+def crop(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tensor:
+    """The pixels of a frame, resized to (C, rows, columns).
 
-    An upright frame is `gleansr.resize` of its pixels, the very pixels where it has rows x columns of them. A turned one is sampled
-    at twice the density and shrunk by `resize`, so that it is as sharp. Beyond its border the photo goes on mirrored.
+    Crops an upright frame and applies `gleansr.resize`, which leaves a frame of rows x columns pixels unchanged. Samples a rotated frame at
+    twice the density and shrinks it with `resize`, which keeps it as sharp. Mirrors the photo beyond its border.
 
     Args:
         planes: the photo (C, H, W) in [0, 1].
     """
-    cut_ = _cut_turned if frame.angle else _cut_upright
-    return cut_(planes, frame, rows, columns).clamp(0, 1)
+    crop_frame = _crop_rotated if frame.angle else _crop_upright
+    return crop_frame(planes, frame, rows, columns).clamp(0, 1)
 
 
-def _cut_upright(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tensor:
+def _crop_upright(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tensor:
     left, top = round(frame.x - frame.width / 2), round(frame.y - frame.height / 2)
     spans = {1: (top, top + round(frame.height), rows), 2: (left, left + round(frame.width), columns)}
 
-    def beyond(axis: int) -> float:
-        """How many times longer the frame is than what it holds of the photo."""
+    def excess(axis: int) -> float:
+        """Ratio of the frame's length to that of its part in the photo."""
         first, last, _ = spans[axis]
         return (last - first) / (min(last, planes.shape[axis]) - max(first, 0))
 
@@ -98,22 +98,22 @@ def _cut_upright(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tenso
         if first >= 0 and last <= planes.shape[axis]:
             planes = planes.narrow(axis, first, last - first)
             spans[axis] = (0, last - first, spans[axis][2])
-    # Axis by axis, the one that reaches less beyond the photo first: a frame around a strip is never made up in full.
-    for axis in sorted(spans, key=beyond):
+    # The axis with less excess first: the full frame around a narrow strip is never materialised.
+    for axis in sorted(spans, key=excess):
         first, last, length = spans[axis]
-        part = planes.index_select(axis, mirrored(first, last, planes.shape[axis]))
+        part = planes.index_select(axis, mirrored_indices(first, last, planes.shape[axis]))
         planes = resize(part, size=(length, part.shape[2]) if axis == 1 else (part.shape[1], length))
     return planes
 
 
-def _cut_turned(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tensor:
+def _crop_rotated(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tensor:
     height, width = planes.shape[-2:]
     density = 2  # sampling at the density of the result would lose its finest detail
-    step = frame.width / (density * columns)  # pixels of the photo from sample to sample
+    step = frame.width / (density * columns)  # pixels of the photo between samples
     margin = math.ceil(2 * max(step, 1)) + 1
     left, top, right, bottom = frame.bounds
-    x0, x1 = _within(left - margin, right + margin, width)
-    y0, y1 = _within(top - margin, bottom + margin, height)
+    x0, x1 = _source_span(left - margin, right + margin, width)
+    y0, y1 = _source_span(top - margin, bottom + margin, height)
     part = planes[:, y0:y1, x0:x1]
     if step > 1:
         part = resize(part, size=(max(1, round((y1 - y0) / step)), max(1, round((x1 - x0) / step))))
@@ -126,8 +126,8 @@ def _cut_turned(planes: Tensor, frame: Frame, rows: int, columns: int) -> Tensor
     return resize(sampled, size=(rows, columns))
 
 
-def _within(first: float, last: float, length: int) -> tuple[int, int]:
-    """Whole pixels around first..last that lie on an axis of `length`; at least those near an end that mirroring reaches."""
-    reach = max(0.0, -first, last - length)  # beyond the photo it goes on mirrored
-    low = max(0, math.floor(min(first, length - reach)))
-    return low, min(length, math.ceil(max(last, reach)))
+def _source_span(first: float, last: float, length: int) -> tuple[int, int]:
+    """The pixels of an axis of `length` that a sampling of first..last needs, including those that mirroring at an end reaches."""
+    reach = max(0.0, -first, last - length)
+    start = max(0, math.floor(min(first, length - reach)))
+    return start, min(length, math.ceil(max(last, reach)))

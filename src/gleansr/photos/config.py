@@ -1,4 +1,4 @@
-"""How whole photographs are treated."""
+"""Settings for whole photographs."""
 
 import math
 from dataclasses import dataclass
@@ -8,42 +8,42 @@ from gleansr.errors import RequestError
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels of the upright photo."""
 
-MOST_MEGAPIXELS = 50
-"""Of a result whose factor was not chosen."""
+MAX_MEGAPIXELS = 50
+"""Largest result at the default scale."""
 
 
 @dataclass(frozen=True)
 class PhotoConfig:
-    """Where the objects of a photo are, and how what the model makes of them is pasted back."""
+    """Where the objects of a photo are, and how the model's results are pasted back."""
 
     boxes: tuple[Box, ...] = ()
-    """Left, top, width and height, in pixels of the upright photo, of each object; the model sees the smallest square around it (of models
-    of cars the smallest rectangle of their shape), so let it hold the whole head. Nothing is searched then."""
+    """Left, top, width and height of each object, in pixels of the upright photo; disables detection. The model sees the smallest square
+    around a box (for cars, the smallest rectangle of the model's aspect ratio), so a box must contain the whole head."""
     aligned: bool = False
-    """The whole image is the object; nothing is searched."""
-    factor: int | None = None
-    """How many times larger than the photo the result is, 1 to 64. By default the model's scale, halved until the result has at most 50
+    """The whole image is the object; disables detection."""
+    scale: int | None = None
+    """Ratio of the result's sides to the photo's, 1 to 64. By default the model's scale, halved until the result has at most 50
     megapixels."""
     feather: float | None = None
     """Width of the fade at the border of an object, as a share of its side, 0 to 0.5; by default 0.12."""
-    consistent: float = 0.0
-    """0 to 1: how far each object is changed so that it shrinks to what the model got, see `gleansr.images.back_projection`."""
-    keep: float | None = None
-    """0 to 1: how much of the detail that the photo has within an object, and that the model does not see, is kept. With 0 the model's
-    replaces it, with 1 the model only adds what is finer than the photo's pixels. By default, what the photo resolves is kept: much of a
-    sharp one, nothing of a blurred one; see `gleansr.photos.sharpness`."""
+    back_project: float = 0.0
+    """Strength of back-projection for each object, 0 to 1; see `gleansr.images.back_projection`."""
+    keep_detail: float | None = None
+    """Share of the photo's own detail within an object, beyond the model's input, that is kept, 0 to 1. At 0 the model's detail replaces
+    it; at 1 the model only adds detail finer than the photo's pixels. By default the photo keeps what it resolves: most detail of a
+    sharp photo, none of a blurred one; see `gleansr.photos.sharpness`."""
     require_object: bool = False
-    """A photo without an object is an error."""
-    most: int = 200
-    """The largest number of objects, the surest first."""
-    least_score: float | None = None
-    """The least score of what is taken for an object, in the detector's own unit; by default what was measured to be good."""
-    turned: bool = True
-    """Whether heads are searched that are turned to the side or upside down, which takes several times as long."""
+    """Whether a photo without an object is an error."""
+    max_objects: int = 200
+    """Maximum number of objects, those with the highest scores first."""
+    min_score: float | None = None
+    """Minimum score of an object, in the detector's own unit; by default a measured threshold."""
+    rotated: bool = True
+    """Whether to detect heads that lie on their side or upside down, which takes several times as long."""
     overlap: int = 32
-    """Pixels of the photo by which the tiles of a background network reach over each other, 8 to 256."""
-    measured: bool = True
-    """Whether the consistency of each object is measured."""
+    """Overlap of the background network's tiles in pixels of the photo, 8 to 256."""
+    measure_consistency: bool = True
+    """Whether to measure the consistency of each object."""
 
     def __post_init__(self) -> None:
         for box in self.boxes:
@@ -52,16 +52,16 @@ class PhotoConfig:
                     f"a box is left, top, width and height in pixels of the photo, such as 100,50,200,200, its sides above 0, not {box}"
                 )
         if self.boxes and self.aligned:
-            raise RequestError("--aligned says that the whole image is the object; leave it or --box out")
-        if self.factor is not None and not 1 <= self.factor <= 64:
-            raise RequestError(f"factor must be 1 to 64, not {self.factor}")
-        shares = {"consistent": (self.consistent, 1), "keep": (self.keep or 0, 1), "feather": (self.feather or 0, 0.5)}
-        for name, (value, highest) in shares.items():
-            if not 0 <= value <= highest:
-                raise RequestError(f"{name} must be 0 to {highest}, not {value}")
-        if not 1 <= self.most <= 10_000:
-            raise RequestError(f"the largest number of objects must be 1 to 10000, not {self.most}")
-        if self.least_score is not None and not math.isfinite(self.least_score):
-            raise RequestError(f"the least score must be a number, not {self.least_score}")
+            raise RequestError("--aligned means that the whole image is the object; use either --aligned or --box")
+        if self.scale is not None and not 1 <= self.scale <= 64:
+            raise RequestError(f"the scale of a photo must be 1 to 64, not {self.scale}")
+        shares = {"back_project": (self.back_project, 1), "keep_detail": (self.keep_detail or 0, 1), "feather": (self.feather or 0, 0.5)}
+        for name, (value, maximum) in shares.items():
+            if not 0 <= value <= maximum:
+                raise RequestError(f"{name} must be 0 to {maximum}, not {value}")
+        if not 1 <= self.max_objects <= 10_000:
+            raise RequestError(f"max_objects must be 1 to 10000, not {self.max_objects}")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise RequestError(f"min_score must be a finite number, not {self.min_score}")
         if not 8 <= self.overlap <= 256:
-            raise RequestError(f"the overlap of tiles must be 8 to 256 pixels, not {self.overlap}")
+            raise RequestError(f"overlap must be 8 to 256 pixels, not {self.overlap}")

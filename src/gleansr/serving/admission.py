@@ -1,4 +1,4 @@
-"""Who is let in: a bounded number of requests, with a bounded amount of images, and of each editor the newest."""
+"""Admission control: limits the number of requests and the total size of their images; each editor keeps only its newest request."""
 
 import asyncio
 import math
@@ -8,52 +8,52 @@ from types import TracebackType
 
 from gleansr.serving.problems import Problem
 
-SHARE = 4
-"""All requests together may hold so many times the bytes and pixels that one may hold."""
+TOTAL_SHARE = 4
+"""Ratio of the limits on bytes and pixels of all requests to those of one."""
 
-PIECE = 2**16
-"""Bytes that have to move within `--stall-timeout`, in either direction."""
+PROGRESS_BYTES = 2**16
+"""Bytes that must move within `--stall-timeout`, in either direction."""
 
-SLOW = 2.0
-"""Seconds without a PIECE after which a request gives up its place where others have none."""
+SLOW_SECONDS = 2.0
+"""Seconds without PROGRESS_BYTES after which a request yields its slot to a waiting one."""
 
 
 class Ticket:
-    """A request that was let in. As a context manager it is given back at the end."""
+    """An admitted request. As a context manager, releases its resources on exit."""
 
     def __init__(self, admission: "Admission", editor: str | None):
         self._admission = admission
         self.editor = editor
-        self.inside = True
-        """Whether the request is still worked on."""
-        self.bytes = self.pixels = 0
+        self.active = True
+        """Whether the request is still being processed."""
+        self.n_bytes = self.n_pixels = 0
         self.stopped: asyncio.Future[Problem] = asyncio.get_running_loop().create_future()
-        """Is set to why the request is given up, if it is."""
-        self.arrived = False
-        """Whether all of its body has come."""
-        self.moved = asyncio.get_running_loop().time()
-        """When it began, or its last PIECE came."""
-        self._piece = 0
+        """The reason why the request is aborted, if it is."""
+        self.received = False
+        """Whether its body is complete."""
+        self.last_progress = asyncio.get_running_loop().time()
+        """Time of its start, or of its last PROGRESS_BYTES."""
+        self._progress = 0
 
-    def hold(self, bytes: int = 0, pixels: int = 0) -> None:
-        """Counts what the request takes; from any thread. Raises Problem "busy" where all together take too much."""
-        self._admission.hold(self, bytes, pixels)
+    def hold(self, n_bytes: int = 0, n_pixels: int = 0) -> None:
+        """Reserves memory for the request. Thread-safe. Raises Problem "busy" if the total exceeds the limit."""
+        self._admission.hold(self, n_bytes, n_pixels)
 
-    def take(self, bytes: int) -> None:
-        """As `hold`, of a part of the body that has just come."""
-        self._piece += bytes
-        if self._piece >= PIECE:
-            self._piece, self.moved = 0, asyncio.get_running_loop().time()
-        if not self._admission.fits(bytes):
+    def receive(self, n_bytes: int) -> None:
+        """Reserves memory for a received part of the body, as `hold`."""
+        self._progress += n_bytes
+        if self._progress >= PROGRESS_BYTES:
+            self._progress, self.last_progress = 0, asyncio.get_running_loop().time()
+        if not self._admission.fits(n_bytes):
             self._admission.drop_slowest(self)
-        self.hold(bytes)
+        self.hold(n_bytes)
 
     def stop(self, problem: Problem) -> None:
         if not self.stopped.done():
             self.stopped.set_result(problem)
 
-    def refining(self) -> None:
-        """From now on a newer request of the same editor comes too late to save the work."""
+    def start_forward(self) -> None:
+        """From now on a newer request of the same editor no longer replaces this one."""
         self._admission.forget_editor(self)
 
     def __enter__(self) -> "Ticket":
@@ -64,71 +64,71 @@ class Ticket:
 
 
 class Admission:
-    """Lets requests in. Is called on the event loop only, but for `hold`."""
+    """Admits requests. Only `hold` may be called outside of the event loop."""
 
-    def __init__(self, slots: int, max_bytes: int, max_pixels: int, seconds: Callable[[int], float]):
-        """`seconds` estimates how long so many requests take."""
-        self._slots, self._bytes, self._pixels = slots, SHARE * max_bytes, SHARE * max_pixels
-        self._seconds = seconds
-        self._inside: set[Ticket] = set()
+    def __init__(self, slots: int, max_bytes: int, max_pixels: int, estimate_seconds: Callable[[int], float]):
+        """`estimate_seconds` estimates the time for a number of requests."""
+        self._slots, self._max_bytes, self._max_pixels = slots, TOTAL_SHARE * max_bytes, TOTAL_SHARE * max_pixels
+        self._estimate_seconds = estimate_seconds
+        self._active: set[Ticket] = set()
         self._editors: dict[str, Ticket] = {}
         self._held_bytes = self._held_pixels = 0
-        self._holding = threading.Lock()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._inside)
+        return len(self._active)
 
     def enter(self, editor: str | None) -> Ticket:
-        """Lets a request in. The one of the same editor that still waits has to go. Raises Problem "busy" when there is no room."""
+        """Admits a request, and aborts a waiting one of the same editor. Raises Problem "busy" if all slots are taken."""
         if editor and (older := self._editors.pop(editor, None)):
-            older.stop(Problem("superseded", "a newer request of the same editor was sent; wait for its answer"))
+            older.stop(Problem("superseded", "the same editor sent a newer request; wait for its answer"))
             self.leave(older)
-        if len(self._inside) >= self._slots and not self.drop_slowest():
-            raise self._busy(f"{len(self._inside)} requests are being worked on, which is the most")
+        if len(self._active) >= self._slots and not self.drop_slowest():
+            raise self._busy(f"{len(self._active)} requests are being processed, the maximum")
         ticket = Ticket(self, editor)
-        self._inside.add(ticket)
+        self._active.add(ticket)
         if editor:
             self._editors[editor] = ticket
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """Gives back what the request took."""
+        """Releases the slot and the memory of a request."""
         self.forget_editor(ticket)
-        self._inside.discard(ticket)
-        with self._holding:
-            ticket.inside = False
-            self._held_bytes -= ticket.bytes
-            self._held_pixels -= ticket.pixels
-            ticket.bytes = ticket.pixels = 0
+        self._active.discard(ticket)
+        with self._lock:
+            ticket.active = False
+            self._held_bytes -= ticket.n_bytes
+            self._held_pixels -= ticket.n_pixels
+            ticket.n_bytes = ticket.n_pixels = 0
 
     def forget_editor(self, ticket: Ticket) -> None:
         if ticket.editor and self._editors.get(ticket.editor) is ticket:
             del self._editors[ticket.editor]
 
-    def hold(self, ticket: Ticket, bytes: int, pixels: int) -> None:
-        with self._holding:
-            if not ticket.inside:  # a thread or a task that has not noticed yet; what is answered is why it was stopped
-                raise Problem("client-gone", "the request was given up")
-            if self._held_bytes + bytes > self._bytes or self._held_pixels + pixels > self._pixels:
-                raise self._busy("the images of all requests together are too large at the moment")
-            ticket.bytes += bytes
-            ticket.pixels += pixels
-            self._held_bytes += bytes
-            self._held_pixels += pixels
+    def hold(self, ticket: Ticket, n_bytes: int, n_pixels: int) -> None:
+        with self._lock:
+            if not ticket.active:  # the caller has not noticed yet; the answer gives the reason in `stopped`
+                raise Problem("client-gone", "the request was aborted")
+            if self._held_bytes + n_bytes > self._max_bytes or self._held_pixels + n_pixels > self._max_pixels:
+                raise self._busy("the images of all requests are too large in total")
+            ticket.n_bytes += n_bytes
+            ticket.n_pixels += n_pixels
+            self._held_bytes += n_bytes
+            self._held_pixels += n_pixels
 
-    def fits(self, bytes: int) -> bool:
-        return self._held_bytes + bytes <= self._bytes
+    def fits(self, n_bytes: int) -> bool:
+        return self._held_bytes + n_bytes <= self._max_bytes
 
-    def drop_slowest(self, besides: Ticket | None = None) -> bool:
-        """Gives up the request whose body comes the slowest, if one comes slowly. Returns whether there was one."""
-        coming = [ticket for ticket in self._inside if not ticket.arrived and ticket is not besides]
-        slowest = min(coming, key=lambda ticket: ticket.moved, default=None)
-        if slowest is None or asyncio.get_running_loop().time() - slowest.moved < SLOW:
+    def drop_slowest(self, exclude: Ticket | None = None) -> bool:
+        """Aborts the request with the slowest upload, if it is slow. Returns whether it did."""
+        uploads = [ticket for ticket in self._active if not ticket.received and ticket is not exclude]
+        slowest = min(uploads, key=lambda ticket: ticket.last_progress, default=None)
+        if slowest is None or asyncio.get_running_loop().time() - slowest.last_progress < SLOW_SECONDS:
             return False
-        slowest.stop(Problem("slow-upload", "the request came slowly and others are waiting; send it faster, or later"))
+        slowest.stop(Problem("slow-upload", "the upload was slow while other requests were waiting; send it faster, or later"))
         self.leave(slowest)
         return True
 
-    def _busy(self, why: str) -> Problem:
-        wait = max(1, math.ceil(self._seconds(len(self._inside))))
-        return Problem("busy", f"{why}; try again in {wait} s", {"Retry-After": str(wait)})
+    def _busy(self, reason: str) -> Problem:
+        wait = max(1, math.ceil(self._estimate_seconds(len(self._active))))
+        return Problem("busy", f"{reason}; try again in {wait} s", {"Retry-After": str(wait)})

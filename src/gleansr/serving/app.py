@@ -1,4 +1,4 @@
-"""The routes of the service, and what every request passes before it reaches one."""
+"""The service as an ASGI application: its routes and middleware."""
 
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gleansr.inference.upscaler import Upscaler
-from gleansr.serving import jobs
+from gleansr.serving import endpoints
 from gleansr.serving.config import ServingConfig
-from gleansr.serving.limits import BrowserHeaders, Guard, Unread
-from gleansr.serving.metrics import Observed
+from gleansr.serving.metrics import RequestMetrics
+from gleansr.serving.middleware import BrowserHeaders, CloseUnread, Guard
 from gleansr.serving.openapi import DESCRIPTION, image_route, problems
 from gleansr.serving.problems import Problem
 from gleansr.serving.service import Service
@@ -30,7 +30,7 @@ PAGE = Path(__file__).parent / "static"
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that requests can name."""
+    """A model of the service, for `/v1/models`."""
 
     name: str
     category: str | None
@@ -38,7 +38,7 @@ class ServedModel:
     input_size: int
     output_size: int
     content_height: int
-    """Rows of image in the square output; fewer than `output_size` for images between black bars."""
+    """Rows of the image in the square output; less than `output_size` if it has black bars."""
     licence: str | None
     credit: str | None
     default: bool
@@ -54,12 +54,12 @@ class App:
     """The service as an ASGI application."""
 
     def __init__(self, config: ServingConfig, models: Mapping[str, Upscaler]):
-        """`models` by the names that requests give; the first is the default. Each has an input size."""
+        """`models` by name, each with an input size; the first is the default."""
         self.service = Service(config, models)
-        self.observed = Observed(BrowserHeaders(Unread(Guard(_routes(self.service), config))), self.service.metrics)
+        self.requests = RequestMetrics(BrowserHeaders(CloseUnread(Guard(_routes(self.service), config))), self.service.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.observed(scope, receive, send)
+        await self.requests(scope, receive, send)
 
 
 def _routes(service: Service) -> ASGIApp:
@@ -69,19 +69,19 @@ def _routes(service: Service) -> ASGIApp:
         yield
         await service.stop()
 
-    # FastAPI's own pages load scripts from another host: there is only /openapi.json.
+    # FastAPI's documentation pages are disabled: they load scripts from another host.
     app = FastAPI(title="gleansr", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_failure)
-    upscaling, retouching = jobs.kinds(tuple(service.models))
+    upscale_endpoint, retouch_endpoint = endpoints.make_endpoints(tuple(service.models))
 
     def get(path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """A route for GET, and for HEAD, whose answers the server sends without their contents."""
+        """A route for GET and HEAD; the server omits the body for HEAD."""
 
-        def register(answer: Callable[..., Any]) -> Callable[..., Any]:
-            app.head(path, **{**options, "include_in_schema": False})(answer)
-            return app.get(path, **options)(answer)
+        def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+            app.head(path, **{**options, "include_in_schema": False})(handler)
+            return app.get(path, **options)(handler)
 
         return register
 
@@ -90,41 +90,44 @@ def _routes(service: Service) -> ASGIApp:
         summary="Enlarge an image",
         response_class=Response,
         **image_route(
-            upscaling, "/v1/upscale", "-F picture=@small.png -o large.png", "-F picture=@small.png -F fit=crop -F format=jpeg -o large.jpg"
+            upscale_endpoint,
+            "/v1/upscale",
+            "-F picture=@small.png -o large.png",
+            "-F picture=@small.png -F fit=crop -F format=jpeg -o large.jpg",
         ),
     )
     async def upscale(request: Request) -> Response:
-        return await service.answer(request, upscaling)
+        return await service.answer(request, upscale_endpoint)
 
     @app.post(
         "/v1/retouch",
         summary="Make a retouched image realistic",
         response_class=Response,
         **image_route(
-            retouching,
+            retouch_endpoint,
             "/v1/retouch",
             "-F edited=@edited.png -F original=@original.png -o retouched.png",
             "-F edited=@edited.png -F original=@original.png -F output=mask -o mask.png",
         ),
     )
     async def retouch(request: Request) -> Response:
-        return await service.answer(request, retouching)
+        return await service.answer(request, retouch_endpoint)
 
-    @get("/v1/models", summary="What is served", responses=problems("unauthorized"))
+    @get("/v1/models", summary="List the models", responses=problems("unauthorized"))
     async def list_models() -> ServedModels:
         return ServedModels([_served(name, upscaler, name == next(iter(service.models))) for name, upscaler in service.models.items()])
 
-    @get("/healthz", summary="Whether the process lives", response_class=PlainTextResponse)
+    @get("/healthz", summary="Liveness probe", response_class=PlainTextResponse)
     async def healthz() -> str:
         return "ok"
 
-    @get("/readyz", summary="Whether requests are welcome", response_class=PlainTextResponse, responses=problems("stopping"))
+    @get("/readyz", summary="Readiness probe", response_class=PlainTextResponse, responses=problems("stopping"))
     async def readyz() -> str:
         if not service.ready:
-            raise Problem("stopping", "the service takes no more requests; ask another one, or this one again later")
+            raise Problem("stopping", "the service accepts no more requests; use another instance, or try again later")
         return "ready"
 
-    @get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=problems("unauthorized"))
+    @get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=problems("unauthorized"))
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -132,8 +135,8 @@ def _routes(service: Service) -> ASGIApp:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
-    for suffix, kind in ((".js", "text/javascript"), (".css", "text/css"), (".svg", "image/svg+xml")):
-        mimetypes.add_type(kind, suffix)  # of which a system may have other ideas, that browsers refuse
+    for suffix, media_type in ((".js", "text/javascript"), (".css", "text/css"), (".svg", "image/svg+xml")):
+        mimetypes.add_type(media_type, suffix)  # a system's own types may differ, and browsers refuse them
     app.mount("/static", StaticFiles(directory=PAGE))
     app.openapi = lambda: _openapi(app, secured=service.config.secret is not None)
     return app
@@ -166,19 +169,19 @@ def _openapi(app: FastAPI, *, secured: bool) -> dict[str, Any]:
 
 
 async def _answer_problem(_: Request, problem: Exception) -> Response:
-    assert isinstance(problem, Problem)  # noqa: S101, it is what this handler is registered for
+    assert isinstance(problem, Problem)  # noqa: S101, the handler is registered for this type
     return problem.response()
 
 
 async def _answer_http(_: Request, error: Exception) -> Response:
-    """What the router refuses."""
+    """Answers errors of the router."""
     assert isinstance(error, HTTPException)  # noqa: S101, as above
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "another method")
-        return Problem("method-not-allowed", f"this address takes {allowed}", error.headers).response()
-    return Problem("not-found", "see /openapi.json for what there is").response()
+        return Problem("method-not-allowed", f"this address accepts {allowed}", error.headers).response()
+    return Problem("not-found", "see /openapi.json for all addresses").response()
 
 
 async def _answer_failure(_: Request, __: Exception) -> Response:
-    """The server logs the traceback."""
-    return Problem("failed", "an error in the service itself; please report it, with the traceback from the service's log").response()
+    """Answers unexpected errors. The server logs the traceback."""
+    return Problem("failed", "internal error; please report it, with the traceback from the service's log").response()

@@ -1,4 +1,4 @@
-"""What the service is told at its start. Imports neither the web framework nor torch, so that `gleansr --help` can show it."""
+"""Settings of the service. Imports neither the web framework nor torch, which `gleansr --help` does not need."""
 
 import ipaddress
 import os
@@ -10,51 +10,51 @@ from gleansr.configs import Range, check
 from gleansr.errors import RequestError
 from gleansr.inference.precision import Precision, full_name
 
-LEAST_TOKEN = 16
-"""Characters that a token must have at least."""
+_MIN_TOKEN = 16
+"""Minimum length of a token."""
 
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """Where the service listens, what it serves and what it takes."""
+    """Address, models and limits of the service."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. One that other machines can reach needs a token."""
+    """Address to listen on. An address that other machines can reach requires a token."""
     port: Annotated[int, Range(0, 65535)] = 8008
-    """Port to listen on; 0 takes a free one and says which."""
+    """Port to listen on; 0 chooses a free port and prints it."""
     models: tuple[str, ...] = ("cats-8x", "cats-16x")
-    """Names or files of the models that are served; the first is the default."""
+    """Names or files of the models; the first is the default."""
     token: str | None = field(default=None, repr=False)
-    """Secret that requests must bring as `Authorization: Bearer TOKEN`. By default the environment variable GLEANSR_TOKEN, which other
-    users of the machine cannot see as they can this option."""
+    """Secret that requests send as `Authorization: Bearer TOKEN`. Default: the environment variable GLEANSR_TOKEN, which, unlike this
+    option, is hidden from other users of the machine."""
     allow_hosts: tuple[str, ...] = ()
-    """Names, beside loopback ones, by which the service may be asked for, such as that of the reverse proxy in front of it."""
+    """Host names of the service besides loopback ones, such as that of a reverse proxy."""
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    """auto (a GPU if available), cpu, cuda, cuda:1, mps."""
     precision: Precision = "auto"
-    """Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it."""
+    """Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that supports it."""
     batch_size: Annotated[int | None, Range(1, 1024)] = None
-    """Most images in one forward pass; by default what suits the device."""
+    """Maximum number of images in a forward pass; by default depends on the device."""
     queue: Annotated[int, Range(1, 100_000)] = 64
-    """Requests that are read, wait or are worked on at once; what comes beyond is answered 429."""
+    """Maximum number of requests at once; further ones are answered with 429."""
     max_bytes: Annotated[int, Range(1024, 2**32)] = 64 * 2**20
-    """Most bytes of a request."""
+    """Maximum size of a request in bytes."""
     max_pixels: Annotated[int, Range(1, 2**28)] = 25_000_000
-    """Most pixels of an image."""
+    """Maximum number of pixels of an image."""
     timeout: Annotated[float, Range(0.1, 86_400)] = 60.0
-    """Seconds until a request that is not done is given up."""
+    """Seconds until an unfinished request is aborted."""
     header_timeout: Annotated[float, Range(0.1, 86_400)] = 10.0
-    """Seconds until a connection that has not sent the head of a request is closed."""
+    """Seconds until a connection without the complete head of a request is closed."""
     stall_timeout: Annotated[float, Range(0.1, 86_400)] = 10.0
-    """Seconds in which a client has to send, or take, the next 64 KiB of a body or its rest."""
+    """Seconds in which a client must send, or receive, the next 64 KiB of a body or its rest."""
     connections: Annotated[int, Range(1, 100_000)] = 512
-    """Most connections at once."""
+    """Maximum number of connections."""
     connections_per_address: Annotated[int, Range(1, 100_000)] = 128
-    """Most connections at once from one address, local ones too; raise it behind a proxy, whose connections are all from one."""
+    """Maximum number of connections from one address, including local ones; raise it behind a proxy, which has a single address."""
 
     @property
     def secret(self) -> str | None:
-        """The token that requests must bring, None where they need none."""
+        """The token that requests must send, or None."""
         return self.token or os.environ.get("GLEANSR_TOKEN") or None
 
     def __post_init__(self) -> None:
@@ -69,8 +69,8 @@ class ServingConfig:
                     f"other machines can reach {self.host}: give a token with --token or GLEANSR_TOKEN, or listen on 127.0.0.1",
                 ),
                 (
-                    token is None or bool(re.fullmatch(rf"[!-~]{{{LEAST_TOKEN},}}", token)),
-                    f"a token is at least {LEAST_TOKEN} printable ASCII characters without blanks, such as `openssl rand -hex 32` makes",
+                    token is None or bool(re.fullmatch(rf"[!-~]{{{_MIN_TOKEN},}}", token)),
+                    f"a token needs at least {_MIN_TOKEN} printable ASCII characters, no blanks; create one with `openssl rand -hex 32`",
                 ),
             )
         except ValueError as error:
@@ -78,7 +78,7 @@ class ServingConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
+    """Whether only this machine can reach an address."""
     if host.lower() == "localhost":
         return True
     try:

@@ -1,6 +1,6 @@
-"""`multipart/form-data` (RFC 7578) read into memory as it comes in, and nowhere else.
+"""Reads `multipart/form-data` (RFC 7578) into memory as it arrives.
 
-The readers of the web frameworks write large files to the disk, take a form that was cut off, and take fields that nobody asked for.
+The parsers of web frameworks write large files to disk and accept truncated forms and unknown fields.
 """
 
 import io
@@ -12,22 +12,22 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from gleansr.serving.problems import Problem
 
-LONGEST_VALUE = 1000
-"""Bytes of a field that is no file."""
+MAX_VALUE = 1000
+"""Maximum length in bytes of a field that is not a file."""
 
 
 async def read_parts(
-    content_type: str, body: AsyncIterator[bytes], files: Mapping[str, bool]
+    content_type: str, body: AsyncIterator[bytes], is_file: Mapping[str, bool]
 ) -> tuple[dict[str, io.BytesIO], dict[str, str]]:
-    """The files and the values of the other fields of a form, by name.
+    """The files and the other values of a form, by name.
 
-    `files` says of each field that may come whether it is a file. Raises Problem "bad-field" as soon as something is wrong.
+    `is_file` has all accepted fields. Raises Problem "bad-field" at the first error.
     """
-    kind, options = parse_options_header(content_type)
+    media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not boundary:
+    if media_type != b"multipart/form-data" or not boundary:
         raise _malformed("it has no boundary")
-    parts = _Parts(files)
+    parts = _Parts(is_file)
     try:
         parser = MultipartParser(
             boundary,
@@ -54,19 +54,19 @@ async def read_parts(
     return {name: file for name, file in parts.files.items() if name not in parts.nameless or file.getbuffer().nbytes}, values
 
 
-def _malformed(why: str) -> Problem:
-    return Problem("bad-field", f"the form cannot be read: {why}; send multipart/form-data, as `curl -F` and FormData do")
+def _malformed(reason: str) -> Problem:
+    return Problem("bad-field", f"the form cannot be read: {reason}; send multipart/form-data, as `curl -F` and FormData do")
 
 
 class _Parts:
-    """What the parser has found. Its methods are called by the parser."""
+    """The callbacks of the parser, and the parts parsed so far."""
 
-    def __init__(self, wanted: Mapping[str, bool]):
-        self._wanted = wanted
+    def __init__(self, is_file: Mapping[str, bool]):
+        self._is_file = is_file
         self.files: dict[str, io.BytesIO] = {}
         self.values: dict[str, io.BytesIO] = {}
         self.nameless: set[str] = set()
-        """Files without a file name, as browsers send for an input that was left empty."""
+        """Files without a file name; browsers send them for empty inputs."""
         self.ended = False
         self.begin()
 
@@ -88,25 +88,25 @@ class _Parts:
     def headers_finished(self) -> None:
         options = parse_options_header(self._disposition)[1]
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name not in self._wanted:
-            near = get_close_matches(name, self._wanted, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._wanted)}"
-            raise Problem("bad-field", f"there is no field {name[:50]!r}; {meant}")
+        if name not in self._is_file:
+            near = get_close_matches(name, self._is_file, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(self._is_file)}"
+            raise Problem("bad-field", f"unknown field {name[:50]!r}; {hint}")
         if name in self.files or name in self.values:
             raise Problem("bad-field", f"{name} is given twice; give it once")
-        if self._wanted[name] and b"filename" not in options:
+        if self._is_file[name] and b"filename" not in options:
             raise Problem("bad-field", f"{name} must be a file: give it a file name, as `curl -F {name}=@FILE` does")
-        if not self._wanted[name] and b"filename" in options:
+        if not self._is_file[name] and b"filename" in options:
             raise Problem("bad-field", f"{name} is a file, but must be a plain field without a file name")
         if not options.get(b"filename"):
             self.nameless.add(name)
         self._name = name
-        (self.files if self._wanted[name] else self.values)[name] = self._contents
+        (self.files if self._is_file[name] else self.values)[name] = self._contents
 
     def data(self, data: bytes, start: int, end: int) -> None:
         self._contents.write(memoryview(data)[start:end])
-        if self._name in self.values and self._contents.tell() > LONGEST_VALUE:
-            raise Problem("bad-field", f"{self._name} is longer than {LONGEST_VALUE} bytes")
+        if self._name in self.values and self._contents.tell() > MAX_VALUE:
+            raise Problem("bad-field", f"{self._name} is longer than {MAX_VALUE} bytes")
 
     def end(self) -> None:
         self.ended = True

@@ -1,13 +1,14 @@
-"""What /openapi.json says beside the routes themselves: fields, headers, problems, examples."""
+"""The parts of /openapi.json besides the routes: fields, headers, problems, examples."""
 
 from typing import Any
 
-from gleansr.serving import forms, jobs
-from gleansr.serving.problems import KINDS
+from gleansr.serving import forms
+from gleansr.serving.endpoints import Endpoint
+from gleansr.serving.problems import PROBLEMS
 
 DESCRIPTION = (
-    "Enlarges small images and makes retouched ones realistic with a generative latent bank. Detail is invented: plausible, not what was "
-    "there. Do not identify people or read number plates with it."
+    "Enlarges small images and makes retouched ones realistic with a generative latent bank. Detail is invented: plausible, not "
+    "recovered. Do not use it to identify people or read number plates."
 )
 
 _PROBLEM = {
@@ -17,79 +18,64 @@ _PROBLEM = {
         "type": {"type": "string", "format": "uri", "example": "urn:gleansr:problem:bad-picture"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What was wrong, the value, and how to mend it"},
+        "detail": {"type": "string", "description": "The cause, the value and the remedy"},
     },
     "required": ["type", "title", "status", "detail"],
 }
 _HEADERS = {
     "Gleansr-Model": ("string", "Name of the model"),
-    "Gleansr-Note": ("string", "What was done with the image, percent-encoded; absent if nothing"),
-    "Gleansr-Seconds": ("number", "The forward pass, with all images of its batch; absent if there was none"),
+    "Gleansr-Note": ("string", "Notes about the result, percent-encoded; absent if none"),
+    "Gleansr-Seconds": ("number", "Duration of the forward pass of the whole batch; absent if there was none"),
     "Gleansr-Size": ("string", "Width and height in pixels, such as 256x256"),
 }
 _DETAILS = {
     "bad-field": "strength is '2', but must be a number from 0 to 1",
-    "bad-picture": "picture: is no image of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
-    "unauthorized": "a token is needed; send `Authorization: Bearer TOKEN`",
-    "superseded": "a newer request of the same editor was sent; wait for its answer",
-    "too-many-pixels": "picture: is 60000x60000, which is more than 25000000 pixels; send a smaller image",
-    "missing-field": "the field image is missing; send it as a file, as `curl -F picture=@FILE` does",
-    "busy": "64 requests are being worked on, which is the most; try again in 7 s",
+    "bad-picture": "picture: is not an image of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
+    "unauthorized": "a token is required; send `Authorization: Bearer TOKEN`",
+    "superseded": "the same editor sent a newer request; wait for its answer",
+    "too-many-pixels": "picture: is 60000x60000, more than 25000000 pixels; send a smaller image",
+    "missing-field": "the field picture is missing; send it as a file, as `curl -F picture=@FILE` does",
+    "busy": "64 requests are being processed, the maximum; try again in 7 s",
 }
-_NAMES = (
-    "bad-field",
-    "bad-picture",
-    "unauthorized",
-    "foreign-host",
-    "foreign-origin",
-    "slow-upload",
-    "superseded",
-    "too-many-bytes",
-    "too-many-pixels",
-    "wrong-content-type",
-    "missing-field",
-    "unfit",
-    "busy",
-    "failed",
-    "timeout",
-)
+_NOT_OF_IMAGES = {"bad-request", "not-found", "method-not-allowed", "client-gone", "stopping"}
+"""Problems of other routes, or without a response."""
 
 
-def image_route(kind: jobs.RequestKind, path: str, *examples: str) -> dict[str, Any]:
-    """Arguments of FastAPI's decorator for a route that takes and answers images. `examples` are arguments of curl."""
+def image_route(endpoint: Endpoint, path: str, *examples: str) -> dict[str, Any]:
+    """Arguments of FastAPI's decorator for a route from images to an image. `examples` are arguments of curl."""
     headers = dict(_HEADERS)
-    if "box" in kind.fields:
+    if "box" in endpoint.fields:
         headers["Gleansr-Box"] = ("string", "Left, top and width of the region that the model saw")
     image = {"schema": {"type": "string", "format": "binary"}}
-    done = {
-        "description": "The image, marked as having synthetic detail",
-        "headers": {name: {"description": said, "schema": {"type": type_}} for name, (type_, said) in headers.items()},
-        "content": {f"image/{format_}": image for format_ in ("png", "jpeg", "webp")},
+    success = {
+        "description": "The image, with synthetic detail marked in its metadata",
+        "headers": {name: {"description": text, "schema": {"type": schema}} for name, (schema, text) in headers.items()},
+        "content": {f"image/{name}": image for name in ("png", "jpeg", "webp")},
     }
     editor = {
         "name": "Gleansr-Editor",
         "in": "header",
-        "description": "Of an interactive editor, a random name: its newer request replaces an older one that still waits",
+        "description": "Random name of an interactive editor, whose newer request replaces a waiting one",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
         "example": "b7f3c2d09a41",
     }
     samples = [{"lang": "Shell", "source": f"curl {arguments} http://127.0.0.1:8008{path}"} for arguments in examples]
     return {
-        "responses": {200: done, **problems(*_NAMES)},
-        "openapi_extra": {"requestBody": forms.documented(kind.fields), "parameters": [editor], "x-codeSamples": samples},
+        "responses": {200: success, **problems(*(name for name in PROBLEMS if name not in _NOT_OF_IMAGES))},
+        "openapi_extra": {"requestBody": forms.request_body(endpoint.fields), "parameters": [editor], "x-codeSamples": samples},
     }
 
 
 def problems(*names: str) -> dict[int | str, dict[str, Any]]:
-    """Answers by status, with an example of each problem."""
-    answers: dict[int | str, dict[str, Any]] = {}
+    """Responses by status, with an example of each problem."""
+    responses: dict[int | str, dict[str, Any]] = {}
     for name in names:
-        status, title = KINDS[name]
-        answer = answers.setdefault(
+        status, title = PROBLEMS[name]
+        response = responses.setdefault(
             status, {"description": title, "content": {"application/problem+json": {"schema": _PROBLEM, "examples": {}}}}
         )
         example = {"type": f"urn:gleansr:problem:{name}", "title": title, "status": status, "detail": _DETAILS.get(name, title)}
-        answer["content"]["application/problem+json"]["examples"][name] = {"value": example}
+        response["content"]["application/problem+json"]["examples"][name] = {"value": example}
         if name == "busy":
-            answer["headers"] = {"Retry-After": {"description": "Estimate, in seconds", "schema": {"type": "integer"}}}
-    return answers
+            response["headers"] = {"Retry-After": {"description": "Estimate, in seconds", "schema": {"type": "integer"}}}
+    return responses

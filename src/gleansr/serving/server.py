@@ -1,4 +1,4 @@
-"""The process: models, socket, signals."""
+"""The server process: loads models, listens, handles signals."""
 
 import asyncio
 import logging
@@ -20,33 +20,33 @@ from gleansr.serving.connections import Connection, Connections, Http
 
 
 def load_models(config: ServingConfig, fetch: Callable[[str], Path]) -> dict[str, Upscaler]:
-    """The models by the names that requests give: that of a named model, or what a file says of itself.
+    """Loads the models, by the name in their file or else the file's name.
 
-    `fetch` finds the file of a model. Raises RequestError for a model that cannot be served.
+    `fetch` returns the file of a model. Raises RequestError for a model that cannot be served.
     """
     models: dict[str, Upscaler] = {}
-    for given in config.models:
-        upscaler = load(fetch(given), device=config.device, precision=config.precision)
-        name = upscaler.about.name or Path(given).stem
+    for model in config.models:
+        upscaler = load(fetch(model), device=config.device, precision=config.precision)
+        name = upscaler.about.name or Path(model).stem
         if upscaler.input_size is None:
             raise RequestError(
-                f"{given}: {upscaler.method.name} takes images of any size; only models with an input size are served, a GLEAN"
+                f"{model}: {upscaler.method.name} takes images of any size; only models with an input size are served, a GLEAN"
             )
         if name in models:
-            raise RequestError(f"{given}: another model is called {name!r} too; leave one out of --models")
+            raise RequestError(f"{model}: another model has the name {name!r} too; remove one from --models")
         models[name] = upscaler
     return models
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises RequestError where that is not possible."""
+    """Opens a listening socket. Raises RequestError if that fails."""
     try:
-        # The protocol is named so that asyncio switches Nagle's algorithm off, which delays each answer by 40 ms.
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
+        # asyncio disables Nagle's algorithm, which delays each response by 40 ms, only if the protocol is explicit.
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)
+        family, socket_type, protocol, _, address = addresses[0]
+        listener = socket.socket(family, socket_type, protocol)
         try:
-            if sys.platform != "win32":  # where it would let others take the port
+            if sys.platform != "win32":  # there the option lets other programs take the port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(2048)
@@ -59,15 +59,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(config: ServingConfig, models: Mapping[str, Upscaler], listener: socket.socket, started: Callable[[str], None]) -> App:
-    """Serves until SIGTERM or SIGINT, then answers what was let in. `started` is told the address when requests are welcome."""
+    """Serves until SIGTERM or SIGINT, then answers the admitted requests. Calls `started` with the address when ready."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     access = logging.getLogger("gleansr.access")
     access.setLevel(logging.INFO)
     access.addHandler(handler)
-    # What is sent comes from anybody, and what is wrong with it is told to them.
+    # Errors in requests are answered, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    logging.getLogger("uvicorn.error").addFilter(_not_of_clients)
+    logging.getLogger("uvicorn.error").addFilter(_not_a_client_error)
     warnings.filterwarnings("ignore", module="PIL")
     app = App(config, models)
     host, port = listener.getsockname()[:2]
@@ -83,7 +83,7 @@ def run(config: ServingConfig, models: Mapping[str, Upscaler], listener: socket.
         ws="none",
         timeout_graceful_shutdown=int(config.timeout) + 5,
     )
-    # uvicorn raises the signal again when it is done, which would count as having been killed.
+    # uvicorn raises the signal again at its end, which would kill the process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         _Server(settings, app, lambda: started(url)).run(sockets=[listener])
@@ -92,24 +92,24 @@ def run(config: ServingConfig, models: Mapping[str, Upscaler], listener: socket.
     return app
 
 
-def _not_of_clients(record: logging.LogRecord) -> bool:
-    """Without uvicorn's lines on what clients send, of which there can be any number."""
+def _not_a_client_error(record: logging.LogRecord) -> bool:
+    """Filters out uvicorn's messages about invalid requests, whose number is unlimited."""
     return not record.getMessage().startswith(("Invalid HTTP request", "Unsupported upgrade request", "No supported WebSocket library"))
 
 
 class _Server(uvicorn.Server):
-    """Says when it has started, and is no longer ready as soon as it is told to stop."""
+    """Accepts connections itself, calls `started`, and is no longer ready after the first signal."""
 
     def __init__(self, config: uvicorn.Config, app: App, started: Callable[[], None]):
         super().__init__(config)
-        self._app, self._tell = app, started
-        self._accepting: list[asyncio.Task[None]] = []
+        self._app, self._started = app, started
+        self._accept_tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup([])  # which would accept any number of connections
+        await super().startup([])  # uvicorn's own accepting has no limits
         self._connections = Connections(self._app.service.config, self._app.service.metrics, self._http)
-        self._accepting = [asyncio.create_task(self._connections.accept(listener)) for listener in sockets or []]
-        self._tell()
+        self._accept_tasks = [asyncio.create_task(self._connections.accept(listener)) for listener in sockets or []]
+        self._started()
 
     def _http(self, connection: Connection) -> asyncio.Protocol:
         return Http(self.config, self.server_state, {**self.lifespan.state, "connection": connection})
@@ -119,11 +119,11 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for accepting in self._accepting:
-            accepting.cancel()
-        if self._accepting:
-            await asyncio.wait(self._accepting)
+        for task in self._accept_tasks:
+            task.cancel()
+        if self._accept_tasks:
+            await asyncio.wait(self._accept_tasks)
         await super().shutdown(sockets)
         await self._connections.close()
-        observed = self._app.observed
-        print(f"gleansr: stopped; {observed.answered} of {observed.begun} requests were answered", file=sys.stderr, flush=True)
+        requests = self._app.requests
+        print(f"gleansr: stopped; {requests.answered} of {requests.total} requests were answered", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A video through a model: its objects followed, its images enlarged, its results put together."""
+"""Upscales a video: tracks its objects, enlarges its frames, writes the result."""
 
 import json
 import statistics
@@ -15,69 +15,64 @@ from gleansr.inference.tasks import ImageTask, TaskResult
 from gleansr.jobs import Work
 from gleansr.jobs.steps import sidecar
 from gleansr.photos import Photo
-from gleansr.photos.detect import finder, nouns
-from gleansr.video.finding import Followed, follow
-from gleansr.video.flow import flow
-from gleansr.video.reading import Footage, Shot
-from gleansr.video.tracks import TrackConfig
-from gleansr.video.writing import check_target, written
+from gleansr.photos.detect import nouns
+from gleansr.photos.task import load_detector
+from gleansr.video.pipeline import process_frames
+from gleansr.video.reading import Footage, VideoFrame
+from gleansr.video.tracking import TrackConfig, TrackedObjects, track_objects
+from gleansr.video.writing import check_target, open_sink
 
-_NOTES = 8
-"""How many different notes of single images are told."""
+_MAX_NOTES = 8
+"""Largest number of different notes about single images in a summary."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was made of a video."""
+    """The result of a video."""
 
     images: int
     notes: tuple[str, ...]
     details: Mapping[str, Any]
-    """What was measured or found, as plain JSON values."""
+    """Measurements and tracked objects, as plain JSON values."""
 
 
-def follows(task: ImageTask) -> bool:
-    """Whether a task's objects are to be found and followed first: where they are not given."""
+def needs_tracking(task: ImageTask) -> bool:
+    """Whether a task's objects must be tracked first: it detects them, instead of using given boxes."""
     return isinstance(task, Photo) and not (task.config.boxes or task.config.aligned)
 
 
-def followed(
+def track_video(
     footage: Footage,
     task: Photo,
     config: TrackConfig,
     *,
     stopped: Callable[[], bool] = lambda: False,
-    seen: Callable[[int], object] | None = None,
-    shots: Iterator[Shot] | None = None,
-) -> tuple[Photo, Followed]:
-    """The task with the objects of a video, followed through it and their frames smoothed; see `follow`.
+    on_read: Callable[[int], object] | None = None,
+    frames: Iterator[VideoFrame] | None = None,
+) -> TrackedObjects:
+    """Tracks the objects of a task's category through a video; see `track_objects`.
 
     Args:
         footage: the video.
-        task: what to do with each image.
-        config: how objects are followed.
-        stopped: asked for each image.
-        seen: is told how many images have been read.
-        shots: instead of those of `footage`.
+        task: whose settings of the detector apply.
+        config: of the tracking.
+        stopped: called for each image; stops the pass if true.
+        on_read: called with the number of images read.
+        frames: replace those of `footage`.
 
     Raises:
-        NoObjectError: nothing is found, and the task's configuration requires something.
-        StoppedError, ImageError: as `follow`.
+        NoObjectError: no object is found, and the task's config requires one.
+        SearchStoppedError, ImageError: as `track_objects`.
     """
-    name = task.upscaler.about.name or "the model"
-    found = follow(
-        shots or footage.shots(),
-        footage.time_base,
-        footage.rate,
-        finder(task.upscaler.category, name),
-        config,
-        task.config,
-        stopped=stopped,
-        seen=seen,
+    detector = load_detector(task.upscaler.category, task.upscaler.about.name or "the model")
+    objects = track_objects(
+        frames or footage.frames(), footage.time_base, footage.rate, detector, config, task.config, stopped=stopped, on_read=on_read
     )
-    if task.config.require_object and not found.tracks:
-        raise NoObjectError(f"{footage.name}: {_said(found, task)}; give --box x,y,w,h, or --aligned if all of it is one object")
-    return Photo(task.upscaler, task.config, background=task.background, known=found.known), found
+    if task.config.require_object and not objects.tracks:
+        raise NoObjectError(
+            f"{footage.name}: {_count(objects, task)}; give --box x,y,w,h, or use --aligned if each whole frame is one object"
+        )
+    return objects
 
 
 def upscale(
@@ -87,98 +82,101 @@ def upscale(
     config: TrackConfig | None = None,
     *,
     stopped: Callable[[], bool] = lambda: False,
-    finding: Callable[[int], object] | None = None,
-    upscaling: Callable[[int], object] | None = None,
+    on_read: Callable[[int], object] | None = None,
+    on_written: Callable[[int], object] | None = None,
     report: StepReport | None = None,
 ) -> Summary:
     """Enlarges a video, frame by frame.
 
     Args:
-        footage: a `Clip`, or a `Numbered` folder.
+        footage: a `Clip` or a `FrameFolder`.
         target: a file .mp4, .mkv or .webm, or a folder for frames.
-        work: what to do with each image, its quality, whether a target is replaced, and whether NAME.json tells how it was made.
-        config: how objects are followed, for whole photographs.
-        stopped: asked again and again; when it says so, nothing is written.
-        finding: is told how many images were looked at in the first pass, where there is one.
-        upscaling: is told how many images are written.
-        report: is told of the progress of a slow method with each batch.
+        work: the task for each image, the quality, whether to replace a target, and whether to write NAME.json.
+        config: of the tracking, for whole photographs.
+        stopped: called repeatedly; once true, nothing is written.
+        on_read: called with the number of images read in the tracking pass, if there is one.
+        on_written: called with the number of images written.
+        report: called with the progress of a slow method in each batch.
 
     Raises:
-        StoppedError: it was stopped.
-        OutputError: it cannot be written; neither could others.
-        GleansrError: it cannot be read or written.
+        SearchStoppedError: `stopped` returned true.
+        OutputError: no result can be written, of this video or another.
+        GleansrError: the video cannot be read or written.
     """
     check_target(target, overwrite=work.overwrite, sidecar=work.sidecar)
-    task, found = work.task, None
-    if isinstance(task, Photo) and follows(task):
-        task, found = followed(footage, task, config or TrackConfig(), stopped=stopped, seen=finding)
-    notes: Counter[str] = Counter()
+    task, objects, notes = work.task, None, list[str]()
+    if isinstance(task, Photo) and needs_tracking(task):
+        objects = track_video(footage, task, config or TrackConfig(), stopped=stopped, on_read=on_read)
+        notes.append(_count(objects, task))
+        task = Photo(task.upscaler, task.config, background=task.background, detections=objects.detections)
+    image_notes: Counter[str] = Counter()
     consistencies: list[float] = []
-    done = 0
+    written = 0
 
-    with written(target, footage, quality=work.quality, model=task.upscaler.about.name, overwrite=work.overwrite) as sink:
+    with open_sink(target, footage, quality=work.quality, model=task.upscaler.about.name, overwrite=work.overwrite) as sink:
 
-        def write(shot: Shot, result: TaskResult) -> None:
-            nonlocal done
-            sink.add(result.image, shot.time, shot.duration)
-            notes.update(list(dict.fromkeys(result.notes)))
+        def write(frame: VideoFrame, result: TaskResult) -> None:
+            nonlocal written
+            sink.add(result.image, frame.time, frame.duration)
+            image_notes.update(list(dict.fromkeys(result.notes)))
             consistencies.extend(_consistencies(result.details))
-            done += 1
-            if upscaling:
-                upscaling(done)
+            written += 1
+            if on_written:
+                on_written(written)
 
-        flow(footage.shots(), task, work.batch_size, write, stopped=stopped, report=report)
-    told = [*([_said(found, task)] if found and isinstance(task, Photo) else []), *_of_frames(notes, done), *footage.notes, *sink.notes]
-    details: dict[str, Any] = {"frames": done}
+        process_frames(footage.frames(), task, work.batch_size, write, stopped=stopped, report=report)
+    notes += [*_summarise(image_notes, written), *footage.notes, *sink.notes]
+    details: dict[str, Any] = {"frames": written}
     if consistencies:
         details["consistency_db"] = {"mean": round(statistics.fmean(consistencies), 2), "least": min(consistencies)}
-    if found:
-        details["cuts"] = [round(found.times[number], 4) for number in found.cuts]
+    if objects:
+        details["cuts"] = [round(objects.times[number], 4) for number in objects.cuts]
         details["objects"] = [
             {
-                "from": round(found.times[one.numbers[0]], 4),
-                "to": round(found.times[one.numbers[-1]], 4),
-                "found": len(one.numbers),
-                "score": round(one.score, 3),
+                "from": round(objects.times[track.numbers[0]], 4),
+                "to": round(objects.times[track.numbers[-1]], 4),
+                "found": len(track.numbers),
+                "score": round(track.score, 3),
             }
-            for one in found.tracks
+            for track in objects.tracks
         ]
-    summary = Summary(done, tuple(dict.fromkeys(told)), details)
+    summary = Summary(written, tuple(dict.fromkeys(notes)), details)
     if work.sidecar:
-        _tell(footage, target, work, task, summary)
+        _write_sidecar(footage, target, work, task, summary)
     return summary
 
 
-def _said(found: Followed, task: Photo) -> str:
-    one, several = nouns(task.upscaler.category)
-    count, shown = len(found.tracks), sum(bool(objects) for objects in found.known.values())
-    where = f" in {shown} of {len(found.names)} frames" if count else f" in {found.searched} frames that were searched"
-    return f"{count} {one if count == 1 else several} followed{where}" if count else f"no {several} found{where}"
+def _count(objects: TrackedObjects, task: Photo) -> str:
+    """A note on the number of tracked objects."""
+    singular, plural = nouns(task.upscaler.category)
+    count, frames = len(objects.tracks), sum(bool(detections) for detections in objects.detections.values())
+    if not count:
+        return f"no {plural} found in {objects.searched} searched frames"
+    return f"{count} {singular if count == 1 else plural} tracked in {frames} of {len(objects.names)} frames"
 
 
-def _of_frames(notes: Counter[str], total: int) -> Sequence[str]:
-    """Notes of single images, with how many say so where not all do."""
-    told = [note if count == total else f"{note} (in {count} of {total} frames)" for note, count in notes.most_common(_NOTES)]
-    return [*told, *([f"and {len(notes) - _NOTES} other notes"] if len(notes) > _NOTES else [])]
+def _summarise(notes: Counter[str], total: int) -> Sequence[str]:
+    """The most frequent notes about single images, with the number of images if not all have them."""
+    lines = [note if count == total else f"{note} (in {count} of {total} frames)" for note, count in notes.most_common(_MAX_NOTES)]
+    return [*lines, *([f"and {len(notes) - _MAX_NOTES} other notes"] if len(notes) > _MAX_NOTES else [])]
 
 
 def _consistencies(details: Mapping[str, Any]) -> list[float]:
-    """Of an image, or of its objects."""
-    found = [details.get("consistency_db"), *(one.get("consistency_db") for one in details.get("objects", ()))]
-    return [value for value in found if value is not None]
+    """Of an image and its objects."""
+    values = [details.get("consistency_db"), *(item.get("consistency_db") for item in details.get("objects", ()))]
+    return [value for value in values if value is not None]
 
 
-def _tell(footage: Footage, target: Path, work: Work, task: ImageTask, summary: Summary) -> None:
+def _write_sidecar(footage: Footage, target: Path, work: Work, task: ImageTask, summary: Summary) -> None:
     """Writes NAME.json beside a result."""
-    options = {**work.settings, **task.options, "quality": work.quality}
-    told = {
+    contents = {
         "source": footage.name,
         "target": str(target),
         "sha256": footage.source and sha256_of(footage.source),
         "model": task.upscaler.about.name,
         "model_sha256": work.model_sha256,
-        "options": options,
+        "options": {**work.settings, **task.options, "quality": work.quality},
         "notes": summary.notes,
         "details": summary.details,
     }
-    work.storage.write(sidecar(str(target)), json.dumps(told, indent=2).encode() + b"\n")
+    work.storage.write(sidecar(str(target)), json.dumps(contents, indent=2).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: names of the host, other sites' pages, the token, the bytes of a request; and what browsers are told."""
+"""Middleware: checks of the host, the origin, the token and the size of a request; security headers for browsers."""
 
 import hashlib
 import hmac
@@ -14,11 +14,11 @@ from gleansr.serving.admission import Ticket
 from gleansr.serving.config import ServingConfig, is_loopback
 from gleansr.serving.problems import Problem
 
-SMALL_CHUNKS = 2**14
-"""Bytes that a body in chunks may take on the way beside a tenth of its own."""
+CHUNK_OVERHEAD = 2**14
+"""Bytes of framing that a chunked body may have, besides a tenth of its length."""
 
 PROBES = ("/healthz", "/readyz")
-"""Who watches the service asks for these by any name and without a token; they tell nothing."""
+"""Exempt from the checks of host and token; they reveal nothing."""
 
 POLICY = "; ".join(
     [
@@ -35,7 +35,7 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     ]
 )
-"""Nothing comes from or goes to another host, and no other page frames this one."""
+"""The page loads from and sends to this host only, and cannot be framed."""
 
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -49,7 +49,7 @@ HEADERS = {
 
 
 class BrowserHeaders:
-    """Puts HEADERS on every answer, and forbids to store what is not a file of the page."""
+    """Adds HEADERS to every response, and `no-store` to all but the files of the page."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -59,7 +59,7 @@ class BrowserHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                # The page and its modules are asked for anew each time, and answered 304 where they are the same.
+                # Browsers revalidate the page and its modules, and get 304 if they are unchanged.
                 headers.setdefault(
                     "Cache-Control", "no-cache" if scope["path"] == "/" or scope["path"].startswith("/static/") else "no-store"
                 )
@@ -68,8 +68,8 @@ class BrowserHeaders:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-class Unread:
-    """Ends the connection with an answer that comes before the request was read whole, so that nobody has to read the rest."""
+class CloseUnread:
+    """Closes the connection after a response that precedes the end of the request, instead of reading the rest."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -80,20 +80,20 @@ class Unread:
             return
         unread = True
 
-        async def watched() -> Message:
+        async def watched_receive() -> Message:
             nonlocal unread
             message = await receive()
             unread = unread and message.get("more_body", False)
             return message
 
-        async def ending(message: Message) -> None:
+        async def closing_send(message: Message) -> None:
             if unread and message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["Connection"] = "close"
                 if connection := connection_of(scope):
                     connection.unread = True
             await send(message)
 
-        await self.app(scope, watched, ending)
+        await self.app(scope, watched_receive, closing_send)
 
 
 def _has_body(headers: Headers) -> bool:
@@ -101,12 +101,12 @@ def _has_body(headers: Headers) -> bool:
 
 
 class Guard:
-    """Answers requests that come by a foreign name, from another site's page, or without the token."""
+    """Refuses requests with a foreign host name, from another site's page, or without the token."""
 
     def __init__(self, app: ASGIApp, config: ServingConfig):
         self.app = app
         self.names = {name.lower() for name in config.allow_hosts}
-        # Of a service that only this machine can reach, a web page elsewhere could make its own name point to it (DNS rebinding).
+        # A page elsewhere could point its own name to a service that only this machine can reach (DNS rebinding).
         self.check_host = is_loopback(config.host) or bool(config.allow_hosts)
         self.token = None if config.secret is None else _digest(config.secret)
 
@@ -125,78 +125,74 @@ class Guard:
     def _check(self, headers: Headers, path: str) -> None:
         host = headers.get("host", "")
         if self.check_host and not self._known(host):
-            raise Problem(
-                "foreign-host", f"the service is asked as {host[:100]!r}; start it with --allow-hosts if that is one of its names"
-            )
+            raise Problem("foreign-host", f"unknown host {host[:100]!r}; start the service with --allow-hosts if that is one of its names")
         for origin in headers.getlist("origin"):
-            asked = origin.partition("://")[2].lower()  # of "null", as of what is no origin, nothing
-            if not asked or (asked != host.lower() and _name(asked) not in self.names):
-                mend = "use the service's own page; behind a proxy, pass the Host header on or start with --allow-hosts"
-                raise Problem(
-                    "foreign-origin", f"the page {origin[:100]!r} is not of this service, which is asked as {host[:100]!r}: {mend}"
-                )
+            origin_host = origin.partition("://")[2].lower()  # empty for "null" and malformed origins
+            if not origin_host or (origin_host != host.lower() and _name(origin_host) not in self.names):
+                remedy = "use the service's own page; behind a proxy, forward the Host header or start with --allow-hosts"
+                raise Problem("foreign-origin", f"the page {origin[:100]!r} is not one of this service ({host[:100]!r}): {remedy}")
         if self.token is not None and path != "/" and not path.startswith("/static/"):
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self.token):
-                wrong = "the token is wrong" if given else "a token is needed"
-                raise Problem("unauthorized", f"{wrong}; send `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(token.strip()), self.token):
+                reason = "the token is wrong" if token else "a token is required"
+                raise Problem("unauthorized", f"{reason}; send `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
 
     def _known(self, host: str) -> bool:
         return (name := _name(host)) in self.names or is_loopback(name)
 
 
 def _check_framing(headers: Headers, version: str) -> None:
-    """Refuses what a proxy in front may take to end elsewhere, and so take the rest of a body for a request, or the reverse."""
+    """Refuses ambiguous framing, which a proxy may interpret differently (request smuggling)."""
     if "transfer-encoding" in headers and ("content-length" in headers or version == "1.0"):
-        raise Problem("bad-request", "it has Transfer-Encoding beside Content-Length, or in HTTP/1.0; send Content-Length alone")
+        raise Problem("bad-request", "it has Transfer-Encoding with Content-Length, or in HTTP/1.0; send only Content-Length")
     if version not in ("1.0", "1.1"):
-        raise Problem("bad-request", f"it is in HTTP/{version}; send HTTP/1.1")
+        raise Problem("bad-request", f"it uses HTTP/{version}; send HTTP/1.1")
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("latin-1", "replace")).digest()  # of equal length, whatever is given
+    return hashlib.sha256(token.encode("latin-1", "replace")).digest()  # of equal length for any token
 
 
 def _name(host: str) -> str:
-    """Of "name:port"."""
+    """The name in "name:port"."""
     return re.sub(r":[0-9]*$", "", host).lower()
 
 
-async def bounded(request: Request, most: int, ticket: Ticket) -> AsyncGenerator[bytes, None]:
-    """The body of a request as it comes in. Raises Problem "too-many-bytes" as soon as it is known, before the rest has come, and
-    "bad-request" where it comes in so small chunks that finding their ends is most of the work."""
+async def limited_body(request: Request, max_bytes: int, ticket: Ticket) -> AsyncGenerator[bytes, None]:
+    """Streams the body of a request. Raises Problem "too-many-bytes" at the first excess byte, and "bad-request" for chunks so small
+    that parsing them dominates."""
     connection = connection_of(request.scope)
     length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdecimal() and int(length[:20]) > most:
-        raise _too_large(most)
+    if length.isascii() and length.isdecimal() and int(length[:20]) > max_bytes:
+        raise _too_large(max_bytes)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
-        if received > most:
-            raise _too_large(most)
-        if connection and connection.received > 1.1 * received + SMALL_CHUNKS:
+        if received > max_bytes:
+            raise _too_large(max_bytes)
+        if connection and connection.received > 1.1 * received + CHUNK_OVERHEAD:
             raise Problem("bad-request", "the chunks of its body are too small; send chunks of at least 1 KiB, or a Content-Length")
-        ticket.take(len(chunk))
+        ticket.receive(len(chunk))
         yield chunk
 
 
-class Wire(Protocol):
-    """What is known of the connection that a request came by."""
+class RequestConnection(Protocol):
+    """The connection of a request."""
 
     received: int
-    """Bytes since its head, with the marks between chunks."""
+    """Bytes since the request's head, including the framing of chunks."""
     unread: bool
-    """Whether the client may still be sending what nobody will read."""
+    """Whether the client may still be sending data that will not be read."""
 
     def begin(self) -> None: ...
     def end(self) -> None: ...
-    async def taken(self) -> bool: ...
+    async def drained(self) -> bool: ...
 
 
-def connection_of(scope: Scope) -> Wire | None:
-    """None where there is no socket."""
+def connection_of(scope: Scope) -> RequestConnection | None:
+    """The connection of a request; None without a socket."""
     return scope.get("state", {}).get("connection")
 
 
-def _too_large(most: int) -> Problem:
-    return Problem("too-many-bytes", f"the request is larger than {most} bytes; send a smaller image, or a JPEG instead of a PNG")
+def _too_large(max_bytes: int) -> Problem:
+    return Problem("too-many-bytes", f"the request is larger than {max_bytes} bytes; send a smaller image, or a JPEG instead of a PNG")
