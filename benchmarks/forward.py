@@ -122,29 +122,33 @@ def case(options: argparse.Namespace, network: Network, batch: int, device: torc
 
     with tempfile.TemporaryDirectory() as folder:
         measured_networks = contestants(options, network, batch, device, Path(folder))
-        runs = {one.key: functools.partial(timed, one) for one in measured_networks}
-        precisions = list(dict.fromkeys(one.precision for one in measured_networks))
+        runs = {contestant.key: functools.partial(timed, contestant) for contestant in measured_networks}
+        precisions = list(dict.fromkeys(contestant.precision for contestant in measured_networks))
         for precision in precisions:
             runs |= Ceilings(precision, device, small=options.small_ceilings).runs(f"{precision} ")
         # ONNX Runtime allocates memory in the first two passes and has its own threads.
         measured = interleaved(runs, options.rounds, warm_ups=2, rest=0.05) if options.onnx else interleaved(runs, options.rounds)
-        staged = {one.key: stage_seconds(runs[one.key], one.module, device, 2) for one in measured_networks if one.module is not None}
+        staged = {
+            contestant.key: stage_seconds(runs[contestant.key], contestant.module, device, 2)
+            for contestant in measured_networks
+            if contestant.module is not None
+        }
     reached = medians(measured, precisions)
     network_costs = costs_of(network, batch)
     peer_costs = costs_of(networks.full_of(network), batch) if options.peer else network_costs
     entries = []
-    for one in measured_networks:
-        costs = peer_costs if one.name == PEER else network_costs
-        result = entry(one.name, one.precision, measured[one.key], total(costs), reached[one.precision], batch)
-        result["stages"] = stages_of(staged.get(one.key, {}), costs, one.precision)
-        if one.name == GLEANSR:
+    for contestant in measured_networks:
+        costs = peer_costs if contestant.name == PEER else network_costs
+        result = entry(contestant.name, contestant.precision, measured[contestant.key], total(costs), reached[contestant.precision], batch)
+        result["stages"] = stages_of(staged.get(contestant.key, {}), costs, contestant.precision)
+        if contestant.name == GLEANSR:
             result["differences"] = {
-                other.key: float((results[one.key] - results[other.key]).abs().max() / results[other.key].std())
+                other.key: float((results[contestant.key] - results[other.key]).abs().max() / results[other.key].std())
                 for other in measured_networks
                 if other.name != GLEANSR and (other.name != PEER or same_weights(options, network))
             }
-        if one.name != ONNX:  # a child process would also hold the exported network
-            result["peak_mib"] = in_child(options, network, one.name, one.precision, batch, rounds=1)["peak_mib"]
+        if contestant.name != ONNX:  # a child process would also hold the exported network
+            result["peak_mib"] = in_child(options, network, contestant.name, contestant.precision, batch, rounds=1)["peak_mib"]
         entries.append(result)
     return {"batch": batch, "contestants": entries, "ceilings": reached}
 

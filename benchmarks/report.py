@@ -86,12 +86,12 @@ def medians(measured: Mapping[str, Sequence[float]], precisions: Iterable[str]) 
 def baselines(case: Mapping[str, Any]) -> Iterator[tuple[Report, Report | None]]:
     """Pairs of gleansr and a baseline of the same precision; half precision is also paired with mmagic in any precision."""
     subject = case["contestants"][0]["name"]
-    others = [one for one in case["contestants"] if one["name"] != subject]
-    for one in case["contestants"]:
-        if one["name"] == subject:
-            half = one["precision"] != "float32"
-            matching = [other for other in others if other["precision"] == one["precision"] or (half and other["name"] == "mmagic")]
-            yield from ((one, other) for other in matching or [None])
+    others = [result for result in case["contestants"] if result["name"] != subject]
+    for result in case["contestants"]:
+        if result["name"] == subject:
+            half = result["precision"] != "float32"
+            matching = [other for other in others if other["precision"] == result["precision"] or (half and other["name"] == "mmagic")]
+            yield from ((result, other) for other in matching or [None])
 
 
 def digits(value: float | None, count: int = 3) -> str:
@@ -124,29 +124,29 @@ def speed_table(report: Report) -> str:
     ]  # fmt: skip
     rows = []
     for case in report["cases"]:
-        for one, other in baselines(case):
-            row = [f"{one['precision']} ({digits(one['gflop'])} GFLOP)", str(case["batch"]), spread(one["seconds"])]
+        for result, other in baselines(case):
+            row = [f"{result['precision']} ({digits(result['gflop'])} GFLOP)", str(case["batch"]), spread(result["seconds"])]
             if other is None:
                 row += ["-"] * 3
             else:
-                faster = other["seconds_median"] / one["seconds_median"]
+                faster = other["seconds_median"] / result["seconds_median"]
                 row += [f"{other['name']}, {other['precision']}", digits(other["seconds_median"]), f"{digits(faster)}x"]
-            row += [digits(one[name]) for name in ("pictures_per_second", "gflops")]
-            row += [f"{one[name]:.2f}" for name in ("share_of_convolution", "share_of_matrix")]
-            rows.append([*row, _memory(one, other), _difference(one, other)])
+            row += [digits(result[name]) for name in ("pictures_per_second", "gflops")]
+            row += [f"{result[name]:.2f}" for name in ("share_of_convolution", "share_of_matrix")]
+            rows.append([*row, _memory(result, other), _difference(result, other)])
     return markdown(columns, rows)
 
 
-def _memory(one: Report, other: Report | None) -> str:
-    peak, other_peak = one.get("peak_mib"), other and other.get("peak_mib")
+def _memory(result: Report, other: Report | None) -> str:
+    peak, other_peak = result.get("peak_mib"), other and other.get("peak_mib")
     if peak and other_peak:
         return f"{peak:,.0f} against {other_peak:,.0f}: {peak / other_peak:.2f}"
     return f"{peak:,.0f}" if peak else "-"
 
 
-def _difference(one: Report, other: Report | None) -> str:
+def _difference(result: Report, other: Report | None) -> str:
     """Largest difference between both results, over the standard deviation of the baseline's."""
-    difference = one.get("differences", {}).get(f"{other['name']}, {other['precision']}") if other else None
+    difference = result.get("differences", {}).get(f"{other['name']}, {other['precision']}") if other else None
     return "-" if difference is None else f"{difference:.1e}"
 
 
@@ -166,11 +166,11 @@ def ceiling_table(report: Report) -> str:
 def stage_table(report: Report) -> str:
     """Cost and speed of each stage that shows, for the first batch size; "" without stages."""
     case, rows = report["cases"][0], []
-    for one in case["contestants"]:
-        ceiling = case["ceilings"][one["precision"]]["convolution_gflops"]
-        for stage, values in one.get("stages", {}).items():
+    for result in case["contestants"]:
+        ceiling = case["ceilings"][result["precision"]]["convolution_gflops"]
+        for stage, values in result.get("stages", {}).items():
             cells = [digits(values["gflop"]), digits(1000 * values["gbytes"]), digits(1000 * values["seconds"]), digits(values["gflops"])]
-            rows.append([f"{one['name']}, {one['precision']}: {stage}", *cells, f"{values['gflops'] / ceiling:.2f}"])
+            rows.append([f"{result['name']}, {result['precision']}: {stage}", *cells, f"{values['gflops'] / ceiling:.2f}"])
     return markdown(["stages", "GFLOP", "MB", "ms", "GFLOP/s", "of the convolution's speed"], rows) if rows else ""
 
 
@@ -204,11 +204,11 @@ def pipeline_table(report: Report) -> str:
         f"{folder['name']} is faster", "the processor's ms per image", "GFLOP/s", "of the convolution's speed",
     ]  # fmt: skip
     rows = []
-    for one in case["contestants"]:
-        row = [one["name"], one["precision"], spread([case["pictures"] / seconds for seconds in one["seconds"]])]
-        ratios = [seconds / folder_seconds for seconds, folder_seconds in zip(one["seconds"], folder["seconds"], strict=True)]
-        row += ["-" if one is folder else f"{spread(ratios)}x", spread(one["processor_ms_per_picture"])]
-        rows.append([*row, digits(one["gflops"]), f"{one['share_of_convolution']:.2f}"])
+    for result in case["contestants"]:
+        row = [result["name"], result["precision"], spread([case["pictures"] / seconds for seconds in result["seconds"]])]
+        ratios = [seconds / folder_seconds for seconds, folder_seconds in zip(result["seconds"], folder["seconds"], strict=True)]
+        row += ["-" if result is folder else f"{spread(ratios)}x", spread(result["processor_ms_per_picture"])]
+        rows.append([*row, digits(result["gflops"]), f"{result['share_of_convolution']:.2f}"])
     memory = ", ".join(f"{mib:,.0f}" for mib in report["resident_mib"])
     return f"{markdown(columns, rows)}\n\nResident memory after each tenth of the last round, MiB: {memory}"
 

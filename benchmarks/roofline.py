@@ -43,18 +43,20 @@ def roof(intensity: float, ceilings: dict[str, float]) -> float:
 def points(report: dict[str, Any]) -> list[Point]:
     """Points of each network, of its stages at the first batch size, and of each pass of a sweep."""
 
-    def point(one: dict[str, Any], note: str) -> Point:
-        return Point(one["name"], one["precision"], one["intensity"], one["gflops"], note)
+    def point(entry: dict[str, Any], note: str) -> Point:
+        return Point(entry["name"], entry["precision"], entry["intensity"], entry["gflops"], note)
 
     result = []
-    for one in report.get("points", ()):
-        if "failed" not in one:
-            result.append(point(one, f"{one['in_size']}→{one['out_size']}" + (f", batch {one['batch']}" if one["batch"] > 1 else "")))
+    for entry in report.get("points", ()):
+        if "failed" not in entry:
+            result.append(
+                point(entry, f"{entry['in_size']}→{entry['out_size']}" + (f", batch {entry['batch']}" if entry["batch"] > 1 else ""))
+            )
     for i, case in enumerate(report.get("cases", ())):
-        for one in case["contestants"]:
-            result.append(point(one, f"batch {case['batch']}" if len(report["cases"]) > 1 else ""))
+        for entry in case["contestants"]:
+            result.append(point(entry, f"batch {case['batch']}" if len(report["cases"]) > 1 else ""))
             if i == 0:
-                result += [point(one | values, stage)._replace(stage=True) for stage, values in one.get("stages", {}).items()]
+                result += [point(entry | values, stage)._replace(stage=True) for stage, values in entry.get("stages", {}).items()]
     return result
 
 
@@ -67,22 +69,22 @@ def draw(report: dict[str, Any], path: Path) -> None:
     reached: dict[str, dict[str, float]] = (report.get("cases") or [report])[0]["ceilings"]
     figure = Figure(figsize=(6.3, 4.5), layout="constrained")
     axes = figure.subplots()
-    intensities = [*(one.intensity for one in drawn), *(peak(ceilings) / ceilings["copy_gbs"] for ceilings in reached.values())]
+    intensities = [*(item.intensity for item in drawn), *(peak(ceilings) / ceilings["copy_gbs"] for ceilings in reached.values())]
     left, right = min(intensities) / 3, max(intensities) * 3
     for number, (precision, ceilings) in enumerate(reached.items()):
         _draw_roof(axes, precision, ceilings, (left, right), with_copy=number == 0)
     labelled = set()
-    for one in drawn:
-        label = f"{one.name}, {one.precision}"
+    for item in drawn:
+        label = f"{item.name}, {item.precision}"
         axes.plot(
-            one.intensity, one.gflops, MARKERS[one.precision], color=COLOURS[one.name], markersize=4 if one.stage else 7,
-            alpha=0.7 if one.stage else 1, label=None if label in labelled or one.stage else label, markeredgecolor="white", zorder=3,
+            item.intensity, item.gflops, MARKERS[item.precision], color=COLOURS[item.name], markersize=4 if item.stage else 7,
+            alpha=0.7 if item.stage else 1, label=None if label in labelled or item.stage else label, markeredgecolor="white", zorder=3,
         )  # fmt: skip
-        labelled |= set() if one.stage else {label}
-        if one.note:
-            offset, side = ((-4, -2), "right") if one.stage else ((4, 3), "left")  # apart from each other
-            axes.annotate(one.note, (one.intensity, one.gflops), offset, textcoords="offset points", ha=side, fontsize=5.5, alpha=0.8)
-    speeds = [*(one.gflops for one in drawn), *(peak(ceilings) for ceilings in reached.values())]
+        labelled |= set() if item.stage else {label}
+        if item.note:
+            offset, side = ((-4, -2), "right") if item.stage else ((4, 3), "left")  # apart from each other
+            axes.annotate(item.note, (item.intensity, item.gflops), offset, textcoords="offset points", ha=side, fontsize=5.5, alpha=0.8)
+    speeds = [*(item.gflops for item in drawn), *(peak(ceilings) for ceilings in reached.values())]
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(speeds) / 2.5, max(speeds) * 2))
     axes.set_xlabel("arithmetic intensity, FLOP per byte", fontsize=8)
     axes.set_ylabel("GFLOP/s", fontsize=8)

@@ -103,8 +103,8 @@ def text(report: Report) -> str:
     """The table and the machine."""
     columns = [f"{report['model']}, {report['scale']}x", "steps", "s per image", "s in the networks alone", "share"]
     rows = [
-        [name, str(one["steps"]), spread(one["seconds"]), digits(statistics.median(one["networks_seconds"])), spread(one["share"])]
-        for name, one in report["methods"].items()
+        [name, str(row["steps"]), spread(row["seconds"]), digits(statistics.median(row["networks_seconds"])), spread(row["share"])]
+        for name, row in report["methods"].items()
     ]
     return f"{markdown(columns, rows)}\n\n{described(report['machine'])}"
 

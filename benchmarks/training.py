@@ -152,8 +152,8 @@ def measure(options: argparse.Namespace) -> Report:
     measured = interleaved(runs, options.rounds)
     reached = medians(measured, dict.fromkeys(precisions.values()))
     entries = [
-        entry(name, one, measured[name], costs[name], reached[one], options.batch) | {"peak_mib": memory[name]}
-        for name, one in precisions.items()
+        entry(name, precision, measured[name], costs[name], reached[precision], options.batch) | {"peak_mib": memory[name]}
+        for name, precision in precisions.items()
     ]
     case = {"batch": options.batch, "contestants": entries, "ceilings": reached}
     about = {"label": f"training, {network.label}", "in_size": network.in_size, "out_size": network.out_size}
