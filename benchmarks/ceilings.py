@@ -1,4 +1,4 @@
-"""What the machine reaches at its best, measured between the passes that are compared with it."""
+"""The machine's ceilings, measured between the passes that are compared with them."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from benchmarks.measure import kernel_clock
 
 NAMES = {"matrix_gflops": "matrix product", "convolution_gflops": "3x3 convolution", "copy_gbs": "copy"}
-"""Of the ceilings, for people."""
+"""Names of the ceilings in tables."""
 
 
 class Ceilings:
     """GFLOP/s of a matrix product and of a 3x3 convolution of 256 channels, and GB/s (read and written) of a copy."""
 
     def __init__(self, precision: str, device: torch.device, *, small: bool = False):
-        """`precision`: name of the type that torch computes in; `small`: sizes that show nothing, for tests."""
+        """`precision` names a torch dtype; `small` selects tiny sizes, for tests."""
         dtype, gpu = getattr(torch, precision), device.type == "cuda"
         self._device = device
         side, (batch, channels, pixels), copied = (8192, (16, 256, 128), 2**30) if gpu else (2048, (1, 256, 128), 2**28)
@@ -29,7 +29,7 @@ class Ceilings:
         self.gflop = {"matrix_gflops": 2 * side**3 / 1e9, "convolution_gflops": 18 * batch * (channels * pixels) ** 2 / 1e9}
 
     def runs(self, prefix: str = "") -> dict[str, Callable[[], float]]:
-        """What measures each ceiling once, for `measure.in_turn`; `prefix` goes before the names, for several precisions in one run."""
+        """A function per ceiling that measures it once, for `measure.interleaved`; `prefix` tells several precisions apart."""
         return {
             f"{prefix}matrix_gflops": lambda: self.gflop["matrix_gflops"] / self._seconds(lambda: self._matrix @ self._matrix),
             f"{prefix}convolution_gflops": lambda: self.gflop["convolution_gflops"] / self._seconds(self._convolve),
@@ -41,5 +41,5 @@ class Ceilings:
 
     @torch.inference_mode()
     def _seconds(self, call: Callable[[], object]) -> float:
-        """The least of three."""
+        """The shortest of three runs."""
         return min(kernel_clock(call, self._device) for _ in range(3))

@@ -1,12 +1,11 @@
-"""A folder of images on a Ray cluster of this machine against folder mode, in turn, with the same number of threads in all.
+"""A folder of images on a local Ray cluster, compared with folder mode at the same total number of threads.
 
     python -m benchmarks.cluster [--images 600] [--few 100] [--rounds 3] [--workers 2] [--cores 1] [--model cats-8x] [--batch-size 8]
 
-The images are those of `benchmarks.pipeline`. A round runs few and all of them in both ways, each into an empty folder; the cluster
-runs from the beginning to the end, the workers start and load the model anew in each run. What starting costs is the same for few and for
-all, so that the images per second of a long run are (all - few) / (seconds of all - seconds of few). Prints one JSON object: those of
-both ways and their ratio, the seconds of starting, bytes read and written per image, the driver's seconds of the processor per image,
-the largest memory of the driver and of a worker, and what the cluster's store of objects held at most.
+The images are those of `benchmarks.pipeline`. A round runs few and all images in both modes, each into an empty folder; the cluster keeps
+running, but workers start and load the model in each run. The start-up time is the same for few and all images, so the speed of a long
+run is (all - few) / (seconds of all - seconds of few). Prints one JSON object: images per second of both modes and their ratio, start-up
+seconds, bytes read and written per image, CPU seconds of the driver per image, peak memory of driver, workers and object store.
 """
 
 import argparse
@@ -49,15 +48,15 @@ def timed(images: Path, count: int, work: Work, way: Callable[..., Iterator[Any]
         return seconds, sum(path.stat().st_size for path in Path(results).rglob("*.png")) / count
 
 
-class Watched:
-    """What is largest while a cluster works: the driver's memory, that of a worker, and the bytes in the store of objects, in MiB."""
+class MemoryMonitor:
+    """Peak memory in MiB of the driver, of a worker and of the object store."""
 
     def __init__(self, ray: Any):
         self.largest = {"driver_mib": 0.0, "worker_mib": 0.0, "objects_mib": 0.0}
         self.over_time: list[dict[str, int]] = []
         self._ray = ray
 
-    def look(self) -> None:
+    def sample(self) -> None:
         resources = (
             self._ray.cluster_resources().get("object_store_memory", 0),
             self._ray.available_resources().get("object_store_memory", 0),
@@ -72,7 +71,7 @@ class Watched:
 
         def watch() -> None:
             while not ended.wait(seconds):
-                self.look()
+                self.sample()
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -84,7 +83,7 @@ class Watched:
 
 
 def workers() -> list[float]:
-    """The resident memory in MiB of each of Ray's workers that hold a model."""
+    """Resident memory in MiB of each Ray worker with a model."""
     listed = subprocess.run(["ps", "-eo", "rss,args"], capture_output=True, text=True, check=True).stdout  # noqa: S607
     return [int(line.split()[0]) / 2**10 for line in listed.splitlines() if "ray::" in line and "Batches" in line]
 
@@ -113,7 +112,7 @@ def main() -> None:
         images = Path(folder)
         make(images, options.images)
         read = sum(path.stat().st_size for path in images.rglob("*.*") if path.is_file()) / options.images
-        watched = Watched(ray)
+        monitor = MemoryMonitor(ray)
 
         def on_cluster(*arguments: Any) -> Iterator[Any]:
             return upscale_on_cluster(*arguments, cluster=config)
@@ -123,7 +122,7 @@ def main() -> None:
             for count in (options.few, options.images):
                 for name, way in ways.items():
                     busy = time.process_time()
-                    with watched.watching() if name == "cluster" else nullcontext():
+                    with monitor.watching() if name == "cluster" else nullcontext():
                         took, written = timed(images, count, work, way)
                     seconds.setdefault(f"{name}_{count}", []).append(took)
                     if name == "cluster":
@@ -151,8 +150,8 @@ def main() -> None:
             for few, whole in zip(processor[options.few], processor[options.images], strict=True)
         ),
         "driver_processor_seconds_of_starting": statistics.median(processor[options.few]),
-        "largest": watched.largest,
-        "over_time": watched.over_time[:: max(1, len(watched.over_time) // 20)],
+        "largest": monitor.largest,
+        "over_time": monitor.over_time[:: max(1, len(monitor.over_time) // 20)],
     }
     if "folder" in rates:
         report["ratio_cluster_to_folder"] = statistics.median(

@@ -1,11 +1,10 @@
-"""How much a network computes and how much it moves, counted from the shapes that its layers read and write.
+"""Arithmetic and memory traffic of a network, counted from the shapes that its layers read and write.
 
-Arithmetic: that of convolutions and matrix products, a product and a sum being two operations, as PyTorch's counter has it.
+Arithmetic: convolutions and matrix products; a multiplication and an addition are two operations, as in PyTorch's counter.
 
-Bytes: every weight once, and of each convolution and matrix product the map that it reads and the map that it writes, all numbers in the
-precision of the network. What stands between (activations, noise, sums, concatenations, modulation) counts as done along with them, for
-nothing. This is the traffic of the plain formulation, layer after layer through the memory: an upper bound for ours, which keeps strips of
-maps in the caches, and a lower bound for a network that writes what stands between, too.
+Bytes: each weight once, and the input and output of each convolution and matrix product, in the network's precision. Operations in between
+(activations, noise, sums, concatenations, modulation) count as fused. This is the traffic of the plain formulation layer by layer: an upper
+bound for the CPU formulation, which keeps strips of feature maps in caches, and a lower bound for networks that are not fused.
 """
 
 from collections import defaultdict
@@ -24,11 +23,11 @@ from benchmarks.stages import Stages
 
 @dataclass(frozen=True)
 class Cost:
-    """What something computes and moves."""
+    """Arithmetic and memory traffic."""
 
     flop: int = 0
     numbers: int = 0
-    """Read and written, weights included."""
+    """Numbers read and written, including weights."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.flop + other.flop, self.numbers + other.numbers)
@@ -37,9 +36,9 @@ class Cost:
         return Cost(times * self.flop, times * self.numbers)
 
     def as_dict(self, precision: str) -> dict[str, float]:
-        """For a report: GFLOP, GB, and the arithmetic intensity in FLOP per byte."""
-        moved = self.numbers * getattr(torch, precision).itemsize
-        return {"gflop": self.flop / 1e9, "gbytes": moved / 1e9, "intensity": self.flop / max(moved, 1)}
+        """GFLOP, GB and arithmetic intensity in FLOP per byte, for a report."""
+        traffic = self.numbers * getattr(torch, precision).itemsize
+        return {"gflop": self.flop / 1e9, "gbytes": traffic / 1e9, "intensity": self.flop / max(traffic, 1)}
 
 
 class _Counting(TorchDispatchMode):
@@ -58,9 +57,9 @@ class _Counting(TorchDispatchMode):
 
 
 def counted(call: Callable[[], object], network: nn.Module | None = None) -> dict[str, Cost]:
-    """What a call costs, by stage of the network; all of it in "rest" without one, or with one that is no GLEAN.
+    """The cost of a call by stage of the network; all in "rest" without a network or if it is no GLEAN.
 
-    Not within torch.inference_mode, where layers reach the counter under names that it does not know.
+    Does not work in torch.inference_mode, where the counter does not recognise layers.
     """
     stages = Stages()
     with stages.watching(network or nn.Identity()), _Counting(stages) as counting:

@@ -1,4 +1,4 @@
-"""What times and memory depend on: one description of the machine for all benchmarks."""
+"""Description of the machine for all benchmarks."""
 
 import datetime
 import os
@@ -13,10 +13,10 @@ from gleansr.inference.devices import cores
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The machine, the programs and the day.
+    """Hardware, software versions and date.
 
-    "cores" are those that this process may use and "threads" those that torch uses; "memory_gib" is the machine's, or what the process is
-    limited to; "load" is how many processes wanted a core in the last minute: near 0 on a quiet machine.
+    "cores" are available to this process, "threads" are torch's; "memory_gib" is the machine's memory or the process's limit; "load" is the
+    load average of the last minute.
     """
     facts = runner.machine(device)
     facts |= {
@@ -36,14 +36,14 @@ def machine(device: torch.device) -> dict[str, Any]:
             "gpu_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            # What "float32" means there: convolutions in TF32 are PyTorch's default, matrix products in TF32 are not.
+            # PyTorch's default for float32 is TF32 for convolutions only.
             "tf32": {"convolution": torch.backends.cudnn.allow_tf32, "matrix": torch.backends.cuda.matmul.allow_tf32},
         }
     return facts
 
 
 def described(facts: dict[str, Any]) -> str:
-    """The facts in one line, for people."""
+    """The facts in one line."""
     memory = f", {facts['memory_gib']:g} GiB" if facts["memory_gib"] else ""
     cpu = f"{facts['cpu']} ({facts['instructions']}), {facts['cores']} cores, {facts['threads']} threads{memory}"
     gpu = f"{facts['gpu']}, {facts['gpu_memory_gib']:g} GiB, CUDA {facts['cuda']}; " if "gpu" in facts else ""
@@ -52,11 +52,11 @@ def described(facts: dict[str, Any]) -> str:
 
 
 def _memory() -> float | None:
-    """GiB; None where the system does not tell."""
+    """Memory in GiB, None if unknown."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
     limit = Path("/sys/fs/cgroup/memory.max")
-    given = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
-    return round(min(total, int(given) if given.isdecimal() else total) / 2**30, 1)
+    limit_text = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
+    return round(min(total, int(limit_text) if limit_text.isdecimal() else total) / 2**30, 1)

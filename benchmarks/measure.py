@@ -1,4 +1,4 @@
-"""What the benchmarks share: times taken in turn, peak memory of a process of its own, mmagic's classes, errors of one line."""
+"""Shared parts of the benchmarks: interleaved timing, child processes, mmagic's classes, one-line errors."""
 
 import argparse
 import functools
@@ -20,68 +20,68 @@ from gleansr.evaluation.runner import peak_memory, synchronise
 
 
 class ChildError(GleansrError):
-    """A process that measures alone has failed."""
+    """A child process failed."""
 
 
-@functools.cache  # a second call would fail: mmagic_glean.py puts packages of its own in the place of mmagic's
+@functools.cache  # mmagic_glean.py replaces packages of mmagic and cannot be called twice
 def mmagic(folder: str) -> dict[str, Any]:
     """mmagic's networks by name; `folder` holds mmagic_glean.py, which makes them importable on a CPU.
 
-    Raises RequestError where it does not, or what it needs is not installed.
+    Raises RequestError if the file or a package that it needs is missing.
     """
     if not Path(folder, "mmagic_glean.py").is_file():
-        raise RequestError(f"--peer {folder}: it must hold mmagic_glean.py; without --peer our own plain formulation takes part")
+        raise RequestError(f"--peer {folder}: has no mmagic_glean.py; without --peer the plain formulation is the baseline")
     if missing := [name for name in ("mmagic", "mmcv", "mmengine") if importlib.util.find_spec(name) is None]:
-        raise RequestError(f"--peer wants {', '.join(missing)}; mmagic_glean.py says how to install it beside gleansr")
+        raise RequestError(f"--peer needs {', '.join(missing)}; mmagic_glean.py says how to install it with gleansr")
     sys.path.insert(0, folder)
     try:
         from mmagic_glean import classes  # pyright: ignore[reportMissingImports]
 
         return classes()
     except ImportError as error:
-        raise RequestError(f"--peer {folder}: mmagic_glean.py lacks a package: {one_line(error)}") from error
+        raise RequestError(f"--peer {folder}: mmagic_glean.py needs a package: {one_line(error)}") from error
     finally:
         sys.path.remove(folder)
 
 
 def clock(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call until its results are there on the device, by the clock: what a caller waits, launching included."""
+    """Wall-clock seconds of a call until its results are complete on the device, including kernel launches."""
     synchronise(device)
-    started = time.perf_counter()
+    start = time.perf_counter()
     call()
     synchronise(device)
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def kernel_clock(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that the device computes: on a GPU between two of its events, so that launching one kernel is not in it."""
+    """Seconds of a call on the device: on a GPU between two events, without kernel launches."""
     if device.type != "cuda":
         return clock(call, device)
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
     call()
-    ended.record()
-    ended.synchronize()
-    return begun.elapsed_time(ended) / 1000
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
-def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1, rest: float = 0) -> dict[str, list[float]]:
-    """What each run returns, its seconds for instance: of so many rounds one after the other, after warm-ups.
+def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1, rest: float = 0) -> dict[str, list[float]]:
+    """The values that each run returns, such as seconds, over `rounds` rounds that call all runs in turn, after warm-up rounds.
 
-    `rest`: seconds before each, in which the threads of the one before come to sleep, where they are not those of the next one.
+    `rest`: seconds of pause before each run, in which the threads of another library fall asleep.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    values: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + warm_ups):
         for name, run in runs.items():
             time.sleep(rest)
-            took = run()
+            value = run()
             if round_ >= warm_ups:
-                seconds[name].append(took)
-    return seconds
+                values[name].append(value)
+    return values
 
 
 def times(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Medians and extremes, for a report."""
+    """Medians and ranges, for a report."""
     return {
         "seconds_median": {name: statistics.median(values) for name, values in seconds.items()},
         "seconds_min_max": {name: (min(values), max(values)) for name, values in seconds.items()},
@@ -89,39 +89,34 @@ def times(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
 
 
 def peak_mib(device: torch.device) -> float | None:
-    """This process's peak memory in MiB: on a GPU what torch allocated at most, else the resident size; None where that is not known."""
+    """Peak memory of this process in MiB: torch's allocations on a GPU, otherwise the resident size; None where unknown."""
     peak = peak_memory(device)
     return None if peak is None else peak / 2**20
 
 
 def child(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The JSON object that `python -m benchmarks.MODULE ARGUMENTS`, a fresh process, prints as its last line.
+    """Runs `python -m benchmarks.MODULE ARGUMENTS` and returns the JSON object in its last line of output.
 
-    Raises ChildError with what it said, or by what it was ended.
+    Raises ChildError with its last error message, or the signal that ended it.
     """
-    ended = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], capture_output=True, text=True)
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines()
-        how = f"signal {-ended.returncode}, perhaps for lack of memory" if ended.returncode < 0 else f"status {ended.returncode}"
-        raise ChildError(f"benchmarks.{module} {' '.join(arguments)} ended with {how}: {said[-1] if said else 'it said nothing'}")
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
-def print_report(report: Mapping[str, Any]) -> None:
-    """The last line of a process that `child` reads."""
-    print(json.dumps(report))
+    process = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], capture_output=True, text=True)
+    if status := process.returncode:
+        lines = process.stderr.strip().splitlines()
+        reason = f"signal {-status}, possibly for lack of memory" if status < 0 else f"status {status}"
+        raise ChildError(f"benchmarks.{module} {' '.join(arguments)} ended with {reason}: {lines[-1] if lines else 'no error message'}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def positive(text: str) -> int:
-    """A number of the command line, for argparse."""
+    """A positive integer, for argparse."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
 @contextmanager
 def errors_in_one_line(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Where a request cannot be met, or work fails, the process ends with what was wrong: status 2, or 1."""
+    """Exits with a one-line message on a GleansrError: status 2 for an invalid request, otherwise 1."""
     try:
         yield
     except GleansrError as error:

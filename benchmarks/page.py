@@ -1,10 +1,10 @@
-"""From the end of a stroke to the refined image, measured in the browser, against the model's bare forward pass.
+"""Time from the end of a stroke to the refined image in the browser, compared with the bare forward pass.
 
     python -m benchmarks.page [--strokes 30] [--image FILE] [--model cats-8x] [--json FILE]
 
-Starts `gleansr serve` on a free port of the loopback and draws strokes in headless Chromium. The bare forward pass of one image is timed
-in this process before and after the strokes, since both cannot have the cores at once. Wants `pip install 'gleansr[serve]' playwright` and
-a Chromium; CHROMIUM is its path if it is not called chromium.
+Starts `gleansr serve` on a free local port and draws strokes in headless Chromium. The bare forward pass of one image is timed in this
+process before and after the strokes, when the cores are free. Needs `pip install 'gleansr[serve]' playwright` and Chromium; CHROMIUM is its
+path if it is not called chromium.
 """
 
 import argparse
@@ -28,20 +28,20 @@ BOUND = "1.2 x forward + 100 ms"
 
 
 def forward_seconds(model: str, rounds: int) -> list[float]:
-    """Forward passes of one image."""
+    """Seconds of forward passes of one image."""
     upscaler = gleansr.load(model, device="cpu")
     lr = torch.rand(1, 3, upscaler.method.in_size or 1, upscaler.method.in_size or 1) * 2 - 1
     upscaler.method(lr)
     seconds = []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         upscaler.method(lr)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return seconds
 
 
 def strokes(page: Page, count: int) -> list[dict[str, float]]:
-    """Draws one stroke after the other: seconds of each until the refined image was drawn, and of the forward pass in the service."""
+    """Draws strokes. Returns for each the seconds until the refined image is drawn, and of the forward pass in the service."""
     box: dict[str, float] = page.evaluate("document.querySelector('#canvas').getBoundingClientRect().toJSON()")
     for i in range(count + 2):
         x, y = box["x"] + box["width"] * (0.3 + 0.4 * (i * 0.618 % 1)), box["y"] + box["height"] * (0.3 + 0.4 * (i * 0.383 % 1))
@@ -53,7 +53,7 @@ def strokes(page: Page, count: int) -> list[dict[str, float]]:
             page.wait_for_timeout(20)
         page.wait_for_timeout(100)
     entries = page.evaluate("performance.getEntriesByName('stroke-to-refined').map(e => [e.duration / 1000, e.detail.forward])")
-    return [{"seconds": seconds, "forward": forward} for seconds, forward in entries[2:]]  # the first ones make ready
+    return [{"seconds": seconds, "forward": forward} for seconds, forward in entries[2:]]  # the first strokes are a warm-up
 
 
 def measure(image: Path, model: str, count: int) -> dict[str, Any]:

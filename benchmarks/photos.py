@@ -1,8 +1,8 @@
-"""How long a whole photograph takes beside the model's forward passes: `python -m benchmarks.photos`.
+"""Time of a whole photograph without the model's forward passes: `python -m benchmarks.photos`.
 
-A photo of 12 megapixels with 10 objects of 160 to 800 pixels, of which two are turned and two overlap; the model's output is made up,
-with its size. Times are medians after a warm-up: reading and writing the file are not in them. The search is timed on the same photo, in
-which nothing is found.
+A photo of 12 megapixels with 10 objects of 160 to 800 pixels, of which two are rotated and two overlap, and a synthetic model output of the
+right size. Times are medians after a warm-up, without reading and writing the file. Detection is timed on the same photo, which has no
+faces or cats.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.measure import in_turn, times
+from benchmarks.measure import interleaved, times
 from gleansr.checkpoints.native import About
 from gleansr.images.codec import DecodedImage
 from gleansr.images.resize import resize
@@ -30,22 +30,22 @@ from gleansr.photos.paste import Patch, paste
 HEIGHT, WIDTH = 3000, 4000
 
 
-class Made:
-    """A method that is never run: its output is made up beforehand."""
+class SyntheticModel:
+    """A model with synthetic output."""
 
-    name, device = "made", torch.device("cpu")
+    name, device = "synthetic", torch.device("cpu")
     in_size: int | None
 
     def __init__(self, in_size: int, scale: int):
         self.in_size, self.scale = in_size, scale
         self._out = in_size * scale
 
-    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, as in gleansr.inference.upscaler.Method
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002
         return ModelOutput(resize(lr, scale=self.scale) + 0.1 * torch.randn(len(lr), 3, self._out, self._out))
 
 
 def objects(count: int) -> list[Detection]:
-    """Frames all over the photo, every fifth turned, the last two overlapping."""
+    """Frames across the photo; every fifth is rotated, the last two overlap."""
     found = []
     for i in range(count):
         side = 160 + 640 * i // max(1, count - 1)
@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--processor", action="store_true", help="seconds of the processor instead of the clock's, for busy machines")
-    parser.add_argument("--search", action="store_true", help="time the search too")
+    parser.add_argument("--processor", action="store_true", help="CPU time instead of wall-clock time, for busy machines")
+    parser.add_argument("--search", action="store_true", help="also time detection")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     torch.manual_seed(0)
     image = DecodedImage(resize(torch.rand(3, HEIGHT // 20, WIDTH // 20), size=(HEIGHT, WIDTH)).clamp(0, 1))
-    upscaler = Upscaler(Made(given.in_size, given.scale), About("made"))
+    upscaler = Upscaler(SyntheticModel(given.in_size, given.scale), About("synthetic"))
     found = objects(given.objects)
     lrs = [crop(image.pixels, one.frame, given.in_size, given.in_size) * 2 - 1 for one in found]
     srs = [upscaler.method(lr[None]).images[0] for lr in lrs]
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs["searching cats all around"] = timed(lambda: cats.detect(image.pixels))
         runs["searching cats, upright"] = timed(lambda: cats.detect(image.pixels, rotated=False))
     report = {"objects": given.objects, "model": [given.in_size, given.scale], "threads": torch.get_num_threads(), "clock": clock.__name__}
-    print(json.dumps(report | times(in_turn(runs, given.rounds)), indent=2))
+    print(json.dumps(report | times(interleaved(runs, given.rounds)), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""A folder of images through `gleansr.jobs` against the bare forward passes at the same batch size, in turn in one process.
+"""A folder of images through `gleansr.jobs`, compared with bare forward passes at the same batch size in the same process.
 
     python -m benchmarks.pipeline [--images 500] [--rounds 3] [--batch-size 8] [--model cats-8x] [--plain] [--json report.json]
                                   [--plot roofline.png]
 
-The images are made of examples/ on the spot: PNG, JPEG, WebP, TIFF and BMP of 32x32 and 256x256, each turned, mirrored and tinted in its
-own way. A round runs all through `run`, with their manifest, and then as many through the network alone, from tensors that are ready; with
---plain through the plain formulation of the network too. The machine's ceilings are measured in each round.
+The images are generated from examples/: PNG, JPEG, WebP, TIFF and BMP of 32x32 and 256x256 with random rotations, flips and tints. A round
+runs all images through `run` with a manifest, then as many tensors through the network alone, and with --plain through the plain
+formulation. The machine's ceilings are measured in each round.
 
-Prints a table, with --json the report: images per second and by how much folder mode is faster, in the median over the rounds, from the
-least to the most; the processor's time per image; the share of the ceilings reached; and the resident memory after each tenth of the
-last round.
+Prints a table, with --json the report: images per second and the speed-up of folder mode, median and range over the rounds; CPU time per
+image; share of the ceilings; resident memory after each tenth of the last round.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from benchmarks import networks
 from benchmarks.ceilings import Ceilings
 from benchmarks.counting import Cost, total
 from benchmarks.machine import machine
-from benchmarks.measure import clock, errors_in_one_line, in_turn, positive
+from benchmarks.measure import clock, errors_in_one_line, interleaved, positive
 from benchmarks.networks import PLAIN, Forward, Network, costs_of
 from benchmarks.report import Report, add_options, deliver, entry, medians
 from gleansr import checkpoints
@@ -49,7 +48,7 @@ FOLDER, BARE = "folder mode", "bare forward passes"
 
 
 def make(folder: Path, count: int) -> None:
-    """Writes so many images, none like another."""
+    """Writes `count` different images."""
     examples = [Image.open(path).convert("RGB") for path in sorted((Path(__file__).parents[1] / "examples").glob("*.png"))]
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -67,7 +66,7 @@ def resident() -> float:
 
 
 def through_folders(images: Path, results: Path, work: Work, count: int) -> list[float]:
-    """All of them into a folder that does not exist yet. Returns the resident memory after each tenth."""
+    """Upscales all images into a new folder. Returns the resident memory after each tenth."""
     memory = []
     [place] = places([images], results, "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
@@ -80,13 +79,13 @@ def through_folders(images: Path, results: Path, work: Work, count: int) -> list
 
 
 def bare(forward: Forward, lrs: torch.Tensor, count: int, device: torch.device) -> None:
-    """Forward passes over so many images, on the device and back, in batches like `lrs`."""
+    """Forward passes over `count` images in batches like `lrs`, with transfers to and from the device."""
     for start in range(0, count, len(lrs)):
         forward(lrs[: count - start].to(device)).cpu()
 
 
 def cost_of(network: Network, count: int, batch_size: int) -> Cost:
-    """Of bare passes over so many images."""
+    """The cost of bare passes over `count` images."""
     whole, rest = divmod(count, batch_size)
     last = total(costs_of(network, rest)) if rest else Cost()
     return total(costs_of(network, batch_size)) * whole + last
@@ -100,8 +99,8 @@ def cpu_seconds() -> float:
 def measure(options: argparse.Namespace) -> Report:
     upscaler = gleansr.load(options.model, device=options.device, precision=options.precision)
     if upscaler.input_size is None:
-        raise RequestError(f"{options.model} takes images of any size, whose passes cost differently; give a GLEAN")
-    network = networks.chosen(options.model, None, None, SIZES)
+        raise RequestError(f"{options.model} takes images of any size; give a GLEAN")
+    network = networks.find_network(options.model, None, None, SIZES)
     device, size, count = upscaler.device, options.batch_size or upscaler.default_batch_size(), options.images
     precision = str(getattr(upscaler.method, "precision", torch.float32)).removeprefix("torch.")
     facts = machine(device)
@@ -131,7 +130,7 @@ def measure(options: argparse.Namespace) -> Report:
         calls = {FOLDER: through_all} | {name: partial(bare, forward, lrs, count, device) for name, forward in forwards.items()}
         runs: dict[str, Callable[[], float]] = {name: partial(timed, name, call) for name, call in calls.items()}
         ceilings = Ceilings(precision, device, small=options.small_ceilings)
-        measured = in_turn(runs | ceilings.runs(f"{precision} "), options.rounds, warm_ups=0)
+        measured = interleaved(runs | ceilings.runs(f"{precision} "), options.rounds, warm_ups=0)
     reached, cost = medians(measured, [precision]), cost_of(network, count, size)
     entries = [
         entry(name, precision, measured[name], cost, reached[precision], count) | {"processor_ms_per_picture": busy[name]} for name in calls
@@ -141,25 +140,25 @@ def measure(options: argparse.Namespace) -> Report:
     return {"benchmark": "pipeline", "network": about, "machine": facts, "cases": [case], "resident_mib": memory}
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         "python -m benchmarks.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--images", type=positive, default=500)
-    made.add_argument("--rounds", type=positive, default=3)
-    made.add_argument("--batch-size", type=positive, help="as folder mode chooses unless told")
-    made.add_argument("--model", default="cats-8x", help="name or file of a GLEAN")
-    made.add_argument("--device", default="auto")
-    made.add_argument("--precision", choices=get_args(Precision), default="auto")
-    made.add_argument("--plain", action="store_true", help="the plain formulation of the network takes part")
-    add_options(made)
-    return made
+    parser.add_argument("--images", type=positive, default=500)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--batch-size", type=positive, help="default: that of folder mode")
+    parser.add_argument("--model", default="cats-8x", help="name or file of a GLEAN")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    parser.add_argument("--plain", action="store_true", help="include the plain formulation of the network")
+    add_options(parser)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    made = parser()
-    options = made.parse_args(arguments)
-    with errors_in_one_line(made):
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    with errors_in_one_line(parser):
         deliver(measure(options), json_to=options.json, plot=options.plot)
 
 

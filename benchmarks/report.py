@@ -1,8 +1,8 @@
-"""Reports of benchmarks as tables for people, as JSON, and as a roofline plot.
+"""Reports of benchmarks as tables, JSON and roofline plots.
 
     python -m benchmarks.report REPORT.json [--plot FILE.png|.pdf]
 
-prints the table of a report that was written with --json, and draws it again.
+prints and draws a report that --json wrote.
 """
 
 import argparse
@@ -18,28 +18,33 @@ from typing import Any
 from benchmarks.ceilings import NAMES
 from benchmarks.counting import Cost
 from benchmarks.machine import described
-from benchmarks.measure import errors_in_one_line, print_report
+from benchmarks.measure import errors_in_one_line
 from gleansr.errors import RequestError, one_line
 
 Report = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Where the report goes."""
+    """Options for the output of a report."""
     add_json(parser)
     parser.add_argument("--plot", type=_drawable, metavar="FILE.png|.pdf", help="draw the roofline")
-    parser.add_argument("--small-ceilings", action="store_true", help=argparse.SUPPRESS)  # which show nothing, for tests
+    parser.add_argument("--small-ceilings", action="store_true", help=argparse.SUPPRESS)  # for tests
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Where its JSON goes."""
+    """The option --json."""
     parser.add_argument(
-        "--json", nargs="?", const="-", type=_writable, metavar="FILE", help="write the report there; without FILE print it, not the table"
+        "--json",
+        nargs="?",
+        const="-",
+        type=_writable,
+        metavar="FILE",
+        help="file for the report; without FILE print it instead of the table",
     )
 
 
 def _writable(text: str) -> str:
-    """A file of the command line, refused before anything is measured for it."""
+    """A file to write, checked before anything is measured."""
     if not Path(text).parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {Path(text).parent}")
     return text
@@ -50,12 +55,12 @@ def _drawable(text: str) -> Path:
     if path.suffix not in (".png", ".pdf"):
         raise argparse.ArgumentTypeError(f"{text} must end in .png or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError("drawing wants matplotlib: pip install 'gleansr[eval]'")
+        raise argparse.ArgumentTypeError("drawing needs matplotlib: pip install 'gleansr[eval]'")
     return path
 
 
 def entry(name: str, precision: str, seconds: Sequence[float], cost: Cost, ceilings: Mapping[str, float], images: int) -> Report:
-    """What there is to say of one contestant: `seconds` of passes over so many images that cost so much each time."""
+    """The report of one contestant: `seconds` of passes over `images` images at a cost of `cost` each."""
     median = statistics.median(seconds)
     counts = cost.as_dict(precision)
     speed = counts["gflop"] / median
@@ -74,23 +79,23 @@ def entry(name: str, precision: str, seconds: Sequence[float], cost: Cost, ceili
 
 
 def medians(measured: Mapping[str, Sequence[float]], precisions: Iterable[str]) -> dict[str, dict[str, float]]:
-    """The ceilings of each precision, of what `in_turn` measured under "PRECISION NAME"."""
+    """The ceilings of each precision, from the values that `interleaved` returns under "PRECISION NAME"."""
     return {precision: {name: statistics.median(measured[f"{precision} {name}"]) for name in NAMES} for precision in precisions}
 
 
 def baselines(case: Mapping[str, Any]) -> Iterator[tuple[Report, Report | None]]:
-    """Each way in which we are measured beside the others in the same precision, and half precision beside mmagic's in any."""
+    """Pairs of gleansr and a baseline of the same precision; half precision is also paired with mmagic in any precision."""
     subject = case["contestants"][0]["name"]
-    others = [one for one in case["contestants"] if one["name"] != subject]
-    for one in case["contestants"]:
-        if one["name"] == subject:
-            half = one["precision"] != "float32"
-            against = [other for other in others if other["precision"] == one["precision"] or (half and other["name"] == "mmagic")]
-            yield from ((one, other) for other in against or [None])
+    others = [result for result in case["contestants"] if result["name"] != subject]
+    for result in case["contestants"]:
+        if result["name"] == subject:
+            half = result["precision"] != "float32"
+            matching = [other for other in others if other["precision"] == result["precision"] or (half and other["name"] == "mmagic")]
+            yield from ((result, other) for other in matching or [None])
 
 
 def digits(value: float | None, count: int = 3) -> str:
-    """A number with so many significant digits, and with all those before the point."""
+    """A number with at least `count` significant digits and all digits before the point."""
     if value is None:
         return "-"
     places = max(0, count - 1 - int(f"{value:.{count - 1}e}".partition("e")[2])) if value else 0
@@ -98,12 +103,12 @@ def digits(value: float | None, count: int = 3) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and extremes."""
+    """Median and range."""
     return f"{digits(statistics.median(values))} ({digits(min(values))} to {digits(max(values))})"
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are numbers. Columns without any are left out."""
+    """A table with a text column and number columns, without columns of "-" only."""
     rows = list(rows)
     kept = [i for i in range(len(columns)) if i == 0 or any(row[i] != "-" for row in rows)]
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
@@ -111,7 +116,7 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def speed_table(report: Report) -> str:
-    """A row for each way of ours and each baseline."""
+    """A row for each precision of gleansr and each baseline."""
     pass_, subject = report["unit"], report["cases"][0]["contestants"][0]["name"]
     columns = [
         report["network"]["label"], "batch", f"{subject}, s per {pass_}", "against", "its s", "faster", "images/s", "GFLOP/s",
@@ -119,37 +124,37 @@ def speed_table(report: Report) -> str:
     ]  # fmt: skip
     rows = []
     for case in report["cases"]:
-        for one, other in baselines(case):
-            row = [f"{one['precision']} ({digits(one['gflop'])} GFLOP)", str(case["batch"]), spread(one["seconds"])]
+        for result, other in baselines(case):
+            row = [f"{result['precision']} ({digits(result['gflop'])} GFLOP)", str(case["batch"]), spread(result["seconds"])]
             if other is None:
                 row += ["-"] * 3
             else:
-                faster = other["seconds_median"] / one["seconds_median"]
+                faster = other["seconds_median"] / result["seconds_median"]
                 row += [f"{other['name']}, {other['precision']}", digits(other["seconds_median"]), f"{digits(faster)}x"]
-            row += [digits(one[name]) for name in ("pictures_per_second", "gflops")]
-            row += [f"{one[name]:.2f}" for name in ("share_of_convolution", "share_of_matrix")]
-            rows.append([*row, _memory(one, other), _difference(one, other)])
+            row += [digits(result[name]) for name in ("pictures_per_second", "gflops")]
+            row += [f"{result[name]:.2f}" for name in ("share_of_convolution", "share_of_matrix")]
+            rows.append([*row, _memory(result, other), _difference(result, other)])
     return markdown(columns, rows)
 
 
-def _memory(one: Report, other: Report | None) -> str:
-    mine, its = one.get("peak_mib"), other and other.get("peak_mib")
-    if mine and its:
-        return f"{mine:,.0f} against {its:,.0f}: {mine / its:.2f}"
-    return f"{mine:,.0f}" if mine else "-"
+def _memory(result: Report, other: Report | None) -> str:
+    peak, other_peak = result.get("peak_mib"), other and other.get("peak_mib")
+    if peak and other_peak:
+        return f"{peak:,.0f} against {other_peak:,.0f}: {peak / other_peak:.2f}"
+    return f"{peak:,.0f}" if peak else "-"
 
 
-def _difference(one: Report, other: Report | None) -> str:
-    """The largest between the results of the two, over the standard deviation of the other's."""
-    found = one.get("differences", {}).get(f"{other['name']}, {other['precision']}") if other else None
-    return "-" if found is None else f"{found:.1e}"
+def _difference(result: Report, other: Report | None) -> str:
+    """Largest difference between both results, over the standard deviation of the baseline's."""
+    difference = result.get("differences", {}).get(f"{other['name']}, {other['precision']}") if other else None
+    return "-" if difference is None else f"{difference:.1e}"
 
 
 def ceiling_table(report: Report) -> str:
-    """What the machine reached between the passes, medians."""
+    """The machine's ceilings between the passes, medians."""
     cases = report.get("cases") or [{"batch": "all", "ceilings": report["ceilings"]}]
     return markdown(
-        ["ceilings", "beside batch", "matrix product, GFLOP/s", "3x3 convolution, GFLOP/s", "copy, GB/s read and written"],
+        ["ceilings", "with batch", "matrix product, GFLOP/s", "3x3 convolution, GFLOP/s", "copy, GB/s read and written"],
         [
             [precision, str(case["batch"]), *(digits(reached[name]) for name in NAMES)]
             for case in cases
@@ -159,13 +164,13 @@ def ceiling_table(report: Report) -> str:
 
 
 def stage_table(report: Report) -> str:
-    """What each stage costs a batch and how fast it is, where it shows; of the first batch only. "" where none does."""
+    """Cost and speed of each stage that shows, for the first batch size; "" without stages."""
     case, rows = report["cases"][0], []
-    for one in case["contestants"]:
-        ceiling = case["ceilings"][one["precision"]]["convolution_gflops"]
-        for stage, made in one.get("stages", {}).items():
-            moved = [digits(made["gflop"]), digits(1000 * made["gbytes"]), digits(1000 * made["seconds"]), digits(made["gflops"])]
-            rows.append([f"{one['name']}, {one['precision']}: {stage}", *moved, f"{made['gflops'] / ceiling:.2f}"])
+    for result in case["contestants"]:
+        ceiling = case["ceilings"][result["precision"]]["convolution_gflops"]
+        for stage, values in result.get("stages", {}).items():
+            cells = [digits(values["gflop"]), digits(1000 * values["gbytes"]), digits(1000 * values["seconds"]), digits(values["gflops"])]
+            rows.append([f"{result['name']}, {result['precision']}: {stage}", *cells, f"{values['gflops'] / ceiling:.2f}"])
     return markdown(["stages", "GFLOP", "MB", "ms", "GFLOP/s", "of the convolution's speed"], rows) if rows else ""
 
 
@@ -191,7 +196,7 @@ def sweep_table(report: Report) -> str:
 
 
 def pipeline_table(report: Report) -> str:
-    """A row for each way that the images went, and what folder mode held."""
+    """A row for each way of processing, and the memory of folder mode."""
     [case] = report["cases"]
     folder = case["contestants"][0]
     columns = [
@@ -199,32 +204,32 @@ def pipeline_table(report: Report) -> str:
         f"{folder['name']} is faster", "the processor's ms per image", "GFLOP/s", "of the convolution's speed",
     ]  # fmt: skip
     rows = []
-    for one in case["contestants"]:
-        row = [one["name"], one["precision"], spread([case["pictures"] / seconds for seconds in one["seconds"]])]
-        ratios = [its / ours for its, ours in zip(one["seconds"], folder["seconds"], strict=True)]
-        row += ["-" if one is folder else f"{spread(ratios)}x", spread(one["processor_ms_per_picture"])]
-        rows.append([*row, digits(one["gflops"]), f"{one['share_of_convolution']:.2f}"])
-    held = ", ".join(f"{mib:,.0f}" for mib in report["resident_mib"])
-    return f"{markdown(columns, rows)}\n\nResident memory after each tenth of the last round, MiB: {held}"
+    for result in case["contestants"]:
+        row = [result["name"], result["precision"], spread([case["pictures"] / seconds for seconds in result["seconds"]])]
+        ratios = [seconds / folder_seconds for seconds, folder_seconds in zip(result["seconds"], folder["seconds"], strict=True)]
+        row += ["-" if result is folder else f"{spread(ratios)}x", spread(result["processor_ms_per_picture"])]
+        rows.append([*row, digits(result["gflops"]), f"{result['share_of_convolution']:.2f}"])
+    memory = ", ".join(f"{mib:,.0f}" for mib in report["resident_mib"])
+    return f"{markdown(columns, rows)}\n\nResident memory after each tenth of the last round, MiB: {memory}"
 
 
 def text(report: Report) -> str:
-    """All tables of a report, and the machine."""
+    """All tables of a report and the machine."""
     tables = {"sweep": [sweep_table], "pipeline": [pipeline_table]}.get(report["benchmark"], [speed_table, stage_table])
     parts = [table(report) for table in (*tables, ceiling_table)]
     return "\n\n".join([*filter(None, parts), described(report["machine"])])
 
 
-def write(report: Report, for_people: str, json_to: str | None) -> None:
-    """Prints what is for people, or the report's JSON for `-`; writes that into another file."""
-    written = json.dumps(report, indent=2)
+def write(report: Report, tables: str, json_to: str | None) -> None:
+    """Prints the tables, or the report's JSON for `-`; writes the JSON to any other file."""
+    report_json = json.dumps(report, indent=2)
     if json_to and json_to != "-":
-        Path(json_to).write_text(written + "\n", encoding="utf-8")
-    print(written if json_to == "-" else for_people)
+        Path(json_to).write_text(report_json + "\n", encoding="utf-8")
+    print(report_json if json_to == "-" else tables)
 
 
 def deliver(report: Report, *, json_to: str | None, plot: Path | None) -> None:
-    """Prints a report for people, or its JSON for `-`; writes what is asked for."""
+    """Prints and writes a report, see `write`, and draws it to `plot`."""
     write(report, text(report), json_to)
     if plot:
         from benchmarks.roofline import draw
@@ -233,14 +238,13 @@ def deliver(report: Report, *, json_to: str | None, plot: Path | None) -> None:
 
 
 def run_command(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Report], arguments: Sequence[str] | None) -> None:
-    """Measures what a command line asks for and delivers it; a process that was started for one contestant `--alone` prints it for
-    `measure.child`."""
+    """Runs a benchmark and delivers its report; a child process, started with --alone, prints its report for `measure.child`."""
     options = parser.parse_args(arguments)
     with errors_in_one_line(parser):
-        with redirect_stdout(sys.stderr):  # mmagic prints lines of its own
+        with redirect_stdout(sys.stderr):  # mmagic prints to stdout
             report = measure(options)
         if options.alone:
-            print_report(report)
+            print(json.dumps(report))
         else:
             deliver(report, json_to=options.json, plot=options.plot)
 
@@ -256,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             report = json.loads(options.report.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RequestError(f"{options.report}: is no report that --json wrote: {one_line(error)}") from None
+            raise RequestError(f"{options.report}: is not a report of --json: {one_line(error)}") from None
         deliver(report, json_to=None, plot=options.plot)
 
 

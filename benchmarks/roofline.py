@@ -1,4 +1,4 @@
-"""The roofline of a report: how fast networks are beside what the machine reaches at their arithmetic intensity."""
+"""The roofline plot of a report: speed of networks and limits of the machine by arithmetic intensity."""
 
 import textwrap
 from pathlib import Path
@@ -19,14 +19,14 @@ STYLES = {"float32": "-", "bfloat16": "--", "float16": ":"}
 
 
 class Point(NamedTuple):
-    """What is drawn: a network, or a stage of one, at FLOP per byte and GFLOP/s."""
+    """A network, or a stage of one, at FLOP per byte and GFLOP/s."""
 
     name: str
     precision: str
     intensity: float
     gflops: float
     note: str
-    """What is written beside it."""
+    """Text next to the point."""
     stage: bool = False
 
 
@@ -36,30 +36,32 @@ def peak(ceilings: dict[str, float]) -> float:
 
 
 def roof(intensity: float, ceilings: dict[str, float]) -> float:
-    """GFLOP/s that the machine reaches at so many FLOP per byte: what memory allows, up to the peak."""
+    """The machine's limit in GFLOP/s at an intensity in FLOP per byte: that of memory, up to the peak."""
     return min(intensity * ceilings["copy_gbs"], peak(ceilings))
 
 
 def points(report: dict[str, Any]) -> list[Point]:
-    """Of each network, of its stages beside the first batch where they show, and of each pass of a sweep."""
+    """Points of each network, of its stages at the first batch size, and of each pass of a sweep."""
 
-    def point(one: dict[str, Any], note: str) -> Point:
-        return Point(one["name"], one["precision"], one["intensity"], one["gflops"], note)
+    def point(entry: dict[str, Any], note: str) -> Point:
+        return Point(entry["name"], entry["precision"], entry["intensity"], entry["gflops"], note)
 
-    found = []
-    for one in report.get("points", ()):
-        if "failed" not in one:
-            found.append(point(one, f"{one['in_size']}→{one['out_size']}" + (f", batch {one['batch']}" if one["batch"] > 1 else "")))
+    result = []
+    for entry in report.get("points", ()):
+        if "failed" not in entry:
+            result.append(
+                point(entry, f"{entry['in_size']}→{entry['out_size']}" + (f", batch {entry['batch']}" if entry["batch"] > 1 else ""))
+            )
     for i, case in enumerate(report.get("cases", ())):
-        for one in case["contestants"]:
-            found.append(point(one, f"batch {case['batch']}" if len(report["cases"]) > 1 else ""))
+        for entry in case["contestants"]:
+            result.append(point(entry, f"batch {case['batch']}" if len(report["cases"]) > 1 else ""))
             if i == 0:
-                found += [point(one | made, stage)._replace(stage=True) for stage, made in one.get("stages", {}).items()]
-    return found
+                result += [point(entry | values, stage)._replace(stage=True) for stage, values in entry.get("stages", {}).items()]
+    return result
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Writes a PNG or PDF, with the ceilings that were measured beside the first batch. Needs matplotlib: `gleansr[eval]`."""
+    """Writes a PNG or PDF with the ceilings of the first batch size. Needs matplotlib: `gleansr[eval]`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
@@ -67,22 +69,22 @@ def draw(report: dict[str, Any], path: Path) -> None:
     reached: dict[str, dict[str, float]] = (report.get("cases") or [report])[0]["ceilings"]
     figure = Figure(figsize=(6.3, 4.5), layout="constrained")
     axes = figure.subplots()
-    intensities = [*(one.intensity for one in drawn), *(peak(ceilings) / ceilings["copy_gbs"] for ceilings in reached.values())]
+    intensities = [*(item.intensity for item in drawn), *(peak(ceilings) / ceilings["copy_gbs"] for ceilings in reached.values())]
     left, right = min(intensities) / 3, max(intensities) * 3
     for number, (precision, ceilings) in enumerate(reached.items()):
         _draw_roof(axes, precision, ceilings, (left, right), with_copy=number == 0)
     labelled = set()
-    for one in drawn:
-        label = f"{one.name}, {one.precision}"
+    for item in drawn:
+        label = f"{item.name}, {item.precision}"
         axes.plot(
-            one.intensity, one.gflops, MARKERS[one.precision], color=COLOURS[one.name], markersize=4 if one.stage else 7,
-            alpha=0.7 if one.stage else 1, label=None if label in labelled or one.stage else label, markeredgecolor="white", zorder=3,
+            item.intensity, item.gflops, MARKERS[item.precision], color=COLOURS[item.name], markersize=4 if item.stage else 7,
+            alpha=0.7 if item.stage else 1, label=None if label in labelled or item.stage else label, markeredgecolor="white", zorder=3,
         )  # fmt: skip
-        labelled |= set() if one.stage else {label}
-        if one.note:
-            beside, side = ((-4, -2), "right") if one.stage else ((4, 3), "left")  # so that the two stay apart
-            axes.annotate(one.note, (one.intensity, one.gflops), beside, textcoords="offset points", ha=side, fontsize=5.5, alpha=0.8)
-    speeds = [*(one.gflops for one in drawn), *(peak(ceilings) for ceilings in reached.values())]
+        labelled |= set() if item.stage else {label}
+        if item.note:
+            offset, side = ((-4, -2), "right") if item.stage else ((4, 3), "left")  # apart from each other
+            axes.annotate(item.note, (item.intensity, item.gflops), offset, textcoords="offset points", ha=side, fontsize=5.5, alpha=0.8)
+    speeds = [*(item.gflops for item in drawn), *(peak(ceilings) for ceilings in reached.values())]
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(speeds) / 2.5, max(speeds) * 2))
     axes.set_xlabel("arithmetic intensity, FLOP per byte", fontsize=8)
     axes.set_ylabel("GFLOP/s", fontsize=8)
@@ -103,8 +105,8 @@ def _draw_roof(axes: "Axes", precision: str, ceilings: dict[str, float], ends: t
     corner = top / ceilings["copy_gbs"]
     axes.plot([left, corner, right], [roof(left, ceilings), top, top], STYLES[precision], color="0.3", linewidth=1)
     which = "3x3 convolution" if top == ceilings["convolution_gflops"] else "matrix product"
-    said = f"{which}, {precision}: {digits(top)} GFLOP/s"
-    axes.annotate(said, (right, top), (-2, 3), textcoords="offset points", ha="right", fontsize=6.5)
+    label = f"{which}, {precision}: {digits(top)} GFLOP/s"
+    axes.annotate(label, (right, top), (-2, 3), textcoords="offset points", ha="right", fontsize=6.5)
     if with_copy:
-        said, at = f"copy: {digits(ceilings['copy_gbs'])} GB/s", (left * corner) ** 0.5
-        axes.annotate(said, (at, roof(at, ceilings)), (5, -7), textcoords="offset points", fontsize=6.5)
+        label, x = f"copy: {digits(ceilings['copy_gbs'])} GB/s", (left * corner) ** 0.5
+        axes.annotate(label, (x, roof(x, ceilings)), (5, -7), textcoords="offset points", fontsize=6.5)

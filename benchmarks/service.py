@@ -1,4 +1,4 @@
-"""`gleansr serve` as a process of its own, for what measures or tests it."""
+"""`gleansr serve` as a child process, for benchmarks and tests."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass
 class Running:
-    """The service as a process, and what it says: in a file, since a pipe that nobody reads fills and stops it."""
+    """A service process; its output goes to a file, since an unread pipe would block it."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -31,9 +31,9 @@ class Running:
 
 @contextmanager
 def running(*options: str | Path, **environment: str) -> Iterator[Running]:
-    """Runs the service on a free port of the loopback, or on that of the options, until the end of the context.
+    """Runs the service until the end of the context, on a free local port unless the options give one.
 
-    Of variables that are set outside, GLEANSR_TOKEN is not passed on. Raises a RuntimeError with what it said if it does not start.
+    The environment variable GLEANSR_TOKEN is not inherited. Raises RuntimeError with the service's output if it does not start.
     """
     command = [sys.executable, "-m", "gleansr", "serve", "--offline", *map(str, options)]
     command += [] if "--port" in options else ["--port", "0"]
@@ -42,11 +42,11 @@ def running(*options: str | Path, **environment: str) -> Iterator[Running]:
         log = Path(folder, "log")
         with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=inherited | environment) as process:
             try:
-                while not (found := re.search(r" at (http://\S+) ", log.read_text(encoding="utf-8"))):
+                while not (match := re.search(r" at (http://\S+) ", log.read_text(encoding="utf-8"))):
                     if process.poll() is not None:
                         raise RuntimeError(f"the service did not start: {log.read_text(encoding='utf-8')}")
                     time.sleep(0.05)
-                yield Running(found[1], process, log)
+                yield Running(match[1], process, log)
             finally:
                 process.terminate()
                 try:

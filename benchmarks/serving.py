@@ -1,11 +1,11 @@
-"""Load on the service, and whether every answer is the right one.
+"""Load test of the service with a check of every response.
 
     python -m benchmarks.serving --clients 50 --seconds 60 [--model cats-8x] [--queue 32] [--batch-size N] [--json FILE]
 
-Starts `gleansr serve` on a free port of the loopback. Each client sends images that no other has, to upscale and to retouch in turn, and
-compares each answer with what the library makes of that image; answers to others would be farther away than the tolerance, which is
-checked too. A 429 is tried again after its Retry-After. Then SIGTERM under load: whatever the service has begun must be answered whole.
-Prints a table and JSON, and exits with 1 if a check fails. Wants `pip install 'gleansr[serve]' httpx`; memory is read on Linux.
+Starts `gleansr serve` on a free local port. Each client sends its own images, to upscale and to retouch in turn, and compares each response
+with the library's result; the results of different clients must differ by more than the tolerance. A 429 is retried after its Retry-After.
+Then SIGTERM under load: the service must complete every response that it has begun. Prints a table and JSON, and exits with 1 if a check
+fails. Needs `pip install 'gleansr[serve]' httpx`; memory is measured on Linux.
 """
 
 import argparse
@@ -29,12 +29,12 @@ import gleansr
 from benchmarks.service import Running, running
 
 TOLERANCE = 2
-"""Of 255: how far an answer may be from what the library makes of the image alone; the batch changes the last bits."""
+"""Maximum difference of 255 between a response and the library's result; the batch size changes the last bits."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A request, and what must come back."""
+    """A request and the expected result."""
 
     route: str
     files: dict[str, bytes]
@@ -43,21 +43,21 @@ class Work:
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """Results of all clients."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"upscale": [], "retouch": []})
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     unbegun: int = 0
-    """Requests after SIGTERM to which nothing came back at all."""
+    """Requests after SIGTERM without any response."""
     tried_again: int = 0
     refused_again: int = 0
     stopping: bool = False
 
 
 def make_work(upscaler: gleansr.Upscaler, client: int) -> list[Work]:
-    """Images of one client: random smooth colours."""
+    """The requests of one client, with random smooth images."""
     rng = np.random.default_rng(client)
     side, lr = upscaler.output_size or 0, upscaler.input_size or 0
     seeds = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
@@ -78,12 +78,12 @@ def png(image: Image.Image) -> bytes:
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> int:
-    """The largest difference of any value, of 255."""
+    """The largest difference of a value, of 255."""
     return int(np.abs(first.astype(int) - second).max()) if first.shape == second.shape else 255
 
 
 def nearest(work: list[list[Work]]) -> int:
-    """The least distance between what two clients expect of the same route; beyond the tolerance swapped answers are noticed."""
+    """The least distance between the expected results of two clients on a route; above the tolerance swapped responses are detected."""
     least = 255
     for route in range(len(work[0])):
         for one, other in itertools.combinations(work, 2):
@@ -92,12 +92,12 @@ def nearest(work: list[list[Work]]) -> int:
 
 
 async def run_client(number: int, url: str, work: list[Work], tally: Tally) -> None:
-    """Sends its requests in turn until the service is gone."""
-    async with httpx.AsyncClient(base_url=url, timeout=120, verify=False, trust_env=False) as client:  # noqa: S501, it is no https
+    """Sends requests in turn until the service ends."""
+    async with httpx.AsyncClient(base_url=url, timeout=120, verify=False, trust_env=False) as client:  # noqa: S501, plain HTTP
         for job in itertools.cycle(work):
-            again = False
+            retried = False
             while True:
-                begun, started = False, time.monotonic()
+                begun, start = False, time.monotonic()
                 files = {name: ("image.png", contents, "image/png") for name, contents in job.files.items()}
                 try:
                     async with client.stream("POST", f"/v1/{job.route}", files=files) as response:
@@ -113,12 +113,12 @@ async def run_client(number: int, url: str, work: list[Work], tally: Tally) -> N
                     continue
                 tally.statuses[str(response.status_code)] += 1
                 if response.status_code == 429:
-                    tally.tried_again += not again
-                    tally.refused_again += again
-                    again = True
+                    tally.tried_again += not retried
+                    tally.refused_again += retried
+                    retried = True
                     await asyncio.sleep(float(response.headers["Retry-After"]))
                     continue
-                tally.seconds[job.route].append(time.monotonic() - started)
+                tally.seconds[job.route].append(time.monotonic() - start)
                 await check(number, job, response.status_code, contents, tally)
                 break
 
@@ -128,13 +128,13 @@ async def check(number: int, job: Work, status: int, contents: bytes, tally: Tal
         tally.wrong.append(f"client {number}, {job.route}: {status} {contents[:200]!r}")
         return
     with Image.open(io.BytesIO(contents)) as image:
-        away = distance(np.asarray(image), job.expected)
-    if away > TOLERANCE:
-        tally.wrong.append(f"client {number}, {job.route}: {away} of 255 away from what was expected")
+        difference = distance(np.asarray(image), job.expected)
+    if difference > TOLERANCE:
+        tally.wrong.append(f"client {number}, {job.route}: differs from the expected result by {difference} of 255")
 
 
 async def watch_memory(process: int, samples: list[tuple[float, float]]) -> None:
-    """Resident MiB over time."""
+    """Samples the resident memory in MiB."""
     status = Path(f"/proc/{process}/status")
     while True:
         if match := re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.exists() else None:
@@ -143,7 +143,7 @@ async def watch_memory(process: int, samples: list[tuple[float, float]]) -> None
 
 
 async def measure(options: argparse.Namespace, service: Running, work: list[list[Work]]) -> dict[str, Any]:
-    """Puts load on the service, ends it under load."""
+    """Puts the service under load and stops it."""
     tally, memory = Tally(), []
     watching = asyncio.create_task(watch_memory(service.process.pid, memory))
     started = time.monotonic()
@@ -159,7 +159,7 @@ async def measure(options: argparse.Namespace, service: Running, work: list[list
     status = await asyncio.to_thread(service.process.wait)
     await asyncio.gather(*clients)
     watching.cancel()
-    lines = [line for line in service.said.splitlines() if not line.startswith("{")]  # without the log of accesses
+    lines = [line for line in service.said.splitlines() if not line.startswith("{")]  # without the access log
     said = re.search(r"(\d+) of (\d+) requests were answered", "\n".join(lines))
     return {
         "clients": options.clients,
@@ -194,7 +194,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def thirds(samples: list[tuple[float, float]], started: float, ended: float) -> dict[str, float]:
-    """Mean resident memory in the second and the last third of the load, and the most."""
+    """Mean resident memory in the second and last third of the load, and the maximum."""
     third = (ended - started) / 3
     parts = [[mib for at, mib in samples if started + i * third <= at < started + (i + 1) * third] for i in (1, 2)]
     if not all(parts):
@@ -209,20 +209,20 @@ def thirds(samples: list[tuple[float, float]], started: float, ended: float) -> 
 
 
 def failures(report: dict[str, Any], least: int) -> list[str]:
-    """The checks that do not hold."""
+    """The failed checks."""
     answered = report["answers_received"]
     checks = {
-        "images of clients are too similar to notice swapped answers": least > 2 * TOLERANCE,
-        "some answers are wrong": not report["wrong"],
-        "some answers were lost": not report["lost"],
-        "there are errors of the service": not any(status.startswith("5") for status in report["statuses"]),
-        "not everything that was begun was answered": report["requests_begun"] == report["requests_answered"] == answered,
-        "the service did not end well": report["exit_status"] == 0,
-        "the service complained": not report["log"],
-        "memory grew": abs(report["memory_mib"].get("growth", 0)) <= 0.05 or report["seconds"] < 30,  # earlier it is still filling
-        "nothing was done": all(report["latency_seconds"].values()),
+        "images of clients are too similar to detect swapped responses": least > 2 * TOLERANCE,
+        "some responses are wrong": not report["wrong"],
+        "some responses were lost": not report["lost"],
+        "the service returned errors": not any(status.startswith("5") for status in report["statuses"]),
+        "not all begun requests were answered": report["requests_begun"] == report["requests_answered"] == answered,
+        "the service exited with an error": report["exit_status"] == 0,
+        "the service logged problems": not report["log"],
+        "memory grew": abs(report["memory_mib"].get("growth", 0)) <= 0.05 or report["seconds"] < 30,  # before that it still fills caches
+        "no requests were completed": all(report["latency_seconds"].values()),
     }
-    return [said for said, holds in checks.items() if not holds]
+    return [problem for problem, holds in checks.items() if not holds]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -245,8 +245,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--model", default="cats-8x", help="name or file of a GLEAN")
-    parser.add_argument("--queue", type=int, default=32, help="of the service; with fewer places than clients some are answered 429")
-    parser.add_argument("--batch-size", type=int, help="of the service")
+    parser.add_argument("--queue", type=int, default=32, help="queue of the service; below the number of clients some get 429")
+    parser.add_argument("--batch-size", type=int, help="batch size of the service")
     parser.add_argument("--json", type=Path, help="file for the report")
     options = parser.parse_args()
     upscaler = gleansr.load(options.model)

@@ -1,7 +1,7 @@
-"""Which part of a GLEAN is being computed: encoder, bank, fusion or decoder, for counting and for timing.
+"""Stages of a GLEAN for counting and timing: encoder, bank, fusion and decoder.
 
-It is told by hooks of the modules. A `FrozenGLEAN` has none, and computes bank and decoder together, strip by strip, so that its stages do
-not show. Time and arithmetic always belong to the innermost part.
+Module hooks follow the stages. A `FrozenGLEAN` calls no modules and computes bank and decoder together in strips, so its stages do not
+show. Time and arithmetic belong to the innermost stage.
 """
 
 import statistics
@@ -17,36 +17,36 @@ from gleansr.evaluation.runner import synchronise
 
 STAGES = ("encoder", "bank", "fusion", "decoder")
 REST = "rest"
-"""What is computed between them."""
+"""Computation outside of the stages."""
 
 PARTS = {name: name for name in ("encoder", "bank", "decoder")} | {"generator": "bank", "fusion_out": "fusion", "fusion_skip": "fusion"}
-"""The outermost modules of our GLEAN and of mmagic's, which calls its bank the generator."""
+"""The outermost modules of gleansr's and mmagic's GLEAN; mmagic calls the bank the generator."""
 
 
 class Stages:
-    """Where in a network the computation is."""
+    """The current stage of a network."""
 
-    def __init__(self, moved: Callable[[str], None] = lambda _: None):
-        """`moved` is told of each stage that is left, before it is."""
-        self._open, self._moved = [REST], moved
+    def __init__(self, left: Callable[[str], None] = lambda _: None):
+        """`left` is called with each stage before it ends."""
+        self._stack, self._left = [REST], left
 
     @property
     def now(self) -> str:
-        return self._open[-1]
+        return self._stack[-1]
 
     def enter(self, stage: str) -> None:
         if stage != self.now:
-            self._moved(self.now)
-        self._open.append(stage)
+            self._left(self.now)
+        self._stack.append(stage)
 
     def leave(self) -> None:
-        left = self._open.pop()
-        if left != self.now:
-            self._moved(left)
+        stage = self._stack.pop()
+        if stage != self.now:
+            self._left(stage)
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Follows the calls of a network's modules."""
+        """Follows the module calls of a network."""
         handles = []
         for name, module in model.named_modules():
             if stage := PARTS.get(name.partition(".")[0]):
@@ -60,29 +60,29 @@ class Stages:
 
 
 def stage_seconds(call: Callable[[], object], network: nn.Module, device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each stage over `rounds` passes, after a warm-up; {} where the stages do not show, as in a recorded pass.
+    """Median seconds of each stage over `rounds` passes after a warm-up; {} if the stages do not show, as with CUDA graphs.
 
-    The device is waited for whenever the stage changes, so that on a GPU the stages may take longer together than a pass.
+    Each change of stage synchronises the device, so on a GPU the stages may take longer than a pass.
     """
-    found: dict[str, list[float]] = defaultdict(list)
+    measured: dict[str, list[float]] = defaultdict(list)
     for round_ in range(rounds + 1):
         spent: dict[str, float] = defaultdict(float)
         since = 0.0
 
-        def moved(left: str, spent: dict[str, float] = spent) -> None:
+        def left(stage: str, spent: dict[str, float] = spent) -> None:
             nonlocal since
             synchronise(device)
             now = time.perf_counter()
-            spent[left] += now - since
+            spent[stage] += now - since
             since = now
 
-        stages = Stages(moved)
+        stages = Stages(left)
         synchronise(device)
         since = time.perf_counter()
         with stages.watching(network):
             call()
-        moved(REST)
+        left(REST)
         for stage in (*STAGES, REST) if round_ else ():
-            found[stage].append(spent[stage])
-    medians = {stage: statistics.median(seconds) for stage, seconds in found.items()}
+            measured[stage].append(spent[stage])
+    medians = {stage: statistics.median(seconds) for stage, seconds in measured.items()}
     return {stage: medians[stage] for stage in STAGES} if any(medians[stage] for stage in STAGES) else {}

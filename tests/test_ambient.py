@@ -21,7 +21,7 @@ from gleansr.ambient import plain_torch
 from gleansr.baselines.dgp_config import DGPConfig
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
-from gleansr.evaluation.judges import MetricSuite
+from gleansr.evaluation.metric_suite import MetricSuite
 from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, psnr, ssim
 from gleansr.images.back_projection import back_project
 from gleansr.images.resize import degrade
@@ -173,7 +173,7 @@ def measured() -> list[Any]:
     return [figure.numpy().tobytes() for figure in figures]
 
 
-def judged() -> list[Any]:
+def metric_suite_values() -> list[Any]:
     a, b = (noise(1, 3, 64, 64, seed=seed) * 2 - 1 for seed in (1, 2))
     return MetricSuite(["psnr", "ssim", "squeezenet_distance", "consistency"])(degrade(a, 8), b, a)
 
@@ -218,7 +218,7 @@ def results(model: Path, bank: Path, folder: Path) -> Iterator[tuple[str, Any]]:
         "retouch": lambda: retouched(model, cat),
         "resize": resized,
         "metrics": measured,
-        "judge": judged,
+        "metric suite": metric_suite_values,
         "pulse": lambda: searched(bank, "pulse"),
         "dgp": lambda: searched(bank, "dgp"),
         "bicubic": lambda: searched(bank, "bicubic"),

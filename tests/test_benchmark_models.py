@@ -60,11 +60,11 @@ def test_what_was_measured_of_the_same_file_is_not_measured_again(
 ):
     asked = []
 
-    def measured(name: str, category: str, path: Path, degradation: str, _: object) -> dict:
+    def evaluate_model(name: str, category: str, path: Path, degradation: str, _: object) -> dict:
         asked.append((name, category, path.name, degradation))
         return entry(name, category, degradation, 21.0)
 
-    monkeypatch.setattr(models, "measured", measured)
+    monkeypatch.setattr(models, "evaluate_model", evaluate_model)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "val.zip").touch()
     file = tmp_path / "figures.json"

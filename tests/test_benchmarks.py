@@ -1,4 +1,4 @@
-"""The benchmarks: what they count and say is true, whatever the speed; they run end to end; a wrong request is refused at once."""
+"""The benchmarks: counts and tables are correct at any speed, all run end to end, and invalid requests fail at once."""
 
 import argparse
 import copy
@@ -20,7 +20,7 @@ from benchmarks import forward, measure, networks, pipeline, report, roofline, s
 from benchmarks.ceilings import NAMES, Ceilings
 from benchmarks.counting import Cost, counted, total
 from benchmarks.machine import described, machine
-from benchmarks.networks import OURS, PEER, PLAIN
+from benchmarks.networks import GLEANSR, PEER, PLAIN
 from benchmarks.stages import STAGES, stage_seconds
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
@@ -42,7 +42,7 @@ def costs(config: GLEANConfig, batch: int = 2) -> dict[str, Cost]:
 
 
 def architecture(model: Path) -> GLEANConfig:
-    return networks.chosen(str(model), None, None, (64, 1024)).architecture
+    return networks.find_network(str(model), None, None, (64, 1024)).architecture
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_stages_take_time_together_and_nothing_shows_where_there_are_none():
 def test_small_ceilings_are_measured_and_their_arithmetic_is_right():
     ceilings = Ceilings("bfloat16", CPU, small=True)
     assert ceilings.gflop == {"matrix_gflops": 2 * 16**3 / 1e9, "convolution_gflops": 2 * 4 * 4 * 9 * 8 * 8 / 1e9}
-    found = measure.in_turn(ceilings.runs("bfloat16 "), 3)
+    found = measure.interleaved(ceilings.runs("bfloat16 "), 3)
     assert list(found) == [f"bfloat16 {name}" for name in NAMES]
     assert all(np.isfinite(value) and value > 0 for values in found.values() for value in values)
 
@@ -130,7 +130,7 @@ def test_runs_take_turns_after_the_warm_up():
         order.append(name)
         return float(len(order))
 
-    found = measure.in_turn({name: functools.partial(run, name) for name in "ab"}, 2)
+    found = measure.interleaved({name: functools.partial(run, name) for name in "ab"}, 2)
     assert "".join(order) == "ababab"
     assert found == {"a": [3, 5], "b": [4, 6]}
 
@@ -142,8 +142,11 @@ def made_report() -> report.Report:
     """Of made-up seconds: 100 GFLOP, 1 GB in float32, ceilings of 400 and 200 GFLOP/s."""
     cost, ceilings = Cost(100 * 10**9, 250 * 10**6), {"convolution_gflops": 400.0, "matrix_gflops": 200.0, "copy_gbs": 10.0}
     half = {name: 4 * value for name, value in ceilings.items()}
-    ours = report.entry(OURS, "float32", [0.5, 1.0, 4.0], cost, ceilings, 2) | {"peak_mib": 50.0, "differences": {"mmagic, float32": 3e-6}}
-    bfloat16 = report.entry(OURS, "bfloat16", [0.25, 0.25, 0.25], cost, half, 2) | {"peak_mib": 60.0}
+    ours = report.entry(GLEANSR, "float32", [0.5, 1.0, 4.0], cost, ceilings, 2) | {
+        "peak_mib": 50.0,
+        "differences": {"mmagic, float32": 3e-6},
+    }
+    bfloat16 = report.entry(GLEANSR, "bfloat16", [0.25, 0.25, 0.25], cost, half, 2) | {"peak_mib": 60.0}
     stage = Cost(20 * 10**9, 10**8).as_dict("float32") | {"seconds": 0.2, "gflops": 100.0}
     peer = report.entry(PEER, "float32", [2.0, 3.0, 2.5], cost, ceilings, 2) | {"peak_mib": 100.0, "stages": {"bank": stage}}
     onnx = report.entry("ONNX Runtime", "float32", [2.0, 2.0, 2.0], cost, ceilings, 2)
@@ -228,13 +231,13 @@ def test_the_roof_is_memory_and_then_the_faster_ceiling():
 def test_the_roofline_shows_networks_and_stages(tmp_path: Path):
     made = made_report()
     assert [(one.name, one.note, one.stage) for one in roofline.points(made)] == [
-        (OURS, "", False), (OURS, "", False), (PEER, "", False), (PEER, "bank", True), ("ONNX Runtime", "", False),
+        (GLEANSR, "", False), (GLEANSR, "", False), (PEER, "", False), (PEER, "bank", True), ("ONNX Runtime", "", False),
     ]  # fmt: skip
     roofline.draw(made, tmp_path / "roofline.png")
     with Image.open(tmp_path / "roofline.png") as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    for colour in (roofline.COLOURS[name] for name in (OURS, PEER, "ONNX Runtime")):
+    for colour in (roofline.COLOURS[name] for name in (GLEANSR, PEER, "ONNX Runtime")):
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels - wanted).max(-1) <= 1).sum() > 100, colour
 
@@ -252,12 +255,12 @@ def test_forward_passes_end_to_end(tiny_model: Path, tmp_path: Path, no_child: l
     assert printed == report.text(made) + "\n"
     assert plot.stat().st_size > 1000
     assert [case["batch"] for case in made["cases"]] == [1, 2]
-    network = networks.chosen(str(tiny_model), None, None, (64, 1024))
+    network = networks.find_network(str(tiny_model), None, None, (64, 1024))
     assert (network.in_size, network.out_size, network.trained) == (8, 32, True)
     for case in made["cases"]:
         single, half, plain, plain_half = case["contestants"]
         assert [(one["name"], one["precision"]) for one in case["contestants"]] == [
-            (OURS, "float32"), (OURS, "bfloat16"), (PLAIN, "float32"), (PLAIN, "bfloat16"),
+            (GLEANSR, "float32"), (GLEANSR, "bfloat16"), (PLAIN, "float32"), (PLAIN, "bfloat16"),
         ]  # fmt: skip
         assert single["gflop"] * 1e9 == total(networks.costs_of(network, case["batch"])).flop
         assert half["intensity"] == pytest.approx(2 * single["intensity"])
@@ -272,7 +275,7 @@ def test_forward_passes_end_to_end(tiny_model: Path, tmp_path: Path, no_child: l
 
 
 def test_a_process_of_its_own_says_its_memory_and_its_seconds(tiny_model: Path, capsys: pytest.CaptureFixture[str]):
-    for name in (OURS, PLAIN):
+    for name in (GLEANSR, PLAIN):
         forward.main([f"--network={tiny_model}", "--rounds=2", "--device=cpu", f"--alone={name},float32"])
         said = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert said["peak_mib"] is None or said["peak_mib"] > 10
@@ -281,9 +284,9 @@ def test_a_process_of_its_own_says_its_memory_and_its_seconds(tiny_model: Path, 
 
 @pytest.mark.slow
 def test_processes_are_started_and_say_what_failed(tiny_model: Path):
-    options = forward.parser().parse_args(["--device=cpu"])
-    network = networks.chosen(str(tiny_model), None, None, (64, 1024))
-    said = forward.in_child(options, network, OURS, "float32", batch=2, rounds=1)
+    options = forward.build_parser().parse_args(["--device=cpu"])
+    network = networks.find_network(str(tiny_model), None, None, (64, 1024))
+    said = forward.in_child(options, network, GLEANSR, "float32", batch=2, rounds=1)
     assert len(said["seconds"]) == 1
     with pytest.raises(measure.ChildError, match=r"ended with status 2: .*RESULT\.PNG"):
         measure.child("report", ["RESULT.PNG"])
@@ -318,7 +321,7 @@ def test_training_end_to_end(tiny_model: Path, tmp_path: Path, no_child: list[li
     printed, made = capsys.readouterr().out, json.loads(written.read_text(encoding="utf-8"))
     assert printed == report.text(made) + "\n"
     ours, plain = made["cases"][0]["contestants"]
-    assert (ours["name"], plain["name"]) == (OURS, PLAIN)
+    assert (ours["name"], plain["name"]) == (GLEANSR, PLAIN)
     assert ours["gflop"] < plain["gflop"]  # no gradient of the bank's weights
     assert ours["gflop"] * 1e9 > 2 * total(costs(architecture(tiny_model), batch=2)).flop  # forwards, and backwards at least as much
     assert [arguments[-1] for arguments in no_child] == ["--alone=gleansr", "--alone=plain formulation"]
@@ -333,10 +336,10 @@ def test_a_step_trains_the_generator_and_the_discriminator(monkeypatch: pytest.M
         made.append(training.plain(network, device))
         return made[-1]
 
-    monkeypatch.setattr(training, "ours", kept)
+    monkeypatch.setattr(training, "gleansr", kept)
     network = networks.Network("tiny", 8, 16, tiny(), trained=False)
-    options = training.parser().parse_args(["--precision=bfloat16"])
-    run = training.step(OURS, network, options, CPU)
+    options = training.build_parser().parse_args(["--precision=bfloat16"])
+    run = training.step(GLEANSR, network, options, CPU)
     model, discriminator, parameters = made[0]
     before = copy.deepcopy([model.state_dict(), discriminator.state_dict()])
     run(training.gts(network, options, CPU))
@@ -436,7 +439,7 @@ def test_mmagics_network_has_our_weights_and_is_made_importable_once(
     for case in made["cases"]:
         ours, _, *peers = case["contestants"]
         assert [(one["name"], one["precision"]) for one in case["contestants"][1:]] == [
-            (OURS, "bfloat16"), (PEER, "float32"), (PEER, "bfloat16"),
+            (GLEANSR, "bfloat16"), (PEER, "float32"), (PEER, "bfloat16"),
         ]  # fmt: skip
         assert ours["differences"]["mmagic, float32"] < 1e-4 < ours["differences"]["mmagic, bfloat16"] < 0.2
         assert all(peer["stages"] for peer in peers)
@@ -460,7 +463,7 @@ def test_a_light_network_beside_mmagics_has_its_own_arithmetic_and_weights(
     assert ours["differences"] == {}
     training.main([*arguments, "--precision=bfloat16"])
     case = json.loads(capsys.readouterr().out)["cases"][0]
-    assert [(one["name"], one["precision"]) for one in case["contestants"]] == [(OURS, "bfloat16"), (PEER, "float32")]
+    assert [(one["name"], one["precision"]) for one in case["contestants"]] == [(GLEANSR, "bfloat16"), (PEER, "float32")]
     assert set(case["ceilings"]) == {"float32", "bfloat16"}
     assert no_child[-2][-1] == "--alone=gleansr"
     assert no_child[-1][-1] == f"--peer={stand_in}"
@@ -472,8 +475,8 @@ def test_a_light_network_beside_mmagics_has_its_own_arithmetic_and_weights(
 @pytest.mark.parametrize(
     ("main", "arguments", "expected"),
     [
-        (forward.main, ["--peer=/nowhere"], "--peer /nowhere: it must hold mmagic_glean.py"),
-        (training.main, ["--peer=/nowhere"], "--peer /nowhere: it must hold mmagic_glean.py"),
+        (forward.main, ["--peer=/nowhere"], "--peer /nowhere: has no mmagic_glean.py"),
+        (training.main, ["--peer=/nowhere"], "--peer /nowhere: has no mmagic_glean.py"),
         (forward.main, ["--network=dogs-9x"], "dogs-9x"),
         (training.main, ["--network=dogs-9x"], "dogs-9x"),
         (pipeline.main, ["--model=dogs-9x"], "dogs-9x"),
@@ -484,8 +487,8 @@ def test_a_light_network_beside_mmagics_has_its_own_arithmetic_and_weights(
         (forward.main, ["--in-size=48"], "full cannot be 48→1024"),
         (forward.main, ["--out-size=100"], "full cannot be 64→100"),
         (training.main, ["--in-size=256"], "full cannot be 256→256"),
-        (forward.main, ["--batch", "0"], "'0' is no positive whole number"),
-        (pipeline.main, ["--rounds=-1"], "'-1' is no positive whole number"),
+        (forward.main, ["--batch", "0"], "'0' is not a positive whole number"),
+        (pipeline.main, ["--rounds=-1"], "'-1' is not a positive whole number"),
         (forward.main, ["--json=/nowhere/report.json"], "there is no folder /nowhere"),
         (training.main, ["--plot=roofline.jpg"], "roofline.jpg must end in .png or .pdf"),
     ],
@@ -502,11 +505,11 @@ def test_wrong_requests_are_refused_in_one_line_before_any_work(
 def test_what_mmagic_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mmagic_glean.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
     monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "mmcv" else name)
-    with pytest.raises(RequestError, match="--peer wants mmcv; "):
+    with pytest.raises(RequestError, match="--peer needs mmcv; "):
         measure.mmagic(str(tmp_path))
     monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: name)
     monkeypatch.delitem(sys.modules, "mmagic_glean", raising=False)
-    with pytest.raises(RequestError, match=r"lacks a package: .*a_package_that_is_not_there"):
+    with pytest.raises(RequestError, match=r"needs a package: .*a_package_that_is_not_there"):
         measure.mmagic(str(tmp_path))
     assert str(tmp_path) not in sys.path
 
@@ -516,22 +519,22 @@ def test_networks_without_a_glean_are_enlarged_but_not_trained_nor_compared_with
 ):
     path = tmp_path / "esrgan.safetensors"
     native.save(path, {"generator": RRDBNet(RRDBNetConfig(features=4, n_blocks=1, growth=2))}, native.About("esrgan"))
-    network = networks.chosen(str(path), 8, None, (64, 1024))
+    network = networks.find_network(str(path), 8, None, (64, 1024))
     assert (network.in_size, network.out_size) == (8, 32)
     lr = forward.lr_of(network, 1, CPU)
     with torch.inference_mode():
-        ours, plain = networks.ours(network.build(), "float32", CPU), networks.plain(network.build(), "float32", CPU)
+        ours, plain = networks.default(network.build(), "float32", CPU), networks.plain(network.build(), "float32", CPU)
         assert torch.allclose(ours.forward(lr), plain.forward(lr), atol=1e-4)
-    assert "no GLEAN" in refused(training.main, [f"--network={path}", "--device=cpu"], capsys)[1]
+    assert "is not a GLEAN" in refused(training.main, [f"--network={path}", "--device=cpu"], capsys)[1]
 
 
 def test_other_sizes_of_a_file_are_cut_out_of_its_table(tiny_model: Path):
-    cut = networks.chosen(str(tiny_model), 4, 16, (64, 1024))
+    cut = networks.find_network(str(tiny_model), 4, 16, (64, 1024))
     assert (cut.in_size, cut.out_size, cut.trained) == (4, 16, False)
     assert cut.architecture.bank.channels == architecture(tiny_model).bank.channels[:3]
     assert cut.build()(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 16, 16)
     with pytest.raises(RequestError, match="its channel table has 4, 8, 16, 32 px"):
-        networks.chosen(str(tiny_model), 8, 64, (64, 1024))
+        networks.find_network(str(tiny_model), 8, 64, (64, 1024))
 
 
 def test_failed_work_is_told_from_a_wrong_request(capsys: pytest.CaptureFixture[str]):

@@ -159,7 +159,7 @@ def generate(t, z, embedding, norm=None):
     return conv(t, "output_layer.2", x.clamp(min=0)).tanh()
 
 
-def judge(t, x):
+def discriminate(t, x):
     """Features and logits. The last image of features is rectified, as the official code does in place."""
     n = sum(name.endswith(".0.conv1.weight") for name in t)
     found = []
@@ -239,7 +239,7 @@ def test_discriminator(config, saved):
     assert isinstance(model, BigGANDiscriminator)
     image = torch.rand(2, 3, config.resolution, config.resolution).double() * 2 - 1
     with torch.inference_mode():
-        features, logits = judge(doubles(tensors), image)
+        features, logits = discriminate(doubles(tensors), image)
         ours = model.features(image)
         assert_equal(model(image), logits)
     assert len(ours) == len(features)
@@ -304,9 +304,9 @@ def test_bfloat16_is_close_to_float32(saved):
         exact = model(z, classes)
         with torch.autocast("cpu", torch.bfloat16):
             rough = model(z, classes)
-            judged = critic(exact)
+            rough_logits = critic(exact)
         assert 0 < (rough - exact).abs().mean() < 0.1 * exact.std()
-        assert 0 < (judged - critic(exact)).abs().max() < 0.05 * critic(exact).abs().max()
+        assert 0 < (rough_logits - critic(exact)).abs().max() < 0.05 * critic(exact).abs().max()
 
 
 # --------------------------------------------------------------------------------------------------- what DGP does with them
@@ -475,15 +475,15 @@ def test_native_files(saved, tmp_path, capsys):
     model, critic = both(saved)
     path = tmp_path / "native.safetensors"
     native.save(path, {"generator": model, "discriminator": critic}, native.About("tiny"))
-    again, judge_again = load_model(path), load_model(path, part="discriminator")
-    assert (again.config, judge_again.config) == (CONFIG, CRITIC)
+    loaded, loaded_critic = load_model(path), load_model(path, part="discriminator")
+    assert (loaded.config, loaded_critic.config) == (CONFIG, CRITIC)
     z, classes = torch.randn(2, CONFIG.code_dim), torch.tensor([0, 4])
     with torch.inference_mode():
         image = model(z, classes)
         # Equal weights may still be rounded otherwise where they lie otherwise in memory.
-        torch.testing.assert_close(again(z, classes), image, rtol=0, atol=1e-5)
-        torch.testing.assert_close(judge_again(image), critic(image), rtol=1e-5, atol=1e-5)
-    for one, other in ((model, again), (critic, judge_again)):
+        torch.testing.assert_close(loaded(z, classes), image, rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded_critic(image), critic(image), rtol=1e-5, atol=1e-5)
+    for one, other in ((model, loaded), (critic, loaded_critic)):
         assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
     main(["models", "info", str(path)])
     said = capsys.readouterr().out

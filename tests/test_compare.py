@@ -33,7 +33,7 @@ from gleansr.evaluation.metrics import frechet_distance, psnr
 from gleansr.evaluation.plan import Comparison, plan
 from gleansr.evaluation.records import Records
 from gleansr.evaluation.runner import ComputeConfig, MethodError, MethodProcess
-from gleansr.evaluation.summary import MethodSummary, summary, tables
+from gleansr.evaluation.summary import MethodSummary, summarise, tables
 from gleansr.images.pixels import quantize
 from gleansr.images.resize import degrade, resize
 
@@ -43,7 +43,7 @@ SEARCH = {"steps": 60, "fit_samples": 50}
 
 @pytest.fixture(scope="module", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """PULSE's fits are kept somewhere else than at home."""
+    """Stores PULSE's fits in a temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLEANSR_HOME", str(tmp_path_factory.mktemp("home")))
         yield
@@ -51,7 +51,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three smooth images 32x32 with names that want quoting."""
+    """Three smooth images of 32x32 with names that need quoting."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for name in NAMES:
@@ -69,12 +69,12 @@ def entries(model: Path, **search: Any) -> list[ComparedMethod]:
 
 
 def planned(images: Path, methods: Sequence[ComparedMethod], **options: Any) -> Comparison:
-    return plan(str(images), methods, scale=4, place=ComputeConfig("cpu", threads=1), limit_slow=2, **options)
+    return plan(str(images), methods, scale=4, compute=ComputeConfig("cpu", threads=1), limit_slow=2, **options)
 
 
 @dataclasses.dataclass
-class Done:
-    """A comparison that has run: GLEAN and bicubic on three images, PULSE on two."""
+class FinishedComparison:
+    """A finished comparison: GLEAN and bicubic on three images, PULSE on two."""
 
     output: Path
     report: dict[str, Any]
@@ -87,27 +87,27 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(images: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(images: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedComparison:
     output = tmp_path_factory.mktemp("comparison") / "out"
-    return Done(output, compare(planned(images, entries(tiny_model)), output))
+    return FinishedComparison(output, compare(planned(images, entries(tiny_model)), output))
 
 
 def without_costs(value: Any) -> Any:
-    """`value` without what differs from run to run."""
+    """`value` without time and memory."""
     if isinstance(value, dict):
         return {key: without_costs(item) for key, item in value.items() if key not in ("seconds", "memory", "peak", "own")}
     return [without_costs(item) for item in value] if isinstance(value, list) else value
 
 
 def listening() -> tuple[Watcher, list[str]]:
-    said: list[str] = []
-    return Watcher(say=said.append), said
+    messages: list[str] = []
+    return Watcher(message=messages.append), messages
 
 
 # ---------------------------------------------------------------------------------------------------------------- figures
 
 
-def test_figures_are_those_of_the_stored_images(done: Done, images: Path):
+def test_figures_are_those_of_the_stored_images(done: FinishedComparison, images: Path):
     assert [method["label"] for method in done.report["methods"]] == ["glean", "bicubic", "pulse"]
     assert [method["pictures"] for method in done.report["methods"]] == [3, 3, 2]
     assert done.report["common"]["pictures"] == 2
@@ -131,7 +131,7 @@ def test_figures_are_those_of_the_stored_images(done: Done, images: Path):
     assert "compositeWithTrainedAlgorithmicMedia" in (done.output / "pictures" / "glean" / NAMES[0]).read_bytes().decode("latin-1")
 
 
-def test_json_says_how_it_was_made(done: Done, tiny_model: Path):
+def test_json_holds_the_protocol(done: FinishedComparison, tiny_model: Path):
     report = json.loads((done.output / "comparison.json").read_text())
     assert report == done.report
     protocol = report["protocol"]
@@ -154,7 +154,7 @@ def test_json_says_how_it_was_made(done: Done, tiny_model: Path):
     assert done.method("glean")["licence"] == "CC0-1.0"
 
 
-def test_csv_has_a_row_a_image_and_method(done: Done):
+def test_csv_has_a_row_for_each_image_and_method(done: FinishedComparison):
     with (done.output / "comparison.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["picture"]) for row in rows] == [
@@ -169,12 +169,12 @@ def test_csv_has_a_row_a_image_and_method(done: Done):
     assert all("PULSE did not reach eps" in row["note"] for row in rows if row["method"] == "pulse")
 
 
-def test_markdown_compares_like_with_like(done: Done):
+def test_markdown_compares_like_with_like(done: FinishedComparison):
     text = (done.output / "comparison.md").read_text(encoding="utf-8")
     everything, shared, relative = re.split(r"\n## ", text)[1:4]
     assert "**" not in everything  # methods had different numbers of images
     assert "| images |" in everything
-    assert shared.startswith("The 2 images that all methods had")
+    assert shared.startswith("The 2 images of all methods")
     best = max(done.report["common"]["methods"], key=lambda method: method["means"]["psnr"])
     assert re.search(rf"^\| {best['label']} \| \*\*{best['means']['psnr']:.2f} ± ", shared, re.MULTILINE)
     assert shared.count("\n| bicubic |") == 1
@@ -187,7 +187,7 @@ def test_markdown_compares_like_with_like(done: Done):
     assert "steps=60" in text
 
 
-def test_page_shows_every_image_and_loads_nothing_else(done: Done):
+def test_page_shows_every_image_and_loads_nothing_else(done: FinishedComparison):
     page = (done.output / "index.html").read_text(encoding="utf-8")
     sources = [unquote(html.unescape(source)) for source in re.findall(r'<img src="([^"]+)"', page)]
     wanted = {f"pictures/{label}/{name}" for label in ("low", "truth", "glean", "bicubic") for name in NAMES}
@@ -204,7 +204,7 @@ def test_page_shows_every_image_and_loads_nothing_else(done: Done):
     assert data["pictures"][0]["figures"]["glean"] == done.records("glean")[NAMES[0]]["metrics"]
 
 
-def test_evaluating_gives_the_same_figures(done: Done, images: Path, tiny_model: Path):
+def test_evaluating_gives_the_same_figures(done: FinishedComparison, images: Path, tiny_model: Path):
     report = evaluate(planned(images, entries(tiny_model)[:2]))
     for method in report["methods"]:
         means, wanted = dict(method["means"]), dict(done.method(method["label"])["means"])
@@ -227,7 +227,7 @@ def test_sets_are_compared_over_the_same_images():
             label, "glean", None, None, {}, None, None, records, {"squeezenet_frechet": features[:n]}, {"squeezenet_frechet": gt[:n]}
         )
 
-    report = summary([outcome("a", a, 5), outcome("b", b, 3)])
+    report = summarise([outcome("a", a, 5), outcome("b", b, 3)])
     assert report["methods"][0]["means"]["squeezenet_frechet"] == frechet_distance(a, gt)
     assert [m["means"]["squeezenet_frechet"] for m in report["common"]["methods"]] == [frechet_distance(x[:3], gt[:3]) for x in (a, b)]
     assert report["methods"][0]["means"]["psnr"] == "inf"
@@ -235,23 +235,23 @@ def test_sets_are_compared_over_the_same_images():
     assert list(tables(report))[1].rows["a"][0].text == "inf"
 
 
-# ------------------------------------------------------------------------------------------------------- going on with it
+# --------------------------------------------------------------------------------------------------------------- resuming
 
 _SCRIPT = """
 import sys, torch
 from pathlib import Path
 from gleansr.evaluation.compare import compare
-from gleansr.evaluation.entries import Entry
+from gleansr.evaluation.entries import ComparedMethod
 from gleansr.evaluation.plan import plan
-from gleansr.evaluation.runner import Place
+from gleansr.evaluation.runner import ComputeConfig
 images, model, output = sys.argv[1:]
 torch.set_num_threads(1)
-entry = Entry("pulse", "pulse", model, {search})
-compare(plan(images, [entry], scale=4, place=Place("cpu", threads=1), limit_slow=2), Path(output))
+entry = ComparedMethod("pulse", "pulse", model, {search})
+compare(plan(images, [entry], scale=4, compute=ComputeConfig("cpu", threads=1), limit_slow=2), Path(output))
 """
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_the_same(done: Done, images: Path, tiny_model: Path, tmp_path: Path):
+def test_a_killed_run_resumes_with_equal_results(done: FinishedComparison, images: Path, tiny_model: Path, tmp_path: Path):
     command = [sys.executable, "-c", _SCRIPT.format(search=SEARCH), str(images), str(tiny_model), str(tmp_path / "out")]
     process = subprocess.Popen(command)
     file = tmp_path / "out" / "records" / "pulse.jsonl"
@@ -262,12 +262,12 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(done: Done, images: Pat
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     with file.open("a") as torn:
         torn.write('{"name": "c d.p')
-    watcher, said = listening()
+    watcher, messages = listening()
     report = compare(planned(images, entries(tiny_model)[2:]), tmp_path / "out", watcher)
-    assert said == ["pulse: 2 of 2 images, 1 of them before"]
+    assert messages == ["pulse: 2 of 2 images, 1 of them from an earlier run"]
     alone = {"above_bicubic": None}  # here without bicubic
     assert without_costs(report["methods"][0]) == without_costs(done.method("pulse")) | alone
-    resumed = Done(tmp_path / "out", report)
+    resumed = FinishedComparison(tmp_path / "out", report)
     assert without_costs(resumed.records("pulse")) == without_costs(done.records("pulse"))
     for name in NAMES[:2]:
         assert (resumed.output / "pictures" / "pulse" / name).read_bytes() == (done.output / "pictures" / "pulse" / name).read_bytes()
@@ -285,19 +285,19 @@ def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if sys.platform == "linux" else []
 
 
-def test_searches_side_by_side_make_the_same_of_each_image(done: Done, images: Path, tiny_model: Path, tmp_path: Path):
-    comparison = plan(str(images), entries(tiny_model), scale=4, place=ComputeConfig("cpu", threads=2), limit_slow=2, jobs=2)
+def test_parallel_searches_give_equal_results(done: FinishedComparison, images: Path, tiny_model: Path, tmp_path: Path):
+    comparison = plan(str(images), entries(tiny_model), scale=4, compute=ComputeConfig("cpu", threads=2), limit_slow=2, jobs=2)
     glean, _, pulse = comparison.participants
-    assert [(made["jobs"], made["place"]["threads"]) for made in map(comparison.made, (glean, pulse))] == [(1, 2), (2, 1)]
-    together = Done(tmp_path / "out", compare(comparison, tmp_path / "out"))
+    assert [(c["jobs"], c["place"]["threads"]) for c in map(comparison.conditions, (glean, pulse))] == [(1, 2), (2, 1)]
+    together = FinishedComparison(tmp_path / "out", compare(comparison, tmp_path / "out"))
     assert without_costs(together.records("pulse")) == without_costs(done.records("pulse"))
     for name in NAMES[:2]:
         assert (together.output / "pictures" / "pulse" / name).read_bytes() == (done.output / "pictures" / "pulse" / name).read_bytes()
     assert "searches 2 images at once, each with 1 thread" in (together.output / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_a_search_that_fails_beside_others_ends_them(images: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    comparison = plan(str(images), entries(tiny_model, steps=10**6)[2:], scale=4, place=ComputeConfig("cpu", threads=2), jobs=2)
+def test_a_failing_search_ends_parallel_ones(images: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    comparison = plan(str(images), entries(tiny_model, steps=10**6)[2:], scale=4, compute=ComputeConfig("cpu", threads=2), jobs=2)
 
     def killed(self: MethodProcess, lr: torch.Tensor, report: Any = None) -> Any:
         self._process.kill()
@@ -313,16 +313,16 @@ def test_a_search_that_fails_beside_others_ends_them(images: Path, tiny_model: P
     assert not multiprocessing.active_children()
 
 
-def test_nothing_runs_again_without_need_and_new_metrics_are_computed_from_the_images(
-    done: Done, images: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_repeated_comparison_runs_nothing_and_new_metrics_use_the_stored_images(
+    done: FinishedComparison, images: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("gleansr.evaluation.compare.Runner", None)
-    watcher, said = listening()
+    monkeypatch.setattr("gleansr.evaluation.compare.MethodProcess", None)
+    watcher, messages = listening()
     assert compare(planned(images, entries(tiny_model)), done.output, watcher) == done.report
-    assert said == [
-        "glean: 3 of 3 images, 3 of them before",
-        "bicubic: 3 of 3 images, 3 of them before",
-        "pulse: 2 of 2 images, 2 of them before",
+    assert messages == [
+        "glean: 3 of 3 images, 3 of them from an earlier run",
+        "bicubic: 3 of 3 images, 3 of them from an earlier run",
+        "pulse: 2 of 2 images, 2 of them from an earlier run",
     ]
     fewer = compare(planned(images, entries(tiny_model), limit=2), done.output, watcher)
     assert [method["pictures"] for method in fewer["methods"]] == [2, 2, 2]
@@ -331,12 +331,14 @@ def test_nothing_runs_again_without_need_and_new_metrics_are_computed_from_the_i
     other = compare(planned(images, entries(tiny_model), metrics=["psnr"], crop=4), done.output, watcher)
     assert list(other["methods"][0]["means"]) == ["psnr"]
     assert other["methods"][0]["means"]["psnr"] != done.method("glean")["means"]["psnr"]
-    assert "glean: is judged anew from its images: other judge.crop_border, judge.metrics, judge.sha256.squeezenet" in said
-    # Judged from the files, the figures are bit for bit what they were when judged from the network's output.
+    assert "glean: measures the stored images again: changed judge.crop_border, judge.metrics, judge.sha256.squeezenet" in messages
+    # Computed from the files, the values are bit for bit those computed from the network's output.
     assert compare(planned(images, entries(tiny_model)), done.output, watcher) == done.report
 
 
-def test_what_changed_starts_anew_and_what_fails_stops_nobody(done: Done, images: Path, tiny_model: Path, tmp_path: Path):
+def test_changed_methods_start_again_and_failures_do_not_stop_others(
+    done: FinishedComparison, images: Path, tiny_model: Path, tmp_path: Path
+):
     changed = tmp_path / "pictures"
     (changed / "sub").mkdir(parents=True)
     for name in NAMES:
@@ -349,13 +351,13 @@ def test_what_changed_starts_anew_and_what_fails_stops_nobody(done: Done, images
     model.write_bytes(tiny_model.read_bytes())
     comparison = planned(changed, entries(model, steps=1))
     model.unlink()
-    watcher, said = listening()
-    after = Done(output, compare(comparison, output, watcher))
-    assert f"glean: failed: {model}: no such file" in said[0]
-    assert said[1:4] == [
-        "glean: 2 of 3 images, 2 of them before",
-        "bicubic: 3 of 3 images, 2 of them before",
-        "pulse: starts anew: other settings.steps",
+    watcher, messages = listening()
+    after = FinishedComparison(output, compare(comparison, output, watcher))
+    assert f"glean: failed: {model}: no such file" in messages[0]
+    assert messages[1:4] == [
+        "glean: 2 of 3 images, 2 of them from an earlier run",
+        "bicubic: 3 of 3 images, 2 of them from an earlier run",
+        "pulse: starts again: changed settings.steps",
     ]
     assert after.method("glean")["failed"].startswith(f"{model}: no such file")
     assert after.method("bicubic")["failed"] is None
@@ -385,16 +387,16 @@ def test_a_process_that_ends_is_a_failed_method():
         assert torch.equal(run.images, torch.zeros(2, 3, 16, 16))
         assert run.notes == ["", ""]
         os.kill(runner._process.pid or 0, signal.SIGKILL)
-        with pytest.raises(MethodError, match=r"its process was ended by SIGKILL, perhaps for lack of memory"):
+        with pytest.raises(MethodError, match=r"its process was ended by SIGKILL, possibly for lack of memory"):
             runner(torch.zeros(1, 3, 4, 4))
 
 
-def test_records_survive_a_torn_line_and_know_what_changed(tmp_path: Path):
-    made = {"model": "a", "place": {"threads": 1}, "size": math.inf}
+def test_records_drop_an_incomplete_line_and_list_changes(tmp_path: Path):
+    conditions = {"model": "a", "place": {"threads": 1}, "size": math.inf}
     records = Records(tmp_path / "records" / "x.jsonl")
-    assert records.made is None
-    assert records.differences(made) == []
-    records.begin(made, {})
+    assert records.conditions is None
+    assert records.differences(conditions) == []
+    records.begin(conditions, {})
     for name, value in (("one", 1.5), ("two", math.inf), ("one", 2.5)):
         records.add({"name": name, "value": value})
     whole = records.path.read_text()
@@ -408,14 +410,14 @@ def test_records_survive_a_torn_line_and_know_what_changed(tmp_path: Path):
             {"one": 2.5, "two": math.inf},
         )
     assert dict(read) == {"one": {"name": "one", "value": 2.5}, "two": {"name": "two", "value": "inf"}}
-    assert read.differences(made) == []
-    assert read.differences(copy.deepcopy(made) | {"model": "b", "place": {"threads": 2, "gpu": "x"}}) == [
+    assert read.differences(conditions) == []
+    assert read.differences(copy.deepcopy(conditions) | {"model": "b", "place": {"threads": 2, "gpu": "x"}}) == [
         "model",
         "place.gpu",
         "place.threads",
     ]
     records.path.write_text('{"other": 1}\n')
-    with pytest.raises(RequestError, match="is not a file of records"):
+    with pytest.raises(RequestError, match="is not a records file"):
         Records(records.path)
 
 
@@ -438,23 +440,23 @@ def test_ground_truths_are_fitted_and_prepared_images_matched(tmp_path: Path, ca
     pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(pixels).save(lr / "b.bmp")
     assert len(GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr), limit=1)) == 1
-    with pytest.raises(RequestError, match=r"has no image for sub/a.webp of .*such as sub/a.png, or leave --low out"):
+    with pytest.raises(RequestError, match=r"has no image for sub/a.webp of .*such as sub/a.png, or leave --lr out"):
         GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr))
     Image.fromarray(pixels).save(lr / "sub" / "a.png")
     prepared = GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr))[0]
     assert torch.equal(prepared.lr, ((torch.from_numpy(pixels).permute(2, 0, 1)[None].double() - 127.5) / 127.5).float())
     assert prepared.low_sha256 != prepared.sha256
-    with pytest.raises(ImageError, match=r"b.bmp: is 8x8, but the images of --low must be 4x4"):
+    with pytest.raises(ImageError, match=r"b.bmp: is 8x8, but the images of --lr must be 4x4"):
         GroundTruth(str(sr), EvaluationTask(32, 8), lr=str(lr))[0]
     Image.fromarray(pixels).save(lr / "b.png")
-    with pytest.raises(RequestError, match=r"b.bmp and b.png differ in their suffix only"):
+    with pytest.raises(RequestError, match=r"b.bmp and b.png differ only in their suffix"):
         GroundTruth(str(sr), EvaluationTask(32, 4), lr=str(lr))
 
     with pytest.raises(ImageError, match=r"b.png: 64x64 is too small for 128x128; --small enlarge"):
         GroundTruth(str(sr), EvaluationTask(128, 4))[0]
     assert GroundTruth(str(sr), EvaluationTask(128, 4, small="enlarge"))[0].gt.shape == (1, 3, 128, 128)
     (sr / "z.png").write_text("no image")
-    with pytest.raises(ImageError, match=r"z.png: is not an image of a known kind; .*; take it out"):
+    with pytest.raises(ImageError, match=r"z.png: is not an image of a known kind; .*; remove it from the test images"):
         GroundTruth(str(sr), EvaluationTask(32, 4))[2]
     for wrong, words in {"size 32 ": (32, 3), "size 30 ": (30, 4), "--scale": (32, 1)}.items():
         with pytest.raises(RequestError, match=wrong):
@@ -481,7 +483,7 @@ def test_entries_of_a_command_line():
     ]
 
 
-def test_a_method_without_a_model_says_how_to_train_one(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_for_a_missing_model_names_the_recipe(monkeypatch: pytest.MonkeyPatch):
     def bundled(method: str, scale: int) -> str:
         raise RequestError("none")
 
@@ -495,44 +497,44 @@ def test_a_method_without_a_model_says_how_to_train_one(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("methods", "models", "changes", "words"),
     [
-        ("glaen", [], [], "no method is named 'glaen'; did you mean 'glean'?"),
-        (" ,", [], [], "--methods takes names with commas between"),
+        ("glaen", [], [], "unknown method 'glaen'; did you mean 'glean'?"),
+        (" ,", [], [], "--methods takes comma-separated names"),
         (
             "plain,esrgan+",
             [],
             [],
             "plain needs a file: --models plain=FILE; esrgan+ needs a file",
         ),
-        ("glean", ["glean=a", "glean=b"], [], "--models gives glean twice; tell them apart by labels: glean:one=FILE glean:two=FILE"),
-        ("bicubic,bicubic", [], [], "two methods are labelled 'bicubic'"),
-        ("glean,plain", ["glean=a", "plain:GLEAN=b"], [], "two methods are labelled 'GLEAN'"),
+        ("glean", ["glean=a", "glean=b"], [], "--models gives glean twice; add labels: glean:one=FILE glean:two=FILE"),
+        ("bicubic,bicubic", [], [], "two methods have the label 'bicubic'"),
+        ("glean,plain", ["glean=a", "plain:GLEAN=b"], [], "two methods have the label 'GLEAN'"),
         ("glean", ["plain=a"], [], "plain is not one of --methods glean"),
         ("glean", ["a.pth"], [], "--models takes METHOD=FILE"),
         ("bicubic", ["bicubic=a"], [], "bicubic takes no model"),
-        ("glean", ["glean:truth=a"], [], "cannot be labelled 'truth'"),
-        ("glean", ["glean:../x=a"], [], "cannot be labelled '../x'"),
+        ("glean", ["glean:truth=a"], [], "invalid label 'truth'"),
+        ("glean", ["glean:../x=a"], [], "invalid label '../x'"),
         ("bicubic", [], ["pulse.steps=5"], "--set takes METHOD.name=value, such as pulse.steps=50, with a method of bicubic"),
         ("bicubic", [], ["steps"], "--set takes METHOD.name=value"),
     ],
 )
-def test_entries_that_cannot_be(methods: str, models: list[str], changes: list[str], words: str):
+def test_invalid_methods_are_refused(methods: str, models: list[str], changes: list[str], words: str):
     with pytest.raises(RequestError) as error:
         parse_entries(methods, models, changes, 32)
     assert words in str(error.value)
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_runs(images: Path, tiny_model: Path, tmp_path: Path):
+def test_invalid_comparisons_are_refused_before_anything_runs(images: Path, tiny_model: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     bicubic, glean = ComparedMethod("bicubic", "bicubic"), ComparedMethod("glean", "glean", str(tiny_model))
     for words, (data, methods, options) in {
-        "none of these methods makes images of a size of its own": (images, [bicubic], {}),
-        "these differ: glean 32, --size 16": (images, [glean], {"size": 16}),
-        "enlarges 4 times, not 3 times": (images, [glean], {"scale": 3}),
-        "--scale must be a divisor of the size 32": (images, [bicubic], {"scale": 3, "size": 32}),
+        "none of these methods has a fixed size": (images, [bicubic], {}),
+        "must return images of one size, not glean 32, --size 16": (images, [glean], {"size": 16}),
+        "has a scale of 4x, not 3x": (images, [glean], {"scale": 3}),
+        "--scale must divide the size 32": (images, [bicubic], {"scale": 3, "size": 32}),
         "no images in it": (tmp_path / "empty", [glean], {}),
         "no such file or folder": (tmp_path / "missing.zip", [glean], {}),
-        "no metric is named 'psrn': did you mean psnr?": (images, [glean], {"metrics": ["psrn"]}),
-        "squeezenet_frechet want sets of at least 2 images, not of 1": (
+        "unknown metric 'psrn': did you mean psnr?": (images, [glean], {"metrics": ["psrn"]}),
+        "squeezenet_frechet need at least 2 images, not 1": (
             images,
             [glean],
             {"limit": 1, "metrics": ["squeezenet_frechet"]},
@@ -542,32 +544,32 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(images: Path, t
         "--limit must be at least 1": (images, [glean], {"limit": 0}),
         "--limit-slow must be at least 1": (images, [glean], {"limit_slow": 0}),
         "--jobs must be at least 1": (images, [glean], {"jobs": 0}),
-        "two methods are labelled": (images, [glean, glean], {}),
+        "two methods have the label": (images, [glean, glean], {}),
         "no method to compare": (images, [], {}),
         "glean has no settings": (images, [dataclasses.replace(glean, settings={"steps": 5})], {}),
         "unknown key stepz, did you mean steps?": (images, [ComparedMethod("p", "pulse", str(tiny_model), {"stepz": 5})], {}),
-        "the device 'nowhere' is not there": (images, [glean], {"place": ComputeConfig("nowhere")}),
+        "the device 'nowhere' is not there": (images, [glean], {"compute": ComputeConfig("nowhere")}),
     }.items():
         with pytest.raises(RequestError) as error:
-            plan(str(data), methods, **({"scale": 4, "place": ComputeConfig("cpu")} | options))
+            plan(str(data), methods, **({"scale": 4, "compute": ComputeConfig("cpu")} | options))
         assert words in str(error.value)
         assert "\n" not in str(error.value)
-    assert [m.name for m in planned(images, [glean], limit=1).judge.metrics] == ["psnr", "ssim", "squeezenet_distance", "consistency"]
+    assert [m.name for m in planned(images, [glean], limit=1).suite.metrics] == ["psnr", "ssim", "squeezenet_distance", "consistency"]
 
 
-def test_a_folder_that_is_not_for_comparisons_is_left_alone(images: Path, tmp_path: Path):
+def test_other_folders_are_refused(images: Path, tmp_path: Path):
     comparison = planned(images, [ComparedMethod("bicubic", "bicubic")], size=32)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "index.html").write_text("mine")
-    with pytest.raises(RequestError, match="is not empty, and not of an earlier comparison"):
+    with pytest.raises(RequestError, match="is neither empty nor the folder of a comparison"):
         compare(comparison, tmp_path / "notes")
     with pytest.raises(RequestError, match="results must not lie among the images"):
         compare(comparison, images / "out")
-    with pytest.raises(RequestError, match="the folder cannot be made or read"):
+    with pytest.raises(RequestError, match="the folder cannot be created or read"):
         compare(comparison, tmp_path / "notes" / "index.html" / "out")
     (tmp_path / "music" / "records").mkdir(parents=True)
     (tmp_path / "music" / "records" / "kind of blue.flac").touch()
-    with pytest.raises(RequestError, match="is not empty, and not of an earlier comparison"):
+    with pytest.raises(RequestError, match="is neither empty nor the folder of a comparison"):
         compare(comparison, tmp_path / "music")
     from filelock import FileLock
 
@@ -604,7 +606,7 @@ def test_the_command_lines(images: Path, tiny_model: Path, tmp_path: Path, capsy
     (images / "notes.json").write_text('{"data": "mine"}')
     compare_tiny = ("compare", images, "--methods", "glean", "--models", f"glean={tiny_model}", "--device", "cpu")
     for words, arguments in {
-        "enlarges 4 times, not 8 times": compare_tiny,
+        "has a scale of 4x, not 8x": compare_tiny,
         "plain needs a file: --models plain=FILE": ("compare", images, "--methods", "plain", "--scale", "32"),
         "no model is named": ("evaluate", "dogs-8x", images),
         "no such file or folder": ("evaluate", tiny_model, tmp_path / "none"),

@@ -107,14 +107,14 @@ def test_lanczos2_pixel_by_pixel(size, factor):
         assert math.isclose(float(shrunk[y, x]), pixel(y, x), abs_tol=1e-6)
 
 
-def test_degradation_shrinks_by_either_kernel_and_enlarges_bilinearly():
+def test_degradation_downsamples_by_either_kernel_and_upsamples_bilinearly():
     image = torch.randn(2, 3, 32, 32)
     cpu = torch.device("cpu")
     bicubic, lanczos = Degradation(32, 8, "bicubic", cpu), Degradation(32, 8, "lanczos2", cpu)
-    torch.testing.assert_close(bicubic.shrink(image), resize(image, scale=1 / 8), atol=1e-5, rtol=0)
-    assert (bicubic.shrink(image) - lanczos.shrink(image)).abs().max() > 0.01
+    torch.testing.assert_close(bicubic.downsample(image), resize(image, scale=1 / 8), atol=1e-5, rtol=0)
+    assert (bicubic.downsample(image) - lanczos.downsample(image)).abs().max() > 0.01
     for degradation in (bicubic, lanczos):
-        lr = degradation.shrink(image)
+        lr = degradation.downsample(image)
         torch.testing.assert_close(degradation(image), F.interpolate(lr, scale_factor=8.0, mode="bilinear"), atol=1e-5, rtol=0)
         torch.testing.assert_close(degradation(torch.ones(1, 3, 32, 32)), torch.ones(1, 3, 32, 32))
 
@@ -288,7 +288,7 @@ def test_it_comes_nearer_to_the_given_image(kind):
     for iterations in (1, 12):
         made = method(kind, iterations=(iterations, iterations), mse_weights=(10.0, 10.0), latent_lrs=(3e-2, 1e-2))(lr)
         errors.append(float((resize(made.images.clamp(-1, 1), size=8) - lr).square().mean()))
-        assert made.notes[0].startswith(f"shrunk again, {-10 * math.log10(errors[-1] / 4):.1f} dB to the given image")
+        assert made.notes[0].startswith(f"downsampled, {-10 * math.log10(errors[-1] / 4):.1f} dB to the input")
     assert errors[1] < 0.8 * errors[0]
 
 
@@ -404,7 +404,7 @@ def test_a_search_that_goes_astray_is_an_error():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"iterations": (3,)}, "one entry per stage each: iterations has 1, tuned_groups has 2"),
+        ({"iterations": (3,)}, "one entry per stage: iterations has 1, tuned_groups has 2"),
         ({"iterations": (3, 0)}, "iterations must be 1 to"),
         ({"tuned_groups": (1, "most")}, 'tuned_groups must be numbers of 0 or more, or "all"'),
         ({"tuned_groups": (-1, 2)}, "tuned_groups must be numbers of 0"),
@@ -435,20 +435,20 @@ def test_settings_from_plain_data():
 
 def test_what_does_not_fit_together():
     bank, discriminator = networks("stylegan2")
-    biggan, judge = networks("biggan")
+    biggan, biggan_discriminator = networks("biggan")
 
-    def refused(message, generator, judge, scale, **changes):
+    def refused(message, generator, discriminator, scale, **changes):
         with pytest.raises(RequestError, match=message) as caught:
-            DGP(generator, judge, scale, settings(**changes), device="cpu")
+            DGP(generator, discriminator, scale, settings(**changes), device="cpu")
         assert "\n" not in str(caught.value)
 
-    refused("needs the bank's own discriminator, which this file lacks; `gleansr train-bank` writes", bank, None, 4)
-    refused("not of a Linear", bank, nn.Linear(1, 1), 4)
-    refused("for images of 64 px, but the bank makes 32 px", bank, judge, 4)
-    refused("a StyleGAN2Discriminator is none", discriminator, discriminator, 4)
+    refused("needs the bank's own discriminator, which this file lacks; train one with `gleansr train-bank`", bank, None, 4)
+    refused("not a Linear", bank, nn.Linear(1, 1), 4)
+    refused("for images of 64 px, but the bank generates 32 px", bank, biggan_discriminator, 4)
+    refused("not a StyleGAN2Discriminator", discriminator, discriminator, 4)
     for scale in (0, 1, 3, 32, 8.0):
-        refused(f"a power of two from 2 to 16, not {scale}", bank, discriminator, scale)
-    refused("class_index is 2, but a StyleGAN2 knows no classes", bank, discriminator, 4, class_index=2)
-    refused("class_index is 5, but this bank's classes are 0 to 4", biggan, judge, 4, class_index=5)
+        refused(f"powers of two from 2 to 16, not {scale}", bank, discriminator, scale)
+    refused("class_index is 2, but a StyleGAN2 has no classes", bank, discriminator, 4, class_index=2)
+    refused("class_index is 5, but this bank's classes are 0 to 4", biggan, biggan_discriminator, 4, class_index=5)
     with pytest.raises(RequestError, match=r"\(N, 3, 8, 8\), not \(1, 3, 4, 4\)"):
         method("stylegan2")(torch.zeros(1, 3, 4, 4))

@@ -13,7 +13,7 @@ from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
 from gleansr.evaluation.banks import evaluate_bank
 from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
-from gleansr.evaluation.judges import MetricSuite
+from gleansr.evaluation.metric_suite import MetricSuite
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
 CONFIG = StyleGAN2Config((8, 8, 8, 8), code_dim=8, mapping_layers=2)
@@ -78,7 +78,7 @@ def test_one_image_for_all_latents_is_seen(bank, drawn):
     ("options", "error"),
     [
         (("--samples", 1), "at least 2 samples"),
-        (("--limit", 3), "4 ground-truth images"),
+        (("--limit", 3), "4 ground truths"),
         (("--degradation", "real"), "is a bank, which enlarges no images"),
         (("--size", 32), "is a bank, which enlarges no images"),
     ],
@@ -96,5 +96,5 @@ def test_other_models_draw_no_samples(drawn, tiny_model, command):
 def test_another_size_is_refused(bank, drawn):
     model = native.read(bank).build(None, bank)
     assert isinstance(model, StyleGAN2)
-    with pytest.raises(RequestError, match="draws 32 px, but the ground-truth images have 16"):
+    with pytest.raises(RequestError, match="generates 32 px, but the ground truths have 16"):
         evaluate_bank(model, GroundTruth(str(drawn), EvaluationTask(16, 2)), MetricSuite(["squeezenet_frechet"]), samples=4)

@@ -1,4 +1,4 @@
-"""The figures of the supplement: pixels arrive unaltered, boxes where they belong, the same request makes the same file."""
+"""The figures of the supplement: unaltered pixels, positions of boxes, and reproducible files."""
 
 import os
 import re
@@ -18,9 +18,30 @@ import gleansr
 from gleansr.baselines import load
 from gleansr.errors import RequestError
 from gleansr.evaluation import figure_sheets as sheets
-from gleansr.evaluation.figure_rows import ComparisonFolder, choose, enlarge, open_images, retouches, task_of
-from gleansr.evaluation.figure_sheets import Exhibit, Retouch
-from gleansr.evaluation.figures import COLOUR, Heading, Panel, PanelBox, Row, Sheet, draw, place, save
+from gleansr.evaluation.comparison_folder import ComparisonFolder
+from gleansr.evaluation.figure_sheets import (
+    COLOUR,
+    ComparedImage,
+    Heading,
+    Panel,
+    PanelBox,
+    RetouchedImage,
+    Row,
+    Sheet,
+    arrange,
+    draw,
+    save,
+)
+from gleansr.evaluation.figures import (
+    check_box,
+    choose_images,
+    common_task,
+    differing_patch,
+    open_images,
+    read_retouched,
+    retouched_patch,
+    upscale_images,
+)
 from gleansr.evaluation.ground_truth import EvaluationTask
 from gleansr.inference.upscaler import Upscaler
 
@@ -28,18 +49,20 @@ RED = np.array([int(COLOUR[i : i + 2], 16) for i in (1, 3, 5)])
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    """An image that is like no other and has neither white nor the boxes' colour."""
+    """A random image without white and without the boxes' colour."""
     return np.random.default_rng(seed).integers(10, 200, (*shape, 3), dtype=np.uint8)
 
 
-def exhibit(name: str = "a", size: tuple[int, int] = (32, 32), scale: int = 4, methods: tuple[str, ...] = ("bicubic", "glean")) -> Exhibit:
+def compared_image(
+    name: str = "a", size: tuple[int, int] = (32, 32), scale: int = 4, methods: tuple[str, ...] = ("bicubic", "glean")
+) -> ComparedImage:
     seed = sum(map(ord, name))
     results = {method: noise(*size, seed=seed + i) for i, method in enumerate(methods, 2)}
-    return Exhibit(name, noise(size[0] // scale, size[1] // scale, seed=seed), noise(*size, seed=seed + 1), results)
+    return ComparedImage(name, noise(size[0] // scale, size[1] // scale, seed=seed), noise(*size, seed=seed + 1), results)
 
 
 def grid(rows: int, columns: int, group: int = 100, size: tuple[int, int] = (12, 16)) -> Sheet:
-    """Panels of noise, all different, without text."""
+    """Different panels of noise, without text."""
     return Sheet([Row([Panel(noise(*size, seed=10 * i + j)) for j in range(columns)]) for i in range(rows)], group)
 
 
@@ -50,12 +73,12 @@ def drawn(sheet: Sheet, path: Path, **options: float) -> np.ndarray:
 
 
 def packed(img: np.ndarray) -> np.ndarray:
-    """One number for each pixel."""
+    """One integer per pixel."""
     return img.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
 def found(img: np.ndarray, image: np.ndarray) -> tuple[int, int, int]:
-    """(x, y, dots of a pixel) at which an image shows exactly this image, which it does once."""
+    """(x, y, dots per pixel) of the only place where `image` shows `img`."""
     whole, small = packed(image), packed(img)
     spots = []
     for k in range(1, min(whole.shape[0] // small.shape[0], whole.shape[1] // small.shape[1]) + 1):
@@ -95,10 +118,10 @@ def test_every_pixel_is_the_same_number_of_dots(tmp_path: Path, width_mm: float,
 
 def test_resolution_is_the_least_that_will_do():
     sheet = grid(1, 3)
-    places = place(sheet, 60, 300)
-    dots = places.panel[1] // 16
-    assert places.panel == (12 * dots, 16 * dots)
-    assert places.dpi >= 300 > places.dpi * (dots - 1) / dots
+    layout = arrange(sheet, 60, 300)
+    dots = layout.panel[1] // 16
+    assert layout.panel == (12 * dots, 16 * dots)
+    assert layout.dpi >= 300 > layout.dpi * (dots - 1) / dots
 
 
 def test_small_images_are_enlarged_by_repeating_their_pixels(tmp_path: Path):
@@ -114,19 +137,19 @@ def test_small_images_are_enlarged_by_repeating_their_pixels(tmp_path: Path):
 def test_a_box_lies_within_its_pixels(tmp_path: Path, box: PanelBox):
     sheet = Sheet([Row([Panel(noise(12, 16)), Panel(noise(12, 16, seed=1), box)])], 2)
     image = drawn(sheet, tmp_path / "f.png", width_mm=60, dpi=150)
-    places = place(sheet, 60, 150)
-    k = places.panel[1] // 16
+    layout = arrange(sheet, 60, 150)
+    k = layout.panel[1] // 16
     red = (image == RED).all(-1)
-    x, y = places.x[1] + box.x * k, places.y[0] + box.y * k
+    x, y = layout.x[1] + box.x * k, layout.y[0] + box.y * k
     ys, xs = np.nonzero(red)
     assert (xs.min(), xs.max() + 1, ys.min(), ys.max() + 1) == (x, x + box.width * k, y, y + box.height * k)
-    line = round(places.dpi / 72)
+    line = round(layout.dpi / 72)
     inside = red[y + line : y + box.height * k - line, x + line : x + box.width * k - line]
     assert not inside.any()
     assert red.sum() == box.width * box.height * k**2 - inside.size  # the line is whole
     below = np.asarray(sheet.rows[0].panels[1].pixels).repeat(k, 0).repeat(k, 1)  # type: ignore[union-attr]
-    shown = image[places.y[0] : places.y[0] + places.panel[0], places.x[1] : places.x[1] + places.panel[1]]
-    mask = red[places.y[0] : places.y[0] + places.panel[0], places.x[1] : places.x[1] + places.panel[1]]
+    shown = image[layout.y[0] : layout.y[0] + layout.panel[0], layout.x[1] : layout.x[1] + layout.panel[1]]
+    mask = red[layout.y[0] : layout.y[0] + layout.panel[0], layout.x[1] : layout.x[1] + layout.panel[1]]
     assert (shown == below)[~mask].all()
 
 
@@ -134,7 +157,7 @@ def test_a_frame_is_on_the_edges_of_its_panel(tmp_path: Path):
     sheet = Sheet([Row([Panel(noise(8, 8), framed=True), Panel(noise(8, 8))])], 2)
     image = drawn(sheet, tmp_path / "f.png", width_mm=30, dpi=150)
     ys, xs = np.nonzero((image == RED).all(-1))
-    height, width = place(sheet, 30, 150).panel
+    height, width = arrange(sheet, 30, 150).panel
     assert (xs.min(), xs.max() + 1, ys.min(), ys.max() + 1) == (0, width, 0, height)
 
 
@@ -143,20 +166,20 @@ def test_headings_fit_their_columns_and_do_not_touch_images():
     sheet = grid(1, 3)
     lines = [[Heading("8x", 0, 3, rule=True)], [Heading(text, i) for i, text in enumerate(texts)]]
     sheet = Sheet([Row(sheet.rows[0].panels, lines)], 3)
-    figure, places = draw(sheet, width_mm=40), place(sheet, 40, 300)
+    figure, layout = draw(sheet, width_mm=40), arrange(sheet, 40, 300)
     above, *others = figure.axes[0].texts
     tops, sizes = [], [float(text.get_fontsize()) for text in others]
-    for text, left in zip(others, places.x, strict=True):
+    for text, left in zip(others, layout.x, strict=True):
         extent = text.get_window_extent()  # in dots from the bottom left
         assert left <= extent.x0
-        assert extent.x1 <= left + places.panel[1]
-        assert extent.y0 >= places.panel[0]
+        assert extent.x1 <= left + layout.panel[1]
+        assert extent.y0 >= layout.panel[0]
         tops.append(extent.y1)
     assert others[0].get_text() == texts[0]
     assert others[1].get_text().endswith("…")
     assert sizes[1] < sizes[0]
     assert above.get_window_extent().y0 > max(tops)
-    assert above.get_window_extent().y1 <= places.height
+    assert above.get_window_extent().y1 <= layout.height
 
 
 def test_a_pdf_has_its_fonts_text_and_images_in_it(tmp_path: Path):
@@ -181,11 +204,11 @@ PROGRAM = """
 import sys
 import numpy as np
 from pathlib import Path
-from gleansr.evaluation.figures import Box, Heading, Panel, Row, Sheet, draw, save
+from gleansr.evaluation.figure_sheets import Heading, Panel, PanelBox, Row, Sheet, draw, save
 image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-sheet = Sheet([Row([Panel(image, Box(1, 1, 3, 3)), Panel(image)], [[Heading("Ground truth", 0), Heading("GLEAN", 1)]])], 2)
+sheet = Sheet([Row([Panel(image, PanelBox(1, 1, 3, 3)), Panel(image)], [[Heading("Ground truth", 0), Heading("GLEAN", 1)]])], 2)
 for name in ("f.png", "f.pdf"):
-    save(draw(sheet, width_mm=30), Path(sys.argv[1]) / name, title="t", facts="seed 0", keywords="k")
+    save(draw(sheet, width_mm=30), Path(sys.argv[1]) / name, title="t", facts="seed 0")
 """
 
 
@@ -207,7 +230,7 @@ def test_what_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch):
         draw(grid(1, 5), width_mm=20)
     with pytest.raises(RequestError, match="--width-mm"):
         draw(grid(1, 5), width_mm=float("nan"))
-    with pytest.raises(RequestError, match="fewer --images"):
+    with pytest.raises(RequestError, match="reduce --images"):
         draw(grid(1, 2), width_mm=500, dpi=50_000)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RequestError, match=r"pip install 'gleansr\[eval\]'"):
@@ -220,7 +243,7 @@ def test_what_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("size", "step"), [(5, 1), (4, 4), (None, 2)])
 def test_a_patch_is_where_methods_differ_most(size: int | None, step: int):
     image_boxes = [noise(16, 24, seed=i) for i in range(3)]
-    box = sheets.differing_patch(image_boxes, size, step)
+    box = differing_patch(image_boxes, size, step)
     assert (box.width, box.height) == ((size or 6), {5: 3, 4: 3, None: 4}[size])
     assert box.x % step == box.y % step == 0
     variance = np.var(np.stack(image_boxes).astype(float), 0).sum(-1)
@@ -230,7 +253,7 @@ def test_a_patch_is_where_methods_differ_most(size: int | None, step: int):
         for x in range(0, 25 - box.width, step)
     )
     assert np.isclose(variance[box.y : box.y + box.height, box.x : box.x + box.width].sum(), best)
-    assert sheets.differing_patch([image_boxes[0]] * 2, 5) == PanelBox(0, 0, 5, 3)  # the first of equals
+    assert differing_patch([image_boxes[0]] * 2, 5) == PanelBox(0, 0, 5, 3)  # the first of equals
 
 
 @pytest.mark.parametrize(
@@ -241,7 +264,7 @@ def test_a_patch_is_around_the_retouch(changed: PanelBox, size: int):
     original = noise(64, 64)
     retouched = original + np.uint8(3)  # as a lossy file differs
     changed.of(retouched)[...] += 40
-    box = sheets.retouched_patch(original, retouched)
+    box = retouched_patch(original, retouched)
     assert (box.width, box.height) == (size, size)
     assert 0 <= box.x <= 64 - size
     assert 0 <= box.y <= 64 - size
@@ -252,12 +275,12 @@ def test_a_patch_is_around_the_retouch(changed: PanelBox, size: int):
         assert changed.y + changed.height <= box.y + size
     else:
         assert (np.abs(box.of(retouched).astype(int) - box.of(original)).max(-1) > 8).sum() == size * changed.height
-    assert sheets.retouched_patch(original, retouched, 12).width == 12
-    sheets.check_box(sheets.retouched_patch(original, original), original)  # where nothing was changed
+    assert retouched_patch(original, retouched, 12).width == 12
+    check_box(retouched_patch(original, original), original)  # where nothing was changed
 
 
 def test_a_comparison_has_rows_of_images_and_of_patches():
-    shown, boxes = [exhibit("a"), exhibit("b")], [PanelBox(4, 8, 8, 8), PanelBox(0, 0, 16, 16)]
+    shown, boxes = [compared_image("a"), compared_image("b")], [PanelBox(4, 8, 8, 8), PanelBox(0, 0, 16, 16)]
     sheet = sheets.comparison(shown, ["glean", "bicubic"], boxes)
     assert [[h.text for h in line] for line in sheet.rows[0].headings] == [["Input", "GLEAN", "Bicubic", "Ground truth"]]
     assert not any(row.headings for row in sheet.rows[1:])
@@ -283,23 +306,23 @@ def image_boxes(sheet: Sheet) -> list[list[int]]:
 
 
 def test_the_other_arrangements():
-    shown = [exhibit(name) for name in "abc"]
+    shown = [compared_image(name) for name in "abc"]
     sheet = sheets.random_examples(shown, ["glean"])
     assert image_boxes(sheet) == [[4, 1, 1, 4, 1, 1], [4, 1, 1, 0, 0, 0]]
     assert texts(sheet) == ["Input", "GLEAN", "Ground truth"] * 2
     assert sheet.group == 3
-    coarse = [exhibit(name, scale=8) for name in "abc"]
+    coarse = [compared_image(name, scale=8) for name in "abc"]
     sheet = sheets.scales({4: shown, 8: coarse})
     assert image_boxes(sheet) == [[4, 1, 1, 8, 1, 1]] * 3
     assert texts(sheet) == [f"4{sheets.TIMES}", f"8{sheets.TIMES}", *["Input", "GLEAN", "Ground truth"] * 2]
     assert texts(sheets.scales({8: coarse})) == [f"8{sheets.TIMES}", *["Input", "GLEAN", "Ground truth"] * 2]
-    sheet = sheets.category(shown[:1], [*shown, exhibit("d"), exhibit("e")], ["bicubic", "glean"], [PanelBox(0, 0, 8, 8)])
+    sheet = sheets.category(shown[:1], [*shown, compared_image("d"), compared_image("e")], ["bicubic", "glean"], [PanelBox(0, 0, 8, 8)])
     assert image_boxes(sheet)[2:] == [[4, 4, 4, 4], [1, 1, 1, 1], [4, 0, 0, 0], [1, 0, 0, 0]]
     assert texts(sheet)[-1] == f"4{sheets.TIMES} super-resolution: input (above) and GLEAN (below)"
     panel = sheet.rows[3].panels[1]
     assert panel is not None
     assert panel.pixels is shown[1].results["glean"]
-    retouched = [Retouch(name, *(noise(16, 16, seed=i) for i in range(3))) for name in "ab"]
+    retouched = [RetouchedImage(name, *(noise(16, 16, seed=i) for i in range(3))) for name in "ab"]
     sheet = sheets.retouching(retouched, [PanelBox(0, 0, 4, 4), PanelBox(4, 4, 8, 8)])
     assert texts(sheet) == ["Original", "Amateur retouch", "GLEAN"] * 2
     assert image_boxes(sheet) == [[1] * 6, [4, 4, 4, 2, 2, 2]]
@@ -307,7 +330,7 @@ def test_the_other_arrangements():
 
 
 def test_black_bars_are_left_out_where_all_have_them():
-    barred = [exhibit(name, (64, 64), 8) for name in "ab"]
+    barred = [compared_image(name, (64, 64), 8) for name in "ab"]
     for one in barred:
         one.gt[:8] = one.gt[56:] = 0
     cut = sheets.without_bars(barred)
@@ -318,14 +341,14 @@ def test_black_bars_are_left_out_where_all_have_them():
 
 
 def test_images_that_do_not_fit_together():
-    with pytest.raises(RequestError, match=r"one size: b \(truth\) has 16x16, a \(truth\) 32x32"):
-        sheets.random_examples([exhibit("a"), exhibit("b", (16, 16))], ["glean"])
+    with pytest.raises(RequestError, match=r"one size: b \(ground truth\) has 16x16, a \(ground truth\) 32x32"):
+        sheets.random_examples([compared_image("a"), compared_image("b", (16, 16))], ["glean"])
     with pytest.raises(RequestError, match="inputs of a figure must have one size, not 4x4 and 8x8"):
-        sheets.random_examples([exhibit("a"), exhibit("b", scale=8)], ["glean"])
+        sheets.random_examples([compared_image("a"), compared_image("b", scale=8)], ["glean"])
     with pytest.raises(RequestError, match="no whole fraction"):
-        sheets.random_examples([Exhibit("a", noise(5, 5), noise(32, 32))], [])
-    with pytest.raises(RequestError, match="a: there is no result of dgp"):
-        sheets.random_examples([exhibit("a")], ["glean", "dgp"])
+        sheets.random_examples([ComparedImage("a", noise(5, 5), noise(32, 32))], [])
+    with pytest.raises(RequestError, match="a: has no result of dgp"):
+        sheets.random_examples([compared_image("a")], ["glean", "dgp"])
 
 
 # ------------------------------------------------------------------------------------------------------------------- rows
@@ -333,36 +356,36 @@ def test_images_that_do_not_fit_together():
 
 def test_the_draw_follows_from_the_seed():
     names = [f"{i:03}.png" for i in range(200)]
-    drawn = choose(names, 10, 0)
-    assert drawn == choose(names, 10, 0)
+    drawn = choose_images(names, 10, 0)
+    assert drawn == choose_images(names, 10, 0)
     assert len(set(drawn)) == 10
     assert set(drawn) <= set(names)
-    assert drawn != choose(names, 10, 1)
-    assert drawn[:4] == choose(names, 4, 0)
-    assert choose(names[:5], 10, 0) == names[:5]
+    assert drawn != choose_images(names, 10, 1)
+    assert drawn[:4] == choose_images(names, 4, 0)
+    assert choose_images(names[:5], 10, 0) == names[:5]
 
 
 def test_named_images_are_found():
     names = ["a.jpg", "b.png", "sub/b.png", "sub/c.png"]
-    assert choose(names, 1, 0, ["sub/c.png", "a", "b.png", "c", "a.png"]) == ["sub/c.png", "a.jpg", "b.png", "sub/c.png", "a.jpg"]
-    with pytest.raises(RequestError, match=r"--names d: stands for sub/d.png, x/d.png in here"):
-        choose(["sub/d.png", "x/d.png"], 1, 0, ["d"], "here")
+    assert choose_images(names, 1, 0, ["sub/c.png", "a", "b.png", "c", "a.png"]) == ["sub/c.png", "a.jpg", "b.png", "sub/c.png", "a.jpg"]
+    with pytest.raises(RequestError, match=r"--names d: matches sub/d.png, x/d.png in here"):
+        choose_images(["sub/d.png", "x/d.png"], 1, 0, ["d"], "here")
     with pytest.raises(RequestError, match=r"did you mean sub/c"):
-        choose(names, 1, 0, ["sub/cc"])
+        choose_images(names, 1, 0, ["sub/cc"])
 
 
 def test_methods_that_do_not_fit_together(tiny_model: Path):
     tiny, bicubic = gleansr.load(tiny_model, device="cpu"), load("bicubic", scale=4, device="cpu")
-    assert task_of({"a": tiny, "b": bicubic}, None, None, "refuse") == EvaluationTask(32, 4)
-    assert task_of({"b": bicubic}, 64, "pad", "enlarge") == EvaluationTask(64, 4, "pad", "enlarge")
+    assert common_task({"a": tiny, "b": bicubic}, None, None, "refuse") == EvaluationTask(32, 4)
+    assert common_task({"b": bicubic}, 64, "pad", "enlarge") == EvaluationTask(64, 4, "pad", "enlarge")
     with pytest.raises(RequestError, match="--size"):
-        task_of({"b": bicubic}, None, None, "refuse")
+        common_task({"b": bicubic}, None, None, "refuse")
     with pytest.raises(RequestError, match="a 32, --size 64"):
-        task_of({"a": tiny}, 64, None, "refuse")
+        common_task({"a": tiny}, 64, None, "refuse")
     with pytest.raises(RequestError, match="a 4x, b 8x"):
-        task_of({"a": tiny, "b": load("bicubic", scale=8, device="cpu")}, None, None, "refuse")
+        common_task({"a": tiny, "b": load("bicubic", scale=8, device="cpu")}, None, None, "refuse")
     with pytest.raises(RequestError, match="GLEAN takes images of 8x8, not 4x4"):
-        enlarge(tiny, [torch.zeros(1, 3, 4, 4)])
+        upscale_images(tiny, [torch.zeros(1, 3, 4, 4)])
 
 
 @pytest.fixture
@@ -383,18 +406,20 @@ def test_a_retouched_image_is_shrunk_and_enlarged_again(photos: Path, tmp_path: 
     with Image.open(photos / "2.png") as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(edited / "2.webp", lossless=True)
     task = EvaluationTask(32, 4)
-    (one,) = retouches(open_images(edited), open_images(photos), ["2.webp"], task, lambda lrs: enlarge(upscaler, lrs))
+    (one,) = read_retouched(open_images(edited), open_images(photos), ["2.webp"], task, lambda lrs: upscale_images(upscaler, lrs))
     with Image.open(photos / "2.png") as image:
         assert np.array_equal(one.original, np.asarray(image))
         assert np.array_equal(one.retouched, np.asarray(image)[:, ::-1])
     small = gleansr.resize(one.retouched.astype("float64"), scale=1 / 4).clip(0, 255).round().astype(np.uint8)
     assert np.array_equal(one.result, np.asarray(upscaler(small)))
-    single = retouches(open_images(edited / "2.webp"), open_images(photos / "3.png"), ["2.webp"], task, lambda lrs: enlarge(upscaler, lrs))
+    single = read_retouched(
+        open_images(edited / "2.webp"), open_images(photos / "3.png"), ["2.webp"], task, lambda lrs: upscale_images(upscaler, lrs)
+    )
     with Image.open(photos / "3.png") as image:  # one of one need not have its name
         assert np.array_equal(single[0].original, np.asarray(image))
     (edited / "7.png").write_bytes((photos / "1.png").read_bytes())
     with pytest.raises(RequestError, match=r"--original has no image for 7.png; "):
-        retouches(open_images(edited), open_images(photos), ["2.webp", "7.png"], task, lambda lrs: enlarge(upscaler, lrs))
+        read_retouched(open_images(edited), open_images(photos), ["2.webp", "7.png"], task, lambda lrs: upscale_images(upscaler, lrs))
 
 
 # ------------------------------------------------------------------------------------------------------- the command line

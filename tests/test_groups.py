@@ -9,7 +9,7 @@ from PIL import Image
 
 from gleansr.errors import RequestError
 from gleansr.evaluation.plan import read_groups
-from gleansr.evaluation.summary import MethodSummary, summary, tables
+from gleansr.evaluation.summary import MethodSummary, summarise, tables
 
 NAMES = ["a.png", "sub/b.png", "c.png", "d.png"]
 
@@ -65,7 +65,7 @@ def test_only_what_all_methods_have_done_counts():
         return MethodSummary(label, "glean", None, None, {}, None, None, rows)
 
     groups = {"a": "x", "b": "x", "c": "y"}
-    report = summary([outcome("m", {"a": 1.0, "b": 3.0, "c": 5.0}), outcome("n", {"a": 2.0})], groups)
+    report = summarise([outcome("m", {"a": 1.0, "b": 3.0, "c": 5.0}), outcome("n", {"a": 2.0})], groups)
     assert [(row["group"], row["pictures"]) for row in report["groups"]] == [("x", 1)]
     assert [method["means"] for method in report["groups"][0]["methods"]] == [{"psnr": 1.0}, {"psnr": 2.0}]
     by_group = list(tables(report))[-1]
@@ -77,11 +77,11 @@ def test_the_share_of_images_above_bicubic():
         rows = {str(i): {"seconds": 1.0, "peak": 2, "own": 1, "note": "", "metrics": {"psnr": value}} for i, value in enumerate(values)}
         return MethodSummary(method, method, None, None, {}, None, None, rows)
 
-    report = summary([outcome("bicubic", [20.0, 21.0, 22.0, 23.0]), outcome("glean", [21.0, 21.0, 23.0, 24.0]), outcome("plain", [])])
+    report = summarise([outcome("bicubic", [20.0, 21.0, 22.0, 23.0]), outcome("glean", [21.0, 21.0, 23.0, 24.0]), outcome("plain", [])])
     assert [method["above_bicubic"] for method in report["methods"]] == [None, 0.75, None]
     relative = next(table for table in tables(report) if table.title.startswith("Relative"))
     assert (relative.columns[-1].title, relative.rows["glean"][-1].text) == ("PSNR above bicubic's", "75.0")
-    assert next(iter(tables(summary([outcome("glean", [1.0])])))).columns[-1].title != "PSNR above bicubic's"
+    assert next(iter(tables(summarise([outcome("glean", [1.0])])))).columns[-1].title != "PSNR above bicubic's"
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_the_share_of_images_above_bicubic():
         ("", "must name the columns name and group"),
         ("name,group\na.png,x\n", r"has no group for sub/b\.png, c\.png, d\.png"),
         ("name,group\n", r"has no group for a\.png, sub/b\.png, c\.png and 1 more"),
-        ("name,group\na.png,\n", r"a line lacks its name or its group: a\.png,"),
-        ("name,group\na.png\n", r"a line lacks its name or its group: a\.png,"),
+        ("name,group\na.png,\n", r"a line has no name or no group: a\.png,"),
+        ("name,group\na.png\n", r"a line has no name or no group: a\.png,"),
         ("name,group\na.png,x\na.png,y\n", r"a\.png is listed twice"),
-        ('name,group\n"a.png,x\n', "is no CSV file"),
+        ('name,group\n"a.png,x\n', "is not a CSV file"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, text, error):
@@ -107,5 +107,5 @@ def test_what_is_no_text_is_refused(tmp_path):
     with pytest.raises(RequestError, match="cannot be read: No such file"):
         read_groups(path, NAMES)
     path.write_bytes(b"name,group\n\xff\xfe,x\n")
-    with pytest.raises(RequestError, match="is no CSV file"):
+    with pytest.raises(RequestError, match="is not a CSV file"):
         read_groups(path, NAMES)

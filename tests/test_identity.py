@@ -17,7 +17,7 @@ from torch import Tensor
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
 from gleansr.evaluation.identity import SAME_PERSON, ArcFace, DlibIdentity, load_arcface
-from gleansr.evaluation.judges import MetricFiles, MetricSuite
+from gleansr.evaluation.metric_suite import MetricFiles, MetricSuite
 from gleansr.images.resize import degrade, resize
 
 needs_dlib = pytest.mark.skipif(
@@ -52,7 +52,7 @@ def test_distance_grows_as_a_face_is_lost(dlib_identity: DlibIdentity):
     assert distances[0] == 0
     assert distances == sorted(distances)
     assert distances[1] < SAME_PERSON / 2
-    assert distances[-1] > SAME_PERSON  # grey, in which no detector finds a face, is judged too
+    assert distances[-1] > SAME_PERSON  # grey has a distance too, though no face is detected
 
 
 @needs_dlib
@@ -79,25 +79,25 @@ def test_a_cat_is_refused_in_one_line(dlib_identity: DlibIdentity):
         dlib_identity.faces(torch.cat([astronaut(), img(pixels)]))
     said = str(caught.value)
     assert "\n" not in said
-    assert "is for images of faces, but image 2 of 2 in a batch of ground-truth images shows none" in said
+    assert "is for images of faces, but dlib finds none in ground truth 2 of 2 in a batch" in said
     assert said.endswith("leave identity_dlib out of the metrics")
-    with pytest.raises(RequestError, match="shows none"):
+    with pytest.raises(RequestError, match="dlib finds none"):
         dlib_identity.faces(torch.zeros(1, 3, 8, 8))
 
 
 @needs_dlib
-def test_the_judge_of_faces(monkeypatch: pytest.MonkeyPatch):
+def test_dlib_identity_in_a_suite(monkeypatch: pytest.MonkeyPatch):
     gt = astronaut()
     lr = degrade(gt, 4)
-    judge = MetricSuite(["identity_dlib", "psnr"], crop=20)
-    assert set(judge.protocol["sha256"]) == {"dlib_landmarks", "dlib_embedding"}
+    suite = MetricSuite(["identity_dlib", "psnr"], crop=20)
+    assert set(suite.protocol["sha256"]) == {"dlib_landmarks", "dlib_embedding"}
     result = resize(lr, size=240)
-    (row,) = judge(lr, result, gt)
+    (row,) = suite(lr, result, gt)
     assert list(row) == ["psnr", "identity_dlib"]
     assert 0 < row["identity_dlib"] < SAME_PERSON
     monkeypatch.setattr(DlibIdentity, "faces", lambda *_: pytest.fail("the truth was looked at twice"))
-    assert judge(lr, gt, gt)[0]["identity_dlib"] == 0
-    assert judge(lr, result, gt) == [row]
+    assert suite(lr, gt, gt)[0]["identity_dlib"] == 0
+    assert suite(lr, result, gt) == [row]
 
 
 # ----------------------------------------------------------------------------------------------------------------- ArcFace
@@ -140,13 +140,13 @@ def test_arcface_sees_the_middle_of_an_aligned_face(tmp_path: Path):
     assert arcface.similarity(images, found).tolist() == pytest.approx([1, 1])
 
 
-def test_the_judge_of_aligned_faces(tmp_path: Path):
+def test_arcface_similarity_in_a_suite(tmp_path: Path):
     network(tmp_path / "arcface.onnx", shape=("batch", 3, 112, 112))
-    judge = MetricSuite(["identity_arcface"], files=MetricFiles(arcface=tmp_path / "arcface.onnx"))
+    suite = MetricSuite(["identity_arcface"], files=MetricFiles(arcface=tmp_path / "arcface.onnx"))
     gt = torch.rand(2, 3, 256, 256) * 2 - 1
     lr = degrade(gt, 16)
-    assert [row["identity_arcface"] for row in judge(lr, gt, gt)] == pytest.approx([1, 1])
-    assert [row["identity_arcface"] for row in judge(lr, -gt, gt)] == pytest.approx([-1, -1], abs=0.02)  # as 8 bits
+    assert [row["identity_arcface"] for row in suite(lr, gt, gt)] == pytest.approx([1, 1])
+    assert [row["identity_arcface"] for row in suite(lr, -gt, gt)] == pytest.approx([-1, -1], abs=0.02)  # as 8 bits
 
 
 def test_another_network_is_refused(tmp_path: Path):

@@ -158,7 +158,7 @@ def test_frechet_distance_of_too_little():
 
 def test_frechet_distance_of_few_images_is_warned_of_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "FRECHET_MANY", 30)
-    metrics._warn_of_few.cache_clear()
+    metrics._warn_small_set.cache_clear()
     features = torch.randn(30, 4)
     with caplog.at_level(logging.WARNING, "gleansr"):
         frechet_distance(features, features)

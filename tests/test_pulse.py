@@ -53,7 +53,7 @@ def lrs(n, side=4):
 
 def fit_of(bank, samples=200):
     """The Gaussian that a run kept."""
-    fit = gaussian.kept(bank, samples)
+    fit = gaussian.cached_gaussian(bank, samples)
     assert fit is not None
     return fit
 
@@ -170,7 +170,7 @@ def slow_run(bank, lr, config, fit):
 @pytest.mark.parametrize(("size", "factor"), [(8, 2), (8, 4), (32, 4), (48, 8), (64, 32)])
 def test_shrinking(size, factor):
     x = torch.rand(2, 3, size, size).double()
-    matrix = pulse.shrinking_matrix(size, factor)
+    matrix = pulse.bicubic_matrix(size, factor)
     ours = matrix @ x @ matrix.T
     torch.testing.assert_close(ours, shrunk(x, factor), rtol=0, atol=1e-12)
     inner = slice(2, size // factor - 2)  # away from the borders it is MATLAB's
@@ -356,7 +356,7 @@ def test_every_scale(scale):
 def test_requests_that_cannot_be_met():
     bank = make_bank()
     for scale in (0, 1, 3, 16):
-        with pytest.raises(RequestError, match=rf"16 px takes a scale that is a power of two from 2 to 8, not {scale}"):
+        with pytest.raises(RequestError, match=rf"16 px takes scales that are powers of two from 2 to 8, not {scale}"):
             PULSE(bank, scale)
     with pytest.raises(RequestError, match="not a RRDBNet"):
         PULSE(RRDBNet(RRDBNetConfig(4, features=4, growth=2, n_blocks=1)), 4)
@@ -383,7 +383,7 @@ def test_requests_that_cannot_be_met():
 
 def test_the_gaussian_is_that_of_the_samples(bank, monkeypatch):
     monkeypatch.setattr(gaussian, "CHUNK", 64)
-    fit = gaussian.fitted(bank, 1000)
+    fit = gaussian.fit_gaussian(bank, 1000)
     generator = torch.Generator().manual_seed(0)
     z = torch.cat([torch.randn(min(64, 1000 - i), DIM, generator=generator) for i in range(0, 1000, 64)])
     with torch.no_grad():
@@ -395,25 +395,25 @@ def test_the_gaussian_is_that_of_the_samples(bank, monkeypatch):
     torch.testing.assert_close(fit.latents(latent.float()), w.float(), rtol=0, atol=1e-5)
 
 
-def test_the_gaussian_is_kept(bank, monkeypatch, tmp_path):
-    fit = gaussian.fitted(bank, 100)
+def test_the_gaussian_is_cached(bank, monkeypatch, tmp_path):
+    fit = gaussian.fit_gaussian(bank, 100)
     kept = fit_of(bank, 100)
     assert torch.equal(kept.mean, fit.mean)
     assert torch.equal(kept.std, fit.std)
-    assert gaussian.kept(bank, 101) is None
+    assert gaussian.cached_gaussian(bank, 101) is None
     (file,) = (tmp_path / "home" / "pulse").iterdir()
     for contents in (b"", file.read_bytes()[:-1], b"nonsense" * 9):
         file.write_bytes(contents)
-        assert gaussian.kept(bank, 100) is None
+        assert gaussian.cached_gaussian(bank, 100) is None
     for tensors in ({"mean": fit.mean}, {"mean": fit.mean, "std": fit.std[:1]}, {"mean": fit.mean, "std": fit.std / 0}):
         save_file(tensors, file)
-        assert gaussian.kept(bank, 100) is None
+        assert gaussian.cached_gaussian(bank, 100) is None
     expected = PULSE(bank, 4, settings(fit_samples=100))(lr := lrs(1)).images  # which writes it again
     assert torch.equal(fit_of(bank, 100).std, fit.std)
-    monkeypatch.setattr(gaussian, "fitted", None)
+    monkeypatch.setattr(pulse, "fit_gaussian", None)
     assert torch.equal(PULSE(bank, 4, settings(fit_samples=100))(lr).images, expected)
     next(bank.mapping.parameters()).data[0] += 1
-    assert gaussian.kept(bank, 100) is None  # that of another network
+    assert gaussian.cached_gaussian(bank, 100) is None  # that of another network
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(bank, monkeypatch, tmp_path):

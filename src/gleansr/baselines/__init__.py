@@ -1,4 +1,4 @@
-"""The methods that GLEAN is compared with, and GLEAN itself, behind the call of the Upscaler."""
+"""GLEAN and the methods that it is compared with, as Upscalers."""
 
 import dataclasses
 import difflib
@@ -30,7 +30,7 @@ from gleansr.models.rrdb import RRDBNet
 
 NAMES = ("glean", "esrgan+", "plain", "dgp", "pulse", "bicubic")
 SEARCHES = ("dgp", "pulse")
-"""The methods that search a bank for each image, in many steps."""
+"""Methods that search a bank (a pretrained StyleGAN or BigGAN generator) for each image, in many steps."""
 
 _NETWORKS = {"glean": (GLEAN,), "esrgan+": (ESRGANPlus, RRDBNet), "plain": (ResidualNet,)}
 
@@ -45,60 +45,58 @@ def load(
     precision: Precision = "auto",
     settings: Mapping[str, Any] | None = None,
 ) -> Upscaler:
-    """The Upscaler that works by `method`, one of `NAMES`.
+    """Loads the Upscaler of a method.
 
     Args:
-        method: "glean", "esrgan+" (an ESRGAN without the plus too) or "plain": a forward pass of the network in `model`; "pulse" or "dgp":
-            a search in the bank in `model`; "bicubic".
-        model: Name or file of any layout; by default the bundled one of the method and the scale, if there is one. PULSE and DGP take a
-            bank, by default cats-bank, or a GLEAN for the bank in it; DGP needs its discriminator too.
-        scale: Enlargement, by default 8. A network has its own, with which this must agree.
-        device: As for `gleansr.load`.
-        precision: As for `gleansr.load`; "auto" is float32 for the searches.
-        settings: Changes to the `PULSEConfig` or `DGPConfig`; for DGP also "discriminator", a file, where the bank's file has none.
+        method: one of `NAMES`. "glean", "esrgan+" (also ESRGAN) and "plain" run the network in `model`; "pulse" and "dgp" search the bank
+            in `model`.
+        model: name, or file of any layout; default: the bundled model of the method and scale. PULSE and DGP take a bank, by default
+            cats-bank, or a GLEAN for its bank; DGP also needs the bank's discriminator.
+        scale: scale factor, by default 8. A network has its own, which this must equal.
+        device: as for `gleansr.load`.
+        precision: as for `gleansr.load`; "auto" is float32 for searches.
+        settings: changes to `PULSEConfig` or `DGPConfig`; for DGP also "discriminator", a file, if the bank's file has none.
 
     Raises:
-        RequestError: these do not fit together.
-        CheckpointError: the file is broken, or lacks what the method needs.
+        RequestError: the arguments do not fit together.
+        CheckpointError: the file is broken or lacks a network.
     """
     if method not in NAMES:
         near = difflib.get_close_matches(method, NAMES, n=1)
-        raise RequestError(f"there is no method {method!r}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(NAMES)}"))
+        raise RequestError(f"unknown method {method!r}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(NAMES)}"))
     settings = dict(settings or {})
     if settings and method not in SEARCHES:
-        raise RequestError(f"{method} has no settings, but {', '.join(settings)} was given")
+        raise RequestError(f"{method} has no settings: leave {', '.join(settings)} out")
     if scale is not None and not 2 <= scale <= 64:
         raise RequestError(f"scale must be 2 to 64, not {scale}")
-    chosen = find_device(device)
-    # The steps of a search are smaller than bfloat16 tells apart.
-    arithmetic = find_precision("float32" if precision == "auto" and method in SEARCHES else precision, chosen)
+    torch_device = find_device(device)
+    # The steps of a search are below the resolution of bfloat16.
+    dtype = find_precision("float32" if precision == "auto" and method in SEARCHES else precision, torch_device)
     if method == "bicubic":
         if model is not None:
-            raise RequestError(f"bicubic takes no model, but {os.fspath(model)} was given")
-        return Upscaler(Bicubic(scale or 8, device=chosen), About("bicubic"))
+            raise RequestError(f"bicubic takes no model: leave {os.fspath(model)} out")
+        return Upscaler(Bicubic(scale or 8, device=torch_device), About("bicubic"))
     path = checkpoints.model_path(model if model is not None else bundled(method, scale or 8))
     checkpoint = checkpoints.read(path)
     if method in _NETWORKS:
         network = checkpoint.build(None, path)
         if not isinstance(network, _NETWORKS[method]):
-            raise RequestError(f"{path}: holds a {type(network).__name__}, which is no network of the method {method}")
-        upscaler = Upscaler(FeedForwardModel(network, device=chosen, precision=precision), checkpoint.about)
+            raise RequestError(f"{path}: holds a {type(network).__name__}, not a network of the method {method}")
+        upscaler = Upscaler(FeedForwardModel(network, device=torch_device, precision=precision), checkpoint.about)
         if scale not in (None, upscaler.scale):
-            raise RequestError(
-                f"{path}: enlarges {upscaler.scale} times, not {scale} times; give a model of that scale or leave --scale out"
-            )
+            raise RequestError(f"{path}: has a scale of {upscaler.scale}x, not {scale}x; give a model of that scale or leave --scale out")
         return upscaler
-    own = settings.pop("discriminator", None)
+    discriminator_file = settings.pop("discriminator", None)
     bank = bank_within(checkpoint, path)
     generator = bank.build("generator", path)
     if method == "pulse":
-        if own is not None:
-            raise RequestError("pulse uses no discriminator, but one was given")
+        if discriminator_file is not None:
+            raise RequestError("pulse uses no discriminator: leave the setting discriminator out")
         config = from_dict(PULSEConfig, settings, "settings of pulse")
-        return Upscaler(PULSE(generator, scale or 8, config, device=chosen, precision=arithmetic), checkpoint.about)
+        return Upscaler(PULSE(generator, scale or 8, config, device=torch_device, precision=dtype), checkpoint.about)
     config = _dgp_config(settings)
-    judge = cast("Discriminator | None", _discriminator(bank, path, own))  # DGP refuses other networks itself
-    return Upscaler(DGP(cast("Bank", generator), judge, scale or 8, config, device=chosen, precision=arithmetic), checkpoint.about)
+    discriminator = cast("Discriminator | None", _discriminator(bank, path, discriminator_file))  # DGP refuses other networks
+    return Upscaler(DGP(cast("Bank", generator), discriminator, scale or 8, config, device=torch_device, precision=dtype), checkpoint.about)
 
 
 def _dgp_config(settings: dict[str, Any]) -> DGPConfig:
@@ -109,23 +107,23 @@ def _dgp_config(settings: dict[str, Any]) -> DGPConfig:
 
 
 def bundled(method: str, scale: int) -> str:
-    """The name of the bundled model of a method and a scale. The searches have a bank, which serves every scale."""
+    """The name of the bundled model of a method at a scale; searches use one bank for all scales. Raises RequestError if there is none."""
     names = [model.name for model in zoo.named_models() if model.asset]
     name = "cats-bank" if method in SEARCHES else f"cats-{scale}x" if method == "glean" else f"{method}-cats-{scale}x"
     if name not in names:
-        raise RequestError(f"no model for {method} at {scale}x comes with the package: give one")
+        raise RequestError(f"no model of {method} at {scale}x is bundled: give one")
     return name
 
 
-def _discriminator(bank: Checkpoint, path: Path, own: Any) -> nn.Module | None:
-    """The discriminator of a bank, None if there is none: from a file of its own if one is given, otherwise from the bank's, or from the
-    one beside it, as DGP's authors name theirs (D_256.pth beside G_ema_256.pth)."""
-    if own is not None:
-        file = checkpoints.model_path(str(own))
-        return checkpoints.read(file).build("discriminator", file)
+def _discriminator(bank: Checkpoint, path: Path, file: Any) -> nn.Module | None:
+    """The discriminator of a bank: from `file` if given, otherwise from the bank's file or, under the names of DGP's authors, from
+    D_256.pth in the folder of G_ema_256.pth. None if there is none."""
+    if file is not None:
+        discriminator_path = checkpoints.model_path(str(file))
+        return checkpoints.read(discriminator_path).build("discriminator", discriminator_path)
     if "discriminator" in bank.networks:
         return bank.build("discriminator", path)
-    beside = path.with_name(path.name.replace("G_ema_", "D_"))
-    if beside != path and beside.is_file():
-        return checkpoints.read(beside).build("discriminator", beside)
+    sibling = path.with_name(path.name.replace("G_ema_", "D_"))
+    if sibling != path and sibling.is_file():
+        return checkpoints.read(sibling).build("discriminator", sibling)
     return None

@@ -1,4 +1,4 @@
-"""Bicubic enlargement, MATLAB's: what every method must beat."""
+"""MATLAB's bicubic interpolation, the simplest baseline."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from gleansr.inference.method import ModelOutput, StepReport
 
 
 class Bicubic:
-    """Enlarges by MATLAB's bicubic interpolation."""
+    """Upscales images of any size by MATLAB's bicubic interpolation."""
 
     name = "bicubic"
     in_size: int | None = None
@@ -17,6 +17,6 @@ class Bicubic:
         self.scale = scale
         self.device = device
 
-    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, it takes no time worth reporting
+    def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, too fast to report
         height, width = lr.shape[-2:]
         return ModelOutput(resize(lr, size=(height * self.scale, width * self.scale)))

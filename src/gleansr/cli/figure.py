@@ -79,12 +79,12 @@ def figure(
         overwrite: Replace files that exist already.
         offline: Never download a model.
     """
-    from gleansr.evaluation.figure_makers import KINDS, Wanted, make
-    from gleansr.evaluation.figures import check_drawing, draw, save
+    from gleansr.evaluation.figure_sheets import check_matplotlib, draw, save
+    from gleansr.evaluation.figures import FIGURES, FigureRequest, make_figure
     from gleansr.inference.devices import find_device, find_precision
 
-    if number not in KINDS:
-        raise RequestError(f"there is no figure {number}; there are {'; '.join(f'{n}: {kind.shows}' for n, kind in KINDS.items())}")
+    if number not in FIGURES:
+        raise RequestError(f"there is no figure {number}; there are {'; '.join(f'{n}: {spec.title}' for n, spec in FIGURES.items())}")
     given = {
         "--comparison": comparison,
         "--methods": methods,
@@ -103,9 +103,9 @@ def figure(
     _check_outputs(output, overwrite)
     for path in output:
         _spare(path, [Path(one) for one in (data, original, comparison) if one])
-    asked = tuple(methods.split(",")) if methods else KINDS[number].methods
+    asked = tuple(methods.split(",")) if methods else FIGURES[number].methods
     columns = _columns(number, asked, models, set, scale or 8, comparison)
-    wanted = Wanted(
+    request = FigureRequest(
         number=number,
         methods=tuple(columns),
         data=data,
@@ -123,11 +123,11 @@ def figure(
         width_mm=width_mm,
         dpi=dpi,
     )
-    check_drawing()
+    check_matplotlib()
     find_precision(precision, find_device(device))  # before a download that would be for nothing
     console = Console(stderr=True, soft_wrap=True)
     entries = {label: entry for label, entry in columns.items() if entry}
-    sheet, facts = make(wanted, partial(_load, entries, device, precision, offline), partial(_run, console))
+    sheet, facts = make_figure(request, partial(_load, entries, device, precision, offline), partial(_run, console))
     drawing = draw(sheet, width_mm=width_mm, dpi=dpi)
     for fact in facts:
         console.print(fact, markup=False, highlight=False)
@@ -142,17 +142,17 @@ def figure(
 
 
 def _check_options(number: int, given: AbstractSet[str]) -> None:
-    from gleansr.evaluation.figure_makers import KINDS
+    from gleansr.evaluation.figures import FIGURES
 
-    for option in sorted(given & frozenset().union(*(kind.options for kind in KINDS.values())) - KINDS[number].options):
-        having = [str(n) for n, kind in KINDS.items() if option in kind.options]
+    for option in sorted(given & frozenset().union(*(spec.options for spec in FIGURES.values())) - FIGURES[number].options):
+        having = [str(n) for n, spec in FIGURES.items() if option in spec.options]
         raise RequestError(f"{option} is for figure{'s' if len(having) > 1 else ''} {', '.join(having)}, not for figure {number}")
     if "--comparison" in given and (others := sorted(given & {"DATA", "--scale", "--size", "--aspect"})):
         raise RequestError(f"a --comparison has images of its own, of one scale and size: leave {', '.join(others)} out")
 
 
 def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
-    from gleansr.evaluation.figures import FORMATS
+    from gleansr.evaluation.figure_sheets import FORMATS
 
     if not output:
         raise RequestError("say where the figure goes: --output figure.pdf, or several files")
@@ -179,11 +179,11 @@ def _columns(
     number: int, methods: Sequence[str], models: tuple[str, ...], settings: tuple[str, ...], scale: int, comparison: Path | None
 ) -> "dict[str, ComparedMethod | None]":
     """What is shown, from left to right, by label: methods to be run, or None for results that the comparison has."""
+    from gleansr.evaluation.comparison_folder import ComparisonFolder
     from gleansr.evaluation.entries import parse_entries
-    from gleansr.evaluation.figure_makers import KINDS
-    from gleansr.evaluation.figure_rows import ComparisonFolder
+    from gleansr.evaluation.figures import FIGURES
 
-    kind = KINDS[number]
+    spec = FIGURES[number]
     if number == 3:
         entries = parse_entries("glean", models or ("glean:16=cats-16x",), settings, scale)
         for entry in entries:
@@ -196,9 +196,9 @@ def _columns(
     if not wanting and (models or settings):
         raise RequestError(f"{comparison} has all that is shown: leave {' '.join([*models, *settings])} out")
     given = {text.partition("=")[0].partition(":")[0] for text in models} | {"bicubic"}
-    if not kind.bundled and (missing := [method for method in wanting if method not in given]):
+    if not spec.bundled and (missing := [method for method in wanting if method not in given]):
         wanted = " ".join(f"{method}=FILE" for method in missing)
-        raise RequestError(f"no models of {kind.shows} come with the package: give --models {wanted}, or show other --methods")
+        raise RequestError(f"no models of {spec.title} come with the package: give --models {wanted}, or show other --methods")
     entries = parse_entries(",".join(wanting), models, settings, folder.scale if folder else scale) if wanting else []
     columns: dict[str, ComparedMethod | None] = {}
     for method in methods:
@@ -217,7 +217,7 @@ def _load(entries: "Mapping[str, ComparedMethod]", device: str, precision: Preci
 
 
 def _run(console: Console, label: str, upscaler: "Upscaler", lrs: "Sequence[Tensor]", names: Sequence[str]) -> "list[np.ndarray]":
-    from gleansr.evaluation.figure_rows import enlarge
+    from gleansr.evaluation.figures import upscale_images
 
     with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=len(lrs))
@@ -227,4 +227,4 @@ def _run(console: Console, label: str, upscaler: "Upscaler", lrs: "Sequence[Tens
             if note:
                 console.print(f"{label}: {names[index]}: {note}", markup=False, highlight=False)
 
-        return enlarge(upscaler, lrs, steps_of(progress), finished)
+        return upscale_images(upscaler, lrs, steps_of(progress), finished)

@@ -1,4 +1,4 @@
-"""Runs several methods on the same test images and measures quality, time and memory. What is done is kept, and gone on with."""
+"""Runs several methods on the same test images and measures quality, time and memory; an interrupted comparison resumes."""
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,26 +21,26 @@ from gleansr.evaluation.plan import Comparison, Participant
 from gleansr.evaluation.records import Record, Records
 from gleansr.evaluation.report import write_reports
 from gleansr.evaluation.runner import MethodError, MethodProcess, Run
-from gleansr.evaluation.summary import MethodSummary, joined, summary
+from gleansr.evaluation.summary import MethodSummary, concatenated, summarise
 from gleansr.files import lock_folder, replacing
 from gleansr.images.codec import encode, to_image
 from gleansr.images.pixels import from_bytes, quantize
 from gleansr.inference.method import StepReport
 
 _BATCH = 16
-"""Stored images of which the features are computed together."""
+"""Batch size for the features of stored images."""
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Is told how a comparison goes."""
+    """Callbacks for the progress of a comparison."""
 
     progress: Callable[[str, int, int], None] = lambda what, done, total: None  # noqa: ARG005
-    """What is being done, images done, images in all."""
+    """Current activity, images done, total images."""
     steps: StepReport = lambda done, total: None  # noqa: ARG005
-    """Progress of a slow method within an image."""
-    say: Callable[[str], None] = lambda text: None  # noqa: ARG005
-    """A line worth reading."""
+    """Steps done and total steps of a search within an image."""
+    message: Callable[[str], None] = lambda text: None  # noqa: ARG005
+    """A line of text."""
 
 
 QUIET = Watcher()
@@ -50,66 +50,65 @@ QUIET = Watcher()
 def compare(comparison: Comparison, output: Path, watcher: Watcher = QUIET) -> dict[str, Any]:
     """Runs the methods in turn and writes comparison.json, comparison.csv, comparison.md and index.html into the folder `output`.
 
-    A method that fails does not stop the others. What an earlier run that was stopped has done in this folder is gone on with, as long as
-    it was done in the same way. A method of which anything has changed starts anew; if only the metrics have changed, and images are
-    judged as they are stored, it is judged anew from its stored images.
+    A method that fails does not stop the others. An interrupted comparison in the folder resumes. A method starts again if anything that
+    its results depend on has changed; if only the metrics have changed and `rounding` is "8-bit", the stored images are measured again.
 
     Returns:
-        What comparison.json holds. "failed" of a method is None, or the reason in one line.
+        The content of comparison.json. "failed" of a method is None, or the reason in one line.
 
     Raises:
-        RequestError: the folder is another's or in use, or an image cannot be judged by a metric.
+        RequestError: the folder holds something else or is in use, or a metric does not apply to an image.
         ImageError: a test image cannot be used, or the folder cannot be written to.
     """
     try:
-        with _claimed(output, comparison.data):
+        with _locked(output, comparison.data):
             inputs = _write_inputs(comparison, output, watcher)
-            outcomes = [_run(comparison, participant, inputs, output, watcher) for participant in comparison.participants]
-            outcomes = _with_features(comparison, outcomes, output, watcher)
-            report = {"protocol": comparison.protocol()} | summary(outcomes, comparison.groups)
-            write_reports(output, report, outcomes, dict(zip(comparison.gts.names, comparison.gts.files, strict=True)))
+            summaries = [_run(comparison, participant, inputs, output, watcher) for participant in comparison.participants]
+            summaries = _with_features(comparison, summaries, output, watcher)
+            report = {"protocol": comparison.protocol()} | summarise(summaries, comparison.groups)
+            write_reports(output, report, summaries, dict(zip(comparison.gts.names, comparison.gts.files, strict=True)))
             return report
     except OSError as error:
-        raise ImageError(f"{output}: cannot be written to: {error.strerror or error}; what is done is kept") from error
+        raise ImageError(f"{output}: cannot be written to: {error.strerror or error}; finished images are kept") from error
 
 
 @contextmanager
-def _claimed(output: Path, data: str) -> Iterator[None]:
-    """The folder, made if need be and held against other processes."""
+def _locked(output: Path, data: str) -> Iterator[None]:
+    """Creates and locks the output folder."""
     keep_apart(data, output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        ours = _is_comparison(output) or all(file.name == ".lock" for file in output.iterdir())
+        usable = _is_comparison(output) or all(file.name == ".lock" for file in output.iterdir())
     except OSError as error:
-        raise RequestError(f"{output}: the folder cannot be made or read: {error.strerror}; give another one with --output") from None
-    if not ours:
-        raise RequestError(f"{output}: is not empty, and not of an earlier comparison; give another folder with --output")
+        raise RequestError(f"{output}: the folder cannot be created or read: {error.strerror}; give another one with --output") from None
+    if not usable:
+        raise RequestError(f"{output}: is neither empty nor the folder of a comparison; give another folder with --output")
     with lock_folder(output, "writing a comparison"):
         yield
 
 
 def _is_comparison(folder: Path) -> bool:
-    """Whether an earlier comparison, as far as it came, wrote this folder."""
+    """Whether the folder is that of a finished or interrupted comparison."""
     records = folder / "records"
     try:
-        if not any(records.iterdir()):  # it was stopped before its first record
+        if not any(records.iterdir()):  # interrupted before its first record
             return {file.name for file in folder.iterdir()} <= {"records", ".lock"}
-        return Records(records / "inputs.jsonl").made is not None
+        return Records(records / "inputs.jsonl").conditions is not None
     except (FileNotFoundError, NotADirectoryError, RequestError):
         return False
 
 
 def _write_inputs(comparison: Comparison, output: Path, watcher: Watcher) -> Records:
-    """Writes the ground truth and the low-resolution images, so that all of them have been read before the first method runs."""
+    """Writes ground truths and low-resolution images, which reads all test images before the first method runs."""
     gts = comparison.gts
     records = Records(output / "records" / "inputs.jsonl")
-    made = {"task": asdict(comparison.task), "low": comparison.lr}
-    records.begin(made, {} if records.differences(made) else records)
+    conditions = {"task": asdict(comparison.task), "low": comparison.lr}
+    records.begin(conditions, {} if records.differences(conditions) else records)
     for i, file in enumerate(gts.files):
         watcher.progress("reading the test images", i, len(gts))
         example = gts[i]
         images = {output / "pictures" / "truth" / f"{file}.png": example.gt, output / "pictures" / "low" / f"{file}.png": example.lr}
-        record = _of(example)
+        record = _source_record(example)
         if records.get(example.name) != record or not all(path.is_file() for path in images):
             for path, image in images.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +119,11 @@ def _write_inputs(comparison: Comparison, output: Path, watcher: Watcher) -> Rec
 
 
 def _run(comparison: Comparison, participant: Participant, inputs: Records, output: Path, watcher: Watcher) -> MethodSummary:
-    """Has a method enlarge those of its images that are not done yet."""
+    """Runs a method on those of its images that have no record."""
     entry, gts, size = participant.entry, comparison.gts, comparison.batch_size
-    records, folder = _gone_on_with(comparison, participant, inputs, output, watcher)
+    records, folder = _resume(comparison, participant, inputs, output, watcher)
     names = gts.names[: participant.images]
-    # Whole batches, always the same ones: what a network makes of an image can depend in its last bits on how many there are.
+    # The same whole batches in every run: the last bits of a network's result can depend on the batch size.
     batches = [range(start, min(start + size, len(names))) for start in range(0, len(names), size)]
     todo = [batch for batch in batches if any(names[i] not in records for i in batch)]
     earlier = sum(name in records for name in names)
@@ -135,59 +134,57 @@ def _run(comparison: Comparison, participant: Participant, inputs: Records, outp
             with ExitStack() as stack:
                 jobs = min(comparison.jobs_of(entry), len(todo))
                 runners = [
-                    stack.enter_context(MethodProcess(entry, comparison.task.scale, comparison.place_of(entry))) for _ in range(jobs)
+                    stack.enter_context(MethodProcess(entry, comparison.task.scale, comparison.compute_of(entry))) for _ in range(jobs)
                 ]
-                if not entry.searches:  # of many steps, the first ones cost nothing
+                if not entry.searches:  # a search has so many steps that the first ones do not matter
                     runners[0].warm_up(gts[todo[0][0]].lr)
-                for batch, examples, run in stack.enter_context(closing(_enlarged(runners, gts, todo, watcher))):
-                    _keep(comparison, batch, examples, run, records, folder)
+                for batch, examples, run in stack.enter_context(closing(_run_batches(runners, gts, todo, watcher))):
+                    _store(comparison, batch, examples, run, records, folder)
                     watcher.progress(entry.label, sum(name in records for name in names), len(names))
         except MethodError as error:
             failed = str(error)
-            watcher.say(f"{entry.label}: failed: {failed}")
-    done = {name: records[name] for name in names if name in records}
-    before = f", {earlier:,} of them before" if earlier else ""
-    watcher.say(f"{entry.label}: {len(done):,} of {len(names):,} images{before}")
-    return participant.outcome(done, failed)
+            watcher.message(f"{entry.label}: failed: {failed}")
+    finished = {name: records[name] for name in names if name in records}
+    resumed = f", {earlier:,} of them from an earlier run" if earlier else ""
+    watcher.message(f"{entry.label}: {len(finished):,} of {len(names):,} images{resumed}")
+    return participant.summary(finished, failed)
 
 
-def _gone_on_with(
-    comparison: Comparison, participant: Participant, inputs: Records, output: Path, watcher: Watcher
-) -> tuple[Records, Path]:
-    """The records of a method with what of an earlier run still holds, and the folder of its images."""
+def _resume(comparison: Comparison, participant: Participant, inputs: Records, output: Path, watcher: Watcher) -> tuple[Records, Path]:
+    """The records of a method with the valid ones of an earlier run, and the folder of its images."""
     label, gts = participant.entry.label, comparison.gts
     records = Records(output / "records" / f"{label}.jsonl")
     folder = output / "pictures" / label
-    made = comparison.made(participant)
+    conditions = comparison.conditions(participant)
     images = {name: folder / f"{gts.files[gts.index[name]]}.png" for name in records if name in gts.index}
     kept = {name: records[name] for name, path in images.items() if path.is_file() and {**records[name], **inputs[name]} == records[name]}
-    differences = records.differences(made)
-    if differences and comparison.judge.rounding == "8-bit" and all(key.startswith("judge.") for key in differences):
-        watcher.say(f"{label}: is judged anew from its images: other {', '.join(differences)}")
+    differences = records.differences(conditions)
+    if differences and comparison.suite.rounding == "8-bit" and all(key.startswith("judge.") for key in differences):
+        watcher.message(f"{label}: measures the stored images again: changed {', '.join(differences)}")
         for i, (name, record) in enumerate(kept.items()):
-            watcher.progress(f"judging {label}", i, len(kept))
-            kept[name] = record | {"metrics": _judged(comparison, gts[gts.index[name]], read_png(images[name]))}
+            watcher.progress(f"measuring {label}", i, len(kept))
+            kept[name] = record | {"metrics": _measure(comparison, gts[gts.index[name]], read_png(images[name]))}
     elif differences:
-        watcher.say(f"{label}: starts anew: other {', '.join(differences)}")
+        watcher.message(f"{label}: starts again: changed {', '.join(differences)}")
         kept = {}
-    else:  # those beyond --limit too, for a later run without
+    else:  # also those beyond --limit, for a later run without it
         kept |= {name: record for name, record in records.items() if name not in gts.index}
-    records.begin(made, kept)
+    records.begin(conditions, kept)
     return records, folder
 
 
-def _enlarged(
+def _run_batches(
     runners: Sequence[MethodProcess], gts: GroundTruth, todo: Sequence[range], watcher: Watcher
 ) -> Generator[tuple[range, list[Example], Run]]:
-    """Each batch with its examples and what became of it, in the order in which they end; a runner has one at a time, and waits while what
-    it made is looked at."""
+    """Yields each batch with its examples and its run, in the order of completion. A process gets its next batch after the consumer has
+    handled the last one."""
     steps = watcher.steps if len(runners) == 1 else None
-    free, waiting = list(runners), iter(todo)
+    free, pending = list(runners), iter(todo)
     running: dict[Future[Run], tuple[MethodProcess, range, list[Example]]] = {}
     with ThreadPoolExecutor(len(runners)) as pool:
         try:
             while True:
-                while free and (batch := next(waiting, None)) is not None:
+                while free and (batch := next(pending, None)) is not None:
                     examples = [gts[i] for i in batch]
                     runner = free.pop()
                     running[pool.submit(runner, torch.cat([example.lr for example in examples]), steps)] = runner, batch, examples
@@ -198,70 +195,72 @@ def _enlarged(
                     yield batch, examples, future.result()
                     free.append(runner)
         finally:
-            for runner in runners:  # or the pool would wait for what they are doing
+            for runner in runners:  # or the pool would wait for running batches
                 runner.close()
 
 
-def _keep(comparison: Comparison, batch: range, examples: Sequence[Example], run: Run, records: Records, folder: Path) -> None:
-    """Keeps images and records of what became of a batch."""
+def _store(comparison: Comparison, batch: range, examples: Sequence[Example], run: Run, records: Records, folder: Path) -> None:
+    """Writes the images and records of a batch."""
     gts = comparison.gts
     if not run.images.isfinite().all():
-        raise MethodError(f"made NaN or infinite values of {' or '.join(example.name for example in examples)}; try --precision float32")
+        raise MethodError(
+            f"returned NaN or infinite values for {' or '.join(example.name for example in examples)}; try --precision float32"
+        )
     for i, example, image, note in zip(batch, examples, run.images.split(1), run.notes, strict=True):
         cost = {"seconds": run.seconds / len(batch), "peak": run.peak, "own": run.own}
-        record = _of(example) | cost | {"note": note, "metrics": _judged(comparison, example, image)}
+        record = _source_record(example) | cost | {"note": note, "metrics": _measure(comparison, example, image)}
         path = folder / f"{gts.files[i]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         encode(to_image((quantize(image)[0] + 1) / 2), path, model=folder.name)
         records.add(record)
 
 
-def _judged(comparison: Comparison, example: Example, result: Tensor) -> dict[str, float]:
+def _measure(comparison: Comparison, example: Example, result: Tensor) -> dict[str, float]:
     try:
-        return comparison.judge(*(example.inside(image) for image in (example.lr, result, example.gt)))[0]
+        return comparison.suite(*(example.inside(image) for image in (example.lr, result, example.gt)))[0]
     except RequestError as error:
         raise RequestError(f"{example.name}: {error}") from None
 
 
-def _with_features(comparison: Comparison, outcomes: Sequence[MethodSummary], output: Path, watcher: Watcher) -> list[MethodSummary]:
-    """The outcomes with the features by which sets of images are compared, of the images as they are stored."""
-    if not any(metric.of_set for metric in comparison.judge.metrics):
-        return list(outcomes)
+def _with_features(comparison: Comparison, summaries: Sequence[MethodSummary], output: Path, watcher: Watcher) -> list[MethodSummary]:
+    """The summaries with the features of the stored images, for metrics of sets."""
+    if not any(metric.of_set for metric in comparison.suite.metrics):
+        return list(summaries)
     gts = comparison.gts
 
     def features(label: str, names: Sequence[str]) -> dict[str, Tensor]:
         parts = []
         for start in range(0, len(names), _BATCH):
-            watcher.progress(f"comparing sets: {label}", start, len(names))
-            numbers = [gts.index[name] for name in names[start : start + _BATCH]]
-            images = [read_png(output / "pictures" / label / f"{gts.files[i]}.png") for i in numbers]
+            watcher.progress(f"extracting features: {label}", start, len(names))
+            indices = [gts.index[name] for name in names[start : start + _BATCH]]
+            images = [read_png(output / "pictures" / label / f"{gts.files[i]}.png") for i in indices]
             if comparison.task.aspect in ("pad", "bars"):
-                images = [gts[i].inside(image) for i, image in zip(numbers, images, strict=True)]
-            of_one_size = itertools.groupby(images, lambda image: image.shape)
-            parts += [comparison.judge.pooled(torch.cat(list(alike))) for _, alike in of_one_size]
-        return joined(parts)
+                images = [gts[i].inside(image) for i, image in zip(indices, images, strict=True)]
+            by_size = itertools.groupby(images, lambda image: image.shape)
+            parts += [comparison.suite.pooled(torch.cat(list(group))) for _, group in by_size]
+        return concatenated(parts)
 
-    wanted = features("truth", gts.names)
+    gt_features = features("truth", gts.names)
     return [
         replace(
-            outcome,
-            features=features(outcome.label, list(outcome.records)),
-            gt_features={metric: values[[gts.index[name] for name in outcome.records]] for metric, values in wanted.items()},
+            summary,
+            features=features(summary.label, list(summary.records)),
+            gt_features={metric: values[[gts.index[name] for name in summary.records]] for metric, values in gt_features.items()},
         )
-        for outcome in outcomes
+        for summary in summaries
     ]
 
 
 def read_png(path: Path) -> Tensor:
-    """A stored image (1, 3, H, W) on the grid of 8-bit values. Raises ImageError."""
+    """A stored image (1, 3, H, W) on the 8-bit grid. Raises ImageError."""
     try:
         with Image.open(path) as image:
-            # In the order of memory that methods' results have: networks round otherwise in another one.
+            # Contiguous as the methods' results: with another memory layout networks round differently.
             return from_bytes(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].contiguous())
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read ({error}); remove it, and the same command makes it again") from None
+        raise ImageError(f"{path}: cannot be read ({error}); remove it and run the same command again") from None
 
 
-def _of(example: Example) -> Record:
-    """What a record says of the test image, so that it does not outlive it."""
+def _source_record(example: Example) -> Record:
+    """The name and hashes of a test image; a record is valid only while they match."""
     return {"name": example.name, "sha256": example.sha256, "low_sha256": example.low_sha256}

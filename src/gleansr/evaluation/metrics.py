@@ -1,4 +1,4 @@
-"""How close a result is to the ground truth, to its input, and a set of results to a set of images. Numbers as the field reports them."""
+"""Metrics of results against ground truths and inputs, and of sets of images."""
 
 import functools
 import logging
@@ -19,20 +19,20 @@ WINDOW = 11
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the scales of MS-SSIM, the full size first."""
 MS_SSIM_MIN_SIZE = WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
-"""The shortest side in pixels at which the window still fits into the smallest scale."""
+"""Shortest side in pixels at which the window fits into the coarsest scale."""
 FRECHET_MANY = 2048
-"""From so many images on the Fréchet distance is given without a warning; its literature takes 10,000 and more."""
+"""Fréchet distances of fewer images give a warning; the literature uses 10,000 and more."""
 
 logger = logging.getLogger(__name__)
 
 
 @plain_torch(grad=True)
 def ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
-    """Structural similarity (N), at most 1, of images (N, C, H, W) in [-1, 1]: of each channel, averaged over channels.
+    """Structural similarity (N), at most 1, of images (N, C, H, W) in [-1, 1], averaged over channels.
 
-    Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), with its Gaussian window of 11x11
-    and deviation 1.5, K1 = 0.01, K2 = 0.03; only where the window lies wholly within the image, as in the authors' program and in
-    scikit-image, where torchmetrics mirrors the border. `rounding` as in `psnr`.
+    Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), with a Gaussian window of 11x11 and
+    deviation 1.5, K1 = 0.01, K2 = 0.03. Only positions with the whole window inside the image count, as in the authors' program and
+    scikit-image; torchmetrics mirrors the border. `rounding` as in `psnr`.
     """
     if min(a.shape[-2:]) < WINDOW:
         raise RequestError(f"ssim needs images of at least {WINDOW}x{WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}")
@@ -44,10 +44,10 @@ def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
     """Structural similarity over five scales (N), from 0 to 1, of images (N, C, H, W) in [-1, 1] with sides of 176 and more.
 
     Wang, Simoncelli, Bovik, "Multiscale structural similarity for image quality assessment" (2003), equation 7 with its exponents: contrast
-    and structure of all five scales, brightness of the coarsest only. Each scale is the mean of 2x2 pixels of the one before; of an odd
-    side the last row or column is left out, where the authors' program mirrors it. At each scale the mean is taken over positions and
-    channels, and a negative one counts as 0, as in torchmetrics, but for the border of the coarsest scale, see `ssim`; TensorFlow and
-    pytorch-msssim multiply the scales of each channel first. `rounding` as in `psnr`.
+    and structure of all five scales, luminance of the coarsest. Each scale averages 2x2 pixels of the previous one; the last row or column
+    of an odd side is dropped (the authors' program mirrors it). Values are averaged over positions and channels at each scale, and
+    negative means count as 0. So torchmetrics agrees except for the border, see `ssim`; TensorFlow and pytorch-msssim multiply the scales
+    of each channel first. `rounding` as in `psnr`.
     """
     if min(a.shape[-2:]) < MS_SSIM_MIN_SIZE:
         raise RequestError(
@@ -66,7 +66,7 @@ def ms_ssim(a: Tensor, b: Tensor, *, rounding: Rounding = "8-bit") -> Tensor:
 
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM and its factor of contrast and structure, each (N), of images (N, C, H, W) in 0..255: means over positions and channels."""
+    """SSIM and its contrast-structure term, each (N), of images (N, C, H, W) in 0..255, averaged over positions and channels."""
     n, channels = x.shape[:2]
     x, y = x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None]  # (N * C, 1, H, W)
     window = torch.exp(-((torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2) ** 2) / (2 * 1.5**2))
@@ -90,25 +90,27 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) with the unbiased covariances A and B, in float64 (Heusel et al., 2017). With
     R_a^T R_a = A and R_b^T R_b = B from QR decompositions of the centred features, the trace of the root is the sum of the singular values
-    of R_a R_b^T: no root of a singular matrix is taken, and none of D x D is formed where there are fewer images than features.
-    The fewer images, the larger the value: compare sets of one size only. Below 2,048 images a warning says so, once.
+    of R_a R_b^T. This avoids the root of a singular matrix, and matrices of D x D if there are fewer images than features.
+    The distance grows as the number of images falls: compare sets of one size only. Below 2,048 images a warning says so, once.
 
     Raises:
-        RequestError: fewer than two images in a set, or features of two kinds.
+        RequestError: a set has fewer than two images, or numbers of features differ.
     """
     if min(len(features_a), len(features_b)) < 2 or features_a.shape[1:] != features_b.shape[1:]:
-        raise RequestError(f"two sets (N, D) of at least 2 are wanted, not {tuple(features_a.shape)} and {tuple(features_b.shape)}")
+        raise RequestError(
+            f"Fréchet distances need two sets (N, D) of at least 2 images, not {tuple(features_a.shape)} and {tuple(features_b.shape)}"
+        )
     if min(len(features_a), len(features_b)) < FRECHET_MANY:
-        _warn_of_few()
+        _warn_small_set()
     means, roots = [], []
     for features in (features_a.double(), features_b.double()):
         means.append(features.mean(0))
         roots.append(torch.linalg.qr(features - means[-1], mode="r").R / (len(features) - 1) ** 0.5)  # R^T R is the covariance
     cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     distance = (means[0] - means[1]).square().sum() + sum(root.square().sum() for root in roots) - 2 * cross
-    return max(float(distance), 0.0)  # of equal sets it may come out as -1e-12
+    return max(float(distance), 0.0)  # equal sets may give -1e-12
 
 
-@functools.cache  # once is enough
-def _warn_of_few() -> None:
+@functools.cache  # warns once
+def _warn_small_set() -> None:
     logger.warning(f"Fréchet distances of fewer than {FRECHET_MANY:,} images are biased upwards: compare sets of one size only")

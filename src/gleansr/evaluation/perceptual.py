@@ -1,4 +1,4 @@
-"""LPIPS: the perceptual distance that was fitted to what people see."""
+"""LPIPS: a perceptual distance fitted to people's judgements."""
 
 from typing import Literal
 
@@ -16,10 +16,10 @@ EPS = 1e-10
 class LPIPS(nn.Module):
     """Learned perceptual image patch similarity, version 0.1: a distance, 0 for equal images.
 
-    Zhang, Isola, Efros, Shechtman, Wang, "The unreasonable effectiveness of deep features as a perceptual metric" (2018), equation 1: in
-    each of five layers of a network trained on ImageNet the features of each position are brought to unit length, their squared differences
-    weighted by channel with what was fitted to people's judgements, summed over channels, averaged over positions; summed over layers.
-    Agrees with the authors' package lpips 0.1.4. Figures with AlexNet and with VGG16 are two metrics: say which.
+    Zhang, Isola, Efros, Shechtman, Wang, "The unreasonable effectiveness of deep features as a perceptual metric" (2018), equation 1:
+    in each of five layers of a network trained on ImageNet, features are normalised to unit length at each position; their squared
+    differences are weighted by channel, summed over channels and averaged over positions; layers are summed.
+    Agrees with the authors' package lpips 0.1.4. AlexNet and VGG16 give two different metrics.
     """
 
     def __init__(self, backbone: AlexNet | VGG16Stages):
@@ -34,7 +34,7 @@ class LPIPS(nn.Module):
         return self.distance(self.features(a), self.features(b))
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """The features of five layers at unit length, for `distance`."""
+        """The features of five layers, normalised to unit length."""
         if min(image.shape[-2:]) < (side := self.backbone.min_size):
             raise RequestError(
                 f"lpips_{self.net} needs images of at least {side}x{side} pixels, not {image.shape[-1]}x{image.shape[-2]}: "
@@ -43,7 +43,7 @@ class LPIPS(nn.Module):
         return [x / (x.square().sum(1, keepdim=True).sqrt() + EPS) for x in self.backbone(image)]
 
     def distance(self, features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
-        """The distance (N) of two images' `features`."""
+        """The distance (N) between features of images, see `features`."""
         total = torch.zeros(len(features_a[0]), device=features_a[0].device)
         for layer, (x, y) in enumerate(zip(features_a, features_b, strict=True)):
             total = total + F.conv2d((x - y).square(), self.get_buffer(f"head{layer}")[None, :, None, None]).mean((1, 2, 3))

@@ -1,4 +1,4 @@
-"""What is compared on what: checked before anything runs."""
+"""Plans a comparison and checks it before anything runs."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from gleansr import baselines as baselines
+from gleansr import baselines
 from gleansr.checkpoints import model_path
 from gleansr.checkpoints.download import DownloadProgress
 from gleansr.data.fit import Aspect
 from gleansr.data.shards import shown
 from gleansr.errors import RequestError
 from gleansr.evaluation.entries import ComparedMethod, check_labels
-from gleansr.evaluation.ground_truth import Degradation, EvaluationTask, GroundTruth, Small, usual_aspect, usual_border
-from gleansr.evaluation.judges import METRICS, MetricFiles, MetricSuite, default_metrics
+from gleansr.evaluation.ground_truth import Degradation, EvaluationTask, GroundTruth, Small, default_aspect, default_border
+from gleansr.evaluation.metric_suite import METRICS, MetricFiles, MetricSuite, default_metrics
 from gleansr.evaluation.metrics import Rounding
 from gleansr.evaluation.records import Record
 from gleansr.evaluation.runner import ComputeConfig, machine
@@ -26,7 +26,8 @@ from gleansr.inference.devices import find_device, find_precision
 from gleansr.inference.upscaler import Upscaler
 from gleansr.version import version
 
-_LOWS = {
+# Part of the conditions in records: a changed text makes a comparison start again.
+_LR_TEXTS = {
     "bicubic": "MATLAB's bicubic with antialiasing, rounded to 8 bits",
     "real": "what happens to thumbnails (blur, kernels, noise, compression), drawn with fixed seeds",
 }
@@ -34,72 +35,72 @@ _LOWS = {
 
 @dataclass(frozen=True)
 class Participant:
-    """An entry whose model has been read and found to fit."""
+    """A method whose model has been checked."""
 
     entry: ComparedMethod
     images: int
-    """How many of the test images it gets."""
+    """Number of test images that it processes."""
     file: str | None
     """Name of the model's file."""
     sha256: str | None
-    """Of the model's file."""
+    """SHA-256 of the model's file."""
     licence: str | None
 
-    def outcome(self, records: Mapping[str, Record], failed: str | None = None) -> MethodSummary:
-        """What came of it, without the features of its images; see `MethodSummary`."""
+    def summary(self, records: Mapping[str, Record], failed: str | None = None) -> MethodSummary:
+        """Its summary, without features."""
         entry = self.entry
         return MethodSummary(entry.label, entry.method, self.file, self.sha256, dict(entry.settings), self.licence, failed, records)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is to be compared; made by `plan`."""
+    """A checked comparison, see `plan`."""
 
     data: str
     gts: GroundTruth
     lr: str | None
     participants: Sequence[Participant]
-    judge: MetricSuite
-    place: ComputeConfig
+    suite: MetricSuite
+    compute: ComputeConfig
     batch_size: int = 1
     jobs: int = 1
-    """Images that a search works on at once."""
+    """Number of images that a search processes at once."""
     groups: Mapping[str, str] = field(default_factory=dict)
-    """Of each image by name; none: figures are not told by group."""
+    """Group of each image by name; empty: no results by group."""
 
     def jobs_of(self, entry: ComparedMethod) -> int:
-        """How many processes it has: a network has one, so that its time is that of a machine of its own."""
+        """Number of processes of a method; a network has one, so that nothing else disturbs its time."""
         return self.jobs if entry.searches else 1
 
-    def place_of(self, entry: ComparedMethod) -> ComputeConfig:
-        """Where each of its processes computes: they share the threads."""
-        return replace(self.place, threads=max(1, (self.place.threads or torch.get_num_threads()) // self.jobs_of(entry)))
+    def compute_of(self, entry: ComparedMethod) -> ComputeConfig:
+        """Device and arithmetic of each process of a method; the processes share the threads."""
+        return replace(self.compute, threads=max(1, (self.compute.threads or torch.get_num_threads()) // self.jobs_of(entry)))
 
     @property
     def task(self) -> EvaluationTask:
         return self.gts.task
 
     def protocol(self) -> dict[str, Any]:
-        """What all figures depend on but the methods' own settings."""
-        place = {"precision": str(find_precision(self.place.precision, find_device(self.place.device))).removeprefix("torch.")}
+        """Everything that the results of all methods depend on."""
+        precision = {"precision": str(find_precision(self.compute.precision, find_device(self.compute.device))).removeprefix("torch.")}
         return {
             "data": Path(shown(self.data)).name,
             "pictures": len(self.gts),
             "task": asdict(self.task),
-            "low": Path(shown(self.lr)).name if self.lr else _LOWS[self.task.degradation],
+            "low": Path(shown(self.lr)).name if self.lr else _LR_TEXTS[self.task.degradation],
             "batch_size": self.batch_size,
             "jobs": self.jobs,
-            "judge": {"metrics": [metric.name for metric in self.judge.metrics]} | self.judge.protocol,
-            "place": machine(find_device(self.place.device)) | place | {"threads": self.place.threads or torch.get_num_threads()},
+            "judge": {"metrics": [metric.name for metric in self.suite.metrics]} | self.suite.protocol,
+            "place": machine(find_device(self.compute.device)) | precision | {"threads": self.compute.threads or torch.get_num_threads()},
             "versions": {"gleansr": version(), "torch": torch.__version__},
         }
 
-    def made(self, participant: Participant) -> dict[str, Any]:
-        """What the records of a method depend on: where none of it has changed, they need not be made again."""
+    def conditions(self, participant: Participant) -> dict[str, Any]:
+        """Everything that the records of a method depend on; while it is unchanged, they stay valid."""
         shared = {key: value for key, value in self.protocol().items() if key not in ("data", "pictures")}
         shared |= {
             "jobs": self.jobs_of(participant.entry),
-            "place": shared["place"] | {"threads": self.place_of(participant.entry).threads},
+            "place": shared["place"] | {"threads": self.compute_of(participant.entry).threads},
         }
         settings = dict(participant.entry.settings)
         files = {key: sha256_of(value) for key, value in settings.items() if isinstance(value, str) and Path(value).is_file()}
@@ -122,53 +123,55 @@ def plan(
     aspect: Aspect | None = None,
     small: Small = "refuse",
     degradation: Degradation = "bicubic",
-    place: ComputeConfig | None = None,
+    compute: ComputeConfig | None = None,
     batch_size: int = 1,
     jobs: int = 1,
     groups: Path | None = None,
     progress: DownloadProgress | None = None,
 ) -> Comparison:
-    """Checks all that can be checked before hours of work: every model is read once, and the first image is judged.
+    """Plans a comparison: loads every model once and computes the metrics on the first image, before hours of work. Writes nothing.
 
     Args:
-        data: the ground-truth images, as `open_source` takes them.
+        data: the ground-truth images, as for `open_source`.
         entries: the methods.
-        scale: of all methods.
-        metrics: names of `gleansr.evaluation.judges.METRICS`; by default those that need nothing but the package and `files`.
-        rounding: see `MetricSuite`, as `crop`, `files` and `progress`.
-        size: side of the results; by default what the methods make.
+        scale: scale of all methods.
+        metrics: names from `gleansr.evaluation.metric_suite.METRICS`; default: those that need only the package and `files`.
+        rounding: see `MetricSuite`, also for `crop`, `files` and `progress`.
+        size: side of the results; default: that of the methods.
         lr: prepared low-resolution images, see `GroundTruth`.
-        limit: only the first so many images.
-        limit_slow: only the first so many for methods that search.
-        aspect: see `EvaluationTask`; by default "bars" for models of images between black bars, otherwise "crop".
-        small: see `EvaluationTask`, as `degradation`.
-        place: where the methods compute, and the judge; by default on a GPU if there is one.
-        batch_size: images that a method gets together; with 1 the time of an image is what one waits for it.
-        jobs: images, or batches, that a search works on at once on a CPU, each in a process with its share of the threads.
-        groups: a CSV file, see `read_groups`: figures are told by group too.
+        limit: number of images, from the first.
+        limit_slow: number of images of searches, from the first.
+        aspect: see `EvaluationTask`; default: "bars" for models of images between black bars, otherwise "crop".
+        small: see `EvaluationTask`, also for `degradation`.
+        compute: device and arithmetic of the methods; metrics use the same device. Default: a GPU if there is one.
+        batch_size: images per forward pass; 1 measures latency.
+        jobs: batches that a search processes at once on a CPU, each in a process with its share of the threads.
+        groups: a CSV file, see `read_groups`, for results by group.
 
     Raises:
-        RequestError: something of it does not fit together; nothing was written.
+        RequestError: the arguments do not fit together.
         CheckpointError, DownloadError, ImageError: a model or the first image cannot be used.
     """
-    place = place or ComputeConfig()
+    compute = compute or ComputeConfig()
     check_labels(entries)
     if not entries:
-        raise RequestError("there is no method to compare; name some with --methods")
+        raise RequestError("no method to compare; give some with --methods")
     if batch_size < 1:
         raise RequestError(f"--batch-size must be at least 1, not {batch_size}")
     if jobs < 1:
         raise RequestError(f"--jobs must be at least 1, not {jobs}")
     if limit_slow is not None and limit_slow < 1:
         raise RequestError(f"--limit-slow must be at least 1, not {limit_slow}")
-    find_precision(place.precision, device := find_device(place.device))
+    find_precision(compute.precision, device := find_device(compute.device))
     if jobs > 1 and device.type != "cpu":
-        raise RequestError(f"--jobs {jobs} is for searches on a CPU; a GPU works on several images at once with --batch-size")
+        raise RequestError(f"--jobs {jobs} is for searches on a CPU; on a GPU use --batch-size")
     upscalers = {entry.label: entry.load(scale, "cpu") for entry in entries}
-    every = upscalers.values()
-    task = EvaluationTask(_common_size(upscalers, size), scale, aspect or usual_aspect(every), small, usual_border(every), degradation)
+    loaded = upscalers.values()
+    task = EvaluationTask(
+        _common_size(upscalers, size), scale, aspect or default_aspect(loaded), small, default_border(loaded), degradation
+    )
     gts = GroundTruth(data, task, lr=lr, limit=limit)
-    of = {} if groups is None else read_groups(groups, gts.names)
+    groups_by_name = {} if groups is None else read_groups(groups, gts.names)
     participants = []
     for entry in entries:
         model = entry.model or (None if entry.method == "bicubic" else baselines.bundled(entry.method, scale))
@@ -180,21 +183,21 @@ def plan(
     names = default_metrics(files, task.size - 2 * crop) if metrics is None else list(metrics)
     sets = [name for name in names if name in METRICS and METRICS[name].of_set] if fewest < 2 else []
     if sets and metrics is not None:
-        raise RequestError(f"{' and '.join(sets)} want sets of at least 2 images, not of {fewest}: raise --limit or leave them out")
+        raise RequestError(f"{' and '.join(sets)} need at least 2 images, not {fewest}: raise --limit or leave them out")
     names = [name for name in names if name not in sets]
-    judge = MetricSuite(names, rounding=rounding, crop=crop, device=device, files=files, progress=progress)
+    suite = MetricSuite(names, rounding=rounding, crop=crop, device=device, files=files, progress=progress)
     example = gts[0]
-    judge(example.inside(example.lr), example.inside(example.gt), example.inside(example.gt))
-    return Comparison(data, gts, lr, participants, judge, place, batch_size, jobs, of)
+    suite(example.inside(example.lr), example.inside(example.gt), example.inside(example.gt))
+    return Comparison(data, gts, lr, participants, suite, compute, batch_size, jobs, groups_by_name)
 
 
 def read_groups(file: Path, names: Sequence[str]) -> dict[str, str]:
-    """The group of each of the images `names`, in their order.
+    """The group of each image in `names`, in their order.
 
-    The file is CSV with the columns "name" and "group". A name is an image's in the data, with or without its ending.
+    The file is CSV with the columns "name" and "group". Names are those in the data, with or without suffix.
 
     Raises:
-        RequestError: the file cannot be read or is no such file, an image is in it twice, or one of `names` is not in it.
+        RequestError: the file cannot be read or is invalid, lists an image twice, or lacks one of `names`.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -205,23 +208,23 @@ def read_groups(file: Path, names: Sequence[str]) -> dict[str, str]:
     except OSError as error:
         raise RequestError(f"--groups {file}: cannot be read: {error.strerror or error}") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise RequestError(f"--groups {file}: is no CSV file: {error}") from None
+        raise RequestError(f"--groups {file}: is not a CSV file: {error}") from None
     groups: dict[str, str] = {}
     for name, group in listed:
         if not name or not group:
-            raise RequestError(f"--groups {file}: a line lacks its name or its group: {name},{group}")
+            raise RequestError(f"--groups {file}: a line has no name or no group: {name},{group}")
         if name in groups:
             raise RequestError(f"--groups {file}: {name} is listed twice")
         groups[name] = group
-    found = {name: groups.get(name) or groups.get(PurePosixPath(name).stem) for name in names}
-    if missing := [name for name, group in found.items() if group is None]:
+    matched = {name: groups.get(name) or groups.get(PurePosixPath(name).stem) for name in names}
+    if missing := [name for name, group in matched.items() if group is None]:
         more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
         raise RequestError(f"--groups {file}: has no group for {', '.join(missing[:3])}{more}")
-    return {name: group for name, group in found.items() if group is not None}
+    return {name: group for name, group in matched.items() if group is not None}
 
 
 def _common_size(upscalers: Mapping[str, Upscaler], size: int | None) -> int:
-    """The size that all methods make, or that was asked for where they make any."""
+    """The size of all methods' results; `size` if they have none of their own."""
     sizes: dict[int, str] = {}
     for label, upscaler in upscalers.items():
         if upscaler.output_size:
@@ -229,8 +232,8 @@ def _common_size(upscalers: Mapping[str, Upscaler], size: int | None) -> int:
     if size is not None:
         sizes.setdefault(size, "--size")
     if not sizes:
-        raise RequestError("none of these methods makes images of a size of its own: give one, such as --size 256")
+        raise RequestError("none of these methods has a fixed size: give one, such as --size 256")
     if len(sizes) > 1:
-        differing = ", ".join(f"{label} {side}" for side, label in sizes.items())
-        raise RequestError(f"images of one size can be compared, but these differ: {differing}")
+        listed = ", ".join(f"{label} {side}" for side, label in sizes.items())
+        raise RequestError(f"the methods must return images of one size, not {listed}")
     return next(iter(sizes))

@@ -1,4 +1,4 @@
-"""What is known of each image, one JSON line an image, so that a run that was stopped goes on where it was."""
+"""Results of each image, one JSON line per image, from which an interrupted comparison resumes."""
 
 import json
 import math
@@ -14,25 +14,25 @@ Record = dict[str, Any]
 
 
 class Records(Mapping[str, Record]):
-    """The records of one method by the images' names, in a file whose first line says how they were made.
+    """The records of a method by image name, in a file whose first line holds the conditions that they depend on.
 
-    Each is in the file before the next image is begun. A last line that was torn when the process was killed is dropped.
+    Each record is written before the next image begins. An incomplete last line is dropped.
     """
 
     def __init__(self, path: Path):
-        """Reads `path`, if it is there. Raises RequestError if it is another file, OSError if it cannot be read."""
+        """Reads `path` if it exists. Raises RequestError for a file of another kind, OSError if it cannot be read."""
         self.path = path
-        self.made: dict[str, Any] | None = None
-        """How the records were made, as the file says; None where there is no file."""
+        self.conditions: dict[str, Any] | None = None
+        """What the records depend on; None if there is no file."""
         self._records: dict[str, Record] = {}
-        lines = _whole_lines(path)
+        lines = _read_lines(path)
         if not lines:
             return
         try:
-            self.made = lines[0]["made"]
+            self.conditions = lines[0]["made"]
             self._records = {record["name"]: record for record in lines[1:]}
         except (KeyError, TypeError):
-            raise RequestError(f"{path}: is not a file of records by `gleansr compare`; remove it, or give another folder") from None
+            raise RequestError(f"{path}: is not a records file of `gleansr compare`; remove it or give another folder") from None
 
     def __getitem__(self, name: str) -> Record:
         return self._records[name]
@@ -43,27 +43,27 @@ class Records(Mapping[str, Record]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def differences(self, made: Mapping[str, Any]) -> list[str]:
-        """The keys, "place.threads", by which records made as `made` says would differ from these; none where there are no records."""
-        return [] if self.made is None else _differences(self.made, json.loads(json.dumps(plain(made))), "")
+    def differences(self, conditions: Mapping[str, Any]) -> list[str]:
+        """The keys, such as "place.threads", in which `conditions` differ from those of the file; none if there is no file."""
+        return [] if self.conditions is None else _differences(self.conditions, json.loads(json.dumps(plain(conditions))), "")
 
-    def begin(self, made: Mapping[str, Any], records: Mapping[str, Record]) -> None:
-        """Writes the file anew, with these records, made as `made` says. Raises OSError."""
-        self.made, self._records = json.loads(json.dumps(plain(made))), dict(records)
+    def begin(self, conditions: Mapping[str, Any], records: Mapping[str, Record]) -> None:
+        """Replaces the file by one with these conditions and records. Raises OSError."""
+        self.conditions, self._records = json.loads(json.dumps(plain(conditions))), dict(records)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [_line({"made": self.made}), *map(_line, self._records.values())]
+        lines = [_line({"made": self.conditions}), *map(_line, self._records.values())]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
 
     def add(self, record: Record) -> None:
-        """Keeps a record, in place of an earlier one of its "name". Raises OSError."""
+        """Appends a record; it replaces an earlier one of the same "name". Raises OSError."""
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(record))
         self._records[record["name"]] = record
 
 
 def plain(value: Any) -> Any:
-    """`value` with the numbers that JSON does not have as strings that `float` reads: "inf", "-inf", "nan"."""
+    """`value` with non-finite numbers as strings that `float` reads: "inf", "-inf", "nan"."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -71,29 +71,29 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
-    found = []
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+    differences = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += _differences(before, after, f"{where}{key}.")
+            differences += _differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{where}{key}")
-    return found
+            differences.append(f"{prefix}{key}")
+    return differences
 
 
 def _line(record: Record) -> str:
     return f"{json.dumps(plain(record), allow_nan=False)}\n"
 
 
-def _whole_lines(path: Path) -> list[Any]:
-    """The JSON values in a file, a line each, up to the first that is torn; none if there is no such file."""
+def _read_lines(path: Path) -> list[Any]:
+    """The JSON values of a file's lines up to the first incomplete one; none if there is no file."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     values = []
-    for line in text.split("\n")[:-1]:  # what follows the last end of line is torn
+    for line in text.split("\n")[:-1]:  # text after the last line end is incomplete
         if (value := parse_line(line)) is None:
             break
         values.append(value)

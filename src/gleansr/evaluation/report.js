@@ -4,7 +4,7 @@ const data = JSON.parse($("data").textContent);
 const rows = [...document.querySelectorAll(".row")];
 // JSON has no infinity.
 const number = (value) => ({ "": NaN, inf: Infinity, "-inf": -Infinity })[value] ?? Number(value ?? NaN);
-const pictures = new Map(rows.map((row, i) => [row, data.pictures[i]]));
+const images = new Map(rows.map((row, i) => [row, data.pictures[i]]));
 
 // ---------------------------------------------------------------------------------------------------------- sorting tables
 
@@ -26,7 +26,7 @@ for (const button of document.querySelectorAll("thead button")) {
 
 // ---------------------------------------------------------------------------------------------------------- zooming and moving
 
-// A view is how pictures are shown: k times as large, with the left upper corner at (x, y), in parts of the pane.
+// A view is how images are shown: k times as large, with the left upper corner at (x, y), in parts of the pane.
 const MOST = 64;
 
 function show(element, view, label) {
@@ -95,7 +95,7 @@ for (const row of rows) {
   button.textContent = "Compare two";
   button.addEventListener("click", () => openSlider(row));
   row.querySelector("h3").replaceWith(head);
-  head.append(Object.assign(document.createElement("h3"), { textContent: pictures.get(row).name }), button);
+  head.append(Object.assign(document.createElement("h3"), { textContent: images.get(row).name }), button);
   row.addEventListener("focus", () => redraw(row));
   for (const pane of row.querySelectorAll(".pane:not(.empty)")) {
     const image = pane.querySelector("img");
@@ -122,14 +122,14 @@ for (const row of rows) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------- figures below pictures
+// ---------------------------------------------------------------------------------------------------------- scores below images
 
 const metric = () => data.metrics.find((m) => m.name === $("metric").value);
 
 function write() {
   const chosen = metric();
-  for (const [row, picture] of pictures) {
-    const values = Object.entries(picture.figures).map(([label, figures]) => [label, number(figures[chosen?.name])]);
+  for (const [row, image] of images) {
+    const values = Object.entries(image.figures).map(([label, figures]) => [label, number(figures[chosen?.name])]);
     const all = values.map(([, value]) => value);
     const best = values.length > 1 ? (chosen?.better === "higher" ? Math.max(...all) : Math.min(...all)) : NaN;
     for (const figure of row.querySelectorAll("figure")) {
@@ -137,7 +137,7 @@ function write() {
       text.replaceChildren();
       text.classList.toggle("best", Boolean(found) && found[1] === best);
       if (found && chosen) text.append(`${found[1].toFixed(chosen.digits)} ${chosen.unit}`);
-      const note = picture.notes[figure.dataset.label];
+      const note = image.notes[figure.dataset.label];
       if (note) text.append(" ", Object.assign(document.createElement("abbr"), { textContent: "note", title: note }));
     }
   }
@@ -145,7 +145,7 @@ function write() {
 
 function arrange() {
   const [which, label] = JSON.parse($("order").value), chosen = metric();
-  const value = (row) => number(pictures.get(row).figures[label]?.[chosen?.name]);
+  const value = (row) => number(images.get(row).figures[label]?.[chosen?.name]);
   const sign = (which === "worst") === (chosen?.better === "higher") ? 1 : -1;
   const compare = (a, b) => (isNaN(value(a)) - isNaN(value(b))) || sign * (value(a) - value(b));
   $("rows").append(...(which === "name" ? rows : [...rows].sort(compare)));
@@ -153,7 +153,7 @@ function arrange() {
 
 function filter() {
   const text = $("find").value.trim().toLowerCase();
-  for (const row of rows) row.hidden = !pictures.get(row).name.toLowerCase().includes(text);
+  for (const row of rows) row.hidden = !images.get(row).name.toLowerCase().includes(text);
   $("none").hidden = rows.some((row) => !row.hidden);
 }
 
@@ -189,7 +189,7 @@ for (const [id, factor] of [["in", 1.5], ["out", 1 / 1.5], ["reset", 0]]) {
   $(id).addEventListener("click", () => zoomBy(factor));
 }
 
-// ---------------------------------------------------------------------------------------------------------- two pictures
+// ---------------------------------------------------------------------------------------------------------- two images
 
 const slider = $("slider"), stage = slider.querySelector(".stage");
 const [leftImage, rightImage] = stage.querySelectorAll("img"), [leftName, rightName] = stage.querySelectorAll("b");
@@ -204,7 +204,7 @@ $("left").value = data.labels.find((label) => label !== "bicubic") ?? "low";
 $("right").value = "truth";
 
 function fill() {
-  $("slider-name").textContent = pictures.get(opened).name;
+  $("slider-name").textContent = images.get(opened).name;
   for (const [select, image, name] of [[$("left"), leftImage, leftName], [$("right"), rightImage, rightName]]) {
     const found = [...opened.querySelectorAll("figure")].find((figure) => figure.dataset.label === select.value)?.querySelector("img");
     image.hidden = !found;

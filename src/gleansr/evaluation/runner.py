@@ -1,4 +1,4 @@
-"""One method in a process of its own, so that its time and its memory are its own and its end is nobody else's."""
+"""Runs a method in a separate process, which isolates its time, memory and failures."""
 
 import multiprocessing
 import os
@@ -24,21 +24,21 @@ from gleansr.evaluation.entries import ComparedMethod
 from gleansr.inference.method import StepReport
 from gleansr.inference.precision import Precision, full_name
 
-_STEP_SECONDS = 0.2  # between two reports of the progress within an image
+_STEP_SECONDS = 0.2  # between two progress reports within an image
 
 
 class MethodError(GleansrError):
-    """A method failed: it raised an error, or its process ended."""
+    """A method raised an error, or its process ended."""
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """Where and how methods compute."""
+    """Device and arithmetic of methods."""
 
     device: str = "auto"
     precision: Precision = "auto"
     threads: int | None = None
-    """Of the CPU; None: as many as torch takes by itself."""
+    """CPU threads; None: torch's default."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", full_name(self.precision))
@@ -46,33 +46,33 @@ class ComputeConfig:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a method made of a batch, and at what cost."""
+    """Results of a method for a batch, and their cost."""
 
     images: Tensor
     """(N, 3, H, W), RGB, nominally in [-1, 1], not clamped, float32, on the CPU."""
     notes: list[str]
-    """What the method said of each image, "" if nothing."""
+    """The method's note on each image, or ""."""
     seconds: float
-    """For the batch, until the results were there on the device."""
+    """Time of the batch, until the results are complete on the device."""
     peak: int | None
-    """Bytes: the most that the process has taken so far, see `peak_memory`."""
+    """Peak memory of the process in bytes, see `peak_memory`."""
     own: int | None
-    """Bytes: what of `peak` was added since before the model was read."""
+    """Part of `peak` that was added since before the model was loaded."""
 
 
 class MethodProcess:
-    """Runs a method in a fresh process. Its methods raise MethodError where that one fails."""
+    """A method in a new process. Raises MethodError if the method fails."""
 
-    def __init__(self, entry: ComparedMethod, scale: int, place: ComputeConfig):
-        """Starts the process and has it load the model."""
+    def __init__(self, entry: ComparedMethod, scale: int, compute: ComputeConfig):
+        """Starts the process, which loads the model."""
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, entry, scale, place), daemon=True)
-        with _deaf():  # Ctrl-C is for this process, which then ends the other one
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_pipe, entry, scale, compute), daemon=True)
+        with _interrupt_blocked():  # Ctrl-C stops this process, which ends the child
             self._process.start()
-        theirs.close()
+        child_pipe.close()
         try:
-            self._ask(None)
+            self._request(None)
         except BaseException:
             self.close()
             raise
@@ -84,12 +84,12 @@ class MethodProcess:
         self.close()
 
     def warm_up(self, lr: Tensor) -> None:
-        """Enlarges a batch once for nothing: the first time, memory is asked for and kernels are chosen."""
-        self._ask((lr.numpy(), False))
+        """Runs a batch without measuring: the first run allocates memory and selects kernels."""
+        self._request((lr.numpy(), False))
 
     def __call__(self, lr: Tensor, report: StepReport | None = None) -> Run:
-        """Enlarges a batch (N, 3, h, w) in [-1, 1]. `report` is told of the steps of a slow method, now and then."""
-        images, *rest = self._ask((lr.numpy(), report is not None), report)
+        """Upscales a batch (N, 3, h, w) in [-1, 1]. `report` receives the steps of a search, at most five times a second."""
+        images, *rest = self._request((lr.numpy(), report is not None), report)
         return Run(torch.from_numpy(images), *rest)
 
     def close(self) -> None:
@@ -98,55 +98,57 @@ class MethodProcess:
         self._process.join()
         self._pipe.close()
 
-    def _ask(self, question: tuple[Any, bool] | None, report: StepReport | None = None) -> Any:
-        """What the process answers to a batch, or at its start to nothing."""
+    def _request(self, message: tuple[Any, bool] | None, report: StepReport | None = None) -> Any:
+        """Sends a message, if any, and waits for the reply."""
         try:
-            if question is not None:
-                self._pipe.send(question)
+            if message is not None:
+                self._pipe.send(message)
             while True:
                 kind, *values = self._pipe.recv()
                 if kind == "failed":
                     raise MethodError(values[0])
                 if kind == "broken":
-                    fault = InternalError("the process of a method ended by a fault of gleansr: please report it; --debug shows where")
+                    fault = InternalError(
+                        "the process of a method failed because of a bug in gleansr: please report it; --debug shows the traceback"
+                    )
                     fault.add_note(values[0])
                     raise fault
                 if kind == "done":
                     return values
                 if report:
                     report(*values)
-        except (EOFError, OSError):  # nobody is there any more
+        except (EOFError, OSError):  # the process has ended
             self._process.join(10)
             code = self._process.exitcode or 0
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            memory = ", perhaps for lack of memory" if code == -9 else ""
-            raise MethodError(f"its process {how}{memory}") from None
+            reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            memory = ", possibly for lack of memory" if code == -9 else ""
+            raise MethodError(f"its process {reason}{memory}") from None
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that are started within do not hear Ctrl-C."""
+def _interrupt_blocked() -> Iterator[None]:
+    """Blocks SIGINT for processes started in the context."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # which unblocks the signal when it starts its process, at the first use
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    resource_tracker.ensure_running()  # at its first use it unblocks the signal
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-# --------------------------------------------------------------------------------------------------- in the other process
+# ----------------------------------------------------------------------------------------------------- child process
 
 
-def _serve(pipe: Connection, entry: ComparedMethod, scale: int, place: ComputeConfig) -> None:
+def _serve(pipe: Connection, entry: ComparedMethod, scale: int, compute: ComputeConfig) -> None:
     _end_with_parent()
     try:
-        if place.threads:
-            torch.set_num_threads(place.threads)
+        if compute.threads:
+            torch.set_num_threads(compute.threads)
         before = peak_memory(torch.device("cpu"))
-        upscaler = entry.load(scale, place.device, place.precision)
+        upscaler = entry.load(scale, compute.device, compute.precision)
         method, device = upscaler.method, upscaler.device
         before = 0 if device.type == "cuda" else before
         pipe.send(("done",))
@@ -156,24 +158,24 @@ def _serve(pipe: Connection, entry: ComparedMethod, scale: int, place: ComputeCo
             report = _throttled(pipe) if reporting else None
             synchronise(device)
             start = time.perf_counter()
-            enlarged = method(batch, report)
+            output = method(batch, report)
             synchronise(device)
             seconds = time.perf_counter() - start
             peak = peak_memory(device)
             own = None if peak is None or before is None else peak - before
-            images = enlarged.images.detach().float().cpu().numpy()
-            pipe.send(("done", images, list(enlarged.notes) or [""] * len(lr), seconds, peak, own))
-    except (EOFError, BrokenPipeError):  # the comparison has gone
+            images = output.images.detach().float().cpu().numpy()
+            pipe.send(("done", images, list(output.notes) or [""] * len(lr), seconds, peak, own))
+    except (EOFError, BrokenPipeError):  # the parent has ended
         return
     except (GleansrError, OSError, MemoryError, RuntimeError) as error:  # torch and its drivers raise RuntimeErrors
-        said = " ".join(str(error).split())[:500]
-        pipe.send(("failed", said if isinstance(error, GleansrError) else f"{type(error).__name__}: {said}"))
+        text = " ".join(str(error).split())[:500]
+        pipe.send(("failed", text if isinstance(error, GleansrError) else f"{type(error).__name__}: {text}"))
     except Exception:
         pipe.send(("broken", traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    """This process ends as soon as its parent has, even if that was killed."""
+    """Ends this process with its parent, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -199,7 +201,7 @@ def _throttled(pipe: Connection) -> StepReport:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was told to."""
+    """Waits for all work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -207,9 +209,9 @@ def synchronise(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: on a GPU the most that torch has held there, else the largest resident size of this process; None where that is not known.
+    """Peak memory in bytes: torch's allocations on a GPU, otherwise the resident size of this process; None where unknown.
 
-    Not getrusage's ru_maxrss on Linux: a fresh process's begins with that of the process that started it.
+    On Linux not from getrusage: ru_maxrss of a new process starts with that of its parent.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -225,7 +227,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What times and memory depend on."""
+    """The hardware that times and memory depend on."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

