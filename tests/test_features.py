@@ -107,7 +107,7 @@ def test_vgg16_needs_nothing_behind_conv4_3_and_takes_old_files_and_half_precisi
         (lambda w: w.pop("features.21.weight"), r"missing features\.21\.weight"),
         (lambda w: w.update({"features.22.weight": torch.zeros(2)}), r"unexpected features\.22\.weight"),
         (lambda w: w.update({"features.0.bias": torch.zeros(65)}), r"features\.0\.bias is \[65\], not \[64\]"),
-        (lambda w: w.update({"epoch": 3}), "not named tensors"),
+        (lambda w: w.update({"epoch": 3}), "not a state dict"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, spoil, problem: str):
