@@ -15,9 +15,10 @@ from gleansr.checkpoints import native
 from gleansr.models.layers import placed
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training.bank import train_bank
+from gleansr.training.batches import TrainingBatches
+from gleansr.training.checkpoint import TrainingStoppedError
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, RunConfig
-from gleansr.training.data import TrainingBatches, open_images
-from gleansr.training.state import TrainingStoppedError
+from gleansr.training.data import open_images
 from gleansr.training.streams import stream_seed
 
 CPU = torch.device("cpu")
