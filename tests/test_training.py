@@ -230,7 +230,7 @@ def test_an_interrupted_bank_run_ends_as_an_uninterrupted_one(dataset: str, bank
         assert torch.equal(tensor, resumed[name]), name
 
 
-def test_a_run_of_another_recipe_is_not_gone_on_with(dataset: str, bank: str):
+def test_a_run_of_another_recipe_is_refused(dataset: str, bank: str):
     with pytest.raises(CheckpointError, match="another recipe"):
         train_bank(bank_recipe(dataset, lr=0.1), Path(bank).parent, CPU)
 
@@ -255,7 +255,7 @@ def test_a_bank_that_stays_as_it_is_gets_a_discriminator(dataset: str, bank: str
     native.write(tmp_path / "alone.safetensors", dataclasses.replace(alone, networks=networks))
     changes = {"start": str(tmp_path / "alone.safetensors"), "lr": 0.0, "discriminator_lr": 0.002}
     path = train_bank(bank_recipe(dataset, **changes), tmp_path / "run", CPU)
-    assert "has no discriminator, a new one starts" in caplog.text
+    assert "has no discriminator; training starts with a new one" in caplog.text
     before, after = _tensors(Path(bank)), _tensors(path)
     kept = [name for name in after if name.startswith("generator.") and "w_avg" not in name]
     assert kept
@@ -271,7 +271,7 @@ def test_projected_discriminator_trains_the_bank_and_is_not_kept(dataset: str, t
     assert set(native.read(path).networks) == {"generator"}
 
 
-def test_an_encoder_beside_the_bank_learns_grows_and_goes_on(dataset: str, tmp_path: Path):
+def test_an_encoder_learns_grows_and_resumes(dataset: str, tmp_path: Path):
     def run(iterations: int) -> RunConfig:
         return RunConfig(iterations=iterations, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)
 
@@ -394,7 +394,7 @@ def test_a_resumed_log_drops_what_is_done_again_and_half_a_line(tmp_path: Path):
     assert path.read_text() == '{"images": 4}\n{"images": 8}\n'
 
 
-def test_passed():
+def test_is_due():
     assert [images for images in range(4, 41, 4) if is_due(images, 4, 10)] == [12, 20, 32, 40]
 
 
@@ -406,7 +406,7 @@ def _state(images: int, **recipe) -> dict:
     return {"images": images, "recipe": whole, "weights": torch.full((4,), float(images))}
 
 
-def test_the_last_states_and_the_best_are_kept(tmp_path: Path):
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for images, score in ((4, 3.0), (8, 1.0), (12, 2.0), (16, None)):
         checkpoints.save(_state(images), score)
@@ -420,7 +420,7 @@ def test_the_last_states_and_the_best_are_kept(tmp_path: Path):
     assert from_best["images"] == 8
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path):
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for images in (4, 8):
         checkpoints.save(_state(images))
@@ -443,7 +443,7 @@ def test_resume_never_refuses_a_folder_with_checkpoints(tmp_path: Path):
         checkpoints.load(_state(0, lr=2.0)["recipe"], CPU)
 
 
-def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path):
     resource = pytest.importorskip("resource")
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(_state(4))
@@ -463,7 +463,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(dataset: str, bank: str, tmp_path: Path, name: str):
+def test_a_signal_saves_a_checkpoint_and_the_run_resumes_to_the_same_end(dataset: str, bank: str, tmp_path: Path, name: str):
     recipe = glean_recipe(dataset, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4, tensorboard=False))
     whole = glean(recipe, tmp_path / "whole")
 
@@ -533,7 +533,7 @@ def test_the_same_decoder_trains_without_a_bank(dataset: str, bank: str, tmp_pat
     assert not [name for name in model.state_dict() if name.startswith("bank.")]
 
 
-def test_the_spectrum_of_some_images_of_a_batch_is_looked_at(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_spectrum_loss_uses_some_images_of_a_batch(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def spectrum(result: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
@@ -577,7 +577,7 @@ def test_a_light_glean_learns_from_the_full_one(dataset: str, bank: str, tmp_pat
         glean(glean_recipe(dataset, str(path)), tmp_path / "around a light one")
 
 
-def test_a_teacher_must_enlarge_alike(dataset: str, bank: str, tmp_path: Path):
+def test_a_teacher_must_have_the_same_sizes(dataset: str, bank: str, tmp_path: Path):
     full = str(glean(glean_recipe(dataset, bank), tmp_path))
     recipe = glean_recipe(dataset, bank, network=small_network(in_size=8), teacher=full)
     with pytest.raises(RequestError, match="must upscale 8 -> 16 as the recipe does, but its scale is 4"):
@@ -605,7 +605,7 @@ def test_a_share_of_a_loss_is_against_the_teacher():
 def test_devices(monkeypatch: pytest.MonkeyPatch):
     run = RunConfig(iterations=1, batch_size=8, devices=2)
     assert find_devices(run, "cpu")[:3] == ("cpu", 1, 1)
-    assert "the recipe has 2 devices, here is 1" in find_devices(run, "cpu")[3]
+    assert "the recipe has 2 devices, this run 1" in find_devices(run, "cpu")[3]
     assert find_devices(run, "cpu", devices=4, nodes=2)[:3] == ("cpu", 4, 2)
     with pytest.raises(RequestError, match="a batch of 8 cannot be shared evenly by 3"):
         find_devices(run, "cpu", devices=3)

@@ -144,7 +144,7 @@ def test_a_state_of_before_the_separate_steps_is_resumed_with_a_warning(dataset:
     state["probability"] = {"p": 0.25}
     torch.save(state, path)
     train_bank(recipe(dataset, iterations=2), tmp_path, CPU)
-    assert "the state at image 4 is of an earlier version" in caplog.text
+    assert "the checkpoint at image 4 is of an earlier version" in caplog.text
     assert torch.load(tmp_path / "states" / "000000008.pt", weights_only=True)["probability"]["p"] == 0.25
 
 
