@@ -263,7 +263,7 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     assert "g.safetensors; all 4 images had been seen before, so nothing was trained" in said
     status, said = run("train", "cats-8x-compat", "--dry-run")
     assert status == 2
-    assert "there is no recipe 'cats-8x-compat', did you mean cats-8x-compact?" in said
+    assert "no recipe is named 'cats-8x-compat', did you mean cats-8x-compact?" in said
     assert run("upscale", folder / "a.png", "-o", tmp_path / "o.png", "-m", tmp_path / "runs2" / "g.safetensors")[0] == 0
     status, said = run("train", glean, "-o", tmp_path / "runs3", "--dry-run", "--set", "lr=0.5")
     assert status == 0

@@ -252,7 +252,7 @@ def test_a_network_without_a_bank_needs_a_discriminator_of_its_own(tmp_path: Pat
 def test_missing_and_broken_recipes(tmp_path: Path):
     with pytest.raises(RequestError, match="no such recipe"):
         load_recipe(NetworkRecipe, str(tmp_path / "none.toml"))
-    with pytest.raises(RequestError, match=r"no recipe 'none'; give a \.toml file or one of: "):
+    with pytest.raises(RequestError, match=r"no recipe is named 'none'; give a \.toml file or one of: "):
         load_recipe(NetworkRecipe, "none")
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(RequestError, match="is not valid TOML"):

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from gleansr.data.degradation import degrade_blind
 from gleansr.data.sources import open_source
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import degrade, resize
-from gleansr.training.blind import degrade_blind
+from gleansr.training.batches import Share, TrainingBatches, batch_order
 from gleansr.training.config import DataConfig
-from gleansr.training.data import Share, TrainingBatches, TrainingImages, batch_order, fitted, open_images
+from gleansr.training.data import TrainingImages, fit_image, open_images
 
 CPU = torch.device("cpu")
 
@@ -56,32 +57,32 @@ def test_images_are_cut_and_resized(tmp_path: Path):
             with archive.open(f"{i}.png", "w") as file:
                 Image.fromarray(pixels).save(file, "PNG")
         archive.writestr("readme.txt", "no image")
-    loaded = TrainingImages([str(tmp_path / "images.zip")], 16, DataConfig()).hold(0)
+    loaded = TrainingImages([str(tmp_path / "images.zip")], 16, DataConfig()).load(0)
     assert loaded.shape == (3, 3, 16, 16)
     assert loaded.dtype == torch.uint8
     original = np.random.default_rng(0).integers(0, 255, (16, 20, 3), np.uint8)
     assert torch.equal(loaded[0], torch.from_numpy(original[:, 2:18]).permute(2, 0, 1))
-    assert TrainingImages([str(tmp_path / "images.zip")], 8, DataConfig(), limit=2).hold(0).shape == (2, 3, 8, 8)
+    assert TrainingImages([str(tmp_path / "images.zip")], 8, DataConfig(), limit=2).load(0).shape == (2, 3, 8, 8)
     with pytest.raises(RequestError, match="no such file or folder"):
-        TrainingImages([str(tmp_path / "none")], 8, DataConfig()).hold(0)
-    with pytest.raises(RequestError, match="no images in no source"):
-        TrainingImages([], 8, DataConfig()).hold(0)
+        TrainingImages([str(tmp_path / "none")], 8, DataConfig()).load(0)
+    with pytest.raises(RequestError, match="no source of images"):
+        TrainingImages([], 8, DataConfig()).load(0)
 
 
 def test_ways_to_fit():
     tall = torch.randint(256, (3, 40, 24), generator=torch.Generator().manual_seed(0)).double() / 255
     expected = (resize(tall, size=16).clamp(0, 1) * 255).round().to(torch.uint8)
-    assert torch.equal(fitted(tall, 16, DataConfig(aspect="squash")), expected)
-    cars = fitted(torch.ones(3, 48, 96), 32, DataConfig(aspect="bars", border="black"))
+    assert torch.equal(fit_image(tall, 16, DataConfig(aspect="squash")), expected)
+    cars = fit_image(torch.ones(3, 48, 96), 32, DataConfig(aspect="bars", border="black"))
     assert torch.equal(cars[:, 4:28], torch.full((3, 24, 32), 255, dtype=torch.uint8))
     assert int(cars[:, :4].sum()) + int(cars[:, 28:].sum()) == 0
     barred = cars.float() / 255
-    assert torch.equal(fitted(barred, 32, DataConfig(aspect="bars", border="black")), cars)
+    assert torch.equal(fit_image(barred, 32, DataConfig(aspect="bars", border="black")), cars)
     with pytest.raises(ImageError, match=r"24x40, not 16x16; --set data\.other_size"):
-        fitted(tall, 16, DataConfig(other_size="refuse"))
+        fit_image(tall, 16, DataConfig(other_size="refuse"))
     with pytest.raises(ImageError, match=r"24x40 is too small for 32x32; --set data\.small"):
-        fitted(tall, 32, DataConfig())
-    assert fitted(tall, 32, DataConfig(small="enlarge")).shape == (3, 32, 32)
+        fit_image(tall, 32, DataConfig())
+    assert fit_image(tall, 32, DataConfig(small="enlarge")).shape == (3, 32, 32)
 
 
 def test_what_is_left_out_is_named_and_replaced(folder: Path, caplog: pytest.LogCaptureFixture):
@@ -94,14 +95,14 @@ def test_what_is_left_out_is_named_and_replaced(folder: Path, caplog: pytest.Log
         open_images(DataConfig(train=source, corrupt="skip"), 16)
     config = DataConfig(train=source, corrupt="skip", small="skip", workers=0)
     held = batches(folder, config)
-    assert "left out 2 images" in caplog.text
+    assert "skipped 2 images" in caplog.text
     assert "3.png" in caplog.text
     assert "4.png: 5x5" in caplog.text
     streamed = batches(folder, dataclasses.replace(config, memory=0))
     assert all(torch.equal(a, b) for x, y in zip(held, streamed, strict=True) for a, b in zip(x, y, strict=True))
     for path in folder.iterdir():
         path.write_text("text")
-    with pytest.raises(ImageError, match="10 images in a row had to be left out"):
+    with pytest.raises(ImageError, match="10 images in a row were skipped"):
         open_images(config, 16)
 
 

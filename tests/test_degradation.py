@@ -24,8 +24,9 @@ from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.upscaler import Fit, Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
+from gleansr.training.batches import Share, TrainingBatches
 from gleansr.training.config import DataConfig
-from gleansr.training.data import Share, TrainingBatches, open_images
+from gleansr.training.data import open_images
 
 NONE = RealConfig(clean=0, blur=0, shift=0, kernels=("box",), two_steps=0, noise=0, compression=0)
 """Boxes alone."""
@@ -138,7 +139,7 @@ def test_smallest_images(scale: int, size: int):
         ({"noise_sigma": [-1, 4]}, "noise_sigma must be 0 or more"),
         ({"blur": 1.5}, "blur must be 0 to 1"),
         ({"kernels": ["cubic"]}, "kernels must be of bicubic, lanczos"),
-        ({"kernels": []}, "kernels must name at least one"),
+        ({"kernels": []}, "kernels must not be empty"),
         ({"nois": 0.5}, "noise"),
     ],
 )
@@ -213,8 +214,8 @@ def test_bars_that_come_with_the_images_do_not_bleed_into_them(tmp_path: Path):
         assert torch.allclose((gt[0, :, 4:28] + 1) * 127.5, image.float(), atol=1e-3)
     own_bars = torch.nn.functional.pad(lr_of(image), (0, 0, 1, 1))
     enlarge = upscaler(24)
-    fitted = enlarge.fit(decode(own_bars), "exact")
-    assert torch.allclose(fitted.lr, torch.cat([content[:, :1], content, content[:, -1:]], 1), atol=1e-6)
+    fit_image = enlarge.fit(decode(own_bars), "exact")
+    assert torch.allclose(fit_image.lr, torch.cat([content[:, :1], content, content[:, -1:]], 1), atol=1e-6)
     result = np.asarray(enlarge(own_bars))
     assert result.shape == (32, 32, 3)
     assert not result[:4].any()
@@ -265,10 +266,10 @@ def test_random_crops_are_sharp_where_the_images_allow_and_resume(tmp_path: Path
     assert held.in_memory
     assert not read.in_memory
     for seed in range(5):  # no side is below 40 px, so all are 40 px: cut out, not resized
-        cut = held.cut_out(0, seed).gt
+        cut = held.random_crop(0, seed).gt
         assert any(torch.equal(cut, source[:, :, left : left + 40]) for left in range(17))
-        assert torch.equal(cut, read.cut_out(0, seed).gt)
-    assert len({held.cut_out(0, seed).gt.numpy().tobytes() for seed in range(20)}) > 3
+        assert torch.equal(cut, read.random_crop(0, seed).gt)
+    assert len({held.random_crop(0, seed).gt.numpy().tobytes() for seed in range(20)}) > 3
     with pytest.raises(RequestError, match="random_crop cuts out squares"):
         from_dict(DataConfig, {"random_crop": 0.5, "aspect": "pad"}, "x")
 

@@ -198,4 +198,4 @@ def test_records_of_a_set_remove_nothing_outside_of_it(path: str, prepared: Path
     records.write_text(records.read_text() + "".join(json.dumps(line) + "\n" for line in [hostile, *others]) + "[" * 100_000 + "\n")
     result = prepare(preparation(prepared.parent), prepared)
     assert victim.is_file()
-    assert (result.written, result.kept) == (2, 2)
+    assert (result.written, result.reused) == (2, 2)

@@ -187,7 +187,7 @@ def test_the_manifest_vouches_for_every_file(photos: Path, tmp_path: Path):
     save(photos / "tiny.png", noise(3, 3))
     out = tmp_path / "out"
     result = prepare(plan("folder", str(photos), size=16, scales=[2]), out)
-    assert (result.written, result.kept, result.skipped) == (7, 0, {"small": 1, "unreadable": 1})
+    assert (result.written, result.reused, result.skipped) == (7, 0, {"small": 1, "unreadable": 1})
     manifest = json.loads((out / MANIFEST).read_text())
     records = (out / RECORDS).read_bytes()
     assert manifest["complete"]
@@ -197,7 +197,7 @@ def test_the_manifest_vouches_for_every_file(photos: Path, tmp_path: Path):
     assert len(lines) == 9
     assert {line["name"]: line["reason"].partition("; PNG")[0] for line in lines if "skipped" in line} == {
         "bad.png": "is not an image of a known kind",
-        "tiny.png": "3x3 is too small for 16x16; --small enlarge takes it",
+        "tiny.png": "3x3 is too small for 16x16; use --small enlarge to include it",
     }
     stated = {file: facts["sha256"] for line in lines for file, facts in line.get("files", {}).items()}
     found = {name: hashlib.sha256(data).hexdigest() for name, data in contents(out).items() if name.startswith(("hr/", "x2/"))}
@@ -209,7 +209,7 @@ def test_transparency_becomes_black_and_webp_is_lossless(tmp_path: Path):
     pixels = np.dstack([noise(16, 16), np.tile(np.array([0, 255], np.uint8), (16, 8))])
     save(tmp_path / "in" / "a.png", pixels)
     for kind in ("png", "webp"):
-        prepare(plan("folder", str(tmp_path / "in"), size=16, format=kind), tmp_path / kind)
+        prepare(plan("folder", str(tmp_path / "in"), size=16, file_format=kind), tmp_path / kind)
     expected = pixels[..., :3] * (pixels[..., 3:] == 255)
     assert np.array_equal(load(tmp_path / "png" / "hr" / "a.png"), expected)
     assert np.array_equal(load(tmp_path / "webp" / "hr" / "a.webp"), expected)
@@ -252,7 +252,7 @@ def processes(mark: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-def test_killed_and_gone_on_with_it_ends_as_if_nothing_had_been(tmp_path: Path):
+def test_a_killed_run_resumes_to_the_same_set(tmp_path: Path):
     for i in range(30):
         save(tmp_path / "in" / f"{i:02}.png", noise(10, 12, i))
     (tmp_path / "in" / "bad.png").write_text("text")
@@ -278,27 +278,27 @@ def test_killed_and_gone_on_with_it_ends_as_if_nothing_had_been(tmp_path: Path):
     preparation = plan("folder", str(tmp_path / "in"), size=8, scales=[2])
     result = prepare(preparation, out)
     assert result.written == 30
-    assert 3 <= result.kept < 30
+    assert 3 <= result.reused < 30
     prepare(preparation, tmp_path / "whole", workers=1)
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_what_was_lost_or_cut_is_made_again_and_what_is_not_wanted_goes(photos: Path, tmp_path: Path):
+def test_damaged_files_are_made_again_and_unknown_files_removed(photos: Path, tmp_path: Path):
     out, preparation = tmp_path / "out", plan("folder", str(photos), size=16, scales=[2])
     prepare(preparation, out)
     whole = contents(out)
     (out / "hr" / "a.png").unlink()
     (out / "x2" / "b.png").write_bytes(b"cut")
-    assert prepare(preparation, out).kept == 5
+    assert prepare(preparation, out).reused == 5
     assert contents(out) == whole
     (photos / "z.png").unlink()
     save(photos / "y.png", noise(20, 20))
-    assert prepare(preparation, out).kept == 6
+    assert prepare(preparation, out).reused == 6
     assert set(contents(out)) == {name.replace("z.png", "y.png") for name in whole}
     assert len(open_source(out)) == 7
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(photos: Path, tmp_path: Path):
+def test_ctrl_c_stops_and_the_same_command_resumes(photos: Path, tmp_path: Path):
     def press(done: int, total: int, record: object) -> None:
         if done == 3:
             raise KeyboardInterrupt
@@ -306,7 +306,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(photos: Path, tmp_path: Path)
     preparation = plan("folder", str(photos), size=16)
     with pytest.raises(KeyboardInterrupt):
         prepare(preparation, tmp_path / "out", progress=press)
-    assert prepare(preparation, tmp_path / "out").kept == 3
+    assert prepare(preparation, tmp_path / "out").reused == 3
     prepare(preparation, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -325,12 +325,12 @@ def test_other_options_are_refused_and_overwriting_leaves_nothing_behind(run, ph
     assert all(name.endswith((".webp", MANIFEST, RECORDS)) for name in contents(out))
 
 
-def test_folders_of_others_are_left_alone(run, photos: Path, tmp_path: Path):
+def test_foreign_folders_are_not_touched(run, photos: Path, tmp_path: Path):
     before = contents(photos)
     for source, out, words in (
         (photos / "sub", photos, "lies in"),
         (photos, photos / "out", "lies in"),
-        (photos / "sub", tmp_path / "other", "not a set made by"),
+        (photos / "sub", tmp_path / "other", "nor a set of"),
     ):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "other" / "mine.txt").write_text("x")
@@ -359,7 +359,7 @@ def test_a_full_disk_is_one_line(run, photos: Path, tmp_path: Path, monkeypatch:
     assert "cannot be written to: No space left on device" in said
     assert len(said.strip().splitlines()) == 1
     monkeypatch.undo()
-    assert prepare(plan("folder", str(photos), size=16), tmp_path / "out").kept > 0
+    assert prepare(plan("folder", str(photos), size=16), tmp_path / "out").reused > 0
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
@@ -399,7 +399,7 @@ def test_wrong_requests_exit_2_in_one_line(run, photos: Path, tmp_path: Path):
         ("folder", photos, "out", "--size", 16, "--scales", "3"): "divisors of the size 16",
         ("folder", photos, "out", "--size", 16, "--scales", "x"): "such as 8,16",
         ("folder", photos, "out", "--size", 16, "--crop", "head"): "--crop head",
-        ("cat", photos, "out", "--crop", "box"): "allows none and head",
+        ("cat", photos, "out", "--crop", "box"): "choose from none and head",
         ("folder", photos, "out", "--size", 16, "--workers", 0): "--workers",
         ("folder", tmp_path / "none", "out", "--size", 16): "no such file or folder",
         ("folder", photos, "out", "--size", 16, "--list", tmp_path / "none.txt"): "none.txt: cannot be read",
@@ -418,7 +418,7 @@ def test_kinds_are_listed_with_their_origin_and_licence(capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     for kind in KINDS:
         assert kind.name in said
-        assert kind.where in said
+        assert kind.origin in said
         assert kind.licence in said
 
 
@@ -568,7 +568,7 @@ def test_a_reader_that_a_damaged_file_kills_is_one_message(run, photos: Path, tm
     monkeypatch.setattr(datasets, "_READER", DYING)
     status, said = run("cars", photos, tmp_path / "out", "--size", 16, "--crop", "box")
     assert status == 2
-    assert "cars_annos.mat: is damaged (its reader died of SIGSEGV); fetch it again" in " ".join(said.split())
+    assert "cars_annos.mat: is damaged (its reader was killed by SIGSEGV); fetch it again" in " ".join(said.split())
 
 
 def test_annotations_of_another_matlab_are_refused(run, photos: Path, tmp_path: Path):

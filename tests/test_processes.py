@@ -223,7 +223,7 @@ def test_a_signal_to_one_process_stops_them_all(recipe: Path, tmp_path: Path):
             _, said = running.communicate(timeout=120)
         finally:
             running.kill()
-    assert "stopped by SIGTERM; the last good state is" in said, said
+    assert "stopped by SIGTERM; the last good checkpoint is" in said, said
     newest = sorted((tmp_path / "states").glob("0*.pt"))[-1]
     state = torch.load(newest, weights_only=True)
     assert state["images"] == int(newest.stem) >= 160

@@ -1,4 +1,4 @@
-"""Resuming: from whole states only, with the same recipe and the same inputs, wherever these lie."""
+"""Resuming: only from intact checkpoints, with the same recipe and the same inputs, wherever these lie."""
 
 import errno
 import json
@@ -16,10 +16,12 @@ from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.training.bank import train_bank
+from gleansr.training.checkpoint import Checkpoints
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, NetworkRecipe, PlainNetworkConfig, RunConfig
 from gleansr.training.devices import launch
 from gleansr.training.enlarge import train_network
-from gleansr.training.state import Log, States, facts
+from gleansr.training.log import Log
+from gleansr.training.parts import describe_model
 
 CPU = torch.device("cpu")
 
@@ -74,7 +76,7 @@ def flip(path: Path, position: int | None = None) -> None:
     path.write_bytes(contents)
 
 
-# ------------------------------------------------------------------------------------------------------------ damaged states
+# ------------------------------------------------------------------------------------------------------------ damaged checkpoints
 
 
 def state(images: int) -> dict[str, Any]:
@@ -82,22 +84,22 @@ def state(images: int) -> dict[str, Any]:
 
 
 def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path: Path):
-    States(tmp_path, keep=2).save(state(4))
-    States(tmp_path, keep=2).save(state(8))
+    Checkpoints(tmp_path, keep=2).save(state(4))
+    Checkpoints(tmp_path, keep=2).save(state(8))
     newest = tmp_path / "000000008.pt"
     whole = newest.read_bytes()
     noticed = 0
     for position in range(0, len(whole), 7):
         flip(newest, position)
-        states = States(tmp_path, keep=2)
-        loaded = states.load({"lr": 1.0}, CPU)
+        checkpoints = Checkpoints(tmp_path, keep=2)
+        loaded = checkpoints.load({"lr": 1.0}, CPU)
         assert loaded is not None
-        expected = state(4 if states.skipped else 8)
+        expected = state(4 if checkpoints.skipped else 8)
         assert loaded.keys() == expected.keys()
         assert loaded["images"] == expected["images"]
         assert loaded["recipe"] == expected["recipe"]
         assert all(torch.equal(loaded[name], expected[name]) for name in ("weights", "more"))
-        noticed += bool(states.skipped)
+        noticed += bool(checkpoints.skipped)
         newest.write_bytes(whole)
     assert noticed > len(whole) / 7 / 4  # the rest is padding and dates
 
@@ -108,7 +110,7 @@ def test_a_state_with_a_flipped_byte_gives_way_to_the_one_before(images: str, tm
     newest = tmp_path / "run" / "states" / "000000004.pt"
     flip(newest)
     path = bank(images, tmp_path / "run", 3)
-    assert "000000004.pt: the state of the run cannot be read (it is damaged: the checksum of" in caplog.text
+    assert "000000004.pt: the checkpoint cannot be read (it is damaged: the checksum of" in caplog.text
     assert "; the run resumes at image 2" in caplog.text
     facts_ = first_lines(tmp_path / "run")[-1]
     assert facts_["resumed"] == 2
@@ -122,18 +124,18 @@ def test_a_damaged_state_that_was_asked_for_is_an_error(images: str, tmp_path: P
     best = tmp_path / "states" / "best.pt"
     shutil.copy(tmp_path / "states" / "000000002.pt", best)
     flip(best)
-    with pytest.raises(CheckpointError, match=r"best\.pt: the state of the run cannot be read \(it is damaged"):
+    with pytest.raises(CheckpointError, match=r"best\.pt: the checkpoint cannot be read \(it is damaged"):
         bank(images, tmp_path, 3, resume=str(best))
-    with pytest.raises(CheckpointError, match=r"none\.pt: the state of the run cannot be read \(No such file"):
+    with pytest.raises(CheckpointError, match=r"none\.pt: the checkpoint cannot be read \(No such file"):
         bank(images, tmp_path, 3, resume=str(tmp_path / "none.pt"))
     torch.save({"folder": tmp_path}, best)
     with pytest.raises(CheckpointError, match=r"best\.pt: .* cannot be read \(it holds more than tensors and plain data\)$"):
         bank(images, tmp_path, 3, resume=str(best))
     torch.save({"weights": torch.zeros(2)}, best)
-    with pytest.raises(CheckpointError, match=r"best\.pt: is not a state of this kind of run"):
+    with pytest.raises(CheckpointError, match=r"best\.pt: is not a checkpoint of this kind of run"):
         bank(images, tmp_path, 3, resume=str(best))
     plain(images, tmp_path / "plain", 1)
-    with pytest.raises(CheckpointError, match="is not a state of this kind of run"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of this kind of run"):
         bank(images, tmp_path, 3, resume=str(tmp_path / "plain" / "states" / "000000002.pt"))
 
 
@@ -152,7 +154,7 @@ def test_a_damaged_state_that_was_asked_for_is_an_error(images: str, tmp_path: P
 )
 def test_what_changes_the_course_is_refused_with_both_values(images: str, tmp_path: Path, changes: dict[str, Any], message: str):
     bank(images, tmp_path, 1)
-    with pytest.raises(CheckpointError, match=f"another recipe: {message}; .*give the old values again, or choose another --output"):
+    with pytest.raises(CheckpointError, match=f"another recipe: {message}; .*restore the old values, or choose another --output"):
         bank(images, tmp_path, 2, **changes)
 
 
@@ -165,10 +167,10 @@ def test_what_does_not_change_the_course_is_logged(images: str, tmp_path: Path):
     assert_same(path, whole)
 
 
-def test_a_longer_run_under_a_cosine_is_told_of(images: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_longer_run_with_a_cosine_schedule_warns(images: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     plain(images, tmp_path, 1)
     plain(images, tmp_path, 2)
-    assert "run.iterations was 1 and is 2: from here on the learning rate falls to 0 there" in caplog.text
+    assert "run.iterations was 1 and is 2: the learning rate now falls to 0 there" in caplog.text
 
 
 def test_a_run_resumes_when_its_files_have_moved(images: str, tmp_path: Path):
@@ -194,19 +196,19 @@ def test_other_images_are_refused(images: str, tmp_path: Path):
     more = shutil.copy(images, tmp_path / "more.zip")
     with zipfile.ZipFile(more, "a") as archive:
         archive.writestr("6.png", archive.read("5.png"))
-    with pytest.raises(CheckpointError, match=r"000000002\.pt: data\.train has 7 images, and had 6; to resume"):
+    with pytest.raises(CheckpointError, match=r"000000002\.pt: data\.train has 7 images, and had 6; resume with the original inputs"):
         bank(str(more), tmp_path / "run", 2)
     others = smooth_images(tmp_path / "others.zip", (5, 4), (17, 16))
-    with pytest.raises(CheckpointError, match=r"data\.train has as many images as before, but others"):
+    with pytest.raises(CheckpointError, match=r"data\.train has other images than before"):
         bank(others, tmp_path / "run", 2)
 
 
 def test_a_bank_of_another_architecture_is_refused_in_one_line(images: str, tmp_path: Path):
-    states = States(tmp_path, keep=1)
-    states.save(state(4))
-    from gleansr.training.state import restoring
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state(4))
+    from gleansr.training.checkpoint import load_errors
 
-    with pytest.raises(CheckpointError, match=r"4\.pt: does not fit the networks of this run") as raised, restoring(states.last):
+    with pytest.raises(CheckpointError, match=r"4\.pt: does not fit the networks of this run") as raised, load_errors(checkpoints.last):
         torch.nn.Linear(2, 2).load_state_dict({"weight": torch.zeros(3, 3)})
     assert "\n" not in str(raised.value)
 
@@ -215,7 +217,7 @@ def test_a_bank_of_another_architecture_is_refused_in_one_line(images: str, tmp_
 def test_no_folder_of_this_machine_is_published(folder: str):
     files = {"start": f"{folder}s.safetensors", "teacher": f"{folder}t.safetensors", "perceptual_file": f"{folder}vgg16.pth"}
     data = DataConfig(train=(f"{folder}a",), validation=(f"{folder}b",))
-    written = json.dumps(facts(plain_recipe("", 1, data=data, **files), 2).training)
+    written = json.dumps(describe_model(plain_recipe("", 1, data=data, **files), 2).training)
     assert "someone" not in written
     assert "runs" not in written
     assert all(name in written for name in ("s.safetensors", "t.safetensors", "vgg16.pth"))
@@ -224,13 +226,13 @@ def test_no_folder_of_this_machine_is_published(folder: str):
 # -------------------------------------------------------------------------------------------------------------------- saving
 
 
-def test_the_cause_of_a_failed_save_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_save_states_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def save(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(GleansrError, match=r"cannot be saved \(CUDA error: .*\); no state was saved yet$"):
-        States(tmp_path, keep=1).save(state(4))
+    with pytest.raises(GleansrError, match=r"cannot be saved \(CUDA error: .*\); no checkpoint was saved yet$"):
+        Checkpoints(tmp_path, keep=1).save(state(4))
 
     def fill(*_: Any) -> None:
         try:
@@ -240,7 +242,7 @@ def test_the_cause_of_a_failed_save_is_told(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(torch, "save", fill)
     with pytest.raises(GleansrError, match=r"cannot be saved \(No space left on device\)"):
-        States(tmp_path, keep=1).save(state(4))
+        Checkpoints(tmp_path, keep=1).save(state(4))
     assert not list(tmp_path.iterdir())
 
 
@@ -269,13 +271,13 @@ def test_a_log_with_bytes_that_are_no_text_loses_those_lines_alone(tmp_path: Pat
     assert path.read_text() == '{"images": 2}\n{"images": 4}\n'
 
 
-def test_only_files_named_as_states_are_states(tmp_path: Path):
+def test_only_files_named_as_states_are_checkpoints(tmp_path: Path):
     """Neither resumed from nor removed; and they are in the order of numbers, of which one has ten digits."""
     for name in ("1abc.pt", "2020 best.pt", "12.pt"):
         (tmp_path / name).write_text("mine")
     for number in (999_999_998, 1_000_000_000, 1_000_000_002):
-        States(tmp_path, keep=2).save(state(number))
+        Checkpoints(tmp_path, keep=2).save(state(number))
     assert {path.name for path in tmp_path.iterdir()} == {"1abc.pt", "2020 best.pt", "12.pt", "1000000000.pt", "1000000002.pt"}
-    loaded = States(tmp_path, keep=2).load(state(0)["recipe"], CPU)
+    loaded = Checkpoints(tmp_path, keep=2).load(state(0)["recipe"], CPU)
     assert loaded
     assert loaded["images"] == 1_000_000_002

@@ -26,13 +26,14 @@ from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscrimina
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training import losses
 from gleansr.training.bank import train_bank
+from gleansr.training.checkpoint import Checkpoints, TrainingStoppedError
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, GLEANNetworkConfig, NetworkRecipe, RunConfig
 from gleansr.training.devices import find_devices, launch
 from gleansr.training.enlarge import schedule, train_network
+from gleansr.training.log import Log, Meter, is_due
 from gleansr.training.networks import PlainNetworkConfig
 from gleansr.training.parts import load_teacher
 from gleansr.training.plan import network_plan
-from gleansr.training.state import Log, Meter, States, TrainingStoppedError, passed
 
 CPU = torch.device("cpu")
 
@@ -229,7 +230,7 @@ def test_an_interrupted_bank_run_ends_as_an_uninterrupted_one(dataset: str, bank
         assert torch.equal(tensor, resumed[name]), name
 
 
-def test_a_run_of_another_recipe_is_not_gone_on_with(dataset: str, bank: str):
+def test_a_run_of_another_recipe_is_refused(dataset: str, bank: str):
     with pytest.raises(CheckpointError, match="another recipe"):
         train_bank(bank_recipe(dataset, lr=0.1), Path(bank).parent, CPU)
 
@@ -254,7 +255,7 @@ def test_a_bank_that_stays_as_it_is_gets_a_discriminator(dataset: str, bank: str
     native.write(tmp_path / "alone.safetensors", dataclasses.replace(alone, networks=networks))
     changes = {"start": str(tmp_path / "alone.safetensors"), "lr": 0.0, "discriminator_lr": 0.002}
     path = train_bank(bank_recipe(dataset, **changes), tmp_path / "run", CPU)
-    assert "has no discriminator, a new one starts" in caplog.text
+    assert "has no discriminator; training starts with a new one" in caplog.text
     before, after = _tensors(Path(bank)), _tensors(path)
     kept = [name for name in after if name.startswith("generator.") and "w_avg" not in name]
     assert kept
@@ -270,7 +271,7 @@ def test_projected_discriminator_trains_the_bank_and_is_not_kept(dataset: str, t
     assert set(native.read(path).networks) == {"generator"}
 
 
-def test_an_encoder_beside_the_bank_learns_grows_and_goes_on(dataset: str, tmp_path: Path):
+def test_an_encoder_learns_grows_and_resumes(dataset: str, tmp_path: Path):
     def run(iterations: int) -> RunConfig:
         return RunConfig(iterations=iterations, batch_size=4, checkpoint_every=8, log_every=4, tensorboard=False)
 
@@ -354,25 +355,25 @@ def test_cosine_schedule():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path: Path):
-    states = States(tmp_path / "states", keep=2)
-    states.save({"images": 2, "recipe": {}})
+    checkpoints = Checkpoints(tmp_path / "states", keep=2)
+    checkpoints.save({"images": 2, "recipe": {}})
     meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
     for images, mse in ((4, 1.0), (6, math.nan), (8, math.inf), (10, 3.0)):
         meter.add(images, {"mse": torch.tensor(mse), "perceptual": torch.tensor(0.5)})
-    with pytest.raises(GleansrError, match=r"step 3 \(6 images\): mse nan, perceptual 0.5; the last good state is .*000000002.pt"):
-        meter.check(states)
+    with pytest.raises(GleansrError, match=r"step 3 \(6 images\): mse nan, perceptual 0.5; the last good checkpoint is .*000000002.pt"):
+        meter.check(checkpoints)
     with pytest.raises(GleansrError, match="not finite"):
-        meter.write(10, states)
+        meter.write(10, checkpoints)
 
 
 def test_means_are_over_the_steps_that_had_the_loss(tmp_path: Path):
     meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
     for number in range(8):
         meter.add(2 * number + 2, {"mse": torch.tensor(float(number))} | ({} if number % 4 else {"r1": torch.tensor(3.0 + number)}))
-    line = meter.write(16, States(tmp_path, keep=1)) or {}
+    line = meter.write(16, Checkpoints(tmp_path, keep=1)) or {}
     assert (line["mse"], line["r1"]) == (3.5, 5.0)
     meter.add(18, {"mse": torch.tensor(1.0)})
-    line = meter.write(18, States(tmp_path, keep=1)) or {}
+    line = meter.write(18, Checkpoints(tmp_path, keep=1)) or {}
     assert line["mse"] == 1
     assert "r1" not in line
 
@@ -381,8 +382,8 @@ def test_a_loss_of_some_steps_that_is_not_finite_is_named(tmp_path: Path):
     meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
     meter.add(2, {"mse": torch.tensor(1.0), "r1": torch.tensor(math.inf)})
     meter.add(4, {"mse": torch.tensor(math.nan)})
-    with pytest.raises(GleansrError, match=r"step 1 \(2 images\): mse 1, r1 inf; no state was saved yet; .*begin a run") as raised:
-        meter.check(States(tmp_path / "states", keep=1))
+    with pytest.raises(GleansrError, match=r"step 1 \(2 images\): mse 1, r1 inf; no checkpoint was saved yet; .*begin a run") as raised:
+        meter.check(Checkpoints(tmp_path / "states", keep=1))
     assert "from it" not in str(raised.value)
 
 
@@ -393,11 +394,11 @@ def test_a_resumed_log_drops_what_is_done_again_and_half_a_line(tmp_path: Path):
     assert path.read_text() == '{"images": 4}\n{"images": 8}\n'
 
 
-def test_passed():
-    assert [images for images in range(4, 41, 4) if passed(images, 4, 10)] == [12, 20, 32, 40]
+def test_is_due():
+    assert [images for images in range(4, 41, 4) if is_due(images, 4, 10)] == [12, 20, 32, 40]
 
 
-# ------------------------------------------------------------------------------------------------- states, signals, devices
+# ------------------------------------------------------------------------------------------------- checkpoints, signals, devices
 
 
 def _state(images: int, **recipe) -> dict:
@@ -405,64 +406,64 @@ def _state(images: int, **recipe) -> dict:
     return {"images": images, "recipe": whole, "weights": torch.full((4,), float(images))}
 
 
-def test_the_last_states_and_the_best_are_kept(tmp_path: Path):
-    states = States(tmp_path, keep=2)
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
     for images, score in ((4, 3.0), (8, 1.0), (12, 2.0), (16, None)):
-        states.save(_state(images), score)
+        checkpoints.save(_state(images), score)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000012.pt", "000000016.pt", "best.json", "best.pt"]
     assert torch.load(tmp_path / "best.pt")["images"] == 8
-    loaded = states.load(_state(0)["recipe"], CPU)
+    loaded = checkpoints.load(_state(0)["recipe"], CPU)
     assert loaded is not None
     assert torch.equal(loaded["weights"], torch.full((4,), 16.0))
-    from_best = states.load(_state(0)["recipe"], CPU, str(tmp_path / "best.pt"))
+    from_best = checkpoints.load(_state(0)["recipe"], CPU, str(tmp_path / "best.pt"))
     assert from_best is not None
     assert from_best["images"] == 8
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path):
-    states = States(tmp_path, keep=3)
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
     for images in (4, 8):
-        states.save(_state(images))
+        checkpoints.save(_state(images))
     (tmp_path / "000000008.pt").write_bytes(b"half a file")
-    loaded = states.load(_state(0)["recipe"], CPU)
+    loaded = checkpoints.load(_state(0)["recipe"], CPU)
     assert loaded is not None
     assert loaded["images"] == 4
     (tmp_path / "000000004.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        states.load(_state(0)["recipe"], CPU)
+        checkpoints.load(_state(0)["recipe"], CPU)
 
 
-def test_resume_never_refuses_a_folder_with_states(tmp_path: Path):
-    states = States(tmp_path, keep=1)
-    assert states.load(_state(0)["recipe"], CPU, "never") is None
-    states.save(_state(4))
-    with pytest.raises(RequestError, match="holds the states of a run"):
-        states.load(_state(0)["recipe"], CPU, "never")
+def test_resume_never_refuses_a_folder_with_checkpoints(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.load(_state(0)["recipe"], CPU, "never") is None
+    checkpoints.save(_state(4))
+    with pytest.raises(RequestError, match="holds the checkpoints of a run"):
+        checkpoints.load(_state(0)["recipe"], CPU, "never")
     with pytest.raises(CheckpointError, match=r"another recipe: lr was 1\.0 and is 2\.0; .*choose another --output"):
-        states.load(_state(0, lr=2.0)["recipe"], CPU)
+        checkpoints.load(_state(0, lr=2.0)["recipe"], CPU)
 
 
-def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path):
     resource = pytest.importorskip("resource")
-    states = States(tmp_path, keep=1)
-    states.save(_state(4))
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(_state(4))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
-        with pytest.raises(GleansrError, match=r"cannot be saved \(File too large\); the last good state is .*000000004\.pt"):
-            states.save(_state(8) | {"more": torch.zeros(10_000)})
+        with pytest.raises(GleansrError, match=r"cannot be saved \(File too large\); the last good checkpoint is .*000000004\.pt"):
+            checkpoints.save(_state(8) | {"more": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert [p.name for p in tmp_path.iterdir()] == ["000000004.pt"]
-    loaded = states.load(_state(0)["recipe"], CPU)
+    loaded = checkpoints.load(_state(0)["recipe"], CPU)
     assert loaded is not None
     assert loaded["images"] == 4
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(dataset: str, bank: str, tmp_path: Path, name: str):
+def test_a_signal_saves_a_checkpoint_and_the_run_resumes_to_the_same_end(dataset: str, bank: str, tmp_path: Path, name: str):
     recipe = glean_recipe(dataset, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4, tensorboard=False))
     whole = glean(recipe, tmp_path / "whole")
 
@@ -470,7 +471,7 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(dataset: s
         if images == 8:
             os.kill(os.getpid(), signal.Signals[name])
 
-    with pytest.raises(TrainingStoppedError, match=f"stopped by {name}; the last good state is .*000000012.pt") as stopped:
+    with pytest.raises(TrainingStoppedError, match=f"stopped by {name}; the last good checkpoint is .*000000012.pt") as stopped:
         glean(recipe, tmp_path / "cut", ask)
     assert stopped.value.exit_code == 128 + signal.Signals[name]
     cut = glean(recipe, tmp_path / "cut")
@@ -480,7 +481,7 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_to_the_same_end(dataset: s
 
 def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(dataset: str, bank: str, tmp_path: Path):
     network = GLEANNetworkConfig(in_size=8, out_size=32, n_rrdb=1, features=4, growth=3)
-    with pytest.raises(RequestError, match=r"makes images of 16 px, but network\.out_size is 32"):
+    with pytest.raises(RequestError, match=r"generates 16 px, but network\.out_size is 32"):
         glean(glean_recipe(dataset, bank, network=network), tmp_path)
     with pytest.raises(CheckpointError, match="holds stylegan2, but the recipe takes bank = stylegan;"):
         glean(glean_recipe(dataset, bank, bank="stylegan"), tmp_path)
@@ -532,7 +533,7 @@ def test_the_same_decoder_trains_without_a_bank(dataset: str, bank: str, tmp_pat
     assert not [name for name in model.state_dict() if name.startswith("bank.")]
 
 
-def test_the_spectrum_of_some_images_of_a_batch_is_looked_at(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_spectrum_loss_uses_some_images_of_a_batch(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def spectrum(result: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
@@ -576,10 +577,10 @@ def test_a_light_glean_learns_from_the_full_one(dataset: str, bank: str, tmp_pat
         glean(glean_recipe(dataset, str(path)), tmp_path / "around a light one")
 
 
-def test_a_teacher_must_enlarge_alike(dataset: str, bank: str, tmp_path: Path):
+def test_a_teacher_must_have_the_same_sizes(dataset: str, bank: str, tmp_path: Path):
     full = str(glean(glean_recipe(dataset, bank), tmp_path))
     recipe = glean_recipe(dataset, bank, network=small_network(in_size=8), teacher=full)
-    with pytest.raises(RequestError, match="must enlarge 8 -> 16 as the recipe does, but its scale is 4"):
+    with pytest.raises(RequestError, match="must upscale 8 -> 16 as the recipe does, but its scale is 4"):
         load_teacher(recipe, CPU)
     assert load_teacher(glean_recipe(dataset, bank), CPU) is None
     taught = load_teacher(glean_recipe(dataset, bank, teacher=full), CPU)
@@ -597,14 +598,14 @@ def test_a_share_of_a_loss_is_against_the_teacher():
     def loss(target: torch.Tensor) -> torch.Tensor:
         return (target + 1).mean()
 
-    assert [float(losses.between(loss, gt, taught, share)) for share in (0, 0.25, 1)] == [1, 1.25, 2]
-    assert losses.between(loss, gt, None, 1.0) == 1
+    assert [float(losses.blend_targets(loss, gt, taught, share)) for share in (0, 0.25, 1)] == [1, 1.25, 2]
+    assert losses.blend_targets(loss, gt, None, 1.0) == 1
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch):
     run = RunConfig(iterations=1, batch_size=8, devices=2)
     assert find_devices(run, "cpu")[:3] == ("cpu", 1, 1)
-    assert "the recipe has 2 devices, here is 1" in find_devices(run, "cpu")[3]
+    assert "the recipe has 2 devices, this run 1" in find_devices(run, "cpu")[3]
     assert find_devices(run, "cpu", devices=4, nodes=2)[:3] == ("cpu", 4, 2)
     with pytest.raises(RequestError, match="a batch of 8 cannot be shared evenly by 3"):
         find_devices(run, "cpu", devices=3)
@@ -612,9 +613,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert find_devices(run)[:3] == ("cuda", 1, 1)
     assert find_devices(run, "cuda:0")[1] == [0]
-    with pytest.raises(RequestError, match="8 devices are asked for, but there are 1 here"):
+    with pytest.raises(RequestError, match="8 devices were requested, but 1 are available"):
         find_devices(run, devices=8)
-    with pytest.raises(RequestError, match="'cuda:3' is not there"):
+    with pytest.raises(RequestError, match="'cuda:3' is not available"):
         find_devices(run, "cuda:3")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

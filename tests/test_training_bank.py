@@ -15,9 +15,10 @@ from gleansr.checkpoints import native
 from gleansr.models.layers import to_channels_last
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training.bank import train_bank
+from gleansr.training.batches import TrainingBatches
+from gleansr.training.checkpoint import TrainingStoppedError
 from gleansr.training.config import AboutConfig, BankRecipe, DataConfig, RunConfig
-from gleansr.training.data import TrainingBatches, open_images
-from gleansr.training.state import TrainingStoppedError
+from gleansr.training.data import open_images
 from gleansr.training.streams import stream_seed
 
 CPU = torch.device("cpu")
@@ -143,7 +144,7 @@ def test_a_state_of_before_the_separate_steps_is_resumed_with_a_warning(dataset:
     state["probability"] = {"p": 0.25}
     torch.save(state, path)
     train_bank(recipe(dataset, iterations=2), tmp_path, CPU)
-    assert "the state at image 4 is of an earlier version" in caplog.text
+    assert "the checkpoint at image 4 is of an earlier version" in caplog.text
     assert torch.load(tmp_path / "states" / "000000008.pt", weights_only=True)["probability"]["p"] == 0.25
 
 

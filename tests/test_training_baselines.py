@@ -20,13 +20,13 @@ from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 from gleansr.training import losses
+from gleansr.training.checkpoint import TrainingStoppedError
 from gleansr.training.config import AboutConfig, DataConfig, NetworkRecipe, RunConfig
 from gleansr.training.devices import launch
 from gleansr.training.enlarge import schedule, train_network
 from gleansr.training.networks import ESRGANPlusNetworkConfig, PlainNetworkConfig
 from gleansr.training.parts import build, start_from
 from gleansr.training.plan import network_plan
-from gleansr.training.state import TrainingStoppedError
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(dataset: str, tmp_path:
         if images == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(TrainingStoppedError, match=r"stopped by SIGTERM; the last good state is .*000000012\.pt"):
+    with pytest.raises(TrainingStoppedError, match=r"stopped by SIGTERM; the last good checkpoint is .*000000012\.pt"):
         train(recipe, tmp_path / "cut", ask)
     cut = train(recipe, tmp_path / "cut")
     for name, tensor in tensors_of(whole).items():
@@ -221,7 +221,7 @@ def test_esrgan_plus_starts_from_an_esrgan_and_names_what_starts_anew(dataset: s
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert first["new_layers"] == [f"trunk.body.0.blocks.{i}.skip.weight" for i in range(3)]
     assert set(first["new_layers"]) == trained.keys() - given.keys()
-    with pytest.raises(RequestError, match="start must be a plain network, but it is a RRDBNet"):
+    with pytest.raises(RequestError, match="start must be a residual network, but it is RRDBNet"):
         build_from(plain_recipe(dataset), tmp_path / "psnr.safetensors")
     network = ESRGANPlusNetworkConfig(in_size=16, out_size=64, features=5, growth=3, n_blocks=0)
     with pytest.raises(RequestError, match="no layer of it fits"):
@@ -245,7 +245,7 @@ def test_the_plan_counts_what_is_trained(dataset: str):
         if kind == "plain":
             assert "(1) + 0.01 * (2) on squeezenet + 0.01 * (3), non-saturating;" in generator
         else:
-            assert read.endswith("of each 32x32 px at a random place")
+            assert read.endswith("cropped to 32x32 px at random")
             assert "0.005 * L1 error + (2) on squeezenet + 0.005 * (3), relativistic;" in generator
             assert "relativistic" in critic
         assert end == "at the end: write the model"

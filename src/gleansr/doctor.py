@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import is_onnx
 from gleansr.inference.precision import Precision, full_name
 from gleansr.inference.upscaler import Upscaler, load
+from gleansr.models.network import SRNetwork
 
 MIN_PSNR = {"float32": 80.0, "float32 on a GPU": 60.0, "bfloat16": 45.0, "float16": 45.0}
 """In dB, of results against the plain network in float32 on the CPU. GPUs may multiply float32 in TF32, which has 10 bits."""
@@ -154,8 +155,8 @@ def examine(
 
 @torch.inference_mode()
 def _plain_result(path: str | Path, lr: Tensor) -> Tensor:
-    """The result of the plain network in a file for lr (N, 3, h, w) in [-1, 1], on the CPU in float32."""
-    return enlarge(checkpoints.read(path).build(None, path).eval(), lr)
+    """What the model in a file makes of lr (N, 3, h, w) in [-1, 1] by its plain formulation, on the CPU in float32."""
+    return enlarge(cast("SRNetwork", checkpoints.read(path).build(None, path)).eval(), lr)
 
 
 def as_dict(report: DoctorReport) -> dict[str, Any]:

@@ -71,7 +71,9 @@ def data(
         raise RequestError(
             "`gleansr data prepare` wants KIND SOURCE OUTPUT, such as: gleansr data prepare folder photos photos-256 --size 256"
         )
-    preparation = plan(kind, source, size=size, aspect=aspect, small=small, crop=crop, names=names, format=format, scales=_numbers(scales))
+    preparation = plan(
+        kind, source, size=size, aspect=aspect, small=small, crop=crop, names=names, file_format=format, scales=_numbers(scales)
+    )
     _prepare(preparation, output, workers, strict, overwrite)
 
 
@@ -95,9 +97,9 @@ def _kinds() -> None:
 
     for kind in KINDS:
         defaults = f"{kind.size or '--size N'} px, --aspect {kind.aspect}, --small {kind.small}"
-        print(f"{kind.name:<12}{kind.shows}")
+        print(f"{kind.name:<12}{kind.description}")
         print(f"    {defaults}{f'; --crop {kind.crop} on wish' if kind.crop else ''}")
-        print(f"    from {kind.where}")
+        print(f"    from {kind.origin}")
         print(f"    licence: {kind.licence}")
 
 
@@ -142,7 +144,7 @@ def _prepare(preparation: "Preparation", output: Path, workers: int | None, stri
             console.print("stopped; the same command goes on", highlight=False)
             raise
     skipped = f", {sum(result.skipped.values()):,} left out ({', '.join(f'{n:,} {why}' for why, n in result.skipped.items())})"
-    before = f", {result.kept:,} of them before" if result.kept else ""
+    before = f", {result.reused:,} of them before" if result.reused else ""
     console.print(f"{result.written:,} images in {output}{before}{skipped if result.skipped else ''}", markup=False, highlight=False)
     if problems > _SHOWN:
         console.print(f"all reasons are in {output / RECORDS}", markup=False, highlight=False)

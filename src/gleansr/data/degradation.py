@@ -1,7 +1,7 @@
-"""What happens to thumbnails: blur, shrinking by whatever a program uses, noise, JPEG or WebP. All of it is drawn anew for each image.
+"""Random degradations: of thumbnails (blur, downscaling by various kernels, noise, JPEG or WebP), and of blind face restoration.
 
-The idea of random chains is that of Zhang et al., "Designing a Practical Degradation Model for Deep Blind Image Super-Resolution" (ICCV
-2021) and Wang et al., "Real-ESRGAN" (ICCVW 2021); the ranges are narrower, because a thumbnail of a few pixels bears less.
+Random chains follow Zhang et al., "Designing a Practical Degradation Model for Deep Blind Image Super-Resolution" (ICCV 2021) and Wang
+et al., "Real-ESRGAN" (ICCVW 2021); the ranges are narrower, since a thumbnail of a few pixels tolerates less.
 """
 
 import io
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from gleansr.configs import Range, check
 from gleansr.images.pixels import from_bytes, to_bytes
@@ -29,50 +30,54 @@ _ANTIALIASED = {
 }
 _ALIASED = {"aliased-bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 KERNELS = (*_ANTIALIASED, *_ALIASED)
-"""How images are shrunk. The first four average over all pixels, as Pillow does; the others look at one or four of them only."""
+"""Downscaling kernels. The first four average over all pixels, as Pillow does; the others sample one or four of them."""
+
+_BLIND_KERNEL = 41
+"""Width of `degrade_blind`'s blur kernel at 1024 px; it scales with the image, as the sigmas do."""
+_MODES = ("bilinear", "area", "bicubic")
 
 
 @dataclass(frozen=True)
 class RealConfig:
-    """Ranges of `degradation = "real"`. A share is how often a step happens; a pair is the range from which its strength is drawn."""
+    """Ranges of `degradation = "real"`. A share is the probability of a step, a pair the range of its strength."""
 
     clean: Share = 0.2
-    """Images that are only shrunk, by MATLAB's bicubic to 8 bits as in the paper."""
+    """Images that are only downscaled, by MATLAB's bicubic to 8 bits as in the paper."""
     blur: Share = 0.5
-    """Images that are blurred before they are shrunk, by a Gaussian."""
+    """Images that a Gaussian blurs before downscaling."""
     blur_sigma: Interval = (0.1, 0.5)
-    """Its standard deviation in lr pixels."""
+    """Standard deviation of the blur in lr pixels."""
     strong_blur: Share = 0.15
-    """Blurred images whose deviation is drawn from `strong_blur_sigma` instead."""
+    """Blurred images that use `strong_blur_sigma` instead."""
     strong_blur_sigma: Interval = (0.5, 1.0)
     """Standard deviation of a strong blur in lr pixels."""
     anisotropic: Share = 0.5
-    """Blurred images whose blur differs along two axes, which lie at any angle."""
+    """Blurred images whose blur differs along two axes, at any angle."""
     shift: Share = 0.25
-    """Images whose sampling grid is moved."""
+    """Images whose sampling grid is shifted."""
     shift_by: Annotated[tuple[float, float], Range(0, 4)] = (0.0, 0.25)
-    """By how many lr pixels along each axis, to either side."""
+    """Shift along each axis in lr pixels, in either direction."""
     kernels: tuple[str, ...] = ("bicubic", "bicubic", "lanczos", "box", "bilinear", "bilinear", "aliased-bilinear", "nearest")
-    """How images are shrunk: bicubic, lanczos, box and bilinear average over all pixels; aliased-bilinear and nearest do not. A name that
-    stands twice is drawn twice as often."""
+    """Downscaling kernels: bicubic, lanczos, box and bilinear average over all pixels; aliased-bilinear and nearest do not. A repeated name
+    is drawn more often."""
     two_steps: Share = 0.25
-    """Images that are shrunk in two steps, the first of which averages."""
+    """Images that are downscaled in two steps, the first with averaging."""
     noise: Share = 0.5
-    """Images that get noise."""
+    """Images with added noise."""
     noise_sigma: Interval = (0.0, 8.0)
-    """Standard deviation of the noise in steps of 8 bits."""
+    """Standard deviation of the noise in 8-bit values."""
     grey_noise: Share = 0.4
-    """Noisy images whose noise is equal in the three channels."""
+    """Noisy images with equal noise in the three channels."""
     compression: Share = 0.8
-    """Images that are compressed after that."""
+    """Images that are compressed last."""
     twice: Share = 0.2
     """Compressed images that are compressed twice."""
     webp: Share = 0.15
-    """Compressions that are WebP's; the others are JPEG's."""
+    """Compressions by WebP; the others are JPEG."""
     quality: Annotated[tuple[int, int], Range(1, 100)] = (40, 98)
     """Quality of the compression."""
     subsampling: Share = 0.5
-    """JPEGs whose colours are stored at half the resolution (4:2:0); the others are 4:4:4."""
+    """JPEGs with 4:2:0 chroma subsampling; the others are 4:4:4."""
 
     def __post_init__(self):
         pairs = ("blur_sigma", "strong_blur_sigma", "shift_by", "noise_sigma", "quality")
@@ -83,7 +88,7 @@ class RealConfig:
                 (getattr(self, name)[0] <= getattr(self, name)[1], f"{name} must be [lowest, highest], not {list(getattr(self, name))}")
                 for name in pairs
             ),
-            (bool(self.kernels), "kernels must name at least one"),
+            (bool(self.kernels), "kernels must not be empty"),
             (not unknown, f"kernels must be of {', '.join(KERNELS)}, not {', '.join(unknown)}"),
         )
 
@@ -92,10 +97,10 @@ DEFAULT = RealConfig()
 
 
 def degrade_real(image: Tensor, scale: int, seed: int, config: RealConfig = DEFAULT) -> Tensor:
-    """The lr image of `image` (3, H, W), uint8, sides multiples of `scale`: (3, H / scale, W / scale), uint8, RGB.
+    """Degrades `image` (3, H, W), sides multiples of `scale`, to lr (3, H / scale, W / scale), both uint8 RGB.
 
-    All that is random follows from `seed`, 0 to 2**64 - 1. In this order: blur, shrinking in one or two steps on a grid that may be moved,
-    noise, compression, each as often and as strong as `config` says.
+    In this order: blur, downscaling in one or two steps on a grid that may be shifted, noise, compression, by the probabilities and ranges
+    of `config`. The result depends on `seed`, 0 to 2**64 - 1, alone.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
 
@@ -111,20 +116,20 @@ def degrade_real(image: Tensor, scale: int, seed: int, config: RealConfig = DEFA
         interval = config.strong_blur_sigma if happens(config.strong_blur) else config.blur_sigma
         sigmas = (uniform(interval), uniform(interval))
         angle = uniform((0, math.pi))
-        image = _blurred(image, scale * sigmas[0], scale * sigmas[1 if happens(config.anisotropic) else 0], angle)
+        image = _blur(image, scale * sigmas[0], scale * sigmas[1 if happens(config.anisotropic) else 0], angle)
     height, width = (side // scale for side in image.shape[-2:])
     pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     if happens(config.two_steps):
-        # Evenly over the factors between 1 and `scale`, so that the second step is mostly no small one.
+        # Log-uniform over the scales between 1 and `scale`, so that the second step is rarely a small one.
         share = scale ** -float(rng.uniform(0.1, 0.9))
         names = [name for name in config.kernels if name in _ANTIALIASED] or ["bicubic"]
         first = (max(width, round(pixels.width * share)), max(height, round(pixels.height * share)))
-        pixels = _shrunk(pixels, first, names[int(rng.integers(len(names)))], (0.0, 0.0))
+        pixels = _downscale(pixels, first, names[int(rng.integers(len(names)))], (0.0, 0.0))
     shift = (0.0, 0.0)
     if happens(config.shift):
         x, y = (uniform(config.shift_by) * (1 if happens(0.5) else -1) for _ in range(2))
         shift = (x, y)
-    pixels = _shrunk(pixels, (width, height), config.kernels[int(rng.integers(len(config.kernels)))], shift)
+    pixels = _downscale(pixels, (width, height), config.kernels[int(rng.integers(len(config.kernels)))], shift)
     if happens(config.noise):
         sigma, channels = uniform(config.noise_sigma), 1 if happens(config.grey_noise) else 3
         noisy = np.asarray(pixels, np.float32) + rng.normal(0, sigma, (height, width, channels)).astype(np.float32)
@@ -133,21 +138,74 @@ def degrade_real(image: Tensor, scale: int, seed: int, config: RealConfig = DEFA
         for _ in range(2 if happens(config.twice) else 1):
             quality = int(rng.integers(config.quality[0], config.quality[1] + 1))
             if happens(config.webp):
-                pixels = _compressed(pixels, "WEBP", quality)
+                pixels = _compress(pixels, "WEBP", quality)
             else:
-                pixels = _compressed(pixels, "JPEG", quality, subsampling=2 if happens(config.subsampling) else 0)
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+                pixels = _compress(pixels, "JPEG", quality, subsampling=2 if happens(config.subsampling) else 0)
+    return _to_tensor(pixels).contiguous()
+
+
+def degrade_blind(gt: Tensor, in_size: int, generator: torch.Generator) -> Tensor:
+    """gt (3, H, H) -> lr (3, in_size, in_size), both uint8: the degradation of blind face restoration.
+
+    In this order: Gaussian blur, isotropic or (half of the time) anisotropic at any angle, sigma 0.2 to 10 pixels of a 1024 px image;
+    downscaling by 1 to 32; colour noise of sigma 0 to 50; JPEG of quality 5 to 50; back to full size; area averaging to `in_size`.
+
+    Source: the official configuration of GLEAN for 128 -> 1024 (mmagic), after Li et al., "Blind Face Restoration via Deep Multi-scale
+    Component Dictionaries", ECCV 2020.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    def mode() -> str:
+        return _MODES[int(torch.randint(len(_MODES), (), generator=generator))]
+
+    size = gt.shape[-1]
+    x = gt.float()
+    sigma_x, sigma_y = uniform(0.2, 10), uniform(0.2, 10)
+    isotropic, angle = uniform(0, 1) < 0.5, uniform(-math.pi, math.pi)
+    x = _convolve(x, _gaussian_kernel(sigma_x, sigma_x if isotropic else sigma_y, angle, size / 1024))
+    x = _interpolate(x, max(1, round(size * uniform(1 / 32, 1))), mode())
+    x = x + torch.randn(x.shape, generator=generator) * uniform(0, 50)
+    pixels = Image.fromarray(x.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    x = _to_tensor(_compress(pixels, "JPEG", round(uniform(5, 50)))).float()
+    x = _interpolate(x, size, mode()).clamp(0, 255)
+    return functional.interpolate(x[None], size=(in_size, in_size), mode="area")[0].round().to(torch.uint8)
+
+
+def _gaussian_kernel(sigma_x: float, sigma_y: float, angle: float, scale: float) -> Tensor:
+    """Gaussian kernel of odd width, its axes rotated by `angle`."""
+    half = max(1, round(_BLIND_KERNEL // 2 * scale))
+    grid = torch.arange(-half, half + 1, dtype=torch.float32)
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    kernel = torch.exp(-0.5 * ((along / (sigma_x * scale)) ** 2 + (across / (sigma_y * scale)) ** 2))
+    return kernel / kernel.sum()
+
+
+def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    """x (3, H, W) convolved with the kernel, mirrored at the border. It uses an FFT: at 1024 px the kernel has 1,681 taps."""
+    half = kernel.shape[0] // 2
+    padded = functional.pad(x[None], (half,) * 4, mode="reflect")[0]
+    shape = padded.shape[-2:]
+    spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=shape)
+    return torch.fft.irfft2(spectrum, s=shape)[:, 2 * half :, 2 * half :]
+
+
+def _interpolate(x: Tensor, size: int, mode: str) -> Tensor:
+    options = {} if mode == "area" else {"align_corners": False}
+    return functional.interpolate(x[None], size=(size, size), mode=mode, **options)[0]
 
 
 def fixed_seed(index: int) -> int:
-    """The seed with which the image of that number in a test set is degraded, in every program that reports figures."""
+    """The seed that degrades the image of that index in a test set, the same in training, evaluation and comparison."""
     return int(np.random.SeedSequence(0, spawn_key=(index,)).generate_state(1, np.uint64)[0])
 
 
-def _blurred(image: Tensor, sigma_x: float, sigma_y: float, angle: float) -> Tensor:
-    """image (3, H, W), uint8, blurred by a Gaussian of these deviations in pixels along axes turned by `angle`; mirrored at the border."""
+def _blur(image: Tensor, sigma_x: float, sigma_y: float, angle: float) -> Tensor:
+    """Gaussian blur of image (3, H, W), uint8: sigmas in pixels along axes rotated by `angle`; mirrored at the border."""
     margin = min(math.ceil(3 * max(sigma_x, sigma_y)), min(image.shape[-2:]) - 1)
-    padded = torch.nn.functional.pad(image[None].float(), (margin,) * 4, mode="reflect")[0]
+    padded = functional.pad(image[None].float(), (margin,) * 4, mode="reflect")[0]
     height, width = padded.shape[-2:]
     y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
@@ -156,8 +214,8 @@ def _blurred(image: Tensor, sigma_x: float, sigma_y: float, angle: float) -> Ten
     return blurred[:, margin : height - margin, margin : width - margin].round().clamp(0, 255).to(torch.uint8)
 
 
-def _shrunk(image: Image.Image, size: tuple[int, int], kernel: str, shift: tuple[float, float]) -> Image.Image:
-    """`image` at `size` (width, height), sampled on a grid that lies by `shift` (x, y), in pixels of the result, beside the usual one."""
+def _downscale(image: Image.Image, size: tuple[int, int], kernel: str, shift: tuple[float, float]) -> Image.Image:
+    """Resizes `image` to `size` (width, height) on a sampling grid offset by `shift` (x, y), in pixels of the result."""
     step_x, step_y = image.width / size[0], image.height / size[1]
     left, top, width, height = shift[0] * step_x, shift[1] * step_y, image.width, image.height
     if shift != (0.0, 0.0):
@@ -169,8 +227,13 @@ def _shrunk(image: Image.Image, size: tuple[int, int], kernel: str, shift: tuple
     return image.transform(size, Image.Transform.AFFINE, (step_x, 0, left, 0, step_y, top), resample=_ALIASED[kernel])
 
 
-def _compressed(image: Image.Image, format_name: str, quality: int, **options: int) -> Image.Image:
+def _compress(image: Image.Image, format_name: str, quality: int, **options: int) -> Image.Image:
     file = io.BytesIO()
     image.save(file, format=format_name, quality=quality, **options)
     with Image.open(file) as stored:
         return stored.convert("RGB")
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Training sets of one size, as the paper's were made: cut, resized with MATLAB's bicubic, stored with 8 bits, with their pairs."""
+"""Prepares training sets as in the paper: images cropped, resized with MATLAB's bicubic and stored with 8 bits, with lr images."""
 
 import hashlib
 import io
@@ -36,47 +36,47 @@ from gleansr.inference.devices import cores
 from gleansr.version import version
 
 RECORDS = "manifest.jsonl"
-"""One JSON object a line and image, sorted: its name, and its files with sizes and hashes or why it was left out."""
+"""JSON lines, sorted: the name of an image, and its files with sizes and hashes or the reason why it was skipped."""
 
-PICTURES = "hr"
-"""The folder of the images; those at a scale of 8 are in x8."""
+GT_FOLDER = "hr"
+"""The folder of the images; low-resolution images of scale 8 are in x8."""
 
-Format = Literal["png", "webp"]
+FileFormat = Literal["png", "webp"]
 Record = dict[str, Any]
 T = TypeVar("T")
 PrepareProgress = Callable[[int, int, Record | None], None]
-"""Called with the number of images done, the number of all, and the record of the last one."""
+"""Called with the number of finished images, the total, and the record of the last image."""
 
-_FEW = 100  # images for which processes would cost more time than they save
+_FEW = 100  # images for which processes cost more time than they save
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is made of which images; a set is gone on with by an equal one only."""
+    """Options of a prepared set; only an equal preparation resumes it."""
 
     kind: str
     """Name of the data set, see `gleansr.data.datasets.KINDS`."""
     source: str
-    """Where its images lie, as `open_source` takes it."""
+    """The source of its images, see `open_source`."""
     size: int
-    """Side of the square results."""
+    """Side of the square images."""
     aspect: Aspect
-    """squash: each axis is scaled by itself; crop: the centre square; pad: black added up to a square; bars: the centre of aspect 4:3, and
-    black above and below it, an eighth of the height each."""
+    """squash: each axis scaled separately; crop: the centre square; pad: the border repeated up to a square; bars: the centre of aspect
+    4:3, with black bars above and below, an eighth of the height each."""
     small: Small
-    """What is done with images that would have to be enlarged."""
+    """Handling of images that would have to be enlarged."""
     crop: Crop = "none"
-    """What is cut out first: "head" of CAT, "box" of Stanford Cars."""
+    """Crop before fitting: "head" of CAT, "box" of Stanford Cars."""
     names: Path | None = None
-    """A text file with the names of the images to take, see `read_list`."""
-    format: Format = "png"
+    """A text file with the names of the images to use, see `read_list`."""
+    file_format: FileFormat = "png"
     """Both are lossless."""
     scales: tuple[int, ...] = ()
-    """Scales of the low-resolution images to store too."""
+    """Scales of additional low-resolution images."""
 
     def options(self) -> dict[str, Any]:
-        """As they stand in the manifest."""
-        listed = None if self.names is None else hashlib.sha256(self.names.read_bytes()).hexdigest()
+        """The options as stored in the manifest."""
+        list_digest = None if self.names is None else hashlib.sha256(self.names.read_bytes()).hexdigest()
         return {
             "kind": self.kind,
             "source": self.source,
@@ -84,22 +84,22 @@ class Preparation:
             "aspect": self.aspect,
             "small": self.small,
             "crop": self.crop,
-            "list": listed,
-            "format": self.format,
+            "list": list_digest,
+            "format": self.file_format,
             "scales": list(self.scales),
         }
 
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """What a set consists of."""
+    """Counts of a prepared set."""
 
     written: int
     """Images in the set."""
-    kept: int
-    """Those of them that an earlier run had finished."""
+    reused: int
+    """Images finished by an earlier run."""
     skipped: dict[str, int]
-    """Numbers of the images left out, by reason."""
+    """Numbers of skipped images, by reason."""
 
 
 def plan(
@@ -111,24 +111,24 @@ def plan(
     small: Small | None = None,
     crop: Crop = "none",
     names: Path | None = None,
-    format: Format = "png",
+    file_format: FileFormat = "png",
     scales: Sequence[int] = (),
 ) -> Preparation:
-    """A preparation with the defaults of its kind. Raises RequestError for what does not fit together."""
+    """Creates a preparation with the defaults of its kind. Raises RequestError for invalid options."""
     known = find_kind(kind)
     size = size or known.size
     if size is None or size < 1:
-        raise RequestError(f"the kind {kind} wants the side of the images: --size 256, not {size}")
+        raise RequestError(f"the kind {kind} needs the side of the images, such as --size 256, not {size}")
     aspect = aspect or known.aspect
     if aspect == "bars" and size % 8:
-        raise RequestError(f"bars are an eighth of the height each: --size must be a multiple of 8, not {size}")
+        raise RequestError(f"--aspect bars adds an eighth of the height twice, so --size must be a multiple of 8, not {size}")
     if crop not in ("none", known.crop):
         allowed = f"none and {known.crop}" if known.crop else "none"
-        raise RequestError(f"--crop {crop} is not known for the kind {kind}; it allows {allowed}")
+        raise RequestError(f"--crop {crop} is not available for the kind {kind}; choose from {allowed}")
     for scale in scales:
         if scale < 2 or size % scale:
             raise RequestError(f"--scales must be divisors of the size {size} from 2 up, not {scale}")
-    return Preparation(kind, source, size, aspect, small or known.small, crop, names, format, tuple(sorted(set(scales))))
+    return Preparation(kind, source, size, aspect, small or known.small, crop, names, file_format, tuple(sorted(set(scales))))
 
 
 def prepare(
@@ -141,22 +141,22 @@ def prepare(
     progress: PrepareProgress = lambda done, total, record: None,  # noqa: ARG005
     fetched: Callable[[int, int], None] | None = None,
 ) -> PreparedSet:
-    """Makes a set in the folder `output`, or goes on with one. The files do not depend on how often it was stopped, nor on `workers`.
+    """Prepares a set in the folder `output`, or resumes one. The files depend neither on interruptions nor on `workers`.
 
-    An image that cannot be used is left out, with its reason in the records.
+    Images that cannot be used are skipped, with the reason in the records.
 
     Args:
         preparation: see `plan`.
-        output: for the images in hr/, low-resolution ones in x8/ and so on, `MANIFEST` and `RECORDS`. It can be given to `open_source`.
-        workers: processes; by default one a core.
+        output: for the images in hr/, low-resolution images in x8/ and so on, `MANIFEST` and `RECORDS`. `open_source` takes it.
+        workers: processes; by default one per core.
         strict: stop at the first image that cannot be used.
-        overwrite: replace a set that was made by another preparation.
+        overwrite: replace a set of another preparation.
         progress: see `PrepareProgress`.
-        fetched: see `open_source`.
+        fetched: the `progress` of `open_source`.
 
     Raises:
         RequestError: there are no images to read, or `output` holds something else.
-        ImageError: `output` cannot be written to, or with `strict` the first image that cannot be used.
+        ImageError: `output` cannot be written to, or with `strict` an image cannot be used.
     """
     if workers is not None and workers < 1:
         raise RequestError(f"--workers must be at least 1, not {workers}")
@@ -167,20 +167,20 @@ def prepare(
     targets = dict(zip(dataset.names, file_names(dataset.names), strict=True))
     total = len(targets) + len(dataset.missing)
     try:
-        with _claimed(output):
+        with _locked(output):
             manifest = _begin(output, preparation, overwrite)
-            done = _finished(output, {name: f"{target}.{preparation.format}" for name, target in targets.items()})
+            done = _finished(output, {name: f"{target}.{preparation.file_format}" for name, target in targets.items()})
             progress(len(done), total, None)
             skipped: Counter[str] = Counter()
-            todo = ((original, targets[original.name]) for original in dataset if original.name not in done)
-            missing = [_left_out(name, "missing", f"is not in {preparation.source}") for name in dataset.missing]
+            tasks = ((original, targets[original.name]) for original in dataset if original.name not in done)
+            missing = [_skip(name, "missing", f"is not in {preparation.source}") for name in dataset.missing]
             if workers is None:
                 workers = cores() if len(targets) - len(done) > _FEW else 1
-            results = _results(partial(_make, preparation, output), todo, missing, workers)
+            results = _results(partial(_prepare_image, preparation, output), tasks, missing, workers)
             with (output / RECORDS).open("a", encoding="utf-8", newline="\n") as records, closing(results):
                 for i, record in enumerate(results, len(done) + 1):
                     records.write(f"{json.dumps(record)}\n")
-                    records.flush()  # what is finished is known to be so even if this process is killed
+                    records.flush()  # so that a killed process loses no record
                     skipped.update([record["skipped"]] if "skipped" in record else [])
                     if strict and record.get("skipped") not in (None, "small"):
                         raise ImageError(f"{record['name']}: {record['reason']}")
@@ -190,43 +190,43 @@ def prepare(
             return result
     except OSError as error:
         raise ImageError(
-            f"{output}: cannot be written to: {error.strerror or error}; what is finished is kept for the next run of the same command"
+            f"{output}: cannot be written to: {error.strerror or error}; the same command resumes with the finished images kept"
         ) from error
 
 
-# ------------------------------------------------------------------------------------------------------------ one image
+# --------------------------------------------------------------------------------------------------------------- images
 
 
-def _make(preparation: Preparation, output: Path, task: tuple[Original, str]) -> Record:
-    """Writes the files of an image and returns its record. Raises OSError where they cannot be written."""
+def _prepare_image(preparation: Preparation, output: Path, task: tuple[Original, str]) -> Record:
+    """Writes the files of an image and returns its record. Raises OSError if they cannot be written."""
     original, target = task
     name, label = original.name, original.item.label
     if original.problem:
-        return _left_out(name, "unannotated", original.problem)
+        return _skip(name, "unannotated", original.problem)
     try:
-        # Hidden colours behind transparency would be garbage to learn from: it becomes black.
+        # Colours behind transparency are arbitrary: transparency becomes black.
         pixels = decode(original.item.read(), name=label).premultiplied()
         if original.box:
             rows, columns = original.box.within(*pixels.shape[-2:])
             pixels = pixels[:, rows, columns]
-        # A published set of cars has black bars; a border of any other set is made as it is when images are enlarged.
+        # LSUN's cars have black bars; the border of other sets is the same as at inference.
         border = "black" if preparation.aspect == "bars" else "repeat"
         grid = math.lcm(*preparation.scales)
         height, width = pixels.shape[-2:]
         content = content_of(height, width, preparation.size, preparation.aspect, grid)
         gt = fit(pixels, preparation.size, preparation.aspect, preparation.small, border=border, grid=grid)
     except SmallError as error:
-        return _left_out(name, "small", f"{error}; --small enlarge takes it")
+        return _skip(name, "small", f"{error}; use --small enlarge to include it")
     except ImageError as error:
-        return _left_out(name, "unreadable", str(error).removeprefix(f"{label}: "))
-    images = {PICTURES: gt}
+        return _skip(name, "unreadable", str(error).removeprefix(f"{label}: "))
+    images = {GT_FOLDER: gt}
     for scale in preparation.scales:
         lr = to_bytes(degrade(from_bytes(content.of(gt))[None], scale)[0])
         images[f"x{scale}"] = content.shrunk(scale).framed(lr, border)
     files = {}
     for folder, image in images.items():
-        path = PurePosixPath(folder, f"{target}.{preparation.format}")
-        data = _encoded(image, preparation.format)
+        path = PurePosixPath(folder, f"{target}.{preparation.file_format}")
+        data = _encode(image, preparation.file_format)
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(output / path) as temporary:
             temporary.write_bytes(data)
@@ -234,14 +234,14 @@ def _make(preparation: Preparation, output: Path, task: tuple[Original, str]) ->
     return {"name": name, "files": files}
 
 
-def _encoded(image: Tensor, format: Format) -> bytes:
+def _encode(image: Tensor, file_format: FileFormat) -> bytes:
     file = io.BytesIO()
-    options = {"lossless": True} if format == "webp" else {}
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format.upper(), **options)
+    options = {"lossless": True} if file_format == "webp" else {}
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, file_format.upper(), **options)
     return file.getvalue()
 
 
-def _left_out(name: str, skipped: str, reason: str) -> Record:
+def _skip(name: str, skipped: str, reason: str) -> Record:
     return {"name": name, "skipped": skipped, "reason": reason}
 
 
@@ -249,19 +249,19 @@ def _left_out(name: str, skipped: str, reason: str) -> Record:
 
 
 def file_names(names: Sequence[str]) -> Iterator[str]:
-    """For each name where it goes, without suffix. Where that is taken (a.jpg and a.png), the old suffix stays, then a number is added."""
+    """A file name without suffix for each name. On a collision (a.jpg and a.png) the old suffix stays, then a number is added."""
     taken: set[str] = set()
     for name in names:
-        candidates = [_harmless(stem(name)), _harmless(name)]
+        candidates = [_sanitize(stem(name)), _sanitize(name)]
         number = 1
-        while (target := candidates.pop(0) if candidates else f"{_harmless(name)}_{number}").casefold() in taken:
+        while (target := candidates.pop(0) if candidates else f"{_sanitize(name)}_{number}").casefold() in taken:
             number += not candidates
-        taken.add(target.casefold())  # some file systems do not tell cases apart
+        taken.add(target.casefold())  # some file systems ignore case
         yield target
 
 
-def _harmless(name: str) -> str:
-    """Below the folder and not hidden, whatever key an archive or a database comes up with."""
+def _sanitize(name: str) -> str:
+    """Makes an archive's or database's key a relative path that stays in its folder and is not hidden."""
     parts = [part for part in PurePosixPath(name.replace("\0", "_")).parts if part != "/"]
     return "/".join(f"_{part[1:]}" if part.startswith(".") else part for part in parts) or "_"
 
@@ -270,27 +270,28 @@ def _harmless(name: str) -> str:
 
 
 def keep_apart(source: str, output: Path) -> None:
-    place, target = Path(source).expanduser().resolve(), output.resolve()
-    if place.is_dir() and (target.is_relative_to(place) or place.is_relative_to(target)):
-        raise RequestError(f"{output}: lies in {source} or holds it; results must not lie among the images: give another folder")
+    """Raises RequestError if one of the folders contains the other."""
+    root, target = Path(source).expanduser().resolve(), output.resolve()
+    if root.is_dir() and (target.is_relative_to(root) or root.is_relative_to(target)):
+        raise RequestError(f"{output}: lies in {source} or contains it; choose another folder, outside the images")
 
 
 @contextmanager
-def _claimed(output: Path) -> Iterator[None]:
-    """The folder, held against other processes."""
+def _locked(output: Path) -> Iterator[None]:
+    """Creates the folder and locks it against other processes."""
     output.mkdir(parents=True, exist_ok=True)
     if read_manifest(output) is None and any(file.name != ".lock" for file in output.iterdir()):
-        raise RequestError(f"{output}: is not empty, and not a set made by `gleansr data prepare`; give another folder")
+        raise RequestError(f"{output}: is neither empty nor a set of `gleansr data prepare`; choose another folder")
     with lock_folder(output, "preparing images"):
         yield
 
 
 def _begin(output: Path, preparation: Preparation, overwrite: bool) -> dict[str, Any]:
-    """Writes the manifest of an unfinished set, and removes another set with `overwrite`."""
+    """Writes the manifest of an unfinished set; with `overwrite` it removes the old set first."""
     manifest = read_manifest(output)
     options = preparation.options()
     if manifest and overwrite:
-        # First the old manifest says that the set is unfinished: stopped here, nothing takes it for a whole one.
+        # Mark the old set as unfinished first, so that an interruption leaves no set that looks complete.
         _write_json(output / MANIFEST, manifest | {"complete": False})
         (output / RECORDS).unlink(missing_ok=True)
         for folder in (manifest["pictures"], *manifest["low"].values()):
@@ -299,40 +300,40 @@ def _begin(output: Path, preparation: Preparation, overwrite: bool) -> dict[str,
     elif manifest and manifest["options"] != options:
         old = manifest["options"]
         differences = (f"{key} {old.get(key)!r}, not {new!r}" for key, new in options.items() if new != old.get(key))
-        raise RequestError(f"{output}: was prepared with {', '.join(differences)}; --overwrite starts anew, or give another folder")
+        raise RequestError(f"{output}: was prepared with {', '.join(differences)}; use --overwrite to replace it, or another folder")
     manifest = {
         "format": PREPARED,
         "gleansr": version(),
         "complete": False,
-        "pictures": PICTURES,
+        "pictures": GT_FOLDER,
         "low": {str(scale): f"x{scale}" for scale in preparation.scales},
         "options": options,
     }
     _write_json(output / MANIFEST, manifest)
-    (output / PICTURES).mkdir(exist_ok=True)
+    (output / GT_FOLDER).mkdir(exist_ok=True)
     return manifest
 
 
 def _finished(output: Path, targets: dict[str, str]) -> set[str]:
-    """The names of the images whose files are all there. The records keep those only; files that nothing needs any more are removed."""
+    """Names of the images whose files are complete. Other records and their files are removed."""
     for base, _, files in os.walk(output):
         for file in files:
-            if file.startswith(".") and file.endswith(".part"):  # of a process that was killed
+            if file.startswith(".") and file.endswith(".part"):  # left by a killed process
                 (Path(base) / file).unlink(missing_ok=True)
     done: set[str] = set()
-    as_written: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # whatever its bytes
+    lossless: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # keeps arbitrary bytes
     try:
-        records = (output / RECORDS).open(**as_written)
+        records = (output / RECORDS).open(**lossless)
     except FileNotFoundError:
         return done
-    with records, replacing(output / RECORDS) as temporary, temporary.open("w", **as_written) as kept:
+    with records, replacing(output / RECORDS) as temporary, temporary.open("w", **lossless) as valid_records:
         for line in records:
             if (record := _record(line)) is None:
                 continue
             files = record["files"]
-            if record["name"] in targets and f"{PICTURES}/{targets[record['name']]}" in files and _whole(output, files):
+            if record["name"] in targets and f"{GT_FOLDER}/{targets[record['name']]}" in files and _is_complete(output, files):
                 done.add(record["name"])
-                kept.write(line)
+                valid_records.write(line)
             else:
                 for file in files:
                     (output / file).unlink(missing_ok=True)
@@ -340,17 +341,17 @@ def _finished(output: Path, targets: dict[str, str]) -> set[str]:
 
 
 def _record(line: str) -> Record | None:
-    """A line of the records, None of one that is cut off or that somebody has changed: it may tell of no file but the set's."""
+    """Parses a line of the records; None if it is truncated, or names files outside the set."""
     record = parse_line(line)
     if not isinstance(record, dict) or not isinstance(record.get("name"), str):
         return None
     record.setdefault("files", {})
     sizes = record["files"].items() if isinstance(record["files"], dict) else [("", None)]
-    ours = all(is_inside(file) and isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for file, facts in sizes)
-    return record if ours else None
+    valid = all(is_inside(file) and isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for file, facts in sizes)
+    return record if valid else None
 
 
-def _whole(output: Path, files: dict[str, dict[str, Any]]) -> bool:
+def _is_complete(output: Path, files: dict[str, dict[str, Any]]) -> bool:
     try:
         return all((output / file).stat().st_size == facts["bytes"] for file, facts in files.items())
     except FileNotFoundError:
@@ -358,7 +359,7 @@ def _whole(output: Path, files: dict[str, dict[str, Any]]) -> bool:
 
 
 def _finish(output: Path, manifest: dict[str, Any], result: PreparedSet) -> None:
-    """Sorts the records, so that they do not depend on how often the run was stopped, and writes the manifest of a finished set."""
+    """Sorts the records, so that they do not depend on interruptions, and writes the manifest of a complete set."""
     lines = sorted((output / RECORDS).read_bytes().splitlines(keepends=True))
     with replacing(output / RECORDS) as temporary:
         temporary.write_bytes(b"".join(lines))
@@ -377,36 +378,36 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 # -------------------------------------------------------------------------------------------------------------- processes
 
 
-def _results(make: Callable[[T], Record], tasks: Iterable[T], first: Iterable[Record], workers: int) -> Generator[Record]:
-    """`first`, then the record of each task in the order of the tasks, which are taken as they are needed."""
+def _results(process: Callable[[T], Record], tasks: Iterable[T], first: Iterable[Record], workers: int) -> Generator[Record]:
+    """Yields `first`, then the record of each task in order; tasks are consumed lazily."""
     yield from first
     if workers == 1:
-        yield from map(make, tasks)
+        yield from map(process, tasks)
         return
-    # Spawned, since a fork would inherit the threads' locks of this process but not its threads.
+    # Spawned: a fork would inherit the locks of this process's threads, but not the threads.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
         pending = deque()
         try:
             for task in tasks:
-                with _deaf_children():
-                    pending.append(pool.submit(make, task))
+                with _sigint_blocked():
+                    pending.append(pool.submit(process, task))
                 if len(pending) >= 4 * workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            raise ImageError("a worker process ended unexpectedly, perhaps for want of memory; try fewer with --workers") from None
+            raise ImageError("a worker process ended unexpectedly, perhaps out of memory; try fewer --workers") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started here do not hear Ctrl-C, not even while they start: it reaches all of a terminal, and this one ends the others."""
+def _sigint_blocked() -> Iterator[None]:
+    """Child processes started here ignore Ctrl-C, which reaches all processes of a terminal; their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
     try:
         yield
     finally:
@@ -414,13 +415,13 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where signals are not inherited
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where children do not inherit the mask
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A pool does not notice that its parent was killed."""
+def _exit_with_parent() -> None:
+    """Ends a worker whose parent was killed, which a pool does not notice."""
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()

@@ -1,4 +1,4 @@
-"""Archives that are many or far away: brace patterns, and remote files fetched once and whole."""
+"""Shards: brace patterns, and downloads of remote archives."""
 
 import hashlib
 import itertools
@@ -18,20 +18,20 @@ from gleansr.files import replacing
 from gleansr.stores import SCHEMES, check_address
 
 MAX_SHARDS = 100_000
-"""A pattern for more archives than this is a slip of the pen, which must not fill the memory."""
+"""Limit of names in a pattern, so that a typing error does not fill the memory."""
 
-_AT_ONCE = 4  # files that are fetched at the same time
+_PARALLEL = 4  # simultaneous downloads
 
 
 def expand(pattern: str) -> list[str]:
-    """What a shell makes of the braces in `pattern`: `{a,b}`, `{0..11}` and `{0000..0011}`, several or nested; other braces stay.
+    """Expands braces as a shell does: `{a,b}`, `{0..11}` and `{0000..0011}`, several or nested; other braces stay.
 
     Raises RequestError for a pattern of more than `MAX_SHARDS` names.
     """
     names = list(itertools.islice(_expansions(pattern), MAX_SHARDS + 1))
     if len(names) > MAX_SHARDS:
         raise RequestError(f"{pattern}: stands for more than {MAX_SHARDS:,} names")
-    return list(dict.fromkeys(names))  # the innermost braces are opened first, so that nested ones give some names twice
+    return list(dict.fromkeys(names))  # nested braces, which are expanded from the inside, repeat names
 
 
 def _expansions(pattern: str) -> Iterator[str]:
@@ -51,26 +51,25 @@ def _expansions(pattern: str) -> Iterator[str]:
     yield pattern
 
 
-def shown(url: str) -> str:
-    """The address without its query, which may hold a secret."""
+def without_query(url: str) -> str:
+    """`url` without its query, which may hold a secret."""
     return url.partition("?")[0]
 
 
 def fetch(urls: Sequence[str], progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """The local copies of remote files, fetched into the cache folder where they are not there yet.
+    """Downloads remote files to the cache folder, unless they are cached, and returns the local paths.
 
-    A file is fetched whole, under a temporary name, and by one process at a time. What is in the cache is not compared with its origin
-    again.
+    A file is downloaded under a temporary name by one process at a time. Cached files are not compared with their origin.
 
     Args:
         urls: see `gleansr.stores`.
-        progress: called with the number of files that are here and the number of all.
+        progress: called with the number of local files and the total.
 
     Raises:
-        RequestError: there is no such file, reading it wants a package or a permission, or GLEANSR_OFFLINE forbids the download.
+        RequestError: a file does not exist, reading it needs a package or a permission, or GLEANSR_OFFLINE forbids the download.
         DownloadError: the network, the server or the disk failed.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_PARALLEL) as pool:
         futures = [pool.submit(_fetch, url) for url in urls]
         try:
             for done, future in enumerate(as_completed(futures), 1):
@@ -89,22 +88,22 @@ def _fetch(url: str) -> Path:
     if path.exists():
         return path
     if offline_by_environment():
-        raise RequestError(f"{shown(url)} is not on this machine and downloads are switched off: fetch it by hand and give its path")
-    remote, inner = _filesystem(url)
+        raise RequestError(f"{without_query(url)} is not cached and downloads are switched off: download it yourself and give its path")
+    remote, remote_path = _filesystem(url)
     from filelock import FileLock
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if not path.exists():  # another process may have brought it while this one waited
-                _copy(url, remote, inner, path)
+            if not path.exists():  # another process may have downloaded it in the meantime
+                _download(url, remote, remote_path, path)
     except OSError as error:
         raise DownloadError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for `url`, and what the file is called in it."""
+    """Returns fsspec's file system for `url`, and the file's path in it."""
     scheme = check_address(url)
     try:
         import fsspec
@@ -113,37 +112,37 @@ def _filesystem(url: str) -> tuple[Any, str]:
         if scheme in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            # By default aiohttp ends every transfer, however healthy, after five minutes.
+            # aiohttp's default aborts every transfer after five minutes.
             options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise RequestError(f"{shown(url)}: cannot be read ({error}): pip install {SCHEMES[scheme]}") from None
-    except ValueError as error:  # a port that is no number
-        raise RequestError(f"{shown(url)}: {error}") from None
+        raise RequestError(f"{without_query(url)}: cannot be read ({error}): pip install {SCHEMES[scheme]}") from None
+    except ValueError as error:  # such as an invalid port
+        raise RequestError(f"{without_query(url)}: {error}") from None
 
 
-def _copy(url: str, remote: Any, inner: str, path: Path) -> None:
+def _download(url: str, remote: Any, remote_path: str, path: Path) -> None:
     for attempt in range(1, MAX_TRIES + 1):
         try:
-            size = remote.info(inner).get("size")  # None where the server does not say
+            size = remote.info(remote_path).get("size")  # None if the server does not state it
             free = shutil.disk_usage(path.parent).free
             if size and size > free:
-                raise DownloadError(f"{shown(url)}: has {size:,} bytes but the disk of {path.parent} has only {free:,} free")
+                raise DownloadError(f"{without_query(url)}: has {size:,} bytes but the disk of {path.parent} has only {free:,} free")
             with replacing(path) as temporary:
-                remote.get_file(inner, str(temporary))
+                remote.get_file(remote_path, str(temporary))
                 received = temporary.stat().st_size
                 if size is not None and received != size:
-                    raise ConnectionError(f"the connection broke off after {received:,} of {size:,} bytes")
+                    raise ConnectionError(f"the connection closed after {received:,} of {size:,} bytes")
             return
         except DownloadError:
             raise
-        except Exception as error:  # each file system has errors of its own
-            reason = " ".join(str(error).split()).replace(url, shown(url)) or type(error).__name__
+        except Exception as error:  # each file system has its own errors
+            reason = " ".join(str(error).split()).replace(url, without_query(url)) or type(error).__name__
             status = getattr(error, "status", 0)
             if isinstance(error, FileNotFoundError) or status == 404:
-                raise RequestError(f"{shown(url)}: there is no such file") from None
+                raise RequestError(f"{without_query(url)}: no such file") from None
             if isinstance(error, PermissionError) or (400 <= status < 500 and status not in (408, 425, 429)):
-                raise RequestError(f"{shown(url)}: may not be read: {reason}") from None
+                raise RequestError(f"{without_query(url)}: may not be read: {reason}") from None
             if attempt == MAX_TRIES:
-                raise DownloadError(f"cannot download {shown(url)}: {reason}; run the same command again") from None
+                raise DownloadError(f"cannot download {without_query(url)}: {reason}; run the same command again") from None
             sleep(2.0 ** (attempt - 1))

@@ -12,7 +12,7 @@ from gleansr import baselines
 from gleansr.checkpoints import model_path
 from gleansr.checkpoints.download import DownloadProgress
 from gleansr.data.fit import Aspect
-from gleansr.data.shards import shown
+from gleansr.data.shards import without_query
 from gleansr.errors import RequestError
 from gleansr.evaluation.entries import ComparedMethod, check_labels
 from gleansr.evaluation.ground_truth import Degradation, EvaluationTask, GroundTruth, Small, default_aspect, default_border
@@ -84,10 +84,10 @@ class Comparison:
         """Everything that the results of all methods depend on."""
         precision = {"precision": str(find_precision(self.compute.precision, find_device(self.compute.device))).removeprefix("torch.")}
         return {
-            "data": Path(shown(self.data)).name,
+            "data": Path(without_query(self.data)).name,
             "pictures": len(self.gts),
             "task": asdict(self.task),
-            "low": Path(shown(self.lr)).name if self.lr else _LR_TEXTS[self.task.degradation],
+            "low": Path(without_query(self.lr)).name if self.lr else _LR_TEXTS[self.task.degradation],
             "batch_size": self.batch_size,
             "jobs": self.jobs,
             "judge": {"metrics": [metric.name for metric in self.suite.metrics]} | self.suite.protocol,

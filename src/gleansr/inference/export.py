@@ -18,6 +18,7 @@ from gleansr.inference.exportable import exportable
 from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import KEY, OnnxModel
 from gleansr.inference.upscaler import Upscaler
+from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
 
 OPSET = 20
@@ -46,7 +47,7 @@ class Exported:
 class _Enlarging(nn.Module):
     """What every exported network takes and makes: RGB in [-1, 1]."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: SRNetwork):
         super().__init__()
         self.model = model
 
@@ -107,7 +108,7 @@ def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any
     any_size = method.in_size is None
     shapes: dict[int, Any] = {} if batch else {0: torch.export.Dim("n", min=1, max=2**12)}
     if any_size:
-        fold = getattr(method.model, "fold", 1)
+        fold = method.model.fold
         for axis, name in ((2, "h"), (3, "w")):
             length = torch.export.Dim(name, min=2, max=2**14 // fold)
             shapes[axis] = fold * length if fold > 1 else length
@@ -131,12 +132,11 @@ def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any
 
 
 def _describe(proto: Any, method: FeedForwardModel, upscaler: Upscaler, batch: int | None) -> None:
-    fold = getattr(method.model, "fold", 1)
     facts = {
         "name": method.name,
         "scale": method.scale,
         "in_size": method.in_size,
-        "fold": fold,
+        "fold": method.model.fold,
         "batch": batch,
         "about": upscaler.about.published(),
     }

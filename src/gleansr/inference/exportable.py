@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gleansr.inference.cpu.shuffled import enlargement, four_pixels, shuffled
 from gleansr.inference.cpu.winograd import LINE, TAPS
 from gleansr.models.glean import Decoder, PixelShuffleUp
-from gleansr.models.layers import shallow_copy
+from gleansr.models.layers import M, shallow_copy
 from gleansr.models.rrdb import RRDB
 
 WIDE = 256
@@ -82,7 +82,7 @@ class ScaledByConv(nn.Module):
         return x + F.conv2d(self.blocks(x), self.factor, groups=len(self.factor))
 
 
-def exportable(model: nn.Module, wide: int = WIDE) -> nn.Module:
+def exportable(model: M, wide: int = WIDE) -> M:
     """A network that shares its tensors with `model` as far as these are the same."""
     twin = shallow_copy(model)
     for module in list(twin.modules()):

@@ -13,11 +13,9 @@ from gleansr.inference.devices import find_device, find_precision
 from gleansr.inference.method import ModelOutput, StepReport
 from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.precision import Precision, full_name
-from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.glean import GLEAN
 from gleansr.models.layers import autocast_copy, to_channels_last
-from gleansr.models.residual import ResidualNet
-from gleansr.models.rrdb import RRDBNet
+from gleansr.models.network import UNIT, SRNetwork, to_range
 
 
 class FeedForwardModel:
@@ -41,17 +39,11 @@ class FeedForwardModel:
             return
         self.device = find_device(device)
         self.precision = find_precision(precision, self.device)
-        self.in_size = None
-        if isinstance(model, GLEAN):
-            self.name, self.in_size, self.scale = "GLEAN", model.config.in_size, model.config.out_size // model.config.in_size
-        elif isinstance(model, ResidualNet):
-            self.name, self.scale = "plain", model.config.scale
-        elif isinstance(model, ESRGANPlus | RRDBNet):
-            self.name, self.scale = "ESRGAN+" if isinstance(model, ESRGANPlus) else "ESRGAN", model.config.scale
-        else:
+        if not isinstance(model, SRNetwork):
             raise RequestError(
                 f"a {type(model).__name__} does not enlarge images by itself; give a GLEAN, an ESRGAN+, an ESRGAN or a plain network"
             )
+        self.name, self.in_size, self.scale = model.name, model.input_size, model.scale
         self.model = to_channels_last(model.eval(), self.device)
         self._prepare()
 
@@ -87,9 +79,9 @@ class FeedForwardModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _enlarged(self, precision: torch.dtype, model: nn.Module | OnnxModel, lr: Tensor) -> Tensor:
+    def _enlarged(self, precision: torch.dtype, model: SRNetwork | OnnxModel, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
-        fold = getattr(self.model, "fold", 1)  # ESRGANs of small scales fold so many pixels of each side into channels
+        fold = self.model.fold  # ESRGANs of small scales fold so many pixels of each side into channels
         if height % fold or width % fold:
             lr = nn.functional.pad(lr, (0, -width % fold, 0, -height % fold), mode="replicate")
         lr = lr.to(memory_format=torch.channels_last)
@@ -99,9 +91,10 @@ class FeedForwardModel:
         return sr[..., : height * self.scale, : width * self.scale]
 
 
-def enlarge(model: nn.Module | OnnxModel, lr: Tensor) -> Tensor:
+def enlarge(model: SRNetwork | OnnxModel, lr: Tensor) -> Tensor:
     """What a network makes of lr (N, 3, h, w), RGB in [-1, 1]: (N, 3, scale * h, scale * w), float32, not clamped.
 
     ESRGAN's networks take and make images in [0, 1]; this is where that is converted.
     """
-    return model((lr + 1) / 2).float() * 2 - 1 if isinstance(model, ESRGANPlus | RRDBNet) else model(lr).float()
+    result = model(to_range(lr, model.input_range)).float()
+    return result * 2 - 1 if model.input_range == UNIT else result

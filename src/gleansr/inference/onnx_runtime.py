@@ -15,6 +15,7 @@ from gleansr.configs import from_dict
 from gleansr.documents import parse_json
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.inference import onnx_file
+from gleansr.models.network import SIGNED
 
 KEY = "gleansr"
 """Of the file's metadata; its value is the JSON of an `OnnxModel`'s name, scale, in_size, fold, batch and about."""
@@ -79,6 +80,8 @@ class OnnxModel:
 
     Its input is lr (N, 3, h, w) and its output (N, 3, scale * h, scale * w), float32 RGB in [-1, 1], the output not clamped.
     """
+
+    input_range = SIGNED
 
     def __init__(self, path: str | Path, device: torch.device):
         """`device`: where ONNX Runtime computes. Images go in and come out as tensors on the CPU.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gleansr.configs import Range, check
 from gleansr.models.layers import full_precision
-from gleansr.models.rrdb import RRDBTrunk, Upsampler, conv3x3, start_small
+from gleansr.models.network import UNIT
+from gleansr.models.rrdb import Upsampler, RRDBTrunk, conv3x3, start_small
 
 SCALES = (2, 4, 8, 16, 32, 64)
 
@@ -68,9 +69,11 @@ class DenseBlockPlus(nn.Module):
 class ESRGANPlus(Upsampler):
     """ESRGAN+ or nESRGAN+: image (N, 3, H, W), RGB in [0, 1] -> (N, 3, scale * H, scale * W), not clamped."""
 
+    name = "ESRGAN+"
+
     def __init__(self, config: ESRGANPlusConfig):
         super().__init__(config.features, config.scale.bit_length() - 1)
-        self.config = config
+        self.config, self.scale = config, config.scale
         self.trunk = RRDBTrunk(3, config.features, config.growth, config.n_blocks, lambda f, g: DenseBlockPlus(f, g, config.noise))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,6 +95,8 @@ class ESRGANDiscriminatorConfig:
 
 class ESRGANDiscriminator(nn.Module):
     """Image (N, 3, size, size), RGB in [0, 1] -> (N, 1) logits, positive for real. In the manner of VGG, with batch normalisation."""
+
+    input_range = UNIT
 
     def __init__(self, config: ESRGANDiscriminatorConfig):
         super().__init__()

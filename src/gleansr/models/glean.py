@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gleansr.models.network import SRNetwork
 from gleansr.models.rrdb import RRDBTrunk, conv3x3
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, stylegan2_channels
@@ -220,18 +221,20 @@ class NoBank(nn.Module):
     """Placeholder for a missing bank."""
 
 
-class GLEAN(nn.Module):
+class GLEAN(SRNetwork):
     """Encoder-bank-decoder.
 
     `fusion_skip`, the bank's mapping and its RGB layers never affect the output: the full network holds them, as official checkpoints
     do, but does not compute them. A light GLEAN has none of them.
     """
 
+    name = "GLEAN"
     bank: StyleGAN2 | StyleGAN | NoBank
 
     def __init__(self, config: GLEANConfig):
         super().__init__()
         self.config = config
+        self.input_size, self.scale = config.in_size, config.out_size // config.in_size
         bank, light = config.bank, config.light
         fused: list[tuple[int, int]] = []  # channels of the encoder's feature and of the bank's at 4 ... in px
         if isinstance(bank, NoBankConfig):
@@ -290,3 +293,6 @@ class GLEAN(nn.Module):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that affect the output and are trained: all but the bank and `fusion_skip`."""
         return [p for part in (self.encoder, self.fusion_out, self.decoder) for p in part.parameters()]
+
+    def bank_state(self) -> dict[str, Tensor]:
+        return self.bank.state_dict()

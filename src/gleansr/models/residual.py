@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gleansr.configs import Range, check
 from gleansr.images.resize import resize
+from gleansr.models.network import SRNetwork
 from gleansr.models.rrdb import conv3x3
 
 
@@ -42,12 +43,14 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu_(self.conv1(x)))
 
 
-class ResidualNet(nn.Module):
-    """Bicubic upscaling plus a residual that is computed at the input's size and enlarged by pixel shuffle."""
+class ResidualNet(SRNetwork):
+    """Bicubic enlargement, and what residual blocks at the input's size add to it by pixel shuffle."""
+
+    name = "plain"
 
     def __init__(self, config: ResidualNetConfig):
         super().__init__()
-        self.config = config
+        self.config, self.scale = config, config.scale
         self.first = conv3x3(3, config.features)
         self.body = nn.Sequential(*(ResidualBlock(config.features) for _ in range(config.n_blocks)))
         self.last = conv3x3(config.features, 3 * config.scale**2)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gleansr.models.network import UNIT, SRNetwork
+
 
 def conv3x3(n_in: int, n_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, stride, 1)
@@ -111,8 +113,10 @@ class RRDBTrunk(nn.Module):
         return x + self.last(self.body(x))
 
 
-class Upsampler(nn.Module):
-    """The last layers of ESRGAN and ESRGAN+: a convolution after each doubling, then two to the image."""
+class Upsampler(SRNetwork):
+    """The end that ESRGAN and ESRGAN+ share: a convolution after each doubling, then two to the image."""
+
+    input_range = UNIT
 
     def __init__(self, features: int, doublings: int):
         super().__init__()
@@ -156,10 +160,12 @@ class RRDBNet(Upsampler):
     If folded, H and W must be multiples of 4 for scale 1 and of 2 for scale 2.
     """
 
+    name = "ESRGAN"
+
     def __init__(self, config: RRDBNetConfig):
         fold = max(4 // config.scale, 1) if config.folded else 1
         super().__init__(config.features, (fold * config.scale).bit_length() - 1)
-        self.config = config
+        self.config, self.scale = config, config.scale
         self.fold = fold
         self.trunk = RRDBTrunk(3 * fold**2, config.features, config.growth, config.n_blocks)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gleansr.models.generator import Generator, GeneratorConfig, Noise, Synthesis
 from gleansr.models.layers import SQRT2, Blur, EqualLinear, full_precision, minibatch_stddev, scale
+from gleansr.models.network import SIGNED
 
 BLUR = (1, 2, 1)
 
@@ -199,6 +200,8 @@ class StyleGANDiscriminatorBlock(nn.Module):
 
 class StyleGANDiscriminator(nn.Module):
     """Image (N, 3, size, size), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
+
+    input_range = SIGNED
 
     def __init__(self, config: StyleGANConfig):
         super().__init__()

@@ -25,6 +25,7 @@ from gleansr.models.layers import (
     minibatch_stddev,
     scale,
 )
+from gleansr.models.network import SIGNED
 
 
 def stylegan2_channels(size: int, multiplier: float = 2, limit: int = 512) -> tuple[int, ...]:
@@ -162,6 +163,8 @@ class StyleGAN2DiscriminatorBlock(nn.Module):
 
 class StyleGAN2Discriminator(nn.Module):
     """Image (N, 3, size, size), RGB in [-1, 1] -> (N, 1) logits, positive for real."""
+
+    input_range = SIGNED
 
     def __init__(self, config: StyleGAN2Config):
         super().__init__()

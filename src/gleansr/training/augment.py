@@ -1,8 +1,8 @@
-"""Adaptive discriminator augmentation: training on few images without the discriminator learning them by heart.
+"""Adaptive discriminator augmentation, which keeps the discriminator from overfitting to few images.
 
 Source: Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020, arXiv:2006.06676.
-Real and generated images are changed alike before the discriminator sees them (section 2), each with a probability
-that follows from how far the discriminator overfits (section 3). The changes are the pipeline "bgc" of appendix B
+Real and generated images are augmented alike before the discriminator sees them (section 2), with a probability that
+depends on how far the discriminator overfits (section 3). The augmentations are the pipeline "bgc" of appendix B
 (pixel blitting, geometry, colour), with the strengths, the order and the resampling of the authors' code.
 """
 
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 
 from gleansr.errors import CheckpointError, RequestError
 
-# The low-pass filter of the wavelet symlet 6. It is orthonormal to its own shifts by two taps: enlarging an image by 2
-# with it and reducing it again returns the image.
+# Low-pass filter of the wavelet symlet 6. It is orthonormal to its shifts by two taps: upsampling an image by 2 with it
+# and downsampling again returns the image.
 SYM6 = (
     *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633),
     *(0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252),
     *(-0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
 )
-CENTRE = 5  # the tap that lies on the pixel itself when enlarging
+CENTRE = 5  # the tap on the pixel itself when upsampling
 REACH = 3  # pixels that the filter covers on either side: 12 taps, half a pixel apart
 
 
 @dataclass(frozen=True)
 class Augmentations:
-    """Which changes `Augment` makes, in the order in which it makes them. N(0, s²) is a normal distribution."""
+    """The augmentations of `Augment`, in order. N(0, s²) is a normal distribution."""
 
     xflip: bool = True
-    """Mirror left and right in half of the cases."""
+    """Mirror horizontally, in half of the cases."""
     rotate90: bool = True
     """Rotate by 0, 90, 180 or 270 degrees."""
     translate: bool = True
-    """Move by whole pixels, up to 1/8 of the width and of the height."""
+    """Translate by whole pixels, up to 1/8 of the width and of the height."""
     scale: bool = True
     """Enlarge by 2^N(0, 0.2²)."""
     rotate: bool = True
@@ -44,13 +44,13 @@ class Augmentations:
     anisotropic: bool = True
     """Stretch the width by 2^N(0, 0.2²), shrink the height by as much."""
     fraction: bool = True
-    """Move by fractions of a pixel: N(0, 1/8²) of the width and of the height."""
+    """Translate by N(0, 1/8²) of the width and of the height, fractions of a pixel included."""
     brightness: bool = True
     """Add N(0, 0.2²)."""
     contrast: bool = True
     """Multiply by 2^N(0, 0.5²)."""
     lumaflip: bool = True
-    """Turn light to dark and keep hue and saturation, in half of the cases."""
+    """Invert brightness but keep hue and saturation, in half of the cases."""
     hue: bool = True
     """Rotate the colours by any angle about the grey axis."""
     saturation: bool = True
@@ -58,7 +58,7 @@ class Augmentations:
 
 
 class Augment(nn.Module):
-    """Make each change of `Augmentations`, independently for each image, with the probability p.
+    """Applies each of `Augmentations`, independently for each image, with the probability p.
 
     Its arguments are the fields of `Augmentations`: `Augment(hue=False)`. It has no parameters and no buffers.
     """
@@ -68,15 +68,15 @@ class Augment(nn.Module):
         self.augmentations = Augmentations(**augmentations)
 
     def forward(self, images: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-        """Change images: images (N, 3, H, W), RGB in [-1, 1], any floating type, to the same shape and type.
+        """Augments images (N, 3, H, W), RGB in [-1, 1], of any floating type; shape and type stay.
 
         The result is not clamped: contrast and brightness may leave [-1, 1]. Borders are mirrored once, beyond is 0.
-        `p` is in [0, 1]; 0 returns `images` itself and draws nothing. `generator` is on the CPU, where the draws are
-        made for every device; None is torch's global one.
+        `p` is in [0, 1]; 0 returns `images` itself and draws nothing. `generator` is on the CPU for every device; None
+        is torch's global one.
 
-        The gradient with respect to `images` is what a generator trains with. Take R1 with respect to the changed
-        images: `augment(real, p).detach().requires_grad_()`. The authors' code takes it with respect to the unchanged
-        ones, which needs second derivatives of `grid_sample`; older versions of torch have none (2.5; 2.13 has them).
+        The gradient with respect to `images` trains a generator. Take R1 with respect to the augmented images:
+        `augment(real, p).detach().requires_grad_()`. The authors' code takes it with respect to the original ones,
+        which needs second derivatives of `grid_sample`; older versions of torch lack them (2.5; 2.13 has them).
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise RequestError(f"images are {images.dtype} {tuple(images.shape)}; expected floating point (N, 3, H, W)")
@@ -87,23 +87,23 @@ class Augment(nn.Module):
         colour = self.draw_colour(images.shape, p, generator)
         with torch.autocast(images.device.type, enabled=False):  # half precision cannot tell neighbouring pixels apart
             result = images.to(torch.promote_types(images.dtype, torch.float32))
-            result = _where_changed(warp, result, geometry)
-            result = _where_changed(recolour, result, colour)
+            result = _apply_non_identity(warp, result, geometry)
+            result = _apply_non_identity(recolour, result, colour)
         return result.to(images.dtype)
 
     def draw_geometry(self, shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
-        """Draw matrices for `warp`, (N, 2, 3) float64 on the CPU; exactly the identity where nothing changes."""
+        """Draws matrices for `warp`, (N, 2, 3) float64 on the CPU; exactly the identity for unchanged images."""
         batch, _, height, width = shape
-        on, dice, size = self.augmentations, _Dice(batch, generator), torch.tensor([width, height])
+        on, random, size = self.augmentations, _Random(batch, generator), torch.tensor([width, height])
         p_rotate = 1 - math.sqrt(1 - p * on.rotate)  # so that at least one of the two rotations has probability p
-        flip = dice.maybe(p * on.xflip, dice.below(2))
-        quarters = dice.maybe(p * on.rotate90, dice.below(4))
-        pixels = (dice.maybe(p * on.translate, dice.uniform(1 / 8, columns=2)) * size).round()
-        zoom = dice.maybe(p * on.scale, dice.normal(0.2)).exp2()
-        angle_before = dice.maybe(p_rotate, dice.uniform(math.pi))
-        stretch = dice.maybe(p * on.anisotropic, dice.normal(0.2)).exp2()
-        angle_after = dice.maybe(p_rotate, dice.uniform(math.pi))
-        fraction = dice.maybe(p * on.fraction, dice.normal(1 / 8, columns=2)) * size
+        flip = random.maybe(p * on.xflip, random.below(2))
+        quarters = random.maybe(p * on.rotate90, random.below(4))
+        pixels = (random.maybe(p * on.translate, random.uniform(1 / 8, columns=2)) * size).round()
+        zoom = random.maybe(p * on.scale, random.normal(0.2)).exp2()
+        angle_before = random.maybe(p_rotate, random.uniform(math.pi))
+        stretch = random.maybe(p * on.anisotropic, random.normal(0.2)).exp2()
+        angle_after = random.maybe(p_rotate, random.uniform(math.pi))
+        fraction = random.maybe(p * on.fraction, random.normal(1 / 8, columns=2)) * size
 
         # Position in the result = second @ (first @ position in the image + pixels) + fraction.
         first = _rotation(-math.pi / 2 * quarters) @ _scaling(1 - 2 * flip, torch.ones_like(flip))
@@ -112,13 +112,13 @@ class Augment(nn.Module):
         return torch.cat([inverse, -inverse @ (second @ pixels[..., None] + fraction[..., None])], dim=2)
 
     def draw_colour(self, shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
-        """Draw matrices for `recolour`, (N, 3, 4) float64 on the CPU; exactly the identity where nothing changes."""
-        on, dice = self.augmentations, _Dice(shape[0], generator)
-        brightness = dice.maybe(p * on.brightness, dice.normal(0.2))[..., None]  # (N, 1, 1), as all below
-        contrast = dice.maybe(p * on.contrast, dice.normal(0.5)).exp2()[..., None]
-        flip = dice.maybe(p * on.lumaflip, dice.below(2))[..., None]
-        angle = dice.maybe(p * on.hue, dice.uniform(math.pi))[..., None]
-        saturation = dice.maybe(p * on.saturation, dice.normal(1.0)).exp2()[..., None]
+        """Draws matrices for `recolour`, (N, 3, 4) float64 on the CPU; exactly the identity for unchanged images."""
+        on, random = self.augmentations, _Random(shape[0], generator)
+        brightness = random.maybe(p * on.brightness, random.normal(0.2))[..., None]  # (N, 1, 1), as all below
+        contrast = random.maybe(p * on.contrast, random.normal(0.5)).exp2()[..., None]
+        flip = random.maybe(p * on.lumaflip, random.below(2))[..., None]
+        angle = random.maybe(p * on.hue, random.uniform(math.pi))[..., None]
+        saturation = random.maybe(p * on.saturation, random.normal(1.0)).exp2()[..., None]
 
         eye = torch.eye(3, dtype=torch.float64)
         grey = torch.full((3, 3), 1 / 3, dtype=torch.float64)  # the projection on the grey axis (1, 1, 1)
@@ -129,12 +129,12 @@ class Augment(nn.Module):
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Resample images along affine maps without aliasing: enlarge by 2, sample bilinearly, reduce by 2.
+    """Resamples images along affine maps without aliasing: upsample by 2, sample bilinearly, downsample by 2.
 
     images: (N, C, H, W), float32 or float64, any range; so is the result. inverse: (N, 2, 3), from a pixel's position
     in the result to its position in the image, both in pixels from the centre, x to the right, y down.
 
-    The identity and moves by whole pixels are exact. As the filter is not quite symmetric, a mirrored axis is off by
+    The identity and translations by whole pixels are exact. As the filter is not symmetric, a mirrored axis is off by
     0.1 pixel and slightly blurred, as in the authors' code.
     """
     batch, channels, height, width = images.shape
@@ -153,7 +153,7 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     doubled = F.conv_transpose2d(doubled, taps.mT * math.sqrt(2), stride=(2, 1), padding=(CENTRE, 0))
     doubled = doubled.view(batch, channels, *doubled.shape[2:])  # pixel i is sample 2i
 
-    # Not by affine_grid: it multiplies matrices, and where TF32 is allowed its positions would be off by half a pixel.
+    # Without affine_grid, a matrix product: with TF32 its positions would be off by half a pixel.
     x, y = (torch.arange(-CENTRE, 2 * n + CENTRE, dtype=images.dtype, device=images.device) / 2 - (n - 1) / 2 for n in (width, height))
     matrix = inverse[:, None, None].to(images.dtype).to(images.device)
     grid = x[:, None] * matrix[..., 0] + y[:, None, None] * matrix[..., 1] + matrix[..., 2]  # (N, 2H + 10, 2W + 10, 2)
@@ -167,16 +167,16 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
 
 
 def recolour(images: Tensor, matrix: Tensor) -> Tensor:
-    """Map colours: images (N, 3, H, W), matrix (N, 3, 4) whose last column is added, to (N, 3, H, W)."""
+    """Maps the colours of images (N, 3, H, W) by matrix (N, 3, 4), whose last column is added."""
     matrix = matrix.to(images.dtype).to(images.device)
     return torch.baddbmm(matrix[..., 3:], matrix[..., :3], images.flatten(2)).view(images.shape)
 
 
 class AdaptiveProbability:
-    """The p of `Augment`, moved so that r_t = E[sign D(real)] stays at `target` (section 3 of the paper).
+    """The p of `Augment`, adjusted so that r_t = E[sign D(real)] stays at `target` (section 3 of the paper).
 
-    r_t is 0 while the discriminator does not overfit and 1 when it calls every real image real. p moves by 1 within
-    `adjust_images` images: 500,000 in the paper, 100,000 where the authors go on from a trained network.
+    r_t is 0 while the discriminator does not overfit and 1 if it classifies every real image as real. p changes by at
+    most 1 within `adjust_images` images: 500,000 in the paper, 100,000 in the authors' transfer learning.
     """
 
     BATCHES = 4
@@ -191,8 +191,8 @@ class AdaptiveProbability:
         self.batches = 0
 
     def add(self, real_sign: Tensor, images: int) -> None:
-        """Take the mean sign of the logits of a batch of `images` real ones, a single number. Every fourth batch moves p, and only then is
-        the device waited for."""
+        """Adds the mean sign (scalar) of the logits of a batch of `images` real images. Every fourth batch changes p and waits for the
+        device."""
         self.sign_sum = self.sign_sum + real_sign.detach().float()
         self.batches += 1
         if self.batches == self.BATCHES:
@@ -202,19 +202,19 @@ class AdaptiveProbability:
             self.sign_sum, self.batches = 0.0, 0
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed training needs: p and the batches that have not moved it yet. The rest is configuration."""
+        """State for resuming: p and the batches not yet applied to it."""
         return {"p": self.p, "sign_sum": float(self.sign_sum), "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take up what `state_dict` returned, or p alone, as earlier versions saved it."""
+        """Restores `state_dict`, or p alone, as earlier versions saved it."""
         if set(state) not in ({"p"}, {"p", "sign_sum", "batches"}):
             raise CheckpointError(f"The state of the augmentation probability has the keys {sorted(state)}; expected p, sign_sum, batches")
         self.p = float(state["p"])
         self.sign_sum, self.batches = state.get("sign_sum", 0.0), int(state.get("batches", 0))
 
 
-class _Dice:
-    """Draws for the images of a batch, (N, columns), in float64 on the CPU: a few numbers, alike on every device."""
+class _Random:
+    """Random numbers for the images of a batch, (N, columns), in float64 on the CPU, the same for every device."""
 
     def __init__(self, batch: int, generator: torch.Generator | None) -> None:
         self.batch, self.generator = batch, generator
@@ -233,15 +233,15 @@ class _Dice:
         return torch.where(torch.rand(self.batch, 1, generator=self.generator) < probability, value, 0.0)
 
 
-def _where_changed(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, matrices: Tensor) -> Tensor:
-    """Leave out the images whose matrix is the identity: they cost nothing and keep every bit."""
+def _apply_non_identity(transform: Callable[[Tensor, Tensor], Tensor], images: Tensor, matrices: Tensor) -> Tensor:
+    """Applies `transform` to the images whose matrix is not the identity; the others keep every bit."""
     rows = (matrices != torch.eye(*matrices.shape[1:])).flatten(1).any(1).nonzero()[:, 0]
     if len(rows) == 0:
         return images
-    # On a CPU one by one, which halves the time: each has the margin that it needs itself, and fits into the cache.
-    together = 1 if images.device.type == "cpu" else len(rows)
-    changed = [change(images[part.to(images.device)], matrices[part]) for part in rows.split(together)]
-    return images.index_copy(0, rows.to(images.device), torch.cat(changed))
+    # One by one on a CPU, which halves the time: each image has its own margin and fits into the cache.
+    batch_size = 1 if images.device.type == "cpu" else len(rows)
+    transformed = [transform(images[part.to(images.device)], matrices[part]) for part in rows.split(batch_size)]
+    return images.index_copy(0, rows.to(images.device), torch.cat(transformed))
 
 
 def _scaling(x: Tensor, y: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfi
 
 R = TypeVar("R")
 LIGHT = "-light"
-"""Behind the name of a GLEAN's recipe: the same with `network.light`."""
-SMALLEST_SEEN = 16
-"""Rows and columns that an image must have for the networks whose features are compared."""
+"""Suffix of a GLEAN recipe's name: the same recipe with `network.light`."""
+SMALLEST_PERCEPTUAL = 16
+"""Minimum rows and columns of images for the perceptual networks."""
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
@@ -31,46 +31,45 @@ Betas = Annotated[tuple[float, float], Range(0, 1, exclusive=True)]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images to train on. A source is a folder, a zip archive, WebDataset shards (a file or URL, with braces) or an LMDB folder."""
+    """Training images. A source is a folder, a zip archive, WebDataset shards (a file or URL, with braces) or an LMDB folder."""
 
     train: tuple[str, ...] = ()
-    """Sources of images to learn from."""
+    """Sources of training images."""
     train_low: tuple[str, ...] = ()
-    """Sources of prepared low-resolution images, one per source of `train`, matched by name; none: they are made on the fly."""
+    """Sources of prepared low-resolution images, one per source of `train`, matched by name; none: made on the fly."""
     validation: tuple[str, ...] = ()
-    """Sources of images to report on; never learnt from."""
+    """Sources of validation images, never trained on."""
     n_validation: Positive = 64
-    """How many of the validation images to use."""
+    """Number of validation images to use."""
     flip: bool = True
-    """Mirror half of the images left to right."""
+    """Mirror half of the images horizontally."""
     rotate: bool = False
-    """Turn the images by 0, 90, 180 or 270 degrees, for what has no upright; with `flip` all eight ways of a square."""
+    """Rotate the images by 0, 90, 180 or 270 degrees, for subjects without an upright; with `flip` all eight orientations."""
     patch: Annotated[int | None, Range(1)] = None
-    """Height and width of the part of each image to train on, at a random place on the grid of the low-resolution pixels; None: all of
-    it."""
+    """Height and width of a random crop of each image, on the grid of the low-resolution pixels; None: whole images."""
     random_crop: Annotated[float, Range(0.1, 1)] = 1.0
-    """Train on squares cut out at random places, whose side is drawn anew from this share of the image's shorter side to all of it, but
-    is not less than the network's size where the image has that; 1: whole images. For sets that are small, or have no framing."""
+    """Train on random squares whose side is between this share of the image's shorter side and all of it, and not below the network's size
+    if the image has that; 1: whole images. For small data sets, or images without framing."""
     degradation: Literal["bicubic", "real", "blind"] = "bicubic"
-    """How the low-resolution images are made: bicubic: MATLAB's, to 8 bits, as in the paper; real: what happens to thumbnails, see the
-    table `real`; blind: blur, noise and JPEG as in the official configuration for faces."""
+    """Degradation of the low-resolution images: bicubic: MATLAB's, to 8 bits, as in the paper; real: that of thumbnails, see the table
+    `real`; blind: blur, noise and JPEG as in the official configuration for faces."""
     real: RealConfig = field(default_factory=RealConfig)
     """Ranges of degradation = "real"."""
     aspect: Aspect = "crop"
-    """What to do with images that are not square: take the centre square, scale each axis by itself, add a border up to a square, or take
-    the centre of aspect 4:3 and add a border above and below (cars)."""
+    """Fitting of images that are not square: crop the centre square, squash each axis separately, pad to a square, or bars: crop the centre
+    of aspect 4:3 and add a border above and below (cars)."""
     border: Border = "repeat"
-    """What fills that border: the outermost pixels, as when images are enlarged, or black (LSUN cars)."""
+    """Filling of that border: repeat the outermost pixels, as at inference, or black (LSUN cars)."""
     small: Literal["refuse", "skip", "enlarge"] = "refuse"
-    """Images that would have to be enlarged: an error, left out, or enlarged."""
+    """Images that would have to be enlarged: refuse with an error, skip, or enlarge."""
     other_size: Literal["fit", "skip", "refuse"] = "fit"
-    """Images that do not have the network's size: brought to it, left out, or an error."""
+    """Images of another size than the network's: fit, skip, or refuse with an error."""
     corrupt: Literal["refuse", "skip"] = "refuse"
-    """Images that cannot be read: an error, or left out."""
+    """Images that cannot be read: refuse with an error, or skip."""
     workers: Count = 4
-    """Processes per device that read images, where they are read as they are needed; never more than there are cores."""
+    """Processes per device that read images not held in memory; at most the number of cores."""
     memory: Weight = 8.0
-    """GB of decoded images to hold; a larger set is read as it is needed."""
+    """GB of decoded images to hold in memory; a larger set is read on demand."""
 
     def __post_init__(self):
         check(
@@ -94,28 +93,28 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, on what, and what to keep."""
+    """Length, hardware and outputs of a run."""
 
     iterations: Positive
-    """Steps before the run ends; progress is counted in images, iterations * batch_size."""
+    """Steps of the run; progress is counted in images, iterations * batch_size."""
     batch_size: Positive = 16
     """Images per step, over all devices."""
     devices: Positive = 1
-    """GPUs (or processes on a CPU) per node that share each batch; where the machine has fewer, those take larger shares."""
+    """GPUs (or processes on a CPU) per node that share each batch; with fewer, each takes a larger share."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random numbers."""
     precision: Literal["float32", "bfloat16", "fp32", "bf16"] = "float32"
-    """Arithmetic of the convolutions; weights, losses and optimiser stay float32."""
+    """Precision of the convolutions; weights, losses and optimiser stay float32."""
     compile: bool = False
     """Compile the networks with torch.compile, which takes minutes at the start."""
     checkpoint_every: Positive = 20_000
-    """Images between two saves of the state, samples and validation figures."""
+    """Images between two checkpoints, with samples and validation metrics."""
     log_every: Positive = 1_000
     """Images between two lines of the log."""
     keep: Positive = 2
-    """States to keep beside the best one."""
+    """Checkpoints to keep, in addition to the best one."""
     tensorboard: bool = True
-    """Write the figures and samples for TensorBoard too, into the folder tensorboard/."""
+    """Also write metrics and samples for TensorBoard, to the folder tensorboard/."""
 
     def __post_init__(self):
         object.__setattr__(self, "precision", full_name(self.precision))
@@ -130,27 +129,27 @@ class RunConfig:
 
     @property
     def images(self) -> int:
-        """Images to see before the run ends."""
+        """Images that the run sees in total."""
         return self.iterations * self.batch_size
 
 
 @dataclass(frozen=True)
 class AboutConfig:
-    """What the finished model says of itself."""
+    """Metadata of the finished model."""
 
     name: str
     """Name of the model, and of its file."""
     category: str = ""
-    """What its images show."""
+    """Category of its images."""
     licence: str = ""
     """Licence of the weights, following that of the data."""
     credit: str = ""
-    """Who must be named."""
+    """Required attribution."""
 
     def __post_init__(self):
         name = self.name
         fits = name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and 0 < len(name.encode()) <= 200
-        check(self, (fits, f"name is that of the model's file: 1 to 200 bytes, without / \\ : or a dot in front, not {name[:100]!r}"))
+        check(self, (fits, f"name is that of the model's file: 1 to 200 bytes, without / \\ : or a leading dot, not {name[:100]!r}"))
 
 
 @dataclass(frozen=True)
@@ -162,15 +161,15 @@ class BankRecipe:
     """Architecture of the generator."""
     run: RunConfig
     discriminator: Literal["stylegan2", "projected"] = "stylegan2"
-    """StyleGAN2's own, with R1, from which GLEAN's adversarial loss can start; or one on the features of SqueezeNet (projected GAN), which
-    needs far fewer images and leaves no discriminator behind."""
+    """stylegan2: StyleGAN2's, with R1, from which GLEAN's adversarial loss can start; projected: on SqueezeNet's features (projected GAN),
+    which needs far fewer images but is not saved."""
     data: DataConfig = field(default_factory=DataConfig)
     start: str | None = None
-    """A bank, alone or in a GLEAN, of the same or a smaller size with the same channels to start from, as in progressive growing."""
+    """A bank to start from, alone or in a GLEAN, of the same or a smaller size with the same channels, as in progressive growing."""
     lr: Rate = 0.0025
-    """Learning rate of Adam for the generator; 0 leaves it as it is: only the discriminator learns, for DGP."""
+    """Learning rate of Adam for the generator; 0 trains only the discriminator, for DGP."""
     discriminator_lr: Annotated[float | None, Range(0, 1000)] = None
-    """Learning rate of Adam for the discriminator; 0 leaves it as it is; None: that of the generator."""
+    """Learning rate of Adam for the discriminator; 0 freezes it; None: that of the generator."""
     betas: Betas = (0.0, 0.99)
     """Moment decays of Adam."""
     r1_gamma: Annotated[float | None, Range(0)] = None
@@ -178,23 +177,22 @@ class BankRecipe:
     r1_every: Positive = 16
     """Steps between two R1 penalties (lazy regularisation)."""
     path_length_weight: Weight = 2.0
-    """Weight of the path length penalty; 0 switches it off."""
+    """Weight of the path length penalty; 0: none."""
     path_length_every: Positive = 4
     """Steps between two path length penalties."""
     style_mixing: Annotated[float, Range(0, 1)] = 0.9
-    """Share of images made of two codes."""
+    """Share of images generated from two latents."""
     reconstruction_weight: Weight = 0.0
-    """Weight of drawing ground-truth images again from an encoder's latents for them, which are then half of a batch's; the mapping
-    network learns the distribution of these codes, and nothing else. It keeps a bank that sees few images from drawing one of them for
-    all codes. 0: no encoder."""
+    """Weight of the reconstruction of ground-truth images from an encoder's latents, which are half of each batch; the mapping network
+    learns only the distribution of these latents. It prevents mode collapse on few images. 0: no encoder."""
     ema_half_life: Weight = 10_000
     """Half-life of the averaged generator in images; 0: no averaging."""
     ema_ramp_up: Weight = 0.05
     """The half-life is at most this share of the images seen; 0: no averaging."""
     ada_target: float = 0.6
-    """Wanted mean sign of the discriminator on real images."""
+    """Target of the discriminator's mean sign on real images."""
     ada_images: Count = 100_000
-    """Images in which the augmentation probability may go from 0 to 1; 0: no augmentation."""
+    """Images over which the augmentation probability can rise from 0 to 1; 0: no augmentation."""
 
     def __post_init__(self):
         check(
@@ -208,73 +206,72 @@ class BankRecipe:
             ),
             (
                 not (self.reconstruction_weight and not self.lr),
-                "with lr = 0 the generator stays as it is and has no encoder, so leave out reconstruction_weight",
+                "with lr = 0 the generator is frozen and has no encoder, so leave out reconstruction_weight",
             ),
         )
 
 
 @dataclass(frozen=True)
 class NetworkRecipe:
-    """Training of a network that enlarges: a GLEAN, with equations (1) to (5) of the paper's supplement, or a feed-forward baseline."""
+    """Training of a super-resolution network: a GLEAN, by equations (1) to (5) of the paper's supplement, or a feed-forward baseline."""
 
     about: AboutConfig
     network: GLEANNetworkConfig | PlainNetworkConfig | ESRGANPlusNetworkConfig
     run: RunConfig
     bank: Literal["stylegan2", "stylegan", "none"] | None = None
-    """Architecture of GLEAN's generative latent bank, by default "stylegan2"; "none" trains the same decoder without one, to see what the
-    bank gives. The other kinds of network have none."""
+    """Architecture of GLEAN's generative latent bank, by default "stylegan2"; "none" trains the same decoder without a bank, as an
+    ablation. Other kinds of network have no bank."""
     bank_file: str = ""
-    """The trained bank: a file of any layout, that of a GLEAN too, or the name of a model; "none" takes its channels only."""
+    """The trained bank: a file of any layout, that of a GLEAN too, or the name of a model; bank = "none" uses its channels only."""
     discriminator: StyleGAN2Config | ESRGANDiscriminatorConfig | None = None
-    """Architecture of a discriminator that starts anew: StyleGAN2's, told by its `channels`, or ESRGAN's, by its `size`. None: start from
-    the one in the bank's file, as the paper does, or where there is none from a new one with the bank's channels."""
+    """Architecture of an untrained discriminator: StyleGAN2's, by its `channels`, or ESRGAN's, by its `size`. None: the one in the bank's
+    file, as in the paper, or if it has none an untrained one with the bank's channels."""
     start: str | None = None
-    """A trained network to start from: a GLEAN around a bank of the same architecture, of this scale or another; for ESRGAN+ an ESRGAN+ or
-    an ESRGAN; for a plain network a plain one. Layers that it lacks start anew."""
+    """A trained network to start from: for a GLEAN one around a bank of the same architecture, of this scale or another; for ESRGAN+ an
+    ESRGAN+ or an ESRGAN; for a residual network another one. Layers that it lacks start untrained."""
     teacher: str | None = None
-    """A trained network of the same sizes that is to be imitated (distillation), as a light GLEAN does a full one."""
+    """A trained network of the same sizes to imitate (distillation), such as a full GLEAN for a light one."""
     teacher_share: Annotated[float, Range(0, 1)] = 1.0
-    """How much of equations (1) and (2) compares with the teacher's results; the rest does with the ground-truth images."""
+    """Share of equations (1) and (2) that compares with the teacher's results; the rest compares with the ground-truth images."""
     data: DataConfig = field(default_factory=DataConfig)
     lr: Rate = 1e-4
     """Initial learning rate of Adam for both networks."""
     betas: Betas = (0.9, 0.99)
     """Moment decays of Adam."""
     schedule: Literal["cosine", "halving"] = "cosine"
-    """Course of the learning rate: cosine annealing over the whole run, or halved at `halve_at`."""
+    """Schedule of the learning rate: cosine annealing over the whole run, or halving at `halve_at`."""
     halve_at: Annotated[tuple[int, ...], Range(1)] = ()
     """Iterations after which the learning rate is halved."""
     warm_up: Count = 0
-    """Images over which the learning rate rises from 0."""
+    """Images over which the learning rate rises linearly from 0."""
     pixel: Literal["mse", "l1"] = "mse"
-    """Equation (1): the mean squared error, or the mean absolute error as ESRGAN+ has it. Images are in [-1, 1]."""
+    """Equation (1): the mean squared error, or the mean absolute error as in ESRGAN+. Images are in [-1, 1]."""
     pixel_weight: Weight = 1.0
-    """Weight of that error in equation (4), 1 in the paper. ESRGAN+ has 0.01 for images in [0, 1], hence 0.005 here."""
+    """Weight of equation (1) in equation (4), 1 in the paper. ESRGAN+ has 0.01 for images in [0, 1], hence 0.005 here."""
     perceptual: Literal["vgg16", "vgg19", "squeezenet"] = "squeezenet"
-    """Network of equation (2): VGG16 as in the paper, fetched at first use (528 MB); VGG19 as in ESRGAN+ (548 MB); or SqueezeNet 1.1, which
-    comes with the package."""
+    """Network of equation (2): VGG16 as in the paper, fetched at first use (528 MB); VGG19 as in ESRGAN+ (548 MB); or SqueezeNet 1.1,
+    bundled."""
     perceptual_file: str | None = None
     """File with the weights of VGG16 or VGG19 (torchvision's vgg16-397923af.pth, vgg19-dcbb9e9d.pth), instead of fetching it."""
     perceptual_input: Literal["signed", "unit"] = "signed"
-    """What VGG16 is shown: images in [-1, 1], though it was trained on [0, 1], as the official code does; or in [0, 1]. VGG19 always
-    sees [0, 1]."""
+    """Input range of VGG16: signed is [-1, 1] as in the official code, though VGG16 was trained on [0, 1]; unit is [0, 1]. VGG19 always
+    takes [0, 1]."""
     perceptual_weight: Weight = 1e-2
     """alpha_percep of equation (4); 0 trains without a perceptual loss."""
     adversarial_weight: Weight = 1e-2
     """alpha_gen of equation (4); 0 trains without a discriminator."""
     lattice_weight: Weight = 0
-    """Weight of a penalty on error that repeats with the low-resolution pixels, which shows as a grid on fur; 0: none, as in the paper."""
+    """Weight of the penalty on errors that repeat with the low-resolution pixels, visible as a grid on fur; 0: none, as in the paper."""
     spectrum_weight: Weight = 0
-    """Weight of a penalty on frequencies stronger than in the ground truth, which show as hatching; 0: none, as in the paper."""
+    """Weight of the penalty on frequencies stronger than in the ground truth, visible as hatching; 0: none, as in the paper."""
     spectrum_images: Positive | None = None
-    """Images of each batch, of each process its share, that this penalty looks at; None: all, which is a third of a light network's
-    step."""
+    """Images of each batch (of each process's share) that this penalty uses; None: all, which takes a third of a light network's step."""
     adversarial_from: Count = 0
-    """Images after which the adversarial loss begins."""
+    """Images after which the adversarial loss starts."""
     adversarial: Literal["non-saturating", "saturating", "relativistic"] = "non-saturating"
-    """Form of equations (3) and (5). As (3) is printed its gradient vanishes where the discriminator is sure; the non-saturating form,
-    which the official code uses, has the same fixed point. Relativistic, as in ESRGAN+: each result is compared with the mean ground truth
-    and vice versa; of several processes each compares its share."""
+    """Form of equations (3) and (5). The printed, saturating form has no gradient where the discriminator is certain; the non-saturating
+    form of the official code has the same fixed point. Relativistic, as in ESRGAN+, compares results and ground truths with each other's
+    mean; several processes use the mean of their share."""
     ema_half_life: Weight = 0
     """Half-life of the averaged weights in images; 0: no averaging, as in the paper."""
 
@@ -284,12 +281,12 @@ class NetworkRecipe:
         if glean and self.bank is None:
             object.__setattr__(self, "bank", "stylegan2")
         size = network.out_size if patch is None else patch
-        shown, esrgan = self.discriminator.size if self.discriminator else size, isinstance(self.discriminator, ESRGANDiscriminatorConfig)
+        d_size, esrgan = self.discriminator.size if self.discriminator else size, isinstance(self.discriminator, ESRGANDiscriminatorConfig)
         check(
             self,
             (
-                shown == size,
-                f"{'discriminator.size is' if esrgan else 'discriminator.channels are those of'} {shown} px, "
+                d_size == size,
+                f"{'discriminator.size is' if esrgan else 'discriminator.channels are those of'} {d_size} px, "
                 f"but {'network.out_size' if patch is None else 'data.patch'} is {size}",
             ),
             (
@@ -302,7 +299,7 @@ class NetworkRecipe:
                 "or adversarial_weight = 0",
             ),
             (not (glean and patch), "GLEAN is trained on whole images, so leave out data.patch"),
-            (not (self.teacher and patch), "a teacher is shown whole images, so leave out data.patch"),
+            (not (self.teacher and patch), "a teacher takes whole images, so leave out data.patch"),
             (
                 patch is None or (patch <= network.out_size and patch * network.in_size % network.out_size == 0),
                 f"data.patch must be at most network.out_size, {network.out_size}, "
@@ -315,39 +312,39 @@ class NetworkRecipe:
             ),
             (
                 not self.lattice_weight or size * network.in_size >= 8 * network.out_size,
-                "lattice_weight looks at windows of 8x8 low-resolution pixels, but the images have fewer; leave it out",
+                "lattice_weight uses windows of 8x8 low-resolution pixels, but the images have fewer; leave it out",
             ),
             (
                 not self.spectrum_weight or size >= 32,
-                f"spectrum_weight looks at patches of 32x32 px, but the images have {size}; leave it out",
+                f"spectrum_weight uses patches of 32x32 px, but the images have {size}; leave it out",
             ),
             (
-                not self.perceptual_weight or size >= SMALLEST_SEEN,
-                f"perceptual_weight needs images of {SMALLEST_SEEN} px or more, but they have {size}; set it to 0",
+                not self.perceptual_weight or size >= SMALLEST_PERCEPTUAL,
+                f"perceptual_weight needs images of {SMALLEST_PERCEPTUAL} px or more, but they have {size}; set it to 0",
             ),
             (
-                not self.data.validation or network.out_size >= SMALLEST_SEEN,
-                f"data.validation needs images of {SMALLEST_SEEN} px or more, but they have {network.out_size}; leave it out",
+                not self.data.validation or network.out_size >= SMALLEST_PERCEPTUAL,
+                f"data.validation needs images of {SMALLEST_PERCEPTUAL} px or more, but they have {network.out_size}; leave it out",
             ),
             (
                 self.pixel_weight + self.perceptual_weight > 0,
-                "pixel_weight and perceptual_weight are both 0, so that nothing ties the results to the images",
+                "pixel_weight and perceptual_weight are both 0, so no loss compares the results with the images",
             ),
         )
 
 
 def recipe_names() -> list[str]:
-    """The bundled recipes."""
+    """Names of the bundled recipes."""
     folder = resources.files("gleansr") / "recipes"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> R:
-    """The recipe of a TOML file or of a bundled name, with `changes` and then "key=value" `overrides` laid over it (dotted keys)."""
+    """Loads a recipe from a TOML file or by its bundled name, merged with `changes` and then with "key=value" `overrides` (dotted keys)."""
     path, light = Path(name_or_path), False
     if path.suffix == ".toml":
         if not path.is_file():
-            raise RequestError(f"{path}: there is no such recipe")
+            raise RequestError(f"{path}: no such recipe")
         source = path
     else:
         names = recipe_names()
@@ -355,9 +352,9 @@ def load_recipe(cls: type[R], name_or_path: str, overrides: Sequence[str] = (), 
         if name not in names:
             near = difflib.get_close_matches(name_or_path, [*names, *(f"{known}{LIGHT}" for known in names)], n=1)
             raise RequestError(
-                f"there is no recipe {name_or_path!r}{f', did you mean {near[0]}?' if near else ''}; "
+                f"no recipe is named {name_or_path!r}{f', did you mean {near[0]}?' if near else ''}; "
                 f"give a .toml file or one of: {', '.join(names)}; "
-                f"the name of a GLEAN's recipe with {LIGHT} behind it is that of its light form"
+                f"append {LIGHT} to the name of a GLEAN's recipe for its light form"
             )
         light = name != name_or_path
         source = Path(str(resources.files("gleansr") / "recipes" / f"{name}.toml"))

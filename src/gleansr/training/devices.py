@@ -1,4 +1,4 @@
-"""Devices and processes of a run, by Lightning Fabric."""
+"""Devices and processes of a run, with Lightning Fabric."""
 
 import atexit
 import inspect
@@ -21,71 +21,71 @@ __all__ = ["Fabric", "find_devices", "launch"]
 
 
 def find_devices(run: RunConfig, device: str = "auto", devices: int | None = None, nodes: int = 1) -> tuple[str, int | list[int], int, str]:
-    """Where to run: accelerator ("cpu" or "cuda"), devices per node (a number, or a list with the index of one GPU), nodes, and a remark.
+    """Chooses accelerator ("cpu" or "cuda"), devices per node (a number, or a list with the index of one GPU) and nodes, with a remark.
 
-    Under torchrun its number of processes counts. Otherwise `devices`, or where it is None the recipe's, of which this machine may have
-    fewer: the batch stays the same, so the result does, and takes longer. On a CPU several processes are started on demand only.
+    torchrun's number of processes comes first, then `devices`, then the recipe's number, or fewer if the machine has fewer: the same
+    batches and results, in more time. A CPU uses one process unless `devices` asks for more.
     """
     kind, _, index = device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cpu", "cuda"):
         raise RequestError(f"training runs on cpu or cuda, not on {device!r}")
-    there = torch.cuda.device_count() if kind == "cuda" else devices or 1
-    if kind == "cuda" and not there:
-        raise RequestError("there is no CUDA device here; --device cpu always is")
+    available = torch.cuda.device_count() if kind == "cuda" else devices or 1
+    if kind == "cuda" and not available:
+        raise RequestError("no CUDA device is available; use --device cpu")
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's own variables
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
-        there = devices if kind == "cpu" else there
-    if devices is not None and devices > there:
-        raise RequestError(f"{devices} devices are asked for, but there are {there} here; choose --devices {there}")
+        available = devices if kind == "cpu" else available
+    if devices is not None and devices > available:
+        raise RequestError(f"{devices} devices were requested, but {available} are available; use --devices {available}")
     if (devices is not None and devices < 1) or nodes < 1:
         raise RequestError(f"--devices and --nodes must be positive, not {devices} and {nodes}")
-    chosen = devices or min(run.devices, there)
+    chosen = devices or min(run.devices, available)
     if run.batch_size % (chosen * nodes):
         raise RequestError(
             f"a batch of {run.batch_size} cannot be shared evenly by {chosen * nodes} processes; choose --devices or --set run.batch_size"
         )
     remark = ""
     if chosen * nodes < run.devices:
-        remark = f"the recipe has {run.devices} devices, here is {chosen * nodes}: the same batches of {run.batch_size}, more time"
+        remark = f"the recipe has {run.devices} devices, this run {chosen * nodes}: the same batches of {run.batch_size}, in more time"
     if index:
-        if chosen * nodes > 1 or not index.isdecimal() or int(index) >= there:
-            raise RequestError(f"the device {device!r} is not there, or is one while --devices asks for {chosen}")
+        if chosen * nodes > 1 or not index.isdecimal() or int(index) >= available:
+            raise RequestError(f"the device {device!r} is not available, or is a single one while --devices is {chosen}")
         return kind, [int(index)], nodes, remark
     return kind, chosen, nodes, remark
 
 
 def launch(accelerator: str, devices: int | list[int], nodes: int = 1) -> Fabric:
-    """Starts the processes of a run, one per device; each of them gets its Fabric here."""
-    one = nodes == 1 and (isinstance(devices, list) or devices == 1)
+    """Starts the processes of a run, one per device, and returns each process's Fabric."""
+    single = nodes == 1 and (isinstance(devices, list) or devices == 1)
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy="auto" if one else _exchanging(),
-        precision="32-true",  # its "bf16-mixed" rounds what goes into a network; the loop sets autocast itself
+        strategy="auto" if single else _ddp_strategy(),
+        precision="32-true",  # "bf16-mixed" rounds a network's inputs; the loop sets autocast itself
     )
     fabric.launch()
-    if not one:
-        atexit.register(_part)
+    if not single:
+        atexit.register(_destroy_process_group)
     return fabric
 
 
-def _part() -> None:
-    """Lightning does this on GPUs alone; on CPUs threads of the exchange that outlive Python's end may abort the process."""
+def _destroy_process_group() -> None:
+    """Lightning does this on GPUs only; on CPUs, communication threads that outlive Python may abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _exchanging() -> DDPStrategy:
-    """Processes that exchange gradients, and no buffers.
+def _ddp_strategy() -> DDPStrategy:
+    """DDP that synchronises gradients but not buffers.
 
-    The discriminator sees results and ground truths before it learns from either. Exchanging the running means of its batch normalisation
-    before each would spoil what the backward pass needs of the first (cuDNN reports a variable "modified by an inplace operation").
+    The discriminator has two forward passes, of results and ground truths, before its backward pass. Synchronising the running means of its
+    batch normalisation before each would overwrite what the backward pass needs (a variable "modified by an inplace operation").
     """
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # PyTorch's new and old name
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # PyTorch's new and old name
     options: dict[str, Any] = {name: False}
     return DDPStrategy(**options)

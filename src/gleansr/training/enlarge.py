@@ -1,4 +1,4 @@
-"""Training of a network that enlarges: GLEAN around a frozen bank, or a baseline. One flat function in the order in which things happen."""
+"""Training of a super-resolution network, GLEAN around a frozen bank or a baseline, as one flat function in the order of events."""
 
 import collections
 import copy
@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gleansr import checkpoints
+from gleansr import checkpoints as model_files
 from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
@@ -24,46 +24,52 @@ from gleansr.images.resize import resize
 from gleansr.inference.feedforward import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.layers import to_channels_last
+from gleansr.models.network import SRNetwork, to_range
 from gleansr.signals import stop_on_signal
 from gleansr.training import losses as L
-from gleansr.training.config import NetworkRecipe
-from gleansr.training.data import HeldOut, Share, TrainingBatches, load_held_out, open_images, warn_left_out
-from gleansr.training.devices import Fabric
-from gleansr.training.networks import GLEANNetworkConfig
-from gleansr.training.parts import TrainableNetwork, bank_of, build, learning, load_teacher, perceptual, shown_to, start_from
-from gleansr.training.resume import compare_inputs, inputs_of
-from gleansr.training.state import (
-    Log,
-    Meter,
-    States,
+from gleansr.training.batches import Share, TrainingBatches, to_float
+from gleansr.training.checkpoint import (
+    Checkpoints,
     TrainingStoppedError,
-    average,
-    facts,
+    compare_inputs,
+    fingerprint_inputs,
+    load_errors,
     make_folder,
-    passed,
-    restoring,
-    save_grid,
-    set_rate,
+)
+from gleansr.training.config import NetworkRecipe
+from gleansr.training.data import HeldOut, load_held_out, open_images, warn_skipped
+from gleansr.training.devices import Fabric
+from gleansr.training.log import Log, Meter, is_due, save_grid
+from gleansr.training.networks import GLEANNetworkConfig
+from gleansr.training.parts import (
+    build,
+    describe_model,
+    load_perceptual,
+    load_teacher,
+    set_lr,
+    start_from,
+    update_average,
 )
 from gleansr.training.streams import stream_seed
 
 TrainingProgress = Callable[[int, dict[str, Any]], None]
+"""Called after each line of the log, in the first process, with the images seen and the line."""
 
 logger = logging.getLogger(__name__)
 
 
-class Trainable(nn.Module):
-    """What several processes keep equal: the layers of a network that learn. A frozen bank is none of its modules."""
+class Learner(nn.Module):
+    """The trainable parameters of a network, which processes synchronise. The frozen bank is not among its modules."""
 
-    model: TrainableNetwork
+    model: SRNetwork
 
-    def __init__(self, model: TrainableNetwork):
+    def __init__(self, model: SRNetwork):
         super().__init__()
-        self.learning = nn.ParameterList(learning(model))
-        object.__setattr__(self, "model", model)  # past nn.Module, which would count the bank in
+        self.trainable = nn.ParameterList(model.trainable_parameters())
+        object.__setattr__(self, "model", model)  # bypasses nn.Module, which would register the bank
 
     def forward(self, lr: Tensor) -> Tensor:
-        """low (N, 3, in, in) in [-1, 1] -> (N, 3, out, out)."""
+        """lr (N, 3, in, in) in [-1, 1] -> (N, 3, out, out)."""
         return enlarge(self.model, lr)
 
 
@@ -72,48 +78,48 @@ def train_network(
 ) -> Path:
     """Trains the network of a recipe and returns its file.
 
-    `output` receives states/ (the run resumes from them, see `States.load` for `resume`), log.jsonl, samples/ (low | bicubic | result |
-    truth) and the model. `progress(images, log line)` is called after each line of the log, in the first process.
+    `output` receives states/ (checkpoints; see `Checkpoints.load` for `resume`), log.jsonl, samples/ (lr | bicubic | sr | gt) and the
+    model.
 
     Raises:
         RequestError: the recipe, the bank and the images do not fit together.
         GleansrError: a loss was not finite, a file could not be written, or the bank has changed.
-        StoppedError: SIGTERM or SIGINT came; the state was saved.
+        TrainingStoppedError: SIGTERM or SIGINT stopped the run after it saved a checkpoint.
     """
     run, device, first = recipe.run, fabric.device, fabric.global_rank == 0
     in_size, out_size = recipe.network.in_size, recipe.network.out_size
     scale = out_size // in_size
-    states, resolved = States(output / "states", run.keep, "model"), dataclasses.asdict(recipe)
-    state = states.load(resolved, device, resume)
+    checkpoints, resolved = Checkpoints(output / "states", run.keep, "model"), dataclasses.asdict(recipe)
+    checkpoint = checkpoints.load(resolved, device, resume)
     content_height = recipe.network.content_height if isinstance(recipe.network, GLEANNetworkConfig) else None
     dataset = open_images(recipe.data, out_size, in_size, content_height)
     held_out = load_held_out(recipe.data, out_size, in_size, content_height) if recipe.data.validation else None
     torch.manual_seed(stream_seed(run.seed, "weights"))
     model, discriminator = build(recipe)
-    new_layers = start_from(recipe.start, model) if recipe.start and not state else []
-    frozen = {name: tensor.clone() for name, tensor in bank_of(model).items()}
+    new_layers = start_from(recipe.start, model) if recipe.start and not checkpoint else []
+    frozen = {name: tensor.clone() for name, tensor in model.bank_state().items()}
     model = to_channels_last(model, device)
     averaged = copy.deepcopy(model) if recipe.ema_half_life else model
-    perceptual_network, perceptual_name = perceptual(recipe)
+    perceptual_network, perceptual_name = load_perceptual(recipe)
     if perceptual_network is not None:
         perceptual_network = perceptual_network.to(device)
     teacher = load_teacher(recipe, device)
-    teacher_file = checkpoints.model_path(recipe.teacher) if recipe.teacher else None
-    inputs = inputs_of(dataset, teacher=teacher_file, perceptual_file=recipe.perceptual_file)
-    if state:
-        compare_inputs(states.last or output, state.get("inputs", {}), inputs, resolved)
-    judge = perceptual_network if isinstance(perceptual_network, SqueezeNet) else squeezenet().to(device)
+    teacher_file = model_files.model_path(recipe.teacher) if recipe.teacher else None
+    inputs = fingerprint_inputs(dataset, teacher=teacher_file, perceptual_file=recipe.perceptual_file)
+    if checkpoint:
+        compare_inputs(checkpoints.last or output, checkpoint.get("inputs", {}), inputs, resolved)
+    metric_network = perceptual_network if isinstance(perceptual_network, SqueezeNet) else squeezenet().to(device)
 
     learner, optimizer = fabric.setup(
-        compiled(Trainable(model), run.compile),
-        torch.optim.Adam(learning(model), recipe.lr, recipe.betas),
+        compiled(Learner(model), enabled=run.compile),
+        torch.optim.Adam(model.trainable_parameters(), recipe.lr, recipe.betas),
         move_to_device=False,
     )
     if discriminator is not None:
         discriminator = to_channels_last(discriminator, device)
-        # Equation (5) goes through `critic`, which shares gradients between processes; (3) through the bare network, which has none then.
+        # Equation (5) uses `critic`, which synchronises gradients between processes; (3) the bare network, whose gradients are off.
         critic, d_optimizer = fabric.setup(
-            compiled(discriminator, run.compile),
+            compiled(discriminator, enabled=run.compile),
             torch.optim.Adam(discriminator.parameters(), recipe.lr, recipe.betas),
             move_to_device=False,
         )
@@ -121,18 +127,18 @@ def train_network(
     make_folder(output / "samples")
     images = 0
     figures: dict[str, Any] = {}
-    if state:
-        with restoring(states.last):
-            images, figures = state["images"], dict(state["figures"])
-            model.load_state_dict(state["model"])
-            averaged.load_state_dict(state["averaged"] or state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+    if checkpoint:
+        with load_errors(checkpoints.last):
+            images, figures = checkpoint["images"], dict(checkpoint["figures"])
+            model.load_state_dict(checkpoint["model"])
+            averaged.load_state_dict(checkpoint["averaged"] or checkpoint["model"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
             if discriminator is not None:
-                discriminator.load_state_dict(state["discriminator"])
-                d_optimizer.load_state_dict(state["d_optimizer"])
+                discriminator.load_state_dict(checkpoint["discriminator"])
+                d_optimizer.load_state_dict(checkpoint["d_optimizer"])
         if changed := changed_bank(model, frozen):
-            raise CheckpointError(f"{states.last}: the run has another bank than {recipe.bank_file} ({changed} differs)")
-        state.clear()  # as large as all networks and optimisers
+            raise CheckpointError(f"{checkpoints.last}: the run has another bank than {recipe.bank_file} ({changed} differs)")
+        checkpoint.clear()  # as large as all networks and optimisers
 
     batches = TrainingBatches(
         dataset,
@@ -146,50 +152,50 @@ def train_network(
     )
     log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard) if first else None
     if log:
-        if "run.iterations" in states.changed and recipe.schedule == "cosine":
-            was, now = states.changed["run.iterations"]
-            logger.warning("run.iterations was %s and is %s: from here on the learning rate falls to 0 there", f"{was:,}", f"{now:,}")
+        if "run.iterations" in checkpoints.changed and recipe.schedule == "cosine":
+            before, now = checkpoints.changed["run.iterations"]
+            logger.warning("run.iterations was %s and is %s: the learning rate now falls to 0 there", f"{before:,}", f"{now:,}")
         log.write(
             images,
-            dataset=len(dataset),
+            pictures=len(dataset),
             in_memory=dataset.in_memory,
             processes=fabric.world_size,
             device=str(device),
             perceptual_network=perceptual_name,
             new_layers=new_layers,
-            parameters={"trainable": sum(p.numel() for p in learning(model)), "bank": sum(t.numel() for t in frozen.values())},
-            **states.resumed(images),
+            parameters={"trainable": sum(p.numel() for p in model.trainable_parameters()), "bank": sum(t.numel() for t in frozen.values())},
+            **checkpoints.resume_facts(images),
         )
 
     meter = Meter(log, run.batch_size, fabric)
     halve_at = [iteration * run.batch_size for iteration in recipe.halve_at]
     relativistic = recipe.adversarial == "relativistic"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
-    fetched = time.perf_counter()
+    step_ended = time.perf_counter()
     with stop_on_signal() as stop:
         for gt, lr in batches:
-            waited = time.perf_counter() - fetched
-            # Noise within the network, if any, follows from the seed and the images seen, too, and differs between processes.
+            waited = time.perf_counter() - step_ended
+            # The network's own noise, if any, depends on seed, images seen and process alone.
             torch.manual_seed(stream_seed(run.seed, "step", images, fabric.global_rank))
             rate = recipe.lr * schedule(images, run.images, recipe.warm_up, halve_at)
-            set_rate(optimizer, rate)
-            judged = images >= recipe.adversarial_from
+            set_lr(optimizer, rate)
+            adversarial = images >= recipe.adversarial_from
 
             # Equation (4).
-            taught = teacher(lr) if teacher else None
+            teacher_sr = teacher(lr) if teacher else None
             with autocast:
-                result = learner(lr)
-                pixel = functools.partial(L.l1_error if recipe.pixel == "l1" else L.equation1_mse, result)
-                losses = {recipe.pixel: L.between(pixel, gt, taught, recipe.teacher_share)}
+                sr = learner(lr)
+                pixel = functools.partial(L.l1_error if recipe.pixel == "l1" else L.equation1_mse, sr)
+                losses = {recipe.pixel: L.blend_targets(pixel, gt, teacher_sr, recipe.teacher_share)}
                 if perceptual_network is not None:
-                    equation2 = functools.partial(L.equation2_perceptual, perceptual_network, result)
-                    losses["perceptual"] = L.between(equation2, gt, taught, recipe.teacher_share)
-                if discriminator is not None and judged:
+                    equation2 = functools.partial(L.equation2_perceptual, perceptual_network, sr)
+                    losses["perceptual"] = L.blend_targets(equation2, gt, teacher_sr, recipe.teacher_share)
+                if discriminator is not None and adversarial:
                     discriminator.requires_grad_(False)
-                    fake_logits = discriminator(shown_to(discriminator, result))
+                    fake_logits = discriminator(to_range(sr, discriminator.input_range))
                     if relativistic:
                         with torch.no_grad():
-                            real_logits = discriminator(shown_to(discriminator, gt))
+                            real_logits = discriminator(to_range(gt, discriminator.input_range))
                         losses["adversarial"] = L.relativistic_adversarial(fake_logits, real_logits)
                     else:
                         losses["adversarial"] = L.equation3_adversarial(fake_logits, recipe.adversarial)
@@ -201,23 +207,23 @@ def train_network(
                     recipe.adversarial_weight,
                 )
                 if recipe.lattice_weight:
-                    losses["lattice"] = L.lattice_loss(result, gt, scale)
+                    losses["lattice"] = L.lattice_loss(sr, gt, scale)
                     loss = loss + recipe.lattice_weight * losses["lattice"]
                 if recipe.spectrum_weight:
-                    of = recipe.spectrum_images
-                    losses["spectrum"] = L.spectrum_loss(result[:of], gt[:of])
+                    count = recipe.spectrum_images
+                    losses["spectrum"] = L.spectrum_loss(sr[:count], gt[:count])
                     loss = loss + recipe.spectrum_weight * losses["spectrum"]
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()
 
             # Equation (5), on the same results.
-            if discriminator is not None and judged:
+            if discriminator is not None and adversarial:
                 discriminator.requires_grad_(True)
-                set_rate(d_optimizer, rate)
+                set_lr(d_optimizer, rate)
                 with autocast:
-                    fake_logits = critic(shown_to(discriminator, result.detach()))
-                    real_logits = critic(shown_to(discriminator, gt))
+                    fake_logits = critic(to_range(sr.detach(), discriminator.input_range))
+                    real_logits = critic(to_range(gt, discriminator.input_range))
                     equation5 = L.relativistic_discriminator if relativistic else L.equation5_discriminator
                     losses["discriminator"] = equation5(fake_logits, real_logits)
                 losses["fake_logit"], losses["real_logit"] = fake_logits.mean(), real_logits.mean()
@@ -228,21 +234,21 @@ def train_network(
             images += run.batch_size
             if recipe.ema_half_life:
                 half_life = min(recipe.ema_half_life, images * 0.05)
-                average(averaged, model, 0.5 ** (run.batch_size / half_life))
+                update_average(averaged, model, 0.5 ** (run.batch_size / half_life))
             meter.add(images, losses, waited)
 
             end = images >= run.images
-            stopping = meter.agreed(stop.name)
-            if end or stopping or passed(images, run.batch_size, run.checkpoint_every):
-                meter.check(states)
+            stopping = meter.agree_on_stop(stop.name)
+            if end or stopping or is_due(images, run.batch_size, run.checkpoint_every):
+                meter.check(checkpoints)
                 if held_out is not None and not stopping:
                     sheet = output / "samples" / f"{images:09d}.png"
-                    figures = validate(averaged.eval(), judge, held_out, sheet, run.batch_size, fabric)
+                    figures = validate(averaged.eval(), metric_network, held_out, sheet, run.batch_size, fabric)
                     model.train()
                     if log:
                         log.add_image("samples", sheet, images)
                 if first:
-                    state = {
+                    checkpoint = {
                         "recipe": resolved,
                         "images": images,
                         "inputs": inputs,
@@ -253,67 +259,67 @@ def train_network(
                         "discriminator": None if discriminator is None else discriminator.state_dict(),
                         "d_optimizer": None if discriminator is None else d_optimizer.state_dict(),
                     }
-                    states.save(state, None if stopping else figures.get("feature_distance"))
-                    del state
-                states.last = states.path(images)
+                    checkpoints.save(checkpoint, None if stopping else figures.get("feature_distance"))
+                    del checkpoint
+                checkpoints.last = checkpoints.path(images)
                 fabric.barrier()
-            if end or stopping or passed(images, run.batch_size, run.log_every):
-                warn_left_out(batches.left_out)
-                batches.left_out.clear()
-                line = meter.write(images, states, rate=rate, **figures)
+            if end or stopping or is_due(images, run.batch_size, run.log_every):
+                warn_skipped(batches.skipped)
+                batches.skipped.clear()
+                line = meter.write(images, checkpoints, rate=rate, **figures)
                 if progress and line:
                     progress(images, line)
             if stopping and not end:
-                raise TrainingStoppedError(stopping, states.last_good())
-            fetched = time.perf_counter()
+                raise TrainingStoppedError(stopping, checkpoints.describe_last())
+            step_ended = time.perf_counter()
 
-    finished = output / f"{recipe.about.name}.safetensors"
+    path = output / f"{recipe.about.name}.safetensors"
     if first:
         if changed := changed_bank(averaged, frozen):
-            raise GleansrError(f"the bank has changed during training ({changed}); this is a defect, and the model was not saved")
-        about = facts(recipe, images, figures=figures)
+            raise GleansrError(f"the bank changed during training ({changed} differs), which is a defect; the model was not saved")
+        about = describe_model(recipe, images, figures=figures)
         if isinstance(recipe.network, GLEANNetworkConfig):
             border = recipe.data.border if content_height else None
             about = dataclasses.replace(about, content_height=content_height, border=border)
-        native.save(finished, {"generator": averaged}, about)
+        native.save(path, {"generator": averaged}, about)
     fabric.barrier()
-    return finished
+    return path
 
 
-def changed_bank(model: TrainableNetwork, frozen: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor of the bank that is not, bit for bit, what it was; None if there is none."""
-    return next((name for name, tensor in bank_of(model).items() if not torch.equal(tensor.cpu(), frozen[name])), None)
+def changed_bank(model: SRNetwork, frozen: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor of the bank that differs from `frozen` in any bit, or None."""
+    return next((name for name, tensor in model.bank_state().items() if not torch.equal(tensor.cpu(), frozen[name])), None)
 
 
 @torch.no_grad()
 def validate(
-    model: TrainableNetwork, network: SqueezeNet, held_out: HeldOut, sheet: Path, batch_size: int, fabric: Fabric
+    model: SRNetwork, metric_network: SqueezeNet, held_out: HeldOut, sheet: Path, batch_size: int, fabric: Fabric
 ) -> dict[str, float]:
-    """PSNR and SSIM (RGB, mean over images, results clamped and not rounded) and SqueezeNet feature distance of the held-out images, for
-    the model and for bicubic enlargement; each process takes its share. The first one saves eight images as rows of
-    low | bicubic | result | truth."""
+    """PSNR, SSIM (RGB, results clamped and not rounded) and SqueezeNet feature distance, means over the held-out images, of the model and
+    of bicubic upscaling. Each process takes its share; the first saves eight images as rows of lr | bicubic | sr | gt."""
     size, content = held_out.gt.shape[-1], held_out.content
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = collections.defaultdict(lambda: torch.zeros((), device=device))
-    mine = slice(fabric.global_rank, None, fabric.world_size)
+    share = slice(fabric.global_rank, None, fabric.world_size)
 
     for kind, lrs in held_out.lrs.items():
-        batches = zip(held_out.gt[mine].split(batch_size), lrs[mine].split(batch_size), strict=True)
+        batches = zip(held_out.gt[share].split(batch_size), lrs[share].split(batch_size), strict=True)
         for number, (gt, lr) in enumerate(batches):
-            gt, lr = from_bytes(gt.to(device)), from_bytes(lr.to(device))
+            gt, lr = to_float(gt.to(device)), to_float(lr.to(device))
             bicubic = resize(lr, size=size).clamp(-1, 1)
-            result = enlarge(model, lr.to(memory_format=torch.channels_last)).clamp(-1, 1)
-            wanted = network(content.of(gt))
-            for name, image in (("", result), ("bicubic_", bicubic)):
-                prefix, shown = f"{kind}{name}", content.of(image)
-                sums[f"{prefix}psnr"] += psnr(shown, content.of(gt), rounding="none").sum()
-                sums[f"{prefix}ssim"] += ssim(shown, content.of(gt), rounding="none").sum()
-                sums[f"{prefix}feature_distance"] += feature_distance(network(shown), wanted).sum()
+            sr = enlarge(model, lr.to(memory_format=torch.channels_last)).clamp(-1, 1)
+            gt_content = content.of(gt)
+            gt_features = metric_network(gt_content)
+            for name, image in (("", sr), ("bicubic_", bicubic)):
+                prefix, image_content = f"{kind}{name}", content.of(image)
+                sums[f"{prefix}psnr"] += psnr(image_content, gt_content, rounding="none").sum()
+                sums[f"{prefix}ssim"] += ssim(image_content, gt_content, rounding="none").sum()
+                sums[f"{prefix}feature_distance"] += feature_distance(metric_network(image_content), gt_features).sum()
             if kind == "" and number == 0 and fabric.global_rank == 0:
                 nearest = nn.functional.interpolate(lr, size=size)
                 save_grid(
                     sheet,
-                    [torch.cat(row) for row in zip(*(p[:8].split(1) for p in (nearest, bicubic, result, gt)), strict=True)],
+                    [torch.cat(row) for row in zip(*(images[:8].split(1) for images in (nearest, bicubic, sr, gt)), strict=True)],
                 )
     names = [
         f"{kind}{prefix}{name}" for kind in held_out.lrs for prefix in ("", "bicubic_") for name in ("psnr", "ssim", "feature_distance")
@@ -322,13 +328,13 @@ def validate(
     return {name: round(float(total) / len(held_out.gt), 4) for name, total in zip(names, totals, strict=True)}
 
 
-def compiled(network: nn.Module, wanted: bool) -> nn.Module:
-    """`network`, compiled by torch.compile if wanted; its parameters stay the same objects."""
-    return cast("nn.Module", torch.compile(network)) if wanted else network
+def compiled(network: nn.Module, *, enabled: bool) -> nn.Module:
+    """`network`, compiled by torch.compile if `enabled`; its parameters stay the same objects."""
+    return cast("nn.Module", torch.compile(network)) if enabled else network
 
 
 def schedule(images: int, total: int, warm_up: int, halve_at: Sequence[int] = ()) -> float:
-    """The share of the learning rate: cosine annealing from 1 to 0 over the run, or halves at so many images where `halve_at` has any;
-    behind a linear rise over the first `warm_up` images."""
+    """The factor of the learning rate: cosine annealing from 1 to 0 over the run, or halving at the numbers of images in `halve_at`, after
+    a linear rise over the first `warm_up` images."""
     share = 0.5 ** sum(images >= at for at in halve_at) if halve_at else 0.5 * (1 + math.cos(math.pi * min(1.0, images / total)))
     return min(1.0, (images + 1) / (warm_up + 1)) * share

@@ -1,11 +1,11 @@
-"""The table [network] of a recipe, told apart by `kind`: GLEAN, and the feed-forward networks it is compared with."""
+"""The table [network] of a recipe, by its `kind`: GLEAN, or a feed-forward baseline."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from gleansr.configs import Range, check
-from gleansr.models.esrgan_plus import ESRGANPlusConfig
-from gleansr.models.residual import ResidualNetConfig
+from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
+from gleansr.models.residual import ResidualNet, ResidualNetConfig
 
 Width = Annotated[int, Range(1, 8192)]
 Blocks = Annotated[int, Range(0, 256)]
@@ -18,11 +18,11 @@ class GLEANNetworkConfig:
     in_size: int
     """Height and width of the low-resolution image."""
     out_size: int
-    """Height and width of the result, which must be the bank's."""
+    """Height and width of the result, equal to the bank's."""
     kind: Literal["glean"] = "glean"
     """GLEAN: an encoder, a frozen bank and a decoder."""
     content_height: int | None = None
-    """Rows in the middle of the result that are image, between black bars: 384 of 512 for LSUN cars; None: all."""
+    """Rows of content in the middle of the result, between black bars: 384 of 512 for LSUN cars; None: all."""
     n_rrdb: Blocks = 23
     """Residual-in-residual dense blocks."""
     features: Width = 64
@@ -51,7 +51,7 @@ class GLEANNetworkConfig:
 
 @dataclass(frozen=True)
 class _FeedForwardConfig:
-    """Sizes of a network that takes images of any size, and is trained and judged on those of one."""
+    """Sizes on which a network for images of any size is trained and evaluated."""
 
     in_size: int
     """Height and width of the low-resolution image."""
@@ -70,10 +70,10 @@ class _FeedForwardConfig:
 
 @dataclass(frozen=True)
 class PlainNetworkConfig(_FeedForwardConfig):
-    """Architecture of a plain residual network on top of bicubic enlargement."""
+    """Architecture of the residual baseline, a no-prior CNN on top of bicubic upscaling."""
 
     kind: Literal["plain"] = "plain"
-    """Plain: residual blocks at the input's size, without a bank."""
+    """Plain: the residual baseline, without a bank."""
     features: Width = 48
     """Channels of every layer but the last."""
     n_blocks: Blocks = 12
@@ -81,12 +81,14 @@ class PlainNetworkConfig(_FeedForwardConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.architecture
+        self._architecture()
 
-    @property
-    def architecture(self) -> ResidualNetConfig:
-        """The configuration of the network itself."""
+    def _architecture(self) -> ResidualNetConfig:
         return ResidualNetConfig(self.out_size // self.in_size, self.features, self.n_blocks)
+
+    def build(self) -> ResidualNet:
+        """Builds the network."""
+        return ResidualNet(self._architecture())
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,11 @@ class ESRGANPlusNetworkConfig(_FeedForwardConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.architecture
+        self._architecture()
 
-    @property
-    def architecture(self) -> ESRGANPlusConfig:
-        """The configuration of the network itself."""
+    def _architecture(self) -> ESRGANPlusConfig:
         return ESRGANPlusConfig(self.out_size // self.in_size, self.features, self.growth, self.n_blocks, self.noise)
+
+    def build(self) -> ESRGANPlus:
+        """Builds the network."""
+        return ESRGANPlus(self._architecture())

@@ -1,10 +1,11 @@
-"""What a run is made of, from its recipe: the network that learns, its bank and discriminator, the network of equation (2)."""
+"""Builds what a recipe trains: the network, its bank and discriminator, the perceptual network and the teacher."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,69 +20,49 @@ from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lighten
+from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
-from gleansr.training.config import NetworkRecipe
-from gleansr.training.networks import ESRGANPlusNetworkConfig, GLEANNetworkConfig, PlainNetworkConfig
+from gleansr.training.config import BankRecipe, NetworkRecipe
+from gleansr.training.networks import GLEANNetworkConfig
 
-TrainableNetwork = GLEAN | ResidualNet | ESRGANPlus
 Bank = StyleGAN2 | StyleGAN
 BankConfig = StyleGAN2Config | StyleGANConfig
 Discriminator = StyleGAN2Discriminator | StyleGANDiscriminator | ESRGANDiscriminator
 DiscriminatorConfig = StyleGAN2Config | StyleGANConfig | ESRGANDiscriminatorConfig
 
 
-def build(recipe: NetworkRecipe) -> tuple[TrainableNetwork, Discriminator | None]:
-    """The network that the recipe trains, as it is before the first step, and its discriminator, if it is trained against one.
+def build(recipe: NetworkRecipe) -> tuple[SRNetwork, Discriminator | None]:
+    """Builds the untrained network of a recipe and, for adversarial training, its discriminator.
 
     Raises:
-        RequestError: the network has a bank, and there is none or one of another kind or size.
+        RequestError: the network needs a bank, and the recipe has none or one of another kind or size.
     """
     if not isinstance(recipe.network, GLEANNetworkConfig):
-        wanted = recipe.discriminator if recipe.adversarial_weight else None
-        return feed_forward(recipe.network), wanted and new_discriminator(wanted)
+        config = recipe.discriminator if recipe.adversarial_weight else None
+        return recipe.network.build(), config and new_discriminator(config)
     bank, discriminator = load_bank(recipe)
     model = GLEAN(glean_config(recipe.network, recipe.bank, bank.config))
     if recipe.bank != "none":
         if model.config.light:
             bank.keep_features(len(model.config.bank_sizes))
-        # The dead RGB path included, strictly: a bank that is not wholly there must never be trained on.
+        # Strict, with the unused RGB layers: an incomplete bank must never be trained on.
         model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "w_avg"})
         model.bank.requires_grad_(False)
     return model, discriminator if recipe.adversarial_weight else None
 
 
-def feed_forward(network: PlainNetworkConfig | ESRGANPlusNetworkConfig) -> ResidualNet | ESRGANPlus:
-    """A new network without a bank."""
-    return ResidualNet(network.architecture) if isinstance(network, PlainNetworkConfig) else ESRGANPlus(network.architecture)
-
-
 def new_discriminator(config: DiscriminatorConfig) -> Discriminator:
-    """A new discriminator."""
+    """Builds an untrained discriminator."""
     if isinstance(config, ESRGANDiscriminatorConfig):
         return ESRGANDiscriminator(config)
     return StyleGANDiscriminator(config) if isinstance(config, StyleGANConfig) else StyleGAN2Discriminator(config)
 
 
-def learning(model: TrainableNetwork) -> list[nn.Parameter]:
-    """The parameters that training changes: all but those of a bank and what never reaches the result."""
-    return model.trainable_parameters() if isinstance(model, GLEAN) else list(model.parameters())
-
-
-def shown_to(discriminator: Discriminator, image: Tensor) -> Tensor:
-    """An image in [-1, 1] as `discriminator` takes it: ESRGAN's takes [0, 1]."""
-    return (image + 1) / 2 if isinstance(discriminator, ESRGANDiscriminator) else image
-
-
-def bank_of(model: TrainableNetwork) -> dict[str, Tensor]:
-    """The tensors of a network's bank; none if it has no bank."""
-    return model.bank.state_dict() if isinstance(model, GLEAN) else {}
-
-
 def load_bank(recipe: NetworkRecipe) -> tuple[Bank, Discriminator]:
-    """The bank and the discriminator of a GLEAN's recipe; see `build`."""
+    """Loads the bank of a GLEAN's recipe and its discriminator; see `build`."""
     if not recipe.bank_file:
         raise RequestError("GLEAN is trained around a bank: give one with --bank")
     path = checkpoints.model_path(recipe.bank_file)
@@ -98,28 +79,28 @@ def load_bank(recipe: NetworkRecipe) -> tuple[Bank, Discriminator]:
 
 
 def check_bank(recipe: NetworkRecipe, checkpoint: native.Checkpoint, path: Path) -> BankConfig:
-    """The architecture of the bank in a file, which must be what the recipe wants."""
+    """Returns the architecture of the bank in a file. Raises CheckpointError or RequestError if the recipe needs another."""
     network = checkpoint.networks.get("generator")
     kind = network.kind if network else "no generator"
     allowed = ("stylegan2", "stylegan") if recipe.bank == "none" else (str(recipe.bank),)
     if network is None or kind not in allowed:
         raise CheckpointError(f"{path}: holds {kind}, but the recipe takes bank = {' or '.join(allowed)}; --set bank=... changes it")
     if network.config.size != recipe.network.out_size:
-        raise RequestError(f"{path}: the bank makes images of {network.config.size} px, but network.out_size is {recipe.network.out_size}")
+        raise RequestError(f"{path}: the bank generates {network.config.size} px, but network.out_size is {recipe.network.out_size}")
     return network.config
 
 
 def glean_config(network: GLEANNetworkConfig, kind: str | None, bank: BankConfig) -> GLEANConfig:
-    """The architecture that the table [network], the recipe's kind of bank and the configuration of the bank make."""
-    own = dataclasses.asdict(network)
+    """The architecture of a GLEAN from the table [network], the recipe's kind of bank and the configuration of the bank."""
+    options = dataclasses.asdict(network)
     for key in ("kind", "out_size", "content_height", "light"):
-        own.pop(key)
-    full = GLEANConfig(bank=NoBankConfig(bank.channels) if kind == "none" else bank, **own)
+        options.pop(key)
+    full = GLEANConfig(bank=NoBankConfig(bank.channels) if kind == "none" else bank, **options)
     return lighten(full) if network.light else full
 
 
-def perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None, str]:
-    """The network of equation (2), if it has any weight, and what to say of it."""
+def load_perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None, str]:
+    """Loads the network of equation (2), None if its weight is 0, and describes it for the log."""
     if not recipe.perceptual_weight:
         return None, "none"
     if recipe.perceptual == "squeezenet":
@@ -131,50 +112,76 @@ def perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None
 
 
 def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """The network that is to be imitated, if there is one: lr (N, 3, in, in) in [-1, 1] -> (N, 3, out, out), without a gradient."""
+    """Loads the recipe's teacher, if any: lr (N, 3, in, in) in [-1, 1] -> (N, 3, out, out), without a gradient."""
     if not recipe.teacher:
         return None
     path = checkpoints.model_path(recipe.teacher)
-    method = FeedForwardModel(checkpoints.read(path).build(None, path), device=device, precision=recipe.run.precision)
-    sizes = recipe.network.in_size, recipe.network.out_size
-    if method.in_size not in (None, sizes[0]) or method.scale * sizes[0] != sizes[1]:
-        raise RequestError(f"{path}: the teacher must enlarge {sizes[0]} -> {sizes[1]} as the recipe does, but its scale is {method.scale}")
-    return lambda lr: method(lr).images.clone()  # made in inference mode, where losses could not keep it
+    teacher = FeedForwardModel(checkpoints.read(path).build(None, path), device=device, precision=recipe.run.precision)
+    in_size, out_size = recipe.network.in_size, recipe.network.out_size
+    if teacher.in_size not in (None, in_size) or teacher.scale * in_size != out_size:
+        raise RequestError(f"{path}: the teacher must upscale {in_size} -> {out_size} as the recipe does, but its scale is {teacher.scale}")
+    return lambda lr: teacher(lr).images.clone()  # losses cannot save tensors of inference mode
 
 
-def start_from(source: str, model: TrainableNetwork) -> list[str]:
-    """Copies the layers of a trained network that fit, and returns the names of those that start anew.
+def start_from(source: str, model: SRNetwork) -> list[str]:
+    """Copies the layers of a trained network that fit into `model`, and returns the names of those that start untrained.
 
-    For a GLEAN it is a GLEAN around a bank of the same architecture, of this scale or another, whose bank is left where it is; for an
-    ESRGAN+ an ESRGAN+ or, as officially, an ESRGAN; for a plain network a plain one.
+    A GLEAN starts from a GLEAN around a bank of the same architecture, of this scale or another, and keeps its own bank; an ESRGAN+ from an
+    ESRGAN+ or, as officially, an ESRGAN; a residual network from a residual one.
     """
     path = checkpoints.model_path(source)
-    other = checkpoints.read(path).build(None, path)
-    theirs = other.state_dict()
+    trained = checkpoints.read(path).build(None, path)
     if isinstance(model, GLEAN):
-        if not isinstance(other, GLEAN) or other.config.bank != model.config.bank:
+        if not isinstance(trained, GLEAN) or trained.config.bank != model.config.bank:
             raise RequestError(f"{path}: start must be a GLEAN around a bank of the same architecture")
-        theirs = {name: tensor for name, tensor in at_the_size_of(model, other).items() if not name.startswith("bank.")}
-        theirs |= {f"bank.{name}": tensor for name, tensor in bank_of(model).items()}
-    elif not isinstance(other, ESRGANPlus | RRDBNet if isinstance(model, ESRGANPlus) else ResidualNet):
-        wanted = "an ESRGAN+ or an ESRGAN" if isinstance(model, ESRGANPlus) else "a plain network"
-        raise RequestError(f"{path}: start must be {wanted}, but it is a {type(other).__name__}")
-    own = model.state_dict()
-    anew = [name for name, tensor in own.items() if name not in theirs or theirs[name].shape != tensor.shape]
-    if not any(name.endswith("weight") for name in own.keys() - set(anew)):
+        source_tensors = {name: tensor for name, tensor in align_scales(model, trained).items() if not name.startswith("bank.")}
+        source_tensors |= {f"bank.{name}": tensor for name, tensor in model.bank_state().items()}
+    else:
+        if not isinstance(trained, ESRGANPlus | RRDBNet if isinstance(model, ESRGANPlus) else ResidualNet):
+            expected = "an ESRGAN+ or an ESRGAN" if isinstance(model, ESRGANPlus) else "a residual network"
+            raise RequestError(f"{path}: start must be {expected}, but it is {type(trained).__name__}")
+        source_tensors = trained.state_dict()
+    tensors = model.state_dict()
+    untrained = [name for name, tensor in tensors.items() if name not in source_tensors or source_tensors[name].shape != tensor.shape]
+    if not any(name.endswith("weight") for name in tensors.keys() - set(untrained)):
         raise RequestError(f"{path}: no layer of it fits the network of the recipe; leave out start")
-    model.load_state_dict({name: tensor if name in anew else theirs[name] for name, tensor in own.items()})
-    return anew
+    model.load_state_dict({name: tensor if name in untrained else source_tensors[name] for name, tensor in tensors.items()})
+    return untrained
 
 
-def at_the_size_of(model: GLEAN, other: GLEAN) -> dict[str, Tensor]:
-    """The tensors of `other` under the names of the layers of `model` that work at the same number of pixels."""
-    shift = int(math.log2(model.config.in_size // 4)) - int(math.log2(other.config.in_size // 4))
+def align_scales(model: GLEAN, source: GLEAN) -> dict[str, Tensor]:
+    """The tensors of `source` under the names of the layers of `model` that work at the same resolution."""
+    shift = int(math.log2(model.config.in_size // 4)) - int(math.log2(source.config.in_size // 4))
     tensors = {}
-    for name, tensor in other.state_dict().items():
+    for name, tensor in source.state_dict().items():
         parts = name.split(".")
         # Blocks are numbered from the input's size: down from it in the encoder, up from it in the decoder.
         if name.startswith(("encoder.down.", "decoder.up.")):
             parts[2] = str(int(parts[2]) + (shift if name.startswith("encoder") else -shift))
         tensors[".".join(parts)] = tensor
     return tensors
+
+
+def describe_model(recipe: NetworkRecipe | BankRecipe, images: int, **more: Any) -> native.About:
+    """The metadata of a trained model: its recipe with file names instead of paths, the images seen, and `more`."""
+    resolved = dataclasses.asdict(recipe)
+    for key in ("train", "train_low", "validation"):
+        resolved["data"].pop(key)
+    for key in ("bank_file", "perceptual_file", "start", "teacher"):
+        if resolved.get(key):
+            resolved[key] = re.split(r"[\\/]", resolved[key])[-1]
+    return native.About(**resolved["about"], training={"images": images, **more, "recipe": resolved})
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * model, for every parameter; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    for target, source in zip(average.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

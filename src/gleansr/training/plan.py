@@ -1,4 +1,4 @@
-"""What a recipe would do, without doing it: parameters, memory and the order of a step (`--dry-run`)."""
+"""Plans of runs for `--dry-run`: parameters, memory and the order of a step."""
 
 import dataclasses
 from typing import Any
@@ -13,6 +13,7 @@ from gleansr.inference.feedforward import enlarge
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN
+from gleansr.models.network import SRNetwork, to_range
 from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator, stylegan2_channels
 from gleansr.training import losses as L
@@ -21,60 +22,58 @@ from gleansr.training.networks import GLEANNetworkConfig
 from gleansr.training.parts import (
     BankConfig,
     Discriminator,
-    TrainableNetwork,
     check_bank,
-    feed_forward,
     glean_config,
-    learning,
     new_discriminator,
-    shown_to,
 )
 
 MIB = 2**20
 
 
 def network_plan(recipe: NetworkRecipe, devices: int | None = None) -> dict[str, Any]:
-    """The resolved recipe, its parameters, an estimate of the memory per device in MiB, and what happens in a step.
+    """The resolved recipe, its parameters, an estimate of the memory per device in MiB, and the order of a step.
 
-    Where the file of GLEAN's bank is not here the published architecture of the recipe's kind and size is assumed.
+    Without the file of GLEAN's bank, the published architecture of the recipe's kind and size is assumed.
     """
     run = recipe.run
     share = run.batch_size // (devices or run.devices)
-    architecture, own = recipe.discriminator, {}
+    d_config, bank_facts = recipe.discriminator, {}
     with torch.device("meta"):
         if isinstance(recipe.network, GLEANNetworkConfig):
-            bank, theirs = _published_or_given(recipe, recipe.network)
-            architecture = architecture or theirs or StyleGAN2Config(bank.channels)
-            own = {"bank": dataclasses.asdict(bank) | {"file": recipe.bank_file or "none given: the published architecture is assumed"}}
+            bank, bank_d_config = _bank_configs(recipe, recipe.network)
+            d_config = d_config or bank_d_config or StyleGAN2Config(bank.channels)
+            bank_facts = {
+                "bank": dataclasses.asdict(bank) | {"file": recipe.bank_file or "none given: the published architecture is assumed"}
+            }
             model = GLEAN(glean_config(recipe.network, recipe.bank, bank))
         else:
-            model = feed_forward(recipe.network)
-        network = {"vgg16": VGG16, "vgg19": VGG19, "squeezenet": SqueezeNet}[recipe.perceptual]() if recipe.perceptual_weight else None
-        discriminator = new_discriminator(architecture) if architecture and recipe.adversarial_weight else None
-    for part in (model, network, discriminator):
+            model = recipe.network.build()
+        perceptual = {"vgg16": VGG16, "vgg19": VGG19, "squeezenet": SqueezeNet}[recipe.perceptual]() if recipe.perceptual_weight else None
+        discriminator = new_discriminator(d_config) if d_config and recipe.adversarial_weight else None
+    for part in (model, perceptual, discriminator):
         if part:
-            part.to("meta")  # constants are always made on the CPU
-    trainable = sum(p.numel() for p in learning(model))
+            part.to("meta")  # constants are created on the CPU
+    trainable = sum(p.numel() for p in model.trainable_parameters())
     parameters = {
         "trainable": trainable,
         "bank and other frozen": _count(model) - trainable,
         "discriminator": _count(discriminator),
-        "perceptual network": _count(network),
+        "perceptual network": _count(perceptual),
     }
-    # Adam keeps a weight, a gradient and two moments of each parameter that learns.
-    learnt = parameters["trainable"] + parameters["discriminator"]
-    fixed = parameters["bank and other frozen"] + parameters["perceptual network"]
+    # Adam stores a weight, a gradient and two moments of each trained parameter.
+    trained = parameters["trainable"] + parameters["discriminator"]
+    frozen = parameters["bank and other frozen"] + parameters["perceptual network"]
     copies = trainable if recipe.ema_half_life else 0
-    activations = _activations(model, network, discriminator, recipe, share)
+    activations = _activations(model, perceptual, discriminator, recipe, share)
     memory = {
-        "weights, gradients and optimiser": round((16 * learnt + 4 * (fixed + copies)) / MIB),
+        "weights, gradients and optimiser": round((16 * trained + 4 * (frozen + copies)) / MIB),
         "activations": round(activations / MIB),
     }
     return {
         "recipe": dataclasses.asdict(recipe),
         "images": run.images,
         "batch per device": share,
-        **own,
+        **bank_facts,
         "parameters": parameters,
         "memory per device, MiB (estimate)": memory | {"sum": sum(memory.values())},
         "step": _steps(recipe),
@@ -96,28 +95,33 @@ def bank_plan(recipe: BankRecipe) -> dict[str, Any]:
             "read real images, mirror half of them",
             "discriminator: logistic loss on generated and real images"
             + "; Adam"
-            + (f"; every {recipe.r1_every} steps one more, for R1" if recipe.discriminator == "stylegan2" and recipe.r1_gamma != 0 else ""),
+            + (
+                f"; every {recipe.r1_every} steps a second step, for R1"
+                if recipe.discriminator == "stylegan2" and recipe.r1_gamma != 0
+                else ""
+            ),
             ("generator and encoder: reconstruction, " if encoder else "generator: ")
             + "non-saturating logistic loss"
             + "; Adam"
-            + (f"; every {recipe.path_length_every} steps one more, for the path length" if recipe.path_length_weight else ""),
-            *(["mapping network: distribution of the encoder's codes; Adam"] if encoder else []),
+            + (f"; every {recipe.path_length_every} steps a second step, for the path length" if recipe.path_length_weight else ""),
+            *(["mapping network: distribution of the encoder's latents; Adam"] if encoder else []),
             f"average the generator, half-life {recipe.ema_half_life:g} images",
         ],
     }
 
 
-def _published_or_given(recipe: NetworkRecipe, network: GLEANNetworkConfig) -> tuple[BankConfig, BankConfig | None]:
-    """The architectures of the bank and of the discriminator in its file, if there is one; published files have both."""
+def _bank_configs(recipe: NetworkRecipe, network: GLEANNetworkConfig) -> tuple[BankConfig, BankConfig | None]:
+    """The architectures of the bank and of its file's discriminator, if any; published files have both."""
     named = {model.name: model for model in zoo.named_models()}
     if recipe.bank_file and (recipe.bank_file not in named or zoo.installed(named[recipe.bank_file])):
         path = checkpoints.model_path(recipe.bank_file)
         checkpoint = bank_within(checkpoints.read(path), path)
-        own = checkpoint.networks.get("discriminator")
-        return check_bank(recipe, checkpoint, path), own and own.config
+        discriminator = checkpoint.networks.get("discriminator")
+        return check_bank(recipe, checkpoint, path), discriminator and discriminator.config
     size = network.out_size
-    v1 = recipe.bank == "stylegan"
-    bank = StyleGANConfig(stylegan2_channels(size, multiplier=1)) if v1 else StyleGAN2Config(stylegan2_channels(size))
+    bank = (
+        StyleGANConfig(stylegan2_channels(size, multiplier=1)) if recipe.bank == "stylegan" else StyleGAN2Config(stylegan2_channels(size))
+    )
     return bank, bank
 
 
@@ -130,54 +134,54 @@ def _count(module: nn.Module | None) -> int:
 
 
 def _activations(
-    model: TrainableNetwork,
-    network: SqueezeNet | VGG16 | VGG19 | None,
+    model: SRNetwork,
+    perceptual: SqueezeNet | VGG16 | VGG19 | None,
     discriminator: Discriminator | None,
     recipe: NetworkRecipe,
     batch_size: int,
 ) -> float:
-    """Bytes that the generator's step keeps for its backward pass: the step is run on tensors without contents, and counted.
+    """Bytes that the generator's step saves for its backward pass, measured on tensors without storage.
 
-    Half of them with bfloat16, which is a little less than the ground truth.
+    With bfloat16 half of that, a slight underestimate.
     """
-    seen: dict[int, int] = {}
-    constant = {t.untyped_storage()._cdata for part in (model, network, discriminator) if part for t in _tensors(part)}
+    saved: dict[int, int] = {}
+    constant = {t.untyped_storage()._cdata for part in (model, perceptual, discriminator) if part for t in _tensors(part)}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in constant:
-            seen[storage._cdata] = storage.nbytes()
+            saved[storage._cdata] = storage.nbytes()
         return tensor
 
     sizes = recipe.network
     size = recipe.data.patch or sizes.out_size
     lr = torch.empty(batch_size, 3, *2 * [size * sizes.in_size // sizes.out_size], device="meta")
     gt = torch.empty(batch_size, 3, size, size, device="meta")
-    for part in (network, discriminator):
+    for part in (perceptual, discriminator):
         if part:
             part.requires_grad_(False)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = enlarge(model, lr)
-        losses = [L.equation1_mse(result, gt)]
-        if network:
-            losses.append(L.equation2_perceptual(network, result, gt))
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        sr = enlarge(model, lr)
+        losses = [L.equation1_mse(sr, gt)]
+        if perceptual:
+            losses.append(L.equation2_perceptual(perceptual, sr, gt))
         if discriminator:
-            losses.append(discriminator(shown_to(discriminator, result)).mean())
+            losses.append(discriminator(to_range(sr, discriminator.input_range)).mean())
         loss = torch.stack(losses).sum()
-        kept = sum(seen.values())
+        total = sum(saved.values())
         del loss
-    return kept * (0.5 if recipe.run.precision == "bfloat16" else 1)
+    return total * (0.5 if recipe.run.precision == "bfloat16" else 1)
 
 
 def _steps(recipe: NetworkRecipe) -> list[str]:
-    """What happens in a step, in order."""
+    """The order of a step."""
     data = recipe.data
-    changes = (", mirror half of them" if data.flip else "") + (", turn them by quarters" if data.rotate else "")
+    changes = (", mirror half of them" if data.flip else "") + (", rotate them by quarter turns" if data.rotate else "")
     steps = [
         f"read {recipe.run.batch_size} images{changes}, "
         + ("prepared low-resolution images" if data.train_low else f"low-resolution images ({data.degradation})")
-        + (f", of each {data.patch}x{data.patch} px at a random place" if data.patch else ""),
-        *([f"{recipe.teacher} enlarges them: {recipe.teacher_share:.0%} of (1) and (2) is against its results"] if recipe.teacher else []),
+        + (f", cropped to {data.patch}x{data.patch} px at random" if data.patch else ""),
+        *([f"{recipe.teacher} upscales them: {recipe.teacher_share:.0%} of (1) and (2) is against its results"] if recipe.teacher else []),
         f"generator forward; equation (4) = {_objective(recipe)}; discriminator frozen; Adam",
     ]
     if recipe.adversarial_weight:
@@ -186,7 +190,7 @@ def _steps(recipe: NetworkRecipe) -> list[str]:
     if recipe.ema_half_life:
         steps.append(f"average the weights, half-life {recipe.ema_half_life:g} images")
     steps.append(
-        f"every {recipe.run.checkpoint_every} images: validate and save the state; every {recipe.run.log_every}: a line of the log"
+        f"every {recipe.run.checkpoint_every} images: validate and save a checkpoint; every {recipe.run.log_every}: a line of the log"
     )
     compare = "compare the bank bit for bit with its file, " if isinstance(recipe.network, GLEANNetworkConfig) else ""
     steps.append(f"at the end: {compare}write the model")
