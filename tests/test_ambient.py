@@ -26,7 +26,7 @@ from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, p
 from gleansr.images.back_projection import back_project
 from gleansr.images.resize import degrade
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import JobResult, Manifest, Work, places, run, walk
+from gleansr.jobs import JobResult, Manifest, Work, destinations, run, walk
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.photos import upscale_photo
 from gleansr.retouching.refine import prepare
@@ -201,7 +201,7 @@ def in_a_folder(model: Path, cat: Image.Image, folder: Path) -> list[Any]:
     for i in range(3):
         cat.rotate(90 * i).save(folder / "in" / f"{i}.png")
     with_alpha(cat).save(folder / "in" / "alpha.png")
-    [place] = places([folder / "in"], folder / "out", "")
+    [place] = destinations([folder / "in"], folder / "out", "")
     work = Work(Enlarge(gleansr.load(model, device="cpu"), consistent=0.5), 2)
     with contextlib.closing(Manifest(cast("Path", place.manifest))) as manifest:
         assert [outcome.status for outcome in run(walk(place), work, [manifest]) if isinstance(outcome, JobResult)] == ["done"] * 4

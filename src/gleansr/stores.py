@@ -1,9 +1,15 @@
 """Which remote files are read and written: an allow-list, since fsspec itself opens far more by an address than files far away."""
 
+import os
+import re
+
 from gleansr.errors import RequestError
 
 SCHEMES = {"http": "'gleansr[train]'", "https": "'gleansr[train]'", "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 """How addresses may begin, and the package that each needs."""
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_COLLAPSED = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
 def check_address(url: str) -> str:
@@ -18,3 +24,16 @@ def check_address(url: str) -> str:
             f"{url.partition('?')[0][:300]}: addresses of this kind are not used; expected http://, https://, s3:// or gs://"
         )
     return scheme
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, for fsspec."""
+    return _SCHEME.match(path) is not None
+
+
+def normalize(path: str | os.PathLike[str]) -> str:
+    """A path or URL in canonical form: file:// becomes a path, and the // that `Path` collapses in a URL is restored."""
+    text = _COLLAPSED.sub(r"\1://", os.fspath(path), count=1)
+    if text.startswith(("file://", "local://")):
+        return "/" + text.partition("://")[2].lstrip("/")
+    return text.rstrip("/") if is_url(text) else text

@@ -3,10 +3,11 @@
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -15,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
-from gleansr.cluster import ClusterConfig, Manifest, RemoteDestination, count, upscale_on_cluster, walk
 from gleansr.files import shown
-from gleansr.jobs import Counted, Destination, JobResult, OutputError, UnreadableFolder, Work, run
-from gleansr.jobs import Manifest as LocalManifest
+from gleansr.jobs import Destination, InputCounts, JobResult, Manifest, OutputError, UnreadableFolder, Work
 from gleansr.signals import stoppable
+
+if TYPE_CHECKING:
+    from gleansr.cluster import ClusterConfig, RemoteDestination
 
 FEW = 10
 """Images up to which each result gets a line."""
@@ -28,13 +30,13 @@ _ROWS = 20
 
 
 def upscale_all(
-    found: Sequence[Destination | RemoteDestination],
+    found: "Sequence[Destination | RemoteDestination]",
     work: Work,
     *,
     slow: bool,
     fail_fast: bool,
     verbose: bool,
-    cluster: ClusterConfig | None = None,
+    cluster: "ClusterConfig | None" = None,
 ) -> None:
     """Does the work of all places, here or on a cluster, says what becomes of it, and exits where not all was done: 1, 3 if all that failed
     is that nothing was found in photographs, 130 and 143 where SIGINT and SIGTERM stopped it.
@@ -47,8 +49,7 @@ def upscale_all(
     resumable = any(place.manifest for place in found)
     goes_on = "; the same command goes on from here" if resumable else ""
     try:
-        way = partial(upscale_on_cluster, cluster=cluster) if cluster else run
-        outcomes, stopped_by = _upscaled(console, found, work, way, slow=slow, fail_fast=fail_fast, verbose=verbose)
+        outcomes, stopped_by = _upscaled(console, found, work, cluster, slow=slow, fail_fast=fail_fast, verbose=verbose)
     except OutputError as error:
         raise OutputError(shown(f"{error}{goes_on}")) from error
     if outcomes.total != 1 or stopped_by:
@@ -63,20 +64,28 @@ def upscale_all(
 
 def _upscaled(
     console: Console,
-    found: Sequence[Destination | RemoteDestination],
+    found: "Sequence[Destination | RemoteDestination]",
     work: Work,
-    way: Callable[..., Iterator[JobResult | UnreadableFolder]],
+    cluster: "ClusterConfig | None",
     *,
     slow: bool,
     fail_fast: bool,
     verbose: bool,
 ) -> "tuple[Outcomes, str | None]":
     """With the name of the signal that stopped it."""
+    if cluster:
+        from gleansr.cluster import count, open_manifest, upscale_on_cluster, walk
+
+        run = partial(upscale_on_cluster, cluster=cluster)
+    else:
+        from gleansr.jobs import count, run, walk
+
+        open_manifest = Manifest
     with ExitStack() as ending:
         with console.status("counting images") if console.is_terminal else nullcontext():
-            counted = [count(place) for place in found]  # before any folder is touched, since what is wrong with the request is told here
-            manifests = _manifests(found, ending)
-            ours = [manifest.ours if manifest else None for manifest in manifests]
+            counted = [count(place) for place in found]  # wrong requests end here, before any write  # pyright: ignore[reportArgumentType]
+            manifests = _manifests(found, open_manifest, ending)
+            ours = [manifest.is_result if manifest else None for manifest in manifests]
             for i, place in enumerate(found):
                 # Earlier results are among the images.
                 if isinstance(place, Destination) and place.root.resolve() in [path.resolve() for path in place.inputs]:
@@ -89,8 +98,8 @@ def _upscaled(
         silent = not console.is_terminal or (total == 1 and not slow)
         progress = ending.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
         outcomes = Outcomes(console, progress, total, expected, each=verbose or total <= FEW)
-        jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(found, ours, strict=True)))
-        for outcome in way(
+        jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(found, ours, strict=True)))  # pyright: ignore[reportArgumentType]
+        for outcome in run(
             jobs,
             work,
             manifests,
@@ -101,16 +110,18 @@ def _upscaled(
     return outcomes, stop.name
 
 
-def _manifests(found: Sequence[Destination | RemoteDestination], ending: ExitStack) -> list[LocalManifest | None]:
+def _manifests(
+    found: "Sequence[Destination | RemoteDestination]", open_manifest: Callable[..., Manifest], ending: ExitStack
+) -> list[Manifest | None]:
     """One for each place; the same for places that share one."""
-    opened: dict[Path | str, LocalManifest] = {}
+    opened: dict[Path | str, Manifest] = {}
     for place in found:
         if place.manifest and place.manifest not in opened:
-            opened[place.manifest] = ending.enter_context(Manifest(place.manifest))
+            opened[place.manifest] = ending.enter_context(open_manifest(place.manifest))
     return [opened[place.manifest] if place.manifest else None for place in found]
 
 
-def _say_what_is_left_out(console: Console, counted: Sequence[Counted]) -> None:
+def _say_what_is_left_out(console: Console, counted: Sequence[InputCounts]) -> None:
     if links := sum(one.links for one in counted):
         console.print(f"{links:,} links to folders are not followed; give them as inputs, if you want what is in them", highlight=False)
     if results := sum(one.results for one in counted):

@@ -101,11 +101,11 @@ def upscale(
     from gleansr.cli.clusters import requested
     from gleansr.cli.outcomes import upscale_all  # imports torch, which `gleansr --help` need not wait for
     from gleansr.cli.video import upscale_videos, videos_among
-    from gleansr.cluster import is_url, normal, places
     from gleansr.images.codec import FORMATS
     from gleansr.inference.devices import find_device, find_precision
     from gleansr.inference.tasks import Enlarge
     from gleansr.jobs import Work
+    from gleansr.stores import is_url, normalize
 
     cluster = None
     if ray is not None:
@@ -113,7 +113,7 @@ def upscale(
         inputs, device = inputs + more, "cpu"  # of this machine, which only sends the model
     elif ray_workers is not None or ray_cores is not None:
         raise RequestError("--ray-workers and --ray-cores are for a cluster: give --ray too")
-    elif addressed := [normal(path) for path in (*inputs, *([output] if output else [])) if is_url(normal(path))]:
+    elif addressed := [normalize(path) for path in (*inputs, *([output] if output else [])) if is_url(normalize(path))]:
         raise RequestError(f"{addressed[0]}: images and results with addresses are for clusters: give --ray too")
     if not inputs:
         raise RequestError("give at least one image or folder")
@@ -166,7 +166,11 @@ def upscale(
         work = Work(task, batch_size or upscaler.default_batch_size(), sha256, settings, quality, overwrite, report)
         upscale_videos(videos, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
         return
-    found = places(inputs, output, f"_{task.factor}x", to_file=to_file, manifest=manifest)
+    if cluster:
+        from gleansr.cluster import destinations
+    else:
+        from gleansr.jobs import destinations
+    found = destinations(inputs, output, f"_{task.factor}x", to_file=to_file, manifest=manifest)
     remembered = report or any(place.manifest for place in found)
     alone = one_file and not manifest  # so that all threads are for the one image
     work = Work(

@@ -81,7 +81,7 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
         OutputError: nothing more can be written.
     """
     from gleansr.cli.outcomes import upscale_all
-    from gleansr.jobs import OutputError, places
+    from gleansr.jobs import OutputError, destinations
     from gleansr.jobs.pipeline import SearchStoppedError
     from gleansr.video import RATE, WRITTEN, Clip, Numbered
 
@@ -122,7 +122,7 @@ def upscale_videos(videos: Videos, work: "Work", *, slow: bool, fail_fast: bool,
         raise SystemExit(128 + signal.Signals[stop.name])
     exit_codes = {3 if error.exit_code == 3 else 1 for error in failed}
     if folders and not (failed and fail_fast):
-        found = [place for one, target in folders for place in places(one.frames, target, "")]
+        found = [place for one, target in folders for place in destinations(one.frames, target, "")]
         try:
             upscale_all(found, work, slow=slow, fail_fast=fail_fast, verbose=verbose)
         except SystemExit as end:  # which does not know of what failed before

@@ -18,7 +18,7 @@ _TOGETHER = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class SRResult:
     """What a forward pass made of a low."""
 
     sr: Tensor | None
@@ -49,7 +49,7 @@ class Forward:
         self.ahead = 2 if self._pool or (method.device.type == "cuda" and isinstance(method, FeedForwardModel)) else 1
         """How many batches to start before the first is waited for, so that the device has its next one when it ends one."""
 
-    def __call__(self, lrs: Sequence[Tensor], *, eight_bits: bool = False) -> list[Made]:
+    def __call__(self, lrs: Sequence[Tensor], *, eight_bits: bool = False) -> list[SRResult]:
         """Of lrs (3, h, w) of one shape, in [-1, 1], on the CPU. What cannot be made has its error in its place.
 
         With `eight_bits` results of a GPU come as `codec.to_bytes` makes them.
@@ -58,10 +58,10 @@ class Forward:
             return self._launch(lrs, eight_bits)()
         except GleansrError as error:  # of one of them, or all
             if len(lrs) == 1:
-                return [Made(None, error=error)]
+                return [SRResult(None, error=error)]
             return [one for lr in lrs for one in self([lr], eight_bits=eight_bits)]
 
-    def start(self, lrs: Sequence[Tensor], *, eight_bits: bool = False) -> Callable[[], list[Made]]:
+    def start(self, lrs: Sequence[Tensor], *, eight_bits: bool = False) -> Callable[[], list[SRResult]]:
         """As a call, but begun only: what is returned waits for the end. The next may be started before."""
         again = partial(self, lrs, eight_bits=eight_bits)
         try:
@@ -69,7 +69,7 @@ class Forward:
         except GleansrError:
             return again
 
-        def result() -> list[Made]:
+        def result() -> list[SRResult]:
             try:
                 return end()
             except GleansrError:
@@ -77,7 +77,7 @@ class Forward:
 
         return result
 
-    def _launch(self, lrs: Sequence[Tensor], eight_bits: bool) -> Callable[[], list[Made]]:
+    def _launch(self, lrs: Sequence[Tensor], eight_bits: bool) -> Callable[[], list[SRResult]]:
         if self._pool:
             parts = [lrs[i : i + _TOGETHER] for i in range(0, len(lrs), _TOGETHER)]
             passes = [self._pool.submit(self._pass, [*part, *part[: _TOGETHER - len(part)]]) for part in parts]
@@ -86,11 +86,11 @@ class Forward:
         end = self._passes.start(lrs, self._report, eight_bits=eight_bits and self._gpu)
         return lambda: _shared(end(), time.perf_counter() - started)
 
-    def _pass(self, lrs: Sequence[Tensor]) -> list[Made]:
+    def _pass(self, lrs: Sequence[Tensor]) -> list[SRResult]:
         started = time.perf_counter()
         return _shared(self._passes(lrs, self._report), time.perf_counter() - started)
 
 
-def _shared(enlarged: ModelOutput, seconds: float) -> list[Made]:
+def _shared(enlarged: ModelOutput, seconds: float) -> list[SRResult]:
     share, n = seconds / len(enlarged.images), len(enlarged.images)
-    return [Made(sr, note, share) for sr, note in zip(enlarged.images, enlarged.notes or [""] * n, strict=True)]
+    return [SRResult(sr, note, share) for sr, note in zip(enlarged.images, enlarged.notes or [""] * n, strict=True)]

@@ -15,9 +15,9 @@ from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import StepReport
 from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
 from gleansr.jobs import Forward
-from gleansr.jobs.batches import BatchCollector, Low
-from gleansr.jobs.forward import Made
-from gleansr.jobs.pipeline import MEMORY, SearchStoppedError, bytes_of, threads_beside
+from gleansr.jobs.batches import BatchCollector, BatchItem
+from gleansr.jobs.forward import SRResult
+from gleansr.jobs.pipeline import MEMORY, SearchStoppedError, estimated_bytes, finishing_threads
 from gleansr.video.reading import Shot
 
 Write = Callable[[Shot, TaskResult], None]
@@ -29,7 +29,7 @@ class _Open:
 
     shot: Shot
     prepared: PreparedImage
-    made: list[Made | None]
+    made: list[SRResult | None]
     """Of each low."""
     weight: int
 
@@ -77,7 +77,7 @@ def flow(
         height, width = shot.image.size
         prepared = task.prepare(shot.image)
         without = replace(shot, image=DecodedImage(torch.empty(3, 0, 0), name=shot.image.name, notes=shot.image.notes))
-        return _Open(without, prepared, [None] * len(prepared.lrs), bytes_of(task, width, height))
+        return _Open(without, prepared, [None] * len(prepared.lrs), estimated_bytes(task, width, height))
 
     def write_when_finished(shot: Shot, result: Future[TaskResult]) -> None:
         write(shot, result.result())
@@ -92,21 +92,21 @@ def flow(
 
     def collect() -> None:
         batch, end = under_way.popleft()
-        for lr, made in zip(batch, end()[: len(batch)], strict=True):
+        for item, made in zip(batch, end()[: len(batch)], strict=True):
             if made.error:
-                raise ImageError(f"{opened[lr.number].shot.image.name}: {made.error}") from made.error
-            opened[lr.number].made[lr.place] = made
+                raise ImageError(f"{opened[item.image].shot.image.name}: {made.error}") from made.error
+            opened[item.image].made[item.part] = made
         hand_over()
 
     waiting: deque[Future[_Open | None]] = deque()  # being read, in order
     opened: dict[int, _Open] = {}  # before or within a forward pass
-    ready: deque[list[Low]] = deque()
-    under_way: deque[tuple[list[Low], Callable[[], list[Made]]]] = deque()
+    ready: deque[list[BatchItem]] = deque()
+    under_way: deque[tuple[list[BatchItem], Callable[[], list[SRResult]]]] = deque()
     writing: deque[Future[None]] = deque()
     taken = handed = 0  # images taken from the reader, and handed to the writer
     with ExitStack() as ending:
         ending.callback(getattr(shots, "close", lambda: None))
-        reader, finishers, writer = (_threads(ending, count) for count in (1, threads_beside(task), 1))
+        reader, finishers, writer = (_threads(ending, count) for count in (1, finishing_threads(task), 1))
         waiting.append(reader.submit(read))
         if (first := waiting[0].result()) is None:
             return
@@ -124,7 +124,7 @@ def flow(
                 waiting.append(reader.submit(read))
             if ready and len(under_way) < forward.ahead:
                 batch = ready.popleft()
-                lrs = [lr.tensor for lr in batch]
+                lrs = [item.lr for item in batch]
                 under_way.append((batch, forward.start(lrs + lrs[:1] * (together - len(lrs)))))
             elif under_way and (len(under_way) == forward.ahead or not (waiting and waiting[0].done())):
                 collect()

@@ -14,7 +14,7 @@ from gleansr.errors import ImageError
 from gleansr.files import replacing
 from gleansr.images.codec import Metadata, save
 from gleansr.jobs.steps import sidecar as sidecar_of
-from gleansr.jobs.storage import refusal
+from gleansr.jobs.storage import write_error
 from gleansr.video.encoding import VideoFile
 from gleansr.video.pyav import WRITTEN
 from gleansr.video.reading import Footage
@@ -73,7 +73,7 @@ def written(target: Path, footage: Footage, *, quality: int, model: str | None, 
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise refusal(f"{target}: cannot be written: {error.strerror or error}", error) from error
+        raise write_error(f"{target}: cannot be written: {error.strerror or error}", error) from error
 
 
 def check_target(target: Path, *, overwrite: bool, sidecar: bool = False) -> None:
