@@ -16,9 +16,9 @@ from benchmarks.measure import mmagic, positive
 from gleansr.checkpoints import foreign
 from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
-from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.precision import Precision
+from gleansr.inference.runner import FeedForwardModel, enlarge
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, glean_full, glean_light
 

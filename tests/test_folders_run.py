@@ -24,12 +24,11 @@ from gleansr import baselines as baselines
 from gleansr.errors import ImageError
 from gleansr.files import sha256_of
 from gleansr.images.codec import DecodedImage, check_output
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import ModelOutput
+from gleansr.inference.runner import BatchRunner, FeedForwardModel
 from gleansr.inference.tasks import Enlarge, ImageTask, PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import (
-    Forward,
     Job,
     JobResult,
     LocalStorage,
@@ -149,7 +148,7 @@ def test_all_passes_on_a_cpu_are_over_two(threads: int, work: Work, monkeypatch:
         one_pass = FeedForwardModel.__call__
         monkeypatch.setattr(FeedForwardModel, "__call__", lambda *given: sizes.append(len(given[1])) or one_pass(*given))
         for count in (1, 3, 4):
-            Forward(method, 4)([torch.zeros(3, size, size)] * count)
+            BatchRunner(method, 4)([torch.zeros(3, size, size)] * count)
         assert sizes == [2] * 5
     finally:
         torch.set_num_threads(1)
@@ -287,7 +286,7 @@ def test_whatever_changes_is_done_again(tmp_path: Path, work: Work, upscaler: Up
         (lambda: None, replace(work, settings={"method": "another"}), 3),
         (lambda: None, replace(work, quality=90), 3),
         (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, "crop"))), 3),
-        (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, consistent=0.5))), 3),
+        (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, back_projection=0.5))), 3),
         (lambda: None, replace(work, sidecar=True, task=cast("ImageTask", Enlarge(upscaler, measured=True))), 3),
         (lambda: None, replace(work, batch_size=1), 0),
     ]
@@ -616,7 +615,7 @@ def test_a_batch_with_a_lr_that_cannot_be_made_is_made_without_it():
                 raise ImageError("nine")
             return super().__call__(lr, report)
 
-    forward = Forward(Picky(), 4)
+    forward = BatchRunner(Picky(), 4)
     made = forward([torch.full((3, 1, 1), float(i)) for i in (7, 9, 8)])
     assert [None if one.sr is None else float(one.sr[0, 0, 0]) for one in made] == [7, None, 8]
     assert str(made[1].error) == "nine"
@@ -763,5 +762,5 @@ def test_a_link_to_what_is_not_there_is_not_replaced(tmp_path: Path, work: Work)
     assert isinstance(outcome, JobResult)
     assert "already exists" in str(outcome.error)
     assert link.is_symlink()
-    with pytest.raises(ImageError, match="exists already|already exists"):
+    with pytest.raises(ImageError, match=r"exists already|already exists"):
         check_output(link, overwrite=False)

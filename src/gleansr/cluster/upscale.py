@@ -15,8 +15,8 @@ from gleansr.cluster.rounds import Fleet, Rounds, quiet_ray_data
 from gleansr.cluster.urls import CachedStorage
 from gleansr.cluster.worker import WorkerConfig
 from gleansr.errors import RequestError, one_line
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import StepReport
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.jobs import Job, JobResult, Manifest, UnreadableFolder, Work
 
 _WAVES = (20_000, 200_000, 1_000_000)

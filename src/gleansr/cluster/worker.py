@@ -20,8 +20,8 @@ from gleansr.cluster.urls import RemoteStorage
 from gleansr.errors import GleansrError, ImageError, InternalError, RequestError
 from gleansr.files import beginning, half_written
 from gleansr.images.codec import software
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.precision import Precision
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.tasks import Enlarge, ImageTask
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import Job, JobResult, Manifest, OutputError, Work, run

@@ -167,7 +167,7 @@ def enlarge(
             raise RequestError(
                 f"{name} takes images of {side}x{side}, not {batch.shape[-1]}x{batch.shape[-2]}; give another of the --models"
             )
-        enlarged = upscaler.passes(list(batch), report)
+        enlarged = upscaler.runner(list(batch), report)
         for image, note in zip(enlarged.images, enlarged.notes or [""] * len(batch), strict=True):
             images.append(to_bytes(image))
             finished(len(images) - 1, note)

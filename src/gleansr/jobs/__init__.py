@@ -10,7 +10,6 @@
 `process` handles one batch in the calling thread. On a cluster, `gleansr.cluster.upscale_on_cluster` replaces `run`.
 """
 
-from gleansr.jobs.forward import Forward
 from gleansr.jobs.index import Index, ManifestEntry, fingerprint
 from gleansr.jobs.jobs import MANIFEST, Destination, Job, UnreadableFolder, destinations
 from gleansr.jobs.manifest import FORMAT, Manifest
@@ -25,7 +24,6 @@ __all__ = [
     "Destination",
     "FileState",
     "FileStore",
-    "Forward",
     "Index",
     "InputCounts",
     "Job",

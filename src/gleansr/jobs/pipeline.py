@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from gleansr.inference.method import StepReport
+from gleansr.inference.runner import BatchRunner, SRResult
 from gleansr.inference.tasks import Enlarge, ImageTask
 from gleansr.jobs.batches import BatchCollector, BatchItem
-from gleansr.jobs.forward import Forward, SRResult
 from gleansr.jobs.index import ManifestEntry
 from gleansr.jobs.jobs import Job, UnreadableFolder
 from gleansr.jobs.manifest import Manifest
@@ -92,7 +92,7 @@ def run(
             window.release(number)
             window.post(result)
 
-    forward = Forward(work.task.upscaler.method, work.batch_size, step)
+    runner = BatchRunner(work.task.upscaler.method, work.batch_size, step)
     batches = BatchCollector(work.batch_size, count // 2, memory // 2)
     images: dict[int, tuple[DecodedJob, list[SRResult | None]]] = {}
 
@@ -111,14 +111,14 @@ def run(
     with _threads(window, [read] * (threads + 1), [write] * threads, lambda: computed.put(None)), suppress(SearchStoppedError):
         while not (stopped() or (ended and not ready and not running)):
             yield from window.events()
-            if ready and len(running) < forward.ahead:
+            if ready and len(running) < runner.concurrency:
                 batch = ready.popleft()
                 members = [images[number][0] for number in dict.fromkeys(item.image for item in batch)]
                 _begin([member.job for member in members], manifests)
                 eight_bits = all(member.prepared.eight_bits for member in members)
-                running.append((batch, forward.start([item.lr for item in batch], eight_bits=eight_bits)))
+                running.append((batch, runner.start([item.lr for item in batch], eight_bits=eight_bits)))
                 continue
-            if len(running) == forward.ahead or ended:
+            if len(running) == runner.concurrency or ended:
                 collect(*running.popleft())
                 continue
             try:

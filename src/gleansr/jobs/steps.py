@@ -23,8 +23,8 @@ from gleansr.images.codec import FORMATS, Metadata, decode, save
 from gleansr.images.metadata import is_marked
 from gleansr.images.opening import DAMAGE
 from gleansr.inference.devices import out_of_memory
+from gleansr.inference.runner import BatchRunner, SRResult
 from gleansr.inference.tasks import ImageTask, PreparedImage
-from gleansr.jobs.forward import Forward, SRResult
 from gleansr.jobs.index import ManifestEntry, fingerprint
 from gleansr.jobs.jobs import Job
 from gleansr.jobs.storage import FileState, FileStore, LocalStorage, OutputError
@@ -91,7 +91,7 @@ class DecodedJob:
 
 
 def process(
-    jobs: Sequence[Job], work: Work, known: Sequence[ManifestEntry | None] | None = None, *, forward: Forward | None = None
+    jobs: Sequence[Job], work: Work, known: Sequence[ManifestEntry | None] | None = None, *, runner: BatchRunner | None = None
 ) -> Iterator[JobResult]:
     """Processes jobs in the calling thread, from the files' bytes to written results, with forward passes in batches.
 
@@ -102,7 +102,7 @@ def process(
         work: what to do.
         known: the manifest's record of each target (`Manifest.index.get(job.target_key)`), which permits skipping finished images and
             replacing earlier results.
-        forward: reuse it between calls, because it learns which batch size fits into the device's memory.
+        runner: reuse it between calls, because it learns which batch size fits into the device's memory.
 
     Yields:
         One result for each job, in any order.
@@ -110,7 +110,7 @@ def process(
     Raises:
         OutputError: nothing more can be written.
     """
-    forward = forward or Forward(work.task.upscaler.method, work.batch_size)
+    runner = runner or BatchRunner(work.task.upscaler.method, work.batch_size)
     decoded: list[DecodedJob] = []
     for job, entry in zip(jobs, known or [None] * len(jobs), strict=True):
         item = decode_job(job, work, entry)
@@ -127,7 +127,7 @@ def process(
         for start in range(0, len(same_shape), work.batch_size):
             batch = same_shape[start : start + work.batch_size]
             lrs, eight_bits = [decoded[i].prepared.lrs[j] for i, j in batch], all(decoded[i].prepared.eight_bits for i, _ in batch)
-            results.update(zip(batch, forward(lrs, eight_bits=eight_bits), strict=True))
+            results.update(zip(batch, runner(lrs, eight_bits=eight_bits), strict=True))
     for i, item in enumerate(decoded):
         yield write_result(item, [results[i, j] for j in range(len(item.prepared.lrs))], work)
 

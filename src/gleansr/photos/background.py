@@ -105,7 +105,7 @@ class BackgroundModel:
     def _enlarged(self, tile: Tensor, factor: int) -> Tensor:
         """(3, h, w) in [0, 1] -> (3, factor * h, factor * w) in [0, 1]."""
         with self._lock:
-            made = self.upscaler.passes([tile * 2 - 1]).images[0]
+            made = self.upscaler.runner([tile * 2 - 1]).images[0]
         if not bool(made.isfinite().all()):
             raise ImageError("the background network made NaN or infinite values; try --precision float32")
         large = (made.clamp(-1, 1) + 1) / 2

@@ -73,8 +73,8 @@ def to_size(planes: Tensor, height: int, width: int) -> Tensor:
 
 
 def decibels(lr: Tensor, sr: Tensor) -> float | None:
-    """`tasks.decibels` in float32: the consistency of a result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None where
-    nothing differs."""
+    """`tasks.consistency_db` in float32: the consistency of a result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None
+    where nothing differs."""
     stored = sr.clamp(-1, 1).add(1).mul(127.5).round()
     again = shrunk(stored, sr.shape[-1] // lr.shape[-1]) / 127.5 - 1
     value = float(psnr(lr[None], again[None])[0])

@@ -207,7 +207,7 @@ def run(task: Photo, photo: DecodedImage) -> TaskResult:
     size = upscaler.default_batch_size()
     for first in range(0, len(prepared.lrs), size):
         batch = prepared.lrs[first : first + size]
-        enlarged = upscaler.passes(batch)
+        enlarged = upscaler.runner(batch)
         srs += enlarged.images
         notes += enlarged.notes or [""] * len(batch)
     return prepared.finish(srs, notes)

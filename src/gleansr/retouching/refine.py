@@ -233,7 +233,7 @@ def refine(prepared: PreparedRetouch, upscaler: Upscaler) -> Image.Image:
     """The whole image, by a forward pass of the model for which it was prepared, if anything was touched; see `PreparedRetouch.finish`."""
     if prepared.lr is None:
         return prepared.finish(None)
-    return prepared.finish(upscaler.passes([prepared.lr]).images[0])
+    return prepared.finish(upscaler.runner([prepared.lr]).images[0])
 
 
 def default_model(factor: int | None) -> str:

@@ -49,7 +49,7 @@ class ModelWorker:
     def __init__(self, models: Mapping[str, Upscaler], batch_size: int | None, metrics: Metrics):
         """`batch_size`: most images in a forward pass, None: what suits the device."""
         self._methods: dict[str, Model] = {name: upscaler.method for name, upscaler in models.items()}
-        self._passes = {name: upscaler.passes for name, upscaler in models.items()}
+        self._runners = {name: upscaler.runner for name, upscaler in models.items()}
         self._limits = {name: batch_size or suitable_batch(upscaler) for name, upscaler in models.items()}
         self._metrics = metrics
         self._waiting: deque[_Job] = deque()
@@ -135,7 +135,7 @@ class ModelWorker:
     def _forward(self, model: str, lrs: list[Tensor]) -> tuple[list[Tensor], float]:
         """In the worker's thread."""
         started = time.perf_counter()
-        sr = self._passes[model](lrs).images.float()
+        sr = self._runners[model](lrs).images.float()
         seconds = time.perf_counter() - started
         # Of a batch each gets a copy, so that none keeps the others' memory.
         return [sr[0]] if len(sr) == 1 else [image.clone() for image in sr], seconds

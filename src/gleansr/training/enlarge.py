@@ -20,7 +20,7 @@ from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
 from gleansr.images.resize import resize
-from gleansr.inference.feedforward import enlarge
+from gleansr.inference.runner import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.layers import placed
 from gleansr.signals import stoppable

@@ -11,12 +11,10 @@ import torch
 
 from gleansr.errors import ImageError
 from gleansr.images.codec import DecodedImage
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import StepReport
+from gleansr.inference.runner import BatchRunner, FeedForwardModel, SRResult
 from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
-from gleansr.jobs import Forward
 from gleansr.jobs.batches import BatchCollector, BatchItem
-from gleansr.jobs.forward import SRResult
 from gleansr.jobs.pipeline import MEMORY, SearchStoppedError, estimated_bytes, finishing_threads
 from gleansr.video.reading import Shot
 
@@ -48,7 +46,7 @@ def flow(
 
     One thread decodes and prepares, a few images ahead; this one makes the forward passes; others finish; one writes. What becomes of a
     low can depend, in its last bits, on how many share its pass, and equal images are to have equal results wherever in the video they
-    are. On a CPU `Forward` sees to that; on other devices each pass here has the same number: where there are fewer, one is made again.
+    are. On a CPU `BatchRunner` sees to that; on other devices each pass here has the same number: where there are fewer, one is made again.
 
     Args:
         shots: are read by another thread.
@@ -112,7 +110,7 @@ def flow(
             return
         most = max(2, min(4 * batch_size + 4, memory // first.weight))
         size = min(batch_size, most // 2)
-        forward, batches = Forward(task.upscaler.method, size, step), BatchCollector(size, most, most)
+        runner, batches = BatchRunner(task.upscaler.method, size, step), BatchCollector(size, most, most)
         together = size if isinstance(task.upscaler.method, FeedForwardModel) and task.upscaler.device.type != "cpu" else 1
         ended = False
         while True:
@@ -122,11 +120,11 @@ def flow(
                 writing.popleft().result()
             while not ended and len(waiting) <= size and len(waiting) + len(opened) + len(writing) < most:
                 waiting.append(reader.submit(read))
-            if ready and len(under_way) < forward.ahead:
+            if ready and len(under_way) < runner.concurrency:
                 batch = ready.popleft()
                 lrs = [item.lr for item in batch]
-                under_way.append((batch, forward.start(lrs + lrs[:1] * (together - len(lrs)))))
-            elif under_way and (len(under_way) == forward.ahead or not (waiting and waiting[0].done())):
+                under_way.append((batch, runner.start(lrs + lrs[:1] * (together - len(lrs)))))
+            elif under_way and (len(under_way) == runner.concurrency or not (waiting and waiting[0].done())):
                 collect()
             elif waiting:
                 new = waiting.popleft().result()
