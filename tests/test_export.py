@@ -92,14 +92,14 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, tiny_model: Path, monke
     call = OnnxModel.__call__
     monkeypatch.setattr(OnnxModel, "__call__", lambda self, lr: call(self, lr) + 0.01)
     (tmp_path / "a.onnx").write_bytes(b"old")
-    with pytest.raises(GleansrError, match=r"was not written, since ONNX Runtime's result differs by 0\.01"):
+    with pytest.raises(GleansrError, match=r"was not written: ONNX Runtime's result differs by 0\.01"):
         export(gleansr.load(tiny_model, device="cpu"), tmp_path / "a.onnx")
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
 def test_what_cannot_be_exported(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.onnx"
-    with pytest.raises(RequestError, match="bicubic cannot be exported: it is no network"):
+    with pytest.raises(RequestError, match="bicubic cannot be exported: it is not a network"):
         export(baselines.load("bicubic", scale=2, device="cpu"), path)
     with pytest.raises(RequestError, match="plain network cannot be exported"):
         export(upscaler(ResidualNet(ResidualNetConfig(scale=4, features=8, n_blocks=1))), path)
@@ -114,7 +114,7 @@ def test_what_cannot_be_exported(tmp_path: Path, tiny_model: Path, monkeypatch: 
     with pytest.raises(RequestError, match="in the precision that it was exported in, not in bfloat16"):
         gleansr.load(path, precision="bfloat16")
     monkeypatch.setattr("gleansr.inference.export.LARGEST", 1000)
-    with pytest.raises(RequestError, match="one ONNX file holds 1,000"):
+    with pytest.raises(RequestError, match="one ONNX file holds at most 1,000"):
         export(tiny, path)
     for package in ("onnxscript", "onnxruntime"):
         find = importlib.util.find_spec

@@ -605,7 +605,7 @@ def test_out_of_memory_halves_the_batches_once(tmp_path: Path, caplog: pytest.Lo
     ]
     outcomes = do(source, tmp_path / "none", slow_work(Slow(most=0), 8))
     assert statuses(outcomes) == {"failed": 16}
-    assert "4x4 alone" in str(cast("JobResult", outcomes[0]).error)
+    assert "with a single image of 4x4" in str(cast("JobResult", outcomes[0]).error)
 
 
 def test_a_batch_with_a_lr_that_cannot_be_made_is_made_without_it():
