@@ -29,16 +29,16 @@ import gleansr
 from benchmarks.pipeline import make, resident
 from gleansr import checkpoints
 from gleansr.cluster import ClusterConfig, upscale_on_cluster
-from gleansr.cluster.connection import connected
+from gleansr.cluster.connection import connect
 from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Destination, Manifest, UnreadableFolder, Work, places, run, walk
+from gleansr.jobs import Destination, Manifest, UnreadableFolder, Work, destinations, run, walk
 
 
 def timed(images: Path, count: int, work: Work, way: Callable[..., Iterator[Any]]) -> tuple[float, float]:
     """Seconds, and bytes written per image."""
     with tempfile.TemporaryDirectory() as results:
-        [place] = cast("list[Destination]", places([images], Path(results), ""))
+        [place] = cast("list[Destination]", destinations([images], Path(results), ""))
         started = time.perf_counter()
         with closing(Manifest(cast("Path", place.manifest))) as manifest:
             for outcome in way(islice(walk(place), count), work, [manifest]):
@@ -108,7 +108,7 @@ def main() -> None:
     processor: dict[int, list[float]] = {}
     written = 0.0
 
-    with tempfile.TemporaryDirectory() as folder, connected("local", num_cpus=options.workers * options.cores) as ray:
+    with tempfile.TemporaryDirectory() as folder, connect("local", num_cpus=options.workers * options.cores) as ray:
         images = Path(folder)
         make(images, options.images)
         read = sum(path.stat().st_size for path in images.rglob("*.*") if path.is_file()) / options.images

@@ -16,11 +16,12 @@ from benchmarks.measure import mmagic, positive
 from gleansr.checkpoints import foreign
 from gleansr.checkpoints.native import About
 from gleansr.errors import RequestError
-from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.precision import Precision
+from gleansr.inference.runner import FeedForwardModel, enlarge
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, glean_full, glean_light
+from gleansr.models.network import SRNetwork
 
 PRESETS: dict[str, Callable[[int, int], GLEANConfig]] = {"full": glean_full, "light": glean_light}
 GLEANSR, PEER, PLAIN, ONNX = "gleansr", "mmagic", "plain formulation", "ONNX Runtime"
@@ -157,7 +158,7 @@ def plain(model: nn.Module, precision: str, device: torch.device, name: str = PL
 
     def forward(lr: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return enlarge(model, lr)
+            return enlarge(cast("SRNetwork", model), lr)
 
     return Contestant(name, precision, forward, model)
 

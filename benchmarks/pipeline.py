@@ -40,7 +40,7 @@ from gleansr.files import sha256_of
 from gleansr.images.codec import decode
 from gleansr.inference.precision import Precision
 from gleansr.inference.tasks import Enlarge, ImageTask
-from gleansr.jobs import Manifest, UnreadableFolder, Work, places, run, walk
+from gleansr.jobs import Manifest, UnreadableFolder, Work, destinations, run, walk
 
 SIZES = (32, 256)
 KINDS = (".png", ".jpg", ".webp", ".tif", ".bmp")
@@ -68,7 +68,7 @@ def resident() -> float:
 def through_folders(images: Path, results: Path, work: Work, count: int) -> list[float]:
     """Upscales all images into a new folder. Returns the resident memory after each tenth."""
     memory = []
-    [place] = places([images], results, "")
+    [place] = destinations([images], results, "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
         for number, outcome in enumerate(run(walk(place), work, [manifest]), 1):
             if isinstance(outcome, UnreadableFolder) or outcome.status != "done":

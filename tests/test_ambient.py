@@ -26,7 +26,7 @@ from gleansr.evaluation.metrics import consistency, frechet_distance, ms_ssim, p
 from gleansr.images.back_projection import back_project
 from gleansr.images.resize import degrade
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import JobResult, Manifest, Work, places, run, walk
+from gleansr.jobs import JobResult, Manifest, Work, destinations, run, walk
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.photos import upscale_photo
 from gleansr.retouching.refine import prepare
@@ -127,7 +127,11 @@ def with_alpha(image: Image.Image) -> Image.Image:
 
 def loaded_and_called(model: Path, cat: Image.Image, **options: Any) -> list[Any]:
     upscaler = gleansr.load(model, device="cpu", **options)
-    made = [upscaler(with_alpha(cat), consistent=1.0), upscaler(noise(3, 9, 8)), *upscaler.upscale([cat, cat.resize((8, 8))], batch_size=2)]
+    made = [
+        upscaler(with_alpha(cat), back_projection=1.0),
+        upscaler(noise(3, 9, 8)),
+        *upscaler.upscale([cat, cat.resize((8, 8))], batch_size=2),
+    ]
     return [values(image) for image in made]
 
 
@@ -201,8 +205,8 @@ def in_a_folder(model: Path, cat: Image.Image, folder: Path) -> list[Any]:
     for i in range(3):
         cat.rotate(90 * i).save(folder / "in" / f"{i}.png")
     with_alpha(cat).save(folder / "in" / "alpha.png")
-    [place] = places([folder / "in"], folder / "out", "")
-    work = Work(Enlarge(gleansr.load(model, device="cpu"), consistent=0.5), 2)
+    [place] = destinations([folder / "in"], folder / "out", "")
+    work = Work(Enlarge(gleansr.load(model, device="cpu"), back_projection=0.5), 2)
     with contextlib.closing(Manifest(cast("Path", place.manifest))) as manifest:
         assert [outcome.status for outcome in run(walk(place), work, [manifest]) if isinstance(outcome, JobResult)] == ["done"] * 4
     return [values(Image.open(path)) for path in sorted((folder / "out").glob("*.png"))]

@@ -15,7 +15,7 @@ from gleansr.baselines.dgp import DGP
 from gleansr.baselines.dgp_config import mse_biased
 from gleansr.checkpoints import native
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig

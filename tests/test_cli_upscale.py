@@ -180,7 +180,7 @@ def test_a_lone_image_has_no_manifest_unless_told(run, folder: Path, tiny_model:
     assert sorted(path.name for path in image.parent.iterdir() if "00" in path.name or path.suffix != ".png") == ["00.png", "00_4x.png"]
     status, said = run(image, "-m", tiny_model)
     assert status == 1
-    assert "exists already" in said
+    assert "already exists" in said
     (tmp_path / "kept").mkdir()
     told = ("--manifest", tmp_path / "kept" / "m.jsonl", "-o", tmp_path / "result.png", "-m", tiny_model)
     assert run(image, *told)[0] == 0

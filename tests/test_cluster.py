@@ -43,7 +43,7 @@ def ray() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLEANSR_TEST_CLUSTER", token)  # which all its processes inherit
         patch.delenv("RAY_ADDRESS", raising=False)
-        with connection.connected("local", num_cpus=2) as module:
+        with connection.connect("local", num_cpus=2) as module:
             yield module
     deadline = time.monotonic() + 10
     while left := processes_with(token):
@@ -88,7 +88,7 @@ def work(tiny_model: Path) -> Callable[..., Work]:
 def expected(images: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of folder mode."""
     results = tmp_path_factory.mktemp("expected")
-    [place] = folders.places([images], results, "")
+    [place] = folders.destinations([images], results, "")
     work = Work(Enlarge(gleansr.load(tiny_model)), 1, sha256_of(tiny_model))
     assert place.manifest
     with closing(folders.Manifest(place.manifest)) as manifest:
@@ -105,10 +105,10 @@ def upscaled(
     **options: Any,
 ) -> list[JobResult]:
     """All outcomes; `told` hears of each as it comes."""
-    [place] = cluster.places(inputs, output, "")
+    [place] = cluster.destinations(inputs, output, "")
     assert place.manifest
     outcomes: list[JobResult] = []
-    with closing(cluster.Manifest(place.manifest)) as manifest:
+    with closing(cluster.open_manifest(place.manifest)) as manifest:
         for outcome in upscale_on_cluster(cluster.walk(place), work, [manifest], cluster=config, **options):
             assert not isinstance(outcome, UnreadableFolder)
             outcomes.append(outcome)
@@ -147,7 +147,7 @@ def test_files_and_manifest_are_those_of_folder_mode(
     assert isinstance(failure.error, ImageError)
     assert lines(output, "failed") == lines(expected, "failed")
     # What is done is skipped, without a cluster; what failed is tried again.
-    monkeypatch.setattr("gleansr.cluster.upscale.connected", lambda _: pytest.fail("a cluster was sought"))
+    monkeypatch.setattr("gleansr.cluster.upscale.connect", lambda _: pytest.fail("a cluster was sought"))
     again = []
     with pytest.raises(pytest.fail.Exception):
         upscaled([images], output, work(), told=again.append)
@@ -225,7 +225,7 @@ def test_images_of_a_web_server(work: Callable[..., Work], images: Path, expecte
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}"
-        assert cluster.count(cluster.places([url], tmp_path, "")[0]).images == COUNT + 1
+        assert cluster.count(cluster.destinations([url], tmp_path, "")[0]).images == COUNT + 1
         outcomes = upscaled([url], tmp_path, work(batch_size=4))
     finally:
         server.shutdown()
@@ -246,7 +246,7 @@ def test_a_full_disk_and_workers_that_cannot_work_stop_the_run(work: Callable[..
 
     with pytest.raises(OutputError, match="No space left"):
         upscaled([images], tmp_path / "full", work(Full))
-    with pytest.raises(GleansrError, match=r"a worker on .* cannot work: ModuleNotFoundError: No module named 'nowhere'"):
+    with pytest.raises(GleansrError, match=r"a worker on .* cannot start: ModuleNotFoundError: No module named 'nowhere'"):
         upscaled([images], tmp_path / "unknown", work(Unknown))
 
 

@@ -26,18 +26,18 @@ from gleansr import cluster
 from gleansr import jobs as folders
 from gleansr.cli import main
 from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
-from gleansr.cluster.ahead import ahead
 from gleansr.cluster.manifest import StoredManifest
-from gleansr.cluster.portions import Known, Portion, portions
+from gleansr.cluster.portions import KnownResult, Portion, portions
+from gleansr.cluster.prefetch import prefetch
 from gleansr.cluster.rounds import Fleet, Rounds
-from gleansr.cluster.urls import Addresses, Listed, file_system, is_url, normal, state_of
-from gleansr.cluster.worker import RayWorker, Setting, sealed, unpack
+from gleansr.cluster.urls import CachedStorage, RemoteStorage, file_state, file_system
+from gleansr.cluster.worker import RayWorker, WorkerConfig, pack_portions, unpack_results
 from gleansr.data.sources import open_source
 from gleansr.errors import GleansrError, ImageError, RequestError
 from gleansr.files import sha256_of
 from gleansr.inference.tasks import Enlarge
-from gleansr.jobs import Job, JobResult, OutputError, State, UnreadableFolder, Work
-from gleansr.stores import SCHEMES, check_address
+from gleansr.jobs import FileState, Job, JobResult, OutputError, UnreadableFolder, Work
+from gleansr.stores import SCHEMES, check_address, is_url, normalize
 
 
 @pytest.fixture
@@ -77,11 +77,11 @@ def fill(store: str, tmp_path: Path) -> Callable[[list[str]], Path]:
 def test_addresses_survive_a_path():
     for url in ("s3://bucket/a/b.png", "gs://b", "http://host:80/x", "memory://a"):
         assert is_url(url)
-        assert normal(url) == normal(Path(url)) == url
-    assert normal("file:///a/b") == normal(Path("file:///a/b")) == "/a/b"
+        assert normalize(url) == normalize(Path(url)) == url
+    assert normalize("file:///a/b") == normalize(Path("file:///a/b")) == "/a/b"
     for path in ("a/b", "/a:b/c", "c:", "C:/a", "C:\\a", "a:b", "./s3:/x"):
         assert not is_url(path)
-        assert normal(path) == path
+        assert normalize(path) == path
 
 
 ELSEWHERE = [
@@ -118,12 +118,12 @@ def test_addresses_that_are_allowed():
 
 
 def test_storage_reads_what_it_wrote(store: str, tmp_path: Path):
-    storage = Addresses()
+    storage = RemoteStorage()
     for path in (str(tmp_path / "a" / "b.png"), f"{store}/a/b.png"):
         assert storage.state(path) is None
         storage.write(path, b"123")
         assert (state := storage.state(path))
-        assert state.bytes == 3
+        assert state.size == 3
         assert storage.read(path) == b"123"
         with pytest.raises(ImageError, match=r"c\.png: cannot be read"):
             storage.read(path.replace("b.png", "c.png"))
@@ -139,7 +139,7 @@ def test_what_cannot_be_written_is_told_and_not_that_there_is_nothing_to_remove(
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        Addresses().write(f"{store}/a.png", b"x")
+        RemoteStorage().write(f"{store}/a.png", b"x")
 
 
 def test_states_are_equal_exactly_if_nothing_changed():
@@ -148,11 +148,13 @@ def test_states_are_equal_exactly_if_nothing_changed():
         ({"size": 3, "mtime": 5.0}, {"size": 4, "mtime": 5.0}),
         ({"size": 3, "ETag": "a"}, {"size": 3, "ETag": "b"}),
     ):
-        assert state_of(old) == state_of(dict(old)) != state_of(new)
-    assert state_of({"size": 3, "LastModified": "2026-01-02T03:04:05.25Z"}) == state_of({"size": 3, "LastModified": "2026-01-02T03:04:05Z"})
-    assert state_of({"size": 3}) != state_of({"size": 3})  # nothing is known: the contents are compared
-    assert state_of({"size": None, "mtime": 1}) is None
-    assert state_of({"size": 0, "mtime": 1, "type": "directory"}) is None
+        assert file_state(old) == file_state(dict(old)) != file_state(new)
+    assert file_state({"size": 3, "LastModified": "2026-01-02T03:04:05.25Z"}) == file_state(
+        {"size": 3, "LastModified": "2026-01-02T03:04:05Z"}
+    )
+    assert file_state({"size": 3}) != file_state({"size": 3})  # nothing is known: the contents are compared
+    assert file_state({"size": None, "mtime": 1}) is None
+    assert file_state({"size": 0, "mtime": 1, "type": "directory"}) is None
 
 
 def test_a_folder_is_listed_once(store: str, monkeypatch: pytest.MonkeyPatch):
@@ -162,9 +164,9 @@ def test_a_folder_is_listed_once(store: str, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
     monkeypatch.setattr(memory, "ls", lambda path, detail: calls.append(path) or type(memory).ls(memory, path, detail=detail))
     monkeypatch.setattr("gleansr.cluster.urls.file_system", lambda url: (memory, "/" + url.partition("://")[2]))
-    listed = Listed()
+    listed = CachedStorage()
     states = [listed.state(f"{store}/{i}.png") for i in range(4)]
-    assert [state and state.bytes for state in states] == [0, 1, 2, None]
+    assert [state and state.size for state in states] == [0, 1, 2, None]
     assert calls == ["/store"]
     assert listed.state(f"{store}/nowhere/a.png") is None
 
@@ -180,8 +182,8 @@ def test_a_store_is_walked_as_a_folder(fill: Callable[[list[str]], Path], store:
     for name in ("old/gleansr.jsonl", "old/x.png"):
         (root / name).write_text("")
         fsspec.filesystem("memory").pipe_file(f"/store/in/{name}", b"")
-    [local] = folders.places([root], tmp_path / "out", "")
-    [place] = cluster.places([f"{store}/in"], Path(f"{store}/out"), "")
+    [local] = folders.destinations([root], tmp_path / "out", "")
+    [place] = cluster.destinations([f"{store}/in"], Path(f"{store}/out"), "")
     assert isinstance(place, cluster.RemoteDestination)
     assert place.manifest == f"{store}/out/gleansr.jsonl"
     expected = [job for job in folders.walk(local) if isinstance(job, Job)]
@@ -195,7 +197,7 @@ def test_a_store_is_walked_as_a_folder(fill: Callable[[list[str]], Path], store:
 
 def test_several_inputs_share_a_tree(fill: Callable[[list[str]], Path], store: str, tmp_path: Path):
     root = fill(["s/a.png"])
-    [place] = cluster.places([f"{store}/in", root / "s" / "a.png", root], tmp_path / "out", "", manifest=tmp_path / "list.jsonl")
+    [place] = cluster.destinations([f"{store}/in", root / "s" / "a.png", root], tmp_path / "out", "", manifest=tmp_path / "list.jsonl")
     jobs = [job for job in cluster.walk(place) if isinstance(job, Job)]
     assert [(job.source, job.target_key) for job in jobs] == [
         (str(root / "s" / "a.png"), str(tmp_path / "out" / "a.png")),  # whole, where the manifest lies elsewhere
@@ -206,7 +208,7 @@ def test_several_inputs_share_a_tree(fill: Callable[[list[str]], Path], store: s
 
 def test_no_result_in_a_store_replaces_an_input(store: str, work: Work, tmp_path: Path):
     for name in ("results/sub/a.png", "x/sub/a.png", "x/sub/b.png"):
-        Addresses().write(f"{store}/{name}", b"precious")
+        RemoteStorage().write(f"{store}/{name}", b"precious")
     place = cluster.RemoteDestination.of([f"{store}/x", f"{store}/results/sub"], f"{store}/results")
     jobs = [job for job in cluster.walk(place) if isinstance(job, Job)]
     assert {job.target.removeprefix(f"{store}/results/"): job.replaces for job in jobs} == {
@@ -214,23 +216,23 @@ def test_no_result_in_a_store_replaces_an_input(store: str, work: Work, tmp_path
         "sub/a.png": "nothing",
         "sub/b.png": "nothing",
     }
-    planned = list(portions(jobs, replace(work, overwrite=True, storage=Addresses()), [None], 8))
+    planned = list(portions(jobs, replace(work, overwrite=True, storage=RemoteStorage()), [None], 8))
     [refused] = [one for one in planned if isinstance(one, JobResult)]
-    assert "results/sub/a.png: is an input, which is never replaced" in str(refused.error)
+    assert "results/sub/a.png is an input and is never replaced" in str(refused.error)
 
 
 def test_what_cannot_be_listed(store: str, tmp_path: Path):
     with pytest.raises(RequestError, match="no such folder"):
-        cluster.places([f"{store}/nowhere"], tmp_path, "")
-    with pytest.raises(RequestError, match="give the folder of the results"):
-        cluster.places([f"{store}/in"], None, "")
-    with pytest.raises(RequestError, match="addresses of this kind are not supported"):
-        cluster.places(["nonsense://in"], tmp_path, "")
+        cluster.destinations([f"{store}/nowhere"], tmp_path, "")
+    with pytest.raises(RequestError, match="require a results folder"):
+        cluster.destinations([f"{store}/in"], None, "")
+    with pytest.raises(RequestError, match="addresses of this kind are not used"):
+        cluster.destinations(["nonsense://in"], tmp_path, "")
     with pytest.raises(RequestError, match="no such file or folder"):
-        cluster.places([tmp_path / "missing"], f"{store}/out", "")
+        cluster.destinations([tmp_path / "missing"], f"{store}/out", "")
     fsspec.filesystem("memory").pipe_file("/store/empty/a.txt", b"")
-    with pytest.raises(RequestError, match="no images there"):
-        cluster.count(cluster.places([f"{store}/empty"], f"{store}/out", "")[0])
+    with pytest.raises(RequestError, match="no images found"):
+        cluster.count(cluster.destinations([f"{store}/empty"], f"{store}/out", "")[0])
     place = cluster.RemoteDestination(str(tmp_path), ("nonsense://in",), frozenset({"nonsense://in"}), tmp_path / "gleansr.jsonl")
     [unlisted] = cluster.walk(place)
     assert isinstance(unlisted, UnreadableFolder)
@@ -242,17 +244,17 @@ def test_what_cannot_be_listed(store: str, tmp_path: Path):
 
 def test_portions_are_small_and_whole():
     jobs = [
-        (Job(f"/in/{i:05d}\udcff.jpg", f"/out/{i:05d}.png", f"../in/{i}", f"{i}.png", i % 2), Known(b"x" * 16 if i % 3 else None))
+        (Job(f"/in/{i:05d}\udcff.jpg", f"/out/{i:05d}.png", f"../in/{i}", f"{i}.png", i % 2), KnownResult(b"x" * 16 if i % 3 else None))
         for i in range(64)
     ]
     portion = Portion.of(jobs)
     assert portion.jobs() == jobs
-    assert len(Portion.of([(job, Known()) for job, _ in jobs]).packed) < 64 * 40
+    assert len(Portion.of([(job, KnownResult()) for job, _ in jobs]).packed) < 64 * 40
 
 
 def test_a_plan_skips_what_is_done_and_refuses_what_is_not_ours(fill: Callable[[list[str]], Path], work: Work, tmp_path: Path):
     root = fill([f"{i}.png" for i in range(7)])
-    [place] = folders.places([root], tmp_path / "out", "")
+    [place] = folders.destinations([root], tmp_path / "out", "")
     assert place.manifest
     with closing(folders.Manifest(place.manifest)) as manifest:
         first = [job for job in folders.walk(place) if isinstance(job, Job)][:3]
@@ -284,14 +286,14 @@ def test_items_are_taken_ahead_but_not_further():
             taken.append(i)
             yield i
 
-    with ahead(items(), 3) as coming:
+    with prefetch(items(), 3) as coming:
         assert next(coming) == 0
         time.sleep(0.3)
         assert len(taken) <= 6
     count = len(taken)
     time.sleep(0.1)
     assert len(taken) == count
-    with pytest.raises(ZeroDivisionError), ahead((1 // i for i in (1, 0)), 3) as coming:
+    with pytest.raises(ZeroDivisionError), prefetch((1 // i for i in (1, 0)), 3) as coming:
         list(coming)
 
 
@@ -316,16 +318,18 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RayWorker]:
 
     def make(work: Work | bytes, begun: int = 0, starting: int = 1, **setting: Any) -> RayWorker:
         data = work if isinstance(work, bytes) else pickle.dumps(work)
-        return RayWorker([data], Tally(begun, starting), Setting(**setting))
+        return RayWorker([data], Tally(begun, starting), WorkerConfig(**setting))
 
     return make
 
 
 def done(worker: RayWorker, jobs: list[Job]) -> tuple[list[tuple[int, JobResult]], GleansrError | None, str]:
-    rows = pyarrow.table({"number": [5], "jobs": pyarrow.array([sealed([Portion.of([(job, Known()) for job in jobs])])], pyarrow.binary())})
+    rows = pyarrow.table(
+        {"number": [5], "jobs": pyarrow.array([pack_portions([Portion.of([(job, KnownResult()) for job in jobs])])], pyarrow.binary())}
+    )
     made = worker(rows)
     assert made["number"].to_pylist() == [5]
-    return unpack(made["outcomes"].to_pylist()[0], jobs)
+    return unpack_results(made["outcomes"].to_pylist()[0], jobs)
 
 
 def test_a_worker_reads_and_writes_in_a_store(fill: Callable[[list[str]], Path], worker: Callable[..., RayWorker], work: Work, store: str):
@@ -338,9 +342,9 @@ def test_a_worker_reads_and_writes_in_a_store(fill: Callable[[list[str]], Path],
     for job in jobs:
         expected = root.parent / "expected.png"
         local = Job(str(root / job.target_key), str(expected), "", "", 0)
-        [outcome] = folders.treat([local], work)
+        [outcome] = folders.process([local], work)
         assert outcome.status == "done"
-        assert Addresses().read(job.target) == expected.read_bytes()
+        assert RemoteStorage().read(job.target) == expected.read_bytes()
         expected.unlink()
 
 
@@ -348,9 +352,9 @@ def test_a_worker_that_cannot_work_says_so(worker: Callable[..., RayWorker], wor
     monkeypatch.setattr("gleansr.cluster.worker._SHARED_SECONDS", 0.1)
     for one, reason in (
         (worker(work, version="gleansr 0.0.0"), "install the same version"),
-        (worker(work, witnesses=(str(tmp_path / "nowhere"),)), "must be shared by all machines"),
-        (worker(work, starting=9, workers=2), "others die while they load the model"),
-        (worker(b"no pickle"), "cannot work: "),
+        (worker(work, witnesses=(str(tmp_path / "nowhere"),)), "all machines must share"),
+        (worker(work, starting=9, workers=2), "workers die while they load the model"),
+        (worker(b"no pickle"), "cannot start: "),
     ):
         outcomes, stop, _ = done(one, [Job("a", "b", "a", "b")])
         assert not outcomes
@@ -383,14 +387,14 @@ def test_what_a_killed_worker_left_is_removed(
 
 def test_rounds_end_where_all_images_kill(monkeypatch: pytest.MonkeyPatch):
     ray = SimpleNamespace()
-    monkeypatch.setattr("gleansr.cluster.rounds.tally", lambda _: None)
+    monkeypatch.setattr("gleansr.cluster.rounds.run_counter", lambda _: None)
     monkeypatch.setattr(Rounds, "_dataset", lambda *_: None)
     monkeypatch.setattr(Rounds, "_rows", lambda *_: (_ for _ in ()))
-    rounds = Rounds(ray, Fleet(2, 1, False), ClusterConfig(), None, Setting(), lambda: False)  # pyright: ignore[reportArgumentType]
-    few = [Portion.of([(Job(str(i), "", "", str(i)), Known()) for i in range(5)])]
+    rounds = Rounds(ray, Fleet(2, 1, False), ClusterConfig(), None, WorkerConfig(), lambda: False)  # pyright: ignore[reportArgumentType]
+    few = [Portion.of([(Job(str(i), "", "", str(i)), KnownResult()) for i in range(5)])]
     assert [outcome.status for outcome in rounds(few)] == ["failed"] * 5
-    many = [Portion.of([(Job(str(i), "", "", str(i)), Known()) for i in range(200)])]
-    with pytest.raises(GleansrError, match="whatever they are given"):
+    many = [Portion.of([(Job(str(i), "", "", str(i)), KnownResult()) for i in range(200)])]
+    with pytest.raises(GleansrError, match="die with any image"):
         list(rounds(many))
 
 
@@ -425,10 +429,10 @@ def test_a_manifest_in_a_store_is_kept_in_parts(store: str):
         "model_sha256": None,
         "options": {},
     }
-    with closing(cluster.Manifest(url)) as manifest:
+    with closing(cluster.open_manifest(url)) as manifest:
         manifest.begin([job])
         assert isinstance(manifest, StoredManifest)
-        manifest.bring()
+        manifest.upload()
         manifest.add(entry)
         copy = manifest.file
     assert not copy.exists()
@@ -437,10 +441,10 @@ def test_a_manifest_in_a_store_is_kept_in_parts(store: str):
     assert [part.rpartition("/")[2][:8] for part in parts] == ["00000000", "00000001"]
     lines = b"".join(memory.cat_file(part) for part in parts).splitlines()
     assert [json.loads(line).get("status") for line in lines] == [None, "begun", "done"]
-    with closing(cluster.Manifest(url)) as manifest:
+    with closing(cluster.open_manifest(url)) as manifest:
         recorded = manifest.index.get("a.png")
         assert recorded
-        assert State(recorded.size, recorded.mtime_ns) == State(1, 2)
+        assert FileState(recorded.size, recorded.mtime_ns) == FileState(1, 2)
         manifest.add({"status": "failed", "source": "c.png", "target": "c.png", "error": "no"})
     assert len(memory.ls("/store/out/gleansr.jsonl", detail=False)) == 3
 
@@ -448,7 +452,7 @@ def test_a_manifest_in_a_store_is_kept_in_parts(store: str):
 def test_parts_come_in_time(store: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gleansr.cluster.manifest._SECONDS", 0.0)
     memory = fsspec.filesystem("memory")
-    with closing(cluster.Manifest(f"{store}/m.jsonl")) as manifest:
+    with closing(cluster.open_manifest(f"{store}/m.jsonl")) as manifest:
         for i in range(3):
             manifest.begin([Job("", "", "", f"{i}.png")])
             time.sleep(0.001)
@@ -502,15 +506,15 @@ def test_an_address_that_does_not_answer_is_told_within_10_seconds(silent: str, 
         assert time.monotonic() - started < 10
     monkeypatch.setenv("RAY_ADDRESS", closed)
     with pytest.raises(RequestError, match="of the environment variable RAY_ADDRESS"):
-        connection.find(None)
+        connection.resolve_address(None)
 
 
 def test_the_cluster_of_this_machine_is_found_if_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert connection.find(None) == "local"
+    assert connection.resolve_address(None) == "local"
     with pytest.raises(RequestError, match="no Ray cluster runs on this machine"):
-        connection.find("auto")
+        connection.resolve_address("auto")
     (tmp_path / "ray").mkdir()
 
     def answer() -> None:
@@ -524,9 +528,9 @@ def test_the_cluster_of_this_machine_is_found_if_it_answers(tmp_path: Path, monk
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         thread = threading.Thread(target=answer)
         thread.start()
-        assert connection.find(None) == "auto"
+        assert connection.resolve_address(None) == "auto"
         thread.join()
-    assert connection.find(None) == "local"  # it has ended since
+    assert connection.resolve_address(None) == "local"  # it has ended since
 
 
 def test_without_ray(work: Work, monkeypatch: pytest.MonkeyPatch):
@@ -546,7 +550,7 @@ def test_without_ray(work: Work, monkeypatch: pytest.MonkeyPatch):
         (["--ray", "{}", "--ray-workers", "0"], "workers of a cluster must be 1 or more"),
         (["--ray", "localhost:1"], "give at least one image, folder or video"),
         (["--ray", "memory://store", "-o", "memory://store"], "results need a folder of their own"),
-        (["memory://store/in", "--ray"], "give the folder of the results"),
+        (["memory://store/in", "--ray"], "require a results folder"),
     ],
 )
 def test_wrong_requests_get_one_line(

@@ -20,7 +20,7 @@ from PIL.ExifTags import GPS, IFD, Base
 from gleansr.errors import ImageError, RequestError
 from gleansr.images import codec as images
 from gleansr.images.codec import EDITED, GENERATED, Metadata, check_output, decode, encode, to_image, unpremultiply
-from gleansr.jobs.steps import encoded
+from gleansr.jobs.steps import encode_result
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 SUFFIXES = (".png", ".jpg", ".webp", ".tif")
@@ -782,4 +782,4 @@ def test_a_mistake_in_the_writer_is_no_fault_of_the_image(kind: type[Exception],
         encode(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     work = SimpleNamespace(task=SimpleNamespace(upscaler=SimpleNamespace(about=SimpleNamespace(name="x"))), quality=95)
     with pytest.raises(kind, match="a bug"):
-        encoded(Image.new("RGB", (4, 4)), "a.png", Metadata(), cast("Any", work))
+        encode_result(Image.new("RGB", (4, 4)), "a.png", Metadata(), cast("Any", work))

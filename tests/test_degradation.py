@@ -20,7 +20,7 @@ from gleansr.errors import RequestError
 from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
 from gleansr.images.codec import decode
 from gleansr.images.resize import degrade
-from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Fit, Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config

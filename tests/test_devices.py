@@ -21,8 +21,8 @@ from gleansr import baselines as baselines
 from gleansr.errors import RequestError
 from gleansr.evaluation.runner import ComputeConfig
 from gleansr.inference.devices import find_device, find_precision
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.precision import Precision
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.serving.config import ServingConfig
 from gleansr.training.config import NetworkRecipe, load_recipe
 

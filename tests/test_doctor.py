@@ -14,8 +14,8 @@ from gleansr.checkpoints import zoo
 from gleansr.errors import RequestError
 from gleansr.inference.devices import find_device
 from gleansr.inference.export import export
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import ModelOutput
+from gleansr.inference.runner import FeedForwardModel
 
 
 def test_all_is_well_here(tiny_model: Path):

@@ -129,7 +129,7 @@ def test_lines_that_somebody_changed_are_left_out(tmp_path: Path):
     (tmp_path / "gleansr.jsonl").write_bytes(head + b"\n".join(LINES) + b'\n{"status": "begun", "targets": ["a.png"]}\n')
     manifest = Manifest(tmp_path / "gleansr.jsonl")
     manifest.close()
-    assert manifest.ours("a.png")
+    assert manifest.is_result("a.png")
     (tmp_path / "records.jsonl").write_bytes(b'{"made": {}}\n{"name": "a"}\n' + LINES[0] + b'\n{"name": "b"}\n')
     assert list(Records(tmp_path / "records.jsonl")) == ["a"]
 

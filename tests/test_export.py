@@ -15,8 +15,8 @@ from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.inference.export import export
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.onnx_runtime import OnnxModel
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
@@ -43,7 +43,7 @@ def test_any_number_of_images_gives_the_network_s_results(tmp_path: Path, batch:
     ours = upscaler(GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=3)), category="blobs", content_height=24)
     done = export(ours, tmp_path / "tiny.onnx", batch=batch)
     assert done.difference < 0.1
-    assert done.bytes == (tmp_path / "tiny.onnx").stat().st_size
+    assert done.size == (tmp_path / "tiny.onnx").stat().st_size
     theirs = gleansr.load(tmp_path / "tiny.onnx")
     assert (theirs.input_size, theirs.output_size, theirs.scale, theirs.about) == (8, 32, 4, ours.about)
     for n in (1, 2, 5):
@@ -73,7 +73,7 @@ def test_every_kind_of_network(tmp_path: Path, model: torch.nn.Module):
 def test_half_precision_is_near_and_smaller(tmp_path: Path):
     ours = upscaler(GLEAN(GLEANConfig(8, StyleGAN2Config((64, 64, 32, 16), 64, 1), n_rrdb=1, features=16, growth=8)))
     whole, half = export(ours, tmp_path / "whole.onnx"), export(ours, tmp_path / "half.onnx", half=True)
-    assert half.bytes < 0.6 * whole.bytes
+    assert half.size < 0.6 * whole.size
     assert 45 < half.psnr < whole.psnr
     lr = images(1, 8, 8)
     result = gleansr.load(tmp_path / "half.onnx").method(lr).images
@@ -92,14 +92,14 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, tiny_model: Path, monke
     call = OnnxModel.__call__
     monkeypatch.setattr(OnnxModel, "__call__", lambda self, lr: call(self, lr) + 0.01)
     (tmp_path / "a.onnx").write_bytes(b"old")
-    with pytest.raises(GleansrError, match=r"was not written, since ONNX Runtime's result differs by 0\.01"):
+    with pytest.raises(GleansrError, match=r"was not written: ONNX Runtime's result differs by 0\.01"):
         export(gleansr.load(tiny_model, device="cpu"), tmp_path / "a.onnx")
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
 def test_what_cannot_be_exported(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.onnx"
-    with pytest.raises(RequestError, match="bicubic cannot be exported: it is no network"):
+    with pytest.raises(RequestError, match="bicubic cannot be exported: it is not a network"):
         export(baselines.load("bicubic", scale=2, device="cpu"), path)
     with pytest.raises(RequestError, match="plain network cannot be exported"):
         export(upscaler(ResidualNet(ResidualNetConfig(scale=4, features=8, n_blocks=1))), path)
@@ -114,7 +114,7 @@ def test_what_cannot_be_exported(tmp_path: Path, tiny_model: Path, monkeypatch: 
     with pytest.raises(RequestError, match="in the precision that it was exported in, not in bfloat16"):
         gleansr.load(path, precision="bfloat16")
     monkeypatch.setattr("gleansr.inference.export.LARGEST", 1000)
-    with pytest.raises(RequestError, match="one ONNX file holds 1,000"):
+    with pytest.raises(RequestError, match="one ONNX file holds at most 1,000"):
         export(tiny, path)
     for package in ("onnxscript", "onnxruntime"):
         find = importlib.util.find_spec

@@ -12,7 +12,7 @@ from gleansr.errors import RequestError
 from gleansr.images.back_projection import back_project, consistency
 from gleansr.images.codec import decode
 from gleansr.images.resize import degrade, resize
-from gleansr.inference.tasks import Enlarge, decibels
+from gleansr.inference.tasks import Enlarge, consistency_db
 
 STEP = 2 / 255
 
@@ -76,7 +76,7 @@ def test_bad_strengths(strength: float, tiny_model: str):
     with pytest.raises(RequestError, match="from 0 to 1"):
         back_project(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8), strength=strength)
     with pytest.raises(RequestError, match="from 0 to 1"):
-        Enlarge(gleansr.load(tiny_model), consistent=strength)
+        Enlarge(gleansr.load(tiny_model), back_projection=strength)
     with pytest.raises(RequestError, match="no whole multiple"):
         back_project(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 9, 8))
 
@@ -85,13 +85,13 @@ def test_the_upscaler_and_the_task_make_the_same(tiny_model: str):
     upscaler = gleansr.load(tiny_model)
     side = upscaler.input_size or 0
     image = Image.fromarray(np.random.default_rng(0).integers(60, 200, (side, side, 3), np.uint8))
-    task = Enlarge(upscaler, consistent=1.0, measured=True)
+    task = Enlarge(upscaler, back_projection=1.0, measured=True)
     prepared = task.prepare(decode(image))
     srs = upscaler.method(torch.stack(prepared.lrs)).images
     result = prepared.finish(list(srs), [""])
-    assert np.array_equal(np.asarray(result.image), np.asarray(upscaler(image, consistent=1)))
+    assert np.array_equal(np.asarray(result.image), np.asarray(upscaler(image, back_projection=1)))
     assert result.details["consistency_db"] is None  # no pixel differs
-    assert 5 < (decibels(prepared.lrs[0], srs[0]) or 0) < 40
+    assert 5 < (consistency_db(prepared.lrs[0], srs[0]) or 0) < 40
     lr = np.asarray(result.image, np.float32)
     assert np.abs(gleansr.resize(lr, size=side) - np.asarray(image)).max() <= 1
-    assert np.array_equal(np.asarray(upscaler(image, consistent=0)), np.asarray(upscaler(image)))
+    assert np.array_equal(np.asarray(upscaler(image, back_projection=0)), np.asarray(upscaler(image)))

@@ -24,12 +24,11 @@ from gleansr import baselines as baselines
 from gleansr.errors import ImageError
 from gleansr.files import sha256_of
 from gleansr.images.codec import DecodedImage, check_output
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import ModelOutput
+from gleansr.inference.runner import BatchRunner, FeedForwardModel
 from gleansr.inference.tasks import Enlarge, ImageTask, PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import (
-    Forward,
     Job,
     JobResult,
     LocalStorage,
@@ -37,10 +36,10 @@ from gleansr.jobs import (
     OutputError,
     UnreadableFolder,
     Work,
-    places,
+    destinations,
+    is_done,
+    process,
     run,
-    skips,
-    treat,
     walk,
 )
 from gleansr.jobs import pipeline as pipeline_module
@@ -70,10 +69,10 @@ def images(root: Path, count: int, sizes: Sequence[tuple[int, int]] = ((9, 7), (
 
 
 def do(source: Path, output: Path, work: Work, **options: Any) -> list[JobResult | UnreadableFolder]:
-    [place] = places([source], output, "")
+    [place] = destinations([source], output, "")
     assert place.manifest
     with closing(Manifest(place.manifest)) as manifest:
-        return list(run(walk(place, 0, manifest.ours), work, [manifest], **options))
+        return list(run(walk(place, 0, manifest.is_result), work, [manifest], **options))
 
 
 def statuses(outcomes: Sequence[JobResult | UnreadableFolder]) -> dict[str, int]:
@@ -108,9 +107,9 @@ def test_every_image_is_done_as_if_it_were_alone(tmp_path: Path, work: Work, ups
 def test_treat_makes_the_same_files_as_the_pipeline(tmp_path: Path, work: Work):
     source = images(tmp_path / "in", 7)
     do(source, tmp_path / "out", work)
-    [place] = places([source], tmp_path / "other", "")
+    [place] = destinations([source], tmp_path / "other", "")
     jobs = [job for job in walk(place) if isinstance(job, Job)]
-    outcomes = list(treat(jobs, work))
+    outcomes = list(process(jobs, work))
     assert statuses(outcomes) == {"done": 7}
     assert results(tmp_path / "other") == results(tmp_path / "out")
     assert not (tmp_path / "other" / "gleansr.jsonl").exists()
@@ -149,7 +148,7 @@ def test_all_passes_on_a_cpu_are_over_two(threads: int, work: Work, monkeypatch:
         one_pass = FeedForwardModel.__call__
         monkeypatch.setattr(FeedForwardModel, "__call__", lambda *given: sizes.append(len(given[1])) or one_pass(*given))
         for count in (1, 3, 4):
-            Forward(method, 4)([torch.zeros(3, size, size)] * count)
+            BatchRunner(method, 4)([torch.zeros(3, size, size)] * count)
         assert sizes == [2] * 5
     finally:
         torch.set_num_threads(1)
@@ -287,7 +286,7 @@ def test_whatever_changes_is_done_again(tmp_path: Path, work: Work, upscaler: Up
         (lambda: None, replace(work, settings={"method": "another"}), 3),
         (lambda: None, replace(work, quality=90), 3),
         (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, "crop"))), 3),
-        (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, consistent=0.5))), 3),
+        (lambda: None, replace(work, task=cast("ImageTask", Enlarge(upscaler, back_projection=0.5))), 3),
         (lambda: None, replace(work, sidecar=True, task=cast("ImageTask", Enlarge(upscaler, measured=True))), 3),
         (lambda: None, replace(work, batch_size=1), 0),
     ]
@@ -307,7 +306,7 @@ def test_a_moved_source_is_compared_by_its_contents(tmp_path: Path, work: Work):
         os.utime(tmp_path / name / "a.bmp", ns=(10**18, 10**18))
     made = []
     for order in (["x", "y"], ["y", "x"]):
-        [place] = places([tmp_path / name for name in order], tmp_path / "out", "")
+        [place] = destinations([tmp_path / name for name in order], tmp_path / "out", "")
         with closing(Manifest(cast("Path", place.manifest))) as manifest:
             assert statuses(list(run(walk(place), work, [manifest]))) == {"done": 2}
         made.append([(tmp_path / "out" / name).read_bytes() for name in ("a.png", "a.bmp.png")])
@@ -350,7 +349,7 @@ def test_only_what_gleansr_wrote_is_replaced(tmp_path: Path, work: Work):
         found = [one for one in do(source, tmp_path / "out", other) if isinstance(one, JobResult)]
         told = {one.job.target_key: str(one.error) for one in found if one.error}
         assert sorted(told) == ["0/000.png", "0/001.png", "0/002.png"]
-        assert all("may not be overwritten; --overwrite replaces it" in why for why in told.values())
+        assert all("use --overwrite or -o NAME" in why for why in told.values())
         assert "is not what gleansr wrote there" in told["0/000.png"]
     assert [(out / name).read_bytes()[-8:] for name in ("000.png", "001.png", "002.png")] == [b"precious", b"etouched", b"ious too"]
     assert statuses(do(source, tmp_path / "out", replace(other, overwrite=True))) == {"done": 3, "skipped": 1}
@@ -377,7 +376,7 @@ def test_a_folder_into_itself_keeps_its_images(overwrite: bool, tmp_path: Path, 
         found = do(source, source, replace(work, overwrite=overwrite))
         assert statuses(found) == expected
         [error] = [one.error for one in found if isinstance(one, JobResult) and one.error]
-        assert "own/a.png: is an input, which is never replaced" in str(error)
+        assert "own/a.png is an input and is never replaced" in str(error)
         assert (source / "a.png").read_bytes() == before
     # The result of b.bmp is ours, and not read, so that it may be made anew.
     assert statuses(do(source, source, replace(work, quality=90))) == {"failed": 1, "done": 1}
@@ -396,13 +395,13 @@ def test_what_a_link_among_the_inputs_leads_to_is_kept(tmp_path: Path, upscaler:
     before = kept.read_bytes()
     (outcome,) = do(source, output, replace(work, overwrite=True))
     assert isinstance(outcome, JobResult)
-    assert "is an input, which is never replaced" in str(outcome.error)
+    assert "is an input and is never replaced" in str(outcome.error)
     beside = images(tmp_path / "beside", 2)
     first, second = sorted(path for path in beside.rglob("*") if path.is_file())
     linked = first.with_name(f"{first.stem}_8x.png")
     second.rename(linked)
     second.symlink_to(linked.name)
-    [place] = places([first, second], None, "_8x")
+    [place] = destinations([first, second], None, "_8x")
     outcomes = list(run(walk(place), replace(work, overwrite=True), [None]))
     assert statuses(outcomes) == {"failed": 1, "done": 1}
     assert kept.read_bytes() == before
@@ -456,7 +455,7 @@ def test_the_text_of_tools_is_kept_or_said_to_be_dropped(tmp_path: Path, work: W
     with Image.open(tmp_path / "out" / "a.png") as result:
         kept = {key: value for key, value in getattr(result, "text", {}).items() if key in texts}
     assert kept == {key: value for key, value in texts.items() if key != "prompt2"}
-    [place] = places([tmp_path / "in" / "a.png"], tmp_path / "a.jpg", "", to_file=True)
+    [place] = destinations([tmp_path / "in" / "a.png"], tmp_path / "a.jpg", "", to_file=True)
     [outcome] = list(run(walk(place), work, [None]))
     assert isinstance(outcome, JobResult)
     assert outcome.notes == ("its text parameters, prompt, workflow was dropped: only PNG files can hold it",)
@@ -525,7 +524,7 @@ def test_closing_a_manifest_does_not_hide_what_went_wrong(tmp_path: Path, monkey
 def test_it_stops_when_told_and_writes_what_was_computed(tmp_path: Path, work: Work):
     source = images(tmp_path / "in", 40)
     heard: list[JobResult | UnreadableFolder] = []
-    [place] = places([source], tmp_path / "out", "")
+    [place] = destinations([source], tmp_path / "out", "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
         for outcome in run(walk(place), work, [manifest], stopped=lambda: len(heard) >= 8):
             heard.append(outcome)
@@ -536,7 +535,7 @@ def test_it_stops_when_told_and_writes_what_was_computed(tmp_path: Path, work: W
 
 def test_a_consumer_may_leave(tmp_path: Path, work: Work):
     source = images(tmp_path / "in", 40)
-    [place] = places([source], tmp_path / "out", "")
+    [place] = destinations([source], tmp_path / "out", "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
         stream = run(walk(place), work, [manifest])
         next(stream)
@@ -606,7 +605,7 @@ def test_out_of_memory_halves_the_batches_once(tmp_path: Path, caplog: pytest.Lo
     ]
     outcomes = do(source, tmp_path / "none", slow_work(Slow(most=0), 8))
     assert statuses(outcomes) == {"failed": 16}
-    assert "4x4 alone" in str(cast("JobResult", outcomes[0]).error)
+    assert "with a single image of 4x4" in str(cast("JobResult", outcomes[0]).error)
 
 
 def test_a_batch_with_a_lr_that_cannot_be_made_is_made_without_it():
@@ -616,7 +615,7 @@ def test_a_batch_with_a_lr_that_cannot_be_made_is_made_without_it():
                 raise ImageError("nine")
             return super().__call__(lr, report)
 
-    forward = Forward(Picky(), 4)
+    forward = BatchRunner(Picky(), 4)
     made = forward([torch.full((3, 1, 1), float(i)) for i in (7, 9, 8)])
     assert [None if one.sr is None else float(one.sr[0, 0, 0]) for one in made] == [7, None, 8]
     assert str(made[1].error) == "nine"
@@ -728,10 +727,10 @@ def test_batches_follow_from_the_order_and_hold_every_lr_once():
             batches = BatchCollector(4, 6, 50)
             seen = []
             for number, one in enumerate(lrs):
-                seen += [[(lr.number, lr.place) for lr in batch] for batch in batches.add(number, 10, one)]
+                seen += [[(item.image, item.part) for item in batch] for batch in batches.add(number, 10, one)]
                 unseen = {i for i in range(number + 1) for j in range(len(lrs[i])) if not any((i, j) in batch for batch in seen)}
                 assert len(unseen) <= 5  # of weight 10 each
-            seen += [[(lr.number, lr.place) for lr in batch] for batch in batches.rest()]
+            seen += [[(item.image, item.part) for item in batch] for batch in batches.rest()]
             runs.append(seen)
         assert runs[0] == runs[1]
         assert sorted(lr for batch in runs[0] for lr in batch) == [(i, j) for i, one in enumerate(lrs) for j in range(len(one))]
@@ -743,15 +742,15 @@ def test_batches_follow_from_the_order_and_hold_every_lr_once():
 def test_skips_needs_the_result(tmp_path: Path, work: Work):
     source = images(tmp_path / "in", 1)
     do(source, tmp_path / "out", work)
-    [place] = places([source], tmp_path / "out", "")
+    [place] = destinations([source], tmp_path / "out", "")
     with closing(Manifest(cast("Path", place.manifest))) as manifest:
         (job,) = [one for one in walk(place) if isinstance(one, Job)]
         known = manifest.index.get(job.target_key)
-        assert skips(job, work, known)
-        assert not skips(job, work, None)
-        assert not skips(replace(job, source=str(tmp_path / "none")), work, known)
-        assert not skips(replace(job, target=str(tmp_path / "none")), work, known)
-        assert not skips(replace(job, source_key="other"), work, known)
+        assert is_done(job, work, known)
+        assert not is_done(job, work, None)
+        assert not is_done(replace(job, source=str(tmp_path / "none")), work, known)
+        assert not is_done(replace(job, target=str(tmp_path / "none")), work, known)
+        assert not is_done(replace(job, source_key="other"), work, known)
 
 
 def test_a_link_to_what_is_not_there_is_not_replaced(tmp_path: Path, work: Work):
@@ -761,7 +760,7 @@ def test_a_link_to_what_is_not_there_is_not_replaced(tmp_path: Path, work: Work)
     link.symlink_to(tmp_path / "not mounted")
     (outcome,) = do(source, output, work)
     assert isinstance(outcome, JobResult)
-    assert "exists already" in str(outcome.error)
+    assert "already exists" in str(outcome.error)
     assert link.is_symlink()
     with pytest.raises(ImageError, match="already exists"):
         check_output(link, overwrite=False)

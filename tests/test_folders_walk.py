@@ -14,7 +14,7 @@ from gleansr.errors import RequestError
 from gleansr.files import leftovers, lock_folder, printable, replacing
 from gleansr.images import formats
 from gleansr.images.formats import readable_suffixes
-from gleansr.jobs import Destination, Index, Job, Manifest, OutputError, UnreadableFolder, count, fingerprint, places, walk
+from gleansr.jobs import Destination, Index, Job, Manifest, OutputError, UnreadableFolder, count, destinations, fingerprint, walk
 
 
 def put(root: Path, *names: str) -> Path:
@@ -37,7 +37,7 @@ def targets(place: Destination) -> dict[str, str]:
 
 
 def place(root: Path, *inputs: str) -> Destination:
-    (found,) = places([root / name for name in inputs], root / "out", "_8x")
+    (found,) = destinations([root / name for name in inputs], root / "out", "_8x")
     return found
 
 
@@ -69,7 +69,7 @@ def test_hidden_files_results_and_links_to_folders_are_left_out(tmp_path: Path):
     (tmp_path / "in" / "sub" / "up.png").symlink_to("..")
     (tmp_path / "in" / "f.png").symlink_to("sub/e.png")
     (tmp_path / "in" / "g.png").symlink_to("g.png")  # which leads nowhere: reading it tells
-    (inside,) = places([tmp_path / "in"], tmp_path / "in" / "out", "_8x")
+    (inside,) = destinations([tmp_path / "in"], tmp_path / "in" / "out", "_8x")
     assert [job.target_key for job in jobs(inside)] == ["a.png", "f.png", "g.png", "sub/e.png"]
     counted = count(inside)
     assert (counted.images, counted.links, counted.results) == (4, 2, 1)
@@ -92,45 +92,45 @@ def test_what_is_ours_is_no_input_where_results_lie_among_the_images(tmp_path: P
     put(tmp_path / "in", "a.jpg", "a_was_made.png", "of_somebody.png", "sub/b.png")
     for name in ("a_was_made.png", "sub/b.png"):
         (tmp_path / "in" / name).write_bytes(b"\x89PNG....tEXtSoftware\0gleansr 0.1.0 (model cats-8x)")
-    (within,) = places([tmp_path / "in"], tmp_path / "in", "_8x")
+    (within,) = destinations([tmp_path / "in"], tmp_path / "in", "_8x")
     ours = {"a_was_made.png", "of_somebody.png", "sub/b.png"}
-    assert [job.source_key for job in jobs(within, ours=ours.__contains__)] == ["a.jpg", "of_somebody.png"]
+    assert [job.source_key for job in jobs(within, is_result=ours.__contains__)] == ["a.jpg", "of_somebody.png"]
     assert count(within, ours.__contains__).images == 2
 
 
 def test_no_result_replaces_an_input(tmp_path: Path):
     put(tmp_path / "in", "a.png", "b.jpg", "sub/c.png", "out/d.png", "earlier/gleansr.jsonl", "earlier/e.png")
     put(tmp_path / "other", "earlier/e.png", "out/d.png", "sub/c.png")
-    (into_itself,) = places([tmp_path / "in"], tmp_path / "in", "_8x")
+    (into_itself,) = destinations([tmp_path / "in"], tmp_path / "in", "_8x")
     assert {job.target_key: job.replaces for job in jobs(into_itself)} == dict.fromkeys(
-        ["a.png", "b.png", "out/d.png", "sub/c.png"], "ours"
+        ["a.png", "b.png", "out/d.png", "sub/c.png"], "results"
     )
-    (below,) = places([tmp_path / "in"], tmp_path / "in" / "out", "_8x")
+    (below,) = destinations([tmp_path / "in"], tmp_path / "in" / "out", "_8x")
     assert {job.replaces for job in jobs(below)} == {"anything"}  # a folder of results is not read
     (tmp_path / "link").symlink_to("in", target_is_directory=True)
-    (linked,) = places([tmp_path / "other", tmp_path / "in"], tmp_path / "link", "_8x")
+    (linked,) = destinations([tmp_path / "other", tmp_path / "in"], tmp_path / "link", "_8x")
     assert {job.target_key: job.replaces for job in jobs(linked) if "/" in job.target_key} == {
         "earlier/e.png": "anything",
-        "out/d.png": "ours",
-        "out/d.png.png": "ours",
-        "sub/c.png": "ours",
-        "sub/c.png.png": "ours",
+        "out/d.png": "results",
+        "out/d.png.png": "results",
+        "sub/c.png": "results",
+        "sub/c.png.png": "results",
     }
 
 
 def test_no_result_replaces_a_image_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     put(tmp_path, "a.png", "a_8x.png", "sub/b.png", "sub_8x/b.png")
-    (beside,) = places([tmp_path / "a.png", tmp_path / "a_8x.png"], None, "_8x")
+    (beside,) = destinations([tmp_path / "a.png", tmp_path / "a_8x.png"], None, "_8x")
     assert {job.target_key: job.replaces for job in jobs(beside)} == {
         str(tmp_path / "a_8x.png"): "nothing",
         str(tmp_path / "a_8x_8x.png"): "anything",
     }
-    both = places([tmp_path / "sub", tmp_path / "sub_8x"], None, "_8x")
+    both = destinations([tmp_path / "sub", tmp_path / "sub_8x"], None, "_8x")
     assert [job.replaces for place in both for job in jobs(place)] == ["nothing", "anything"]
-    (one,) = places([tmp_path / "a.png"], tmp_path / "sub" / ".." / "a.png", "_8x", to_file=True)
+    (one,) = destinations([tmp_path / "a.png"], tmp_path / "sub" / ".." / "a.png", "_8x", to_file=True)
     assert [job.replaces for job in jobs(one)] == ["nothing"]
     monkeypatch.chdir(tmp_path)
-    (here,) = places([Path("a.png")], Path(), "_8x")
+    (here,) = destinations([Path("a.png")], Path(), "_8x")
     assert [job.replaces for job in jobs(here)] == ["nothing"]
 
 
@@ -184,7 +184,7 @@ def test_what_nobody_would_expect_to_be_left_out_is_named(tmp_path: Path, monkey
 
 def test_images_in_the_folder_for_results_are_named_before_its_first_run(tmp_path: Path):
     put(tmp_path / "in", "a.png", "sub/b.png", "sub/c.png", "sub/d.txt")
-    (one,) = places([tmp_path / "in"], tmp_path / "in" / "sub", "_8x")
+    (one,) = destinations([tmp_path / "in"], tmp_path / "in" / "sub", "_8x")
     counted = count(one)
     assert counted.images == 1
     ((why, missed),) = counted.left_out.items()
@@ -224,15 +224,15 @@ def test_several_inputs_share_a_folder_of_results(tmp_path: Path):
 
 def test_places_without_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     put(tmp_path, "x/a.png", "y/b.png", "c.png")
-    folder, beside = places([tmp_path / "x", tmp_path / "c.png", tmp_path / "y" / "b.png"], None, "_8x")[:2]
+    folder, beside = destinations([tmp_path / "x", tmp_path / "c.png", tmp_path / "y" / "b.png"], None, "_8x")[:2]
     assert (folder.root, folder.manifest) == (tmp_path / "x_8x", tmp_path / "x_8x" / "gleansr.jsonl")
     assert beside.manifest is None
     assert [job.target for job in jobs(beside)] == [str(tmp_path / "c_8x.png")]
     monkeypatch.chdir(tmp_path / "x")
-    (here,) = places([Path()], None, "_8x")
+    (here,) = destinations([Path()], None, "_8x")
     assert here.root.resolve() == tmp_path / "x_8x"
     assert [job.source for job in jobs(here)] == ["a.png"]
-    (named,) = places([Path("a.png")], Path("b.png"), "_8x", to_file=True)
+    (named,) = destinations([Path("a.png")], Path("b.png"), "_8x", to_file=True)
     assert jobs(named) == [Job("a.png", "b.png", "a.png", "b.png")]
 
 
@@ -303,8 +303,8 @@ def test_lines_are_read_back(manifest: Manifest, file: Path):
         assert not found.is_of("../in/b.png")
         assert (unfinished := again.index.get("\udcff.png"))
         assert unfinished.made_by is None
-        assert not again.ours("b.png")  # which failed, so that nothing was written
-        assert not again.ours("c.png")
+        assert not again.is_result("b.png")  # which failed, so that nothing was written
+        assert not again.is_result("c.png")
         assert again.index.done(MADE_BY) == 1
         assert again.index.done("another") == 0
 
@@ -327,12 +327,12 @@ def test_a_torn_last_line_is_ignored_and_the_next_one_is_whole(manifest: Manifes
     manifest.close()
     file.write_bytes(file.read_bytes()[:-cut])
     with closing(Manifest(file)) as again:
-        assert again.ours("a.png")
-        assert again.ours("b.png") == (cut == 1)  # only the line break is missing
+        assert again.is_result("a.png")
+        assert again.is_result("b.png") == (cut == 1)  # only the line break is missing
         again.add(done("c.png"))
     with closing(Manifest(file)) as third:
-        assert third.ours("a.png")
-        assert third.ours("c.png")
+        assert third.is_result("a.png")
+        assert third.is_result("c.png")
 
 
 def test_a_torn_first_line_begins_anew(manifest: Manifest, file: Path):
@@ -342,7 +342,7 @@ def test_a_torn_first_line_begins_anew(manifest: Manifest, file: Path):
     with closing(Manifest(file)) as again:
         again.add(done("b.png"))
     with closing(Manifest(file)) as third:
-        assert third.ours("b.png")
+        assert third.is_result("b.png")
 
 
 def test_odd_lines_are_ignored(manifest: Manifest, file: Path):
@@ -359,8 +359,8 @@ def test_odd_lines_are_ignored(manifest: Manifest, file: Path):
     ]
     file.write_bytes(file.read_bytes() + b"\n".join(odd) + b"\n")
     with closing(Manifest(file)) as again:
-        assert again.ours("a.png")
-        assert not again.ours("b.png")
+        assert again.is_result("a.png")
+        assert not again.is_result("b.png")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_odd_lines_are_ignored(manifest: Manifest, file: Path):
 def test_other_files_are_not_taken_for_manifests(file: Path, contents: bytes):
     file.parent.mkdir()
     file.write_bytes(contents)
-    with pytest.raises(RequestError, match="is no manifest"):
+    with pytest.raises(RequestError, match="is not a manifest"):
         Manifest(file)
     assert file.read_bytes() == contents
     with lock_folder(file.parent, "testing"):  # it was let go
@@ -420,8 +420,8 @@ def test_a_full_disk_is_an_error_that_stops_and_leaves_a_readable_manifest(manif
     monkeypatch.undo()
     manifest.close()
     with closing(Manifest(file)) as again:
-        assert again.ours("a.png")
-        assert not again.ours("b.png")
+        assert again.is_result("a.png")
+        assert not again.is_result("b.png")
 
 
 # Files

@@ -11,7 +11,7 @@ from gleansr.inference.cpu import frozen, fused
 from gleansr.inference.cpu.frozen import FrozenGLEAN, freezable
 from gleansr.inference.cpu.fused import NarrowConv, merged
 from gleansr.inference.cpu.shuffled import shuffled
-from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.layers import Blur, to_channels_last
 from gleansr.models.stylegan import StyleGANConfig

@@ -60,7 +60,7 @@ def test_the_model_tints_grey_and_colour_stays(model):
     image = decode(lr)
     assert image.grey
     fitted = model.fit(image)
-    tinted = model.finish(dataclasses.replace(fitted, grey=False), model.passes([fitted.lr]).images[0])
+    tinted = model.finish(dataclasses.replace(fitted, grey=False), model.runner([fitted.lr]).images[0])
     assert chroma(tinted) > 0  # otherwise this file tests nothing
     colour = np.asarray(lr.convert("RGB")).copy()
     colour[3, 4] = (90, 91, 90)
@@ -71,10 +71,10 @@ def test_the_model_tints_grey_and_colour_stays(model):
 def test_every_size_every_task_and_back_projection_keep_grey(model):
     image = cat(70).resize((50, 70))
     assert chroma(model(image)) == 0
-    assert chroma(model(image, consistent=1.0)) == 0
-    task = Enlarge(model, consistent=0.5, measured=True)
+    assert chroma(model(image, back_projection=1.0)) == 0
+    task = Enlarge(model, back_projection=0.5, measured=True)
     prepared = task.prepare(decode(image))
-    result = prepared.finish(model.passes(prepared.lrs).images, [""])
+    result = prepared.finish(model.runner(prepared.lrs).images, [""])
     assert chroma(result.image) == 0
 
 

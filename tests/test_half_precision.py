@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gleansr.checkpoints.native import About
 from gleansr.inference.cuda_graphs import CapturedGraph, GraphedCall
-from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.layers import autocast_copy

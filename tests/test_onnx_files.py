@@ -62,11 +62,11 @@ def test_an_honest_file_runs(tmp_path: Path):
         ({"scale": float("nan")}, "has NaN, which is no number"),
         ({"scale": True}, "scale must be int, not True"),
         ({"scale": "2"}, "scale must be int"),
-        ({"scale": 10**400}, "an integer beyond 64 bits"),
-        ({"scale": 4}, "its metadata tell of high 1x3x16x16, but it is 1x3x8x8"),
-        ({"in_size": 8}, "its metadata tell of low 1x3x8x8, but it is 1x3x4x4"),
+        ({"scale": 10**400}, "a whole number beyond 64 bits"),
+        ({"scale": 4}, "its metadata give high as 1x3x16x16, but it is 1x3x8x8"),
+        ({"in_size": 8}, "its metadata give low as 1x3x8x8, but it is 1x3x4x4"),
         ({"in_size": -4}, "in_size must be 1 to 4096"),
-        ({"batch": 2}, "its metadata tell of low 2x3x4x4"),
+        ({"batch": 2}, "its metadata give low as 2x3x4x4"),
         ({"batch": 0}, "batch must be 1 to 4096"),
         ({"about": None}, r"about\.? must be a table"),
         ({"about": {"colour": "red"}}, "unknown key about.colour"),
@@ -139,14 +139,14 @@ def many(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (loop, "asks for 'Loop'|holds a loop"),
-        (hidden_loop, "holds a loop or a condition"),
-        (function, "holds functions"),
-        (external, "weights lie in another file"),
+        (loop, "uses the operator 'Loop'|contains a loop"),
+        (hidden_loop, "contains a loop or a condition"),
+        (function, "contains functions"),
+        (external, "weights are in another file"),
         (domain, "operators of 'com.microsoft'"),
-        (expanded, "a shape in it is"),
-        (shaped, "asks for 'ConstantOfShape'"),
-        (padded, "a size or a setting in it is 60,000"),
+        (expanded, "a shape is"),
+        (shaped, "uses the operator 'ConstantOfShape'"),
+        (padded, "a size or an attribute is 60,000"),
         (many, "more than 20,000 layers"),
     ],
 )
@@ -159,7 +159,7 @@ def test_what_is_not_begun(change: Callable[[onnx.ModelProto], None], match: str
 def test_a_network_of_other_ends(tmp_path: Path):
     model = network()
     model.graph.output.append(helper.make_tensor_value_info("low", TensorProto.FLOAT, [1, 3, 4, 4]))
-    refusal(saved(model, tmp_path), "takes 1 and makes 2 tensors")
+    refusal(saved(model, tmp_path), "has 1 inputs and 2 outputs")
     model = network()
     model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
     refusal(saved(model, tmp_path), "it has 'picture' of tensor")
@@ -173,7 +173,7 @@ def test_results_of_another_size(tmp_path: Path):
             if axis > 1:
                 size.dim_param = f"{name}{axis}"
     loaded = OnnxModel(saved(model, tmp_path), CPU)
-    with pytest.raises(CheckpointError, match=r"a\.onnx: made 1x3x8x10 of 1x3x4x5, not 1x3x16x20"):
+    with pytest.raises(CheckpointError, match=r"a\.onnx: returned 1x3x8x10 for 1x3x4x5, not 1x3x16x20"):
         loaded(torch.zeros(1, 3, 4, 5))
 
 

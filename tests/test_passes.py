@@ -17,12 +17,10 @@ from gleansr.images.codec import decode, to_image
 from gleansr.images.pixels import to_bytes
 from gleansr.inference.cuda_graphs import CapturedGraph, GraphedCall
 from gleansr.inference.devices import bfloat16_instructions, find_precision
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import ModelOutput
-from gleansr.inference.runner import Runner
+from gleansr.inference.runner import BatchRunner, FeedForwardModel, Runner
 from gleansr.inference.tasks import Enlarge
 from gleansr.inference.upscaler import Upscaler
-from gleansr.jobs.forward import Forward
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
@@ -69,7 +67,7 @@ def test_a_batch_is_halved_until_it_fits_and_later_ones_are_no_larger(caplog: py
 
 
 def test_one_that_does_not_fit_alone_says_what_may_help():
-    with pytest.raises(ImageError, match="out of memory on cpu, by an image of 4x4 alone; a model of smaller results may do"):
+    with pytest.raises(ImageError, match="out of memory on cpu with a single image of 4x4; try a model of a smaller scale"):
         Runner(Small(most=0))(lrs(2))
     with pytest.raises(RuntimeError, match="of another kind"):
         Runner(_Broken(most=1))(lrs(2))
@@ -122,7 +120,7 @@ def test_what_is_not_finite_in_half_precision_is_computed_in_float32(model: GLEA
     assert torch.equal(made.images[[0, 2]], good[[0, 2]])
     assert torch.allclose(made.images[1], exact[1], atol=1e-5)
     assert not torch.allclose(good[1], exact[1], atol=1e-5)
-    assert list(made.notes) == ["", "computed in float32, since half precision did not suffice", ""]
+    assert list(made.notes) == ["", "overflowed in bf16; recomputed in float32", ""]
     as_bytes = Runner(method)(inputs, eight_bits=True)
     assert torch.equal(as_bytes.images, to_bytes(made.images))
     images = list(Upscaler(method, About("half")).upscale([((lr + 1) / 2) for lr in inputs], batch_size=3))
@@ -181,7 +179,7 @@ def test_a_shape_is_recorded_once_and_the_oldest_is_forgotten():
         passes(lr + 1)
         assert torch.equal(first, lr * 2)  # not the tensor that the next pass writes
     assert recorded == [1, 2, 3, 4, 5, 2]  # 2 was the one unused for longest
-    passes.forget()
+    passes.clear()
     passes(torch.rand(1, 3))
     assert recorded[-1] == 1
 
@@ -235,12 +233,12 @@ def test_folders_finish_bytes_as_they_do_floats(mode: str):
     img = decode(image)
     prepared = task.prepare(img)
     assert prepared.eight_bits == (mode == "RGB")
-    assert not dataclasses.replace(task, consistent=0.5).prepare(img).eight_bits
+    assert not dataclasses.replace(task, back_projection=0.5).prepare(img).eight_bits
     assert not dataclasses.replace(task, measured=True).prepare(img).eight_bits
     sr = torch.rand(3, 8, 8) * 2.2 - 1.1
     if prepared.eight_bits:
         assert prepared.finish([to_bytes(sr)], [""]).image.tobytes() == prepared.finish([sr], [""]).image.tobytes()
-    forward = Forward(Small(9), 2)
+    forward = BatchRunner(Small(9), 2)
     assert forward(lrs(1), eight_bits=True)[0].sr is not None
     forward._gpu = True
     expected = to_bytes(Small(9)(torch.stack(lrs(2))).images)

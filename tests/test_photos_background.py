@@ -11,8 +11,8 @@ from gleansr.errors import ImageError
 from gleansr.images.back_projection import consistency
 from gleansr.images.codec import DecodedImage
 from gleansr.images.resize import resize
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import ModelOutput, StepReport
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.photos import Photo, PhotoConfig, run

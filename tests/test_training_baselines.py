@@ -13,7 +13,7 @@ from PIL import Image
 
 from gleansr.checkpoints import native
 from gleansr.errors import RequestError
-from gleansr.inference.feedforward import enlarge
+from gleansr.inference.runner import enlarge
 from gleansr.models.esrgan_plus import ESRGANDiscriminatorConfig, ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import VGG19
 from gleansr.models.residual import ResidualNet

@@ -11,7 +11,7 @@ import gleansr
 from gleansr.checkpoints.native import About
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode
-from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
@@ -95,7 +95,7 @@ def test_what_pad_keeps_is_the_image(upscaler: gleansr.Upscaler, cat: Image.Imag
 
 
 def test_exact_refuses_and_names_the_way_out(upscaler: gleansr.Upscaler, cat: Image.Image):
-    with pytest.raises(RequestError, match=r"is 64x64, but the model takes 8x8 exactly; --fit crop"):
+    with pytest.raises(RequestError, match=r"is 64x64, but the model takes 8x8; --fit crop"):
         upscaler(cat, fit="exact")
     with pytest.raises(RequestError, match="'squeeze'"):
         upscaler(cat, fit="squeeze")  # pyright: ignore[reportArgumentType]
@@ -181,7 +181,7 @@ def test_images_between_black_bars(tmp_path: Path):
     assert torch.allclose((fitted.lr[:, 1:7] + 1) / 2, pixels, atol=1e-6)
     assert torch.equal(fitted.lr[:, [0, 7]], torch.full((3, 2, 8), -1.0))
     assert upscaler(pixels).size == (32, 24)
-    with pytest.raises(RequestError, match="is 12x6, but the model takes 8x6 exactly"):
+    with pytest.raises(RequestError, match="is 12x6, but the model takes 8x6;"):
         upscaler.fit(decode(torch.rand(3, 6, 12)), "exact")
     wide = upscaler.fit(decode(torch.rand(3, 6, 16)), "pad")
     assert wide.keep == (4 + 6, 0, 12, 32)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gleansr.inference.cpu import fused, winograd
-from gleansr.inference.cpu.fused import FusedConv, convolution, side_by_side
+from gleansr.inference.cpu.fused import FusedConv, concat_convolution, convolution
 from gleansr.inference.cpu.winograd import WinogradConv, pays, ready, transformed
 
 
@@ -123,4 +123,4 @@ def test_only_convolutions_of_stride_1_are_taken(monkeypatch: pytest.MonkeyPatch
         expected = F.leaky_relu(F.conv2d(torch.cat([x, y], 1), weight, bias, padding=1), 0.2)
         for paying in (True, False):
             monkeypatch.setattr(fused, "pays", lambda *_, paying=paying: paying)
-            torch.testing.assert_close(side_by_side(weight, bias, 4, 8, torch.float32, 0.2)(x, y), expected)
+            torch.testing.assert_close(concat_convolution(weight, bias, 4, 8, torch.float32, 0.2)(x, y), expected)

@@ -24,9 +24,9 @@ from gleansr.checkpoints import zoo
 from gleansr.errors import GleansrError, RequestError, one_line
 from gleansr.files import sha256_of
 from gleansr.inference.devices import bfloat16_instructions, cores, find_device, find_precision, out_of_memory
-from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import is_onnx
 from gleansr.inference.precision import Precision, full_name
+from gleansr.inference.runner import FeedForwardModel, enlarge
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.models.network import SRNetwork
 

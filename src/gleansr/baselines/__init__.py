@@ -20,8 +20,8 @@ from gleansr.checkpoints.native import About, Checkpoint, bank_within
 from gleansr.configs import from_dict, merge
 from gleansr.errors import RequestError
 from gleansr.inference.devices import find_device, find_precision
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.precision import Precision
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.esrgan_plus import ESRGANPlus
 from gleansr.models.glean import GLEAN

@@ -19,7 +19,8 @@ def requested(after_ray: tuple[str, ...], workers: int | None, cores: int | None
     Raises:
         RequestError: an option is wrong, or the first value is neither an address nor an input.
     """
-    from gleansr.cluster import ClusterConfig, is_url
+    from gleansr.cluster import ClusterConfig
+    from gleansr.stores import is_url
 
     if device not in ("auto", "cpu"):
         raise RequestError(f"--device {device}: with --ray it is auto, which uses the cluster's GPUs if it has any, or cpu")

@@ -56,7 +56,7 @@ def export(
     console = Console(stderr=True, soft_wrap=True)
     images = "any number of images" if done.batch is None else "1 image" if done.batch == 1 else f"{done.batch} images"
     console.print(
-        f"{model} → {output} ({done.bytes / 1e6:.1f} MB, {images} at once; run by ONNX Runtime it differs from the network by at most "
+        f"{model} → {output} ({done.size / 1e6:.1f} MB, {images} at once; run by ONNX Runtime it differs from the network by at most "
         f"{done.difference:.2g} of 255, {done.psnr:.1f} dB)",
         markup=False,
         highlight=False,

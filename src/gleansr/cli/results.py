@@ -3,10 +3,11 @@
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -15,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
-from gleansr.cluster import ClusterConfig, Manifest, RemoteDestination, count, upscale_on_cluster, walk
 from gleansr.files import printable
-from gleansr.jobs import Counted, Destination, JobResult, OutputError, UnreadableFolder, Work, run
-from gleansr.jobs import Manifest as LocalManifest
+from gleansr.jobs import Destination, InputCounts, JobResult, Manifest, OutputError, UnreadableFolder, Work
 from gleansr.signals import stop_on_signal
+
+if TYPE_CHECKING:
+    from gleansr.cluster import ClusterConfig, RemoteDestination
 
 FEW = 10
 """Images up to which each result gets a line."""
@@ -33,7 +35,7 @@ seconds."""
 
 
 def upscale_all(
-    destinations: Sequence[Destination | RemoteDestination],
+    destinations: "Sequence[Destination | RemoteDestination]",
     work: Work,
     *,
     model: str,
@@ -41,7 +43,7 @@ def upscale_all(
     fail_fast: bool,
     verbose: bool,
     quiet: bool,
-    cluster: ClusterConfig | None = None,
+    cluster: "ClusterConfig | None" = None,
 ) -> None:
     """Runs all jobs, here or on a cluster, and reports on them. Exits unless all succeed: 1, or 3 if every failure is a photo without an
     object, or 130 and 143 after SIGINT and SIGTERM. `model` is its name in the summary.
@@ -53,10 +55,9 @@ def upscale_all(
     console = Console(stderr=True, soft_wrap=True)
     manifests = [place.manifest for place in destinations if place.manifest]
     resume = "; run the same command again to resume" if manifests else ""
-    runner = partial(upscale_on_cluster, cluster=cluster) if cluster else run
     try:
         tally, stopped_by = _run(
-            console, destinations, work, runner, slow=slow, fail_fast=fail_fast, each=False if quiet else True if verbose else None
+            console, destinations, work, cluster, slow=slow, fail_fast=fail_fast, each=False if quiet else True if verbose else None
         )
     except OutputError as error:
         raise OutputError(printable(f"{error}{resume}")) from error
@@ -73,20 +74,28 @@ def upscale_all(
 
 def _run(
     console: Console,
-    destinations: Sequence[Destination | RemoteDestination],
+    destinations: "Sequence[Destination | RemoteDestination]",
     work: Work,
-    runner: Callable[..., Iterator[JobResult | UnreadableFolder]],
+    cluster: "ClusterConfig | None",
     *,
     slow: bool,
     fail_fast: bool,
     each: bool | None,
 ) -> "tuple[Tally, str | None]":
     """Also returns the name of the signal that stopped the run. `each`: a line for each result; None: if there are few."""
+    if cluster:
+        from gleansr.cluster import count, open_manifest, upscale_on_cluster, walk
+
+        run = partial(upscale_on_cluster, cluster=cluster)
+    else:
+        from gleansr.jobs import count, run, walk
+
+        open_manifest = Manifest
     with ExitStack() as stack:
         with console.status("counting images") if console.is_terminal else nullcontext():
-            counted = [count(place) for place in destinations]  # reports wrong requests before any folder is written to
-            manifests = _open_manifests(destinations, stack)
-            ours = [manifest.ours if manifest else None for manifest in manifests]
+            counted = [count(place) for place in destinations]  # wrong requests end here, before any write  # pyright: ignore[reportArgumentType]
+            manifests = _open_manifests(destinations, open_manifest, stack)
+            ours = [manifest.is_result if manifest else None for manifest in manifests]
             for i, place in enumerate(destinations):
                 # Earlier results lie among the images.
                 if isinstance(place, Destination) and place.root.resolve() in [path.resolve() for path in place.inputs]:
@@ -99,8 +108,8 @@ def _run(
         silent = not console.is_terminal or (total == 1 and not slow)
         progress = stack.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
         tally = Tally(console, progress, total, expected, each=total <= FEW if each is None else each, lines=each is not False)
-        jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(destinations, ours, strict=True)))
-        for result in runner(
+        jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(destinations, ours, strict=True)))  # pyright: ignore[reportArgumentType]
+        for result in run(
             jobs,
             work,
             manifests,
@@ -111,16 +120,18 @@ def _run(
     return tally, stop.name
 
 
-def _open_manifests(destinations: Sequence[Destination | RemoteDestination], stack: ExitStack) -> list[LocalManifest | None]:
+def _open_manifests(
+    destinations: "Sequence[Destination | RemoteDestination]", open_manifest: Callable[..., Manifest], stack: ExitStack
+) -> list[Manifest | None]:
     """One per destination; destinations with the same file share one."""
-    opened: dict[Path | str, LocalManifest] = {}
+    opened: dict[Path | str, Manifest] = {}
     for place in destinations:
         if place.manifest and place.manifest not in opened:
-            opened[place.manifest] = stack.enter_context(Manifest(place.manifest))
+            opened[place.manifest] = stack.enter_context(open_manifest(place.manifest))
     return [opened[place.manifest] if place.manifest else None for place in destinations]
 
 
-def _report_left_out(console: Console, counted: Sequence[Counted]) -> None:
+def _report_left_out(console: Console, counted: Sequence[InputCounts]) -> None:
     if links := sum(one.links for one in counted):
         console.print(f"links to folders are not followed ({links:,}); give them as inputs to include them", highlight=False)
     if results := sum(one.results for one in counted):

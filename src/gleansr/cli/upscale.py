@@ -132,10 +132,10 @@ def upscale(
     from gleansr.cli.clusters import requested
     from gleansr.cli.results import upscale_all
     from gleansr.cli.video import upscale_videos, videos_among
-    from gleansr.cluster import is_url, normal, places
     from gleansr.files import sha256_of
     from gleansr.inference.devices import find_device, find_precision
     from gleansr.jobs import Work
+    from gleansr.stores import is_url, normalize
 
     ray_cluster, device = None, computing.device
     if cluster.ray is not None:
@@ -143,7 +143,7 @@ def upscale(
         inputs, device = inputs + more, "cpu"  # of this machine, which only sends the model
     elif cluster.ray_workers is not None or cluster.ray_cores is not None:
         raise RequestError("--ray-workers and --ray-cores are for a cluster: give --ray too")
-    elif addressed := [normal(path) for path in (*inputs, *([files.output] if files.output else [])) if is_url(normal(path))]:
+    elif addressed := [normalize(path) for path in (*inputs, *([files.output] if files.output else [])) if is_url(normalize(path))]:
         raise RequestError(f"{addressed[0]}: images and results with addresses are for clusters: give --ray too")
     computing = replace(computing, device=device)
     photos = replace(photos, photo=photos.photo or bool(photos.box))
@@ -173,7 +173,11 @@ def upscale(
         work = Work(task, batch_size, sha256, settings, files.quality, files.overwrite, files.sidecar)
         upscale_videos(request, work, model=label, slow=slow, fail_fast=files.fail_fast, verbose=files.verbose, quiet=files.quiet)
         return
-    found = places(inputs, files.output, f"_{task.factor}x", to_file=to_file, manifest=files.manifest)
+    if ray_cluster:
+        from gleansr.cluster import destinations
+    else:
+        from gleansr.jobs import destinations
+    found = destinations(inputs, files.output, f"_{task.factor}x", to_file=to_file, manifest=files.manifest)
     recorded = files.sidecar or any(place.manifest for place in found)
     alone = one_file and not files.manifest  # so that all threads are for the one image
     work = Work(

@@ -81,7 +81,7 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
         OutputError: nothing more can be written.
     """
     from gleansr.cli.results import upscale_all
-    from gleansr.jobs import OutputError, places
+    from gleansr.jobs import OutputError, destinations
     from gleansr.jobs.pipeline import SearchStoppedError
     from gleansr.video import RATE, WRITTEN, Clip, FrameFolder
 
@@ -122,7 +122,7 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
         raise SystemExit(128 + signal.Signals[stop.name])
     exit_codes = {3 if error.exit_code == 3 else 1 for error in failed}
     if folders and not (failed and fail_fast):
-        found = [place for one, target in folders for place in places(one.paths, target, "")]
+        found = [place for one, target in folders for place in destinations(one.paths, target, "")]
         try:
             upscale_all(found, work, model=model, slow=slow, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
         except SystemExit as end:  # which does not know of what failed before

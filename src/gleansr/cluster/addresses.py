@@ -1,21 +1,19 @@
-"""`places`, `count`, `walk` and `Manifest` of `gleansr.jobs`, for what has an address, too."""
+"""`destinations`, `count` and `walk` of `gleansr.jobs`, also for URLs."""
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from gleansr import jobs as folders
-from gleansr.cluster.listing import RemoteDestination, listed
-from gleansr.cluster.manifest import opened as Manifest
-from gleansr.cluster.urls import is_url, normal
+from gleansr import jobs
+from gleansr.cluster.listing import RemoteDestination, walk_remote
 from gleansr.errors import RequestError
-from gleansr.jobs import Counted, Destination, Job, UnreadableFolder
-from gleansr.jobs.walk import Ours
+from gleansr.jobs import Destination, InputCounts, Job, UnreadableFolder
+from gleansr.jobs.walk import IsResult
+from gleansr.stores import is_url, normalize
 
-__all__ = ["Manifest", "RemoteDestination", "count", "places", "walk"]
+__all__ = ["RemoteDestination", "count", "destinations", "walk"]
 
 
-def places(
+def destinations(
     inputs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str] | None,
     suffix: str,
@@ -23,39 +21,36 @@ def places(
     to_file: bool = False,
     manifest: str | os.PathLike[str] | None = None,
 ) -> list[Destination] | list[RemoteDestination]:
-    """As `folders.places`. Where anything has an address, all results go into one folder, which must be given.
+    """As `jobs.destinations`. If any path is a URL, all results go into one folder, which is required.
 
     Raises:
-        RequestError: it is not given, or an input with an address is not there.
+        RequestError: the folder is missing, or an input URL does not exist.
     """
-    given = [normal(one) for one in (*inputs, *([] if output is None else [output]), *([] if manifest is None else [manifest]))]
-    if not any(map(is_url, given)):
-        paths = [Path(normal(one)) for one in inputs]
-        return folders.places(
-            paths,
-            None if output is None else Path(normal(output)),
-            suffix,
-            to_file=to_file,
-            manifest=None if manifest is None else Path(normal(manifest)),
-        )
+    paths = [normalize(path) for path in (*inputs, *([] if output is None else [output]), *([] if manifest is None else [manifest]))]
+    if not any(map(is_url, paths)):
+        return jobs.destinations(inputs, output, suffix, to_file=to_file, manifest=manifest)
     if output is None or to_file:
-        raise RequestError("where images or results have addresses, give the folder of the results: --output FOLDER or --output s3://...")
+        raise RequestError("URLs of images or results require a results folder: --output FOLDER or --output s3://...")
     return [RemoteDestination.of(inputs, output, manifest)]
 
 
-def walk(place: Destination | RemoteDestination, number: int = 0, ours: Ours | None = None) -> Iterator[Job | UnreadableFolder]:
-    """As `folders.walk`."""
-    return listed(place, number) if isinstance(place, RemoteDestination) else folders.walk(place, number, ours)
+def walk(
+    destination: Destination | RemoteDestination, number: int = 0, is_result: IsResult | None = None
+) -> Iterator[Job | UnreadableFolder]:
+    """As `jobs.walk`."""
+    if isinstance(destination, RemoteDestination):
+        return walk_remote(destination, number)
+    return jobs.walk(destination, number, is_result)
 
 
-def count(place: Destination | RemoteDestination, ours: Ours | None = None) -> Counted:
-    """As `folders.count`. Folders at addresses are listed for it, and again by `walk`."""
-    if not isinstance(place, RemoteDestination):
-        return folders.count(place, ours)
-    counted, unlisted = Counted(), 0
-    for found in listed(place, counted=counted):
-        counted.images += isinstance(found, Job)
-        unlisted += isinstance(found, UnreadableFolder)
-    if not counted.images and not unlisted:
-        raise RequestError(f"{', '.join(place.inputs)}: no images there")
-    return counted
+def count(destination: Destination | RemoteDestination, is_result: IsResult | None = None) -> InputCounts:
+    """As `jobs.count`. It lists remote folders, and `walk` lists them again."""
+    if not isinstance(destination, RemoteDestination):
+        return jobs.count(destination, is_result)
+    counts, unreadable = InputCounts(), 0
+    for item in walk_remote(destination, counts=counts):
+        counts.images += isinstance(item, Job)
+        unreadable += isinstance(item, UnreadableFolder)
+    if not counts.images and not unreadable:
+        raise RequestError(f"{', '.join(destination.inputs)}: no images found")
+    return counts

@@ -1,4 +1,4 @@
-"""How a cluster is used."""
+"""Configuration of a cluster run."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ from gleansr.errors import RequestError
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Which cluster, and how many models at once on it."""
+    """The cluster and its number of workers."""
 
     address: str | None = None
-    """HOST:PORT of a Ray cluster that this machine belongs to. By default that of $RAY_ADDRESS, or the cluster that was started or joined
-    on this machine, or a new one of this machine's cores alone."""
+    """HOST:PORT of a Ray cluster that this machine belongs to. By default that of $RAY_ADDRESS, else the cluster started or joined on this
+    machine, else a new one of this machine's cores."""
     workers: int | None = None
-    """Models at once; by default one for each GPU, or as many as the cores allow at the start."""
+    """Number of models; by default one per GPU, or as many as the cores allow at the start."""
     cores: int | None = None
-    """CPU cores of each worker; by default 1, and beside a GPU its share of them, up to 8."""
+    """CPU cores of each worker; by default 1, for a GPU worker the GPU's share of the cores, up to 8."""
     gpus: bool = True
-    """Whether the cluster's GPUs are used, if it has any."""
+    """Whether to use the cluster's GPUs."""
     tries: int = 2
-    """How many of its workers an image may see die among its neighbours, and then again alone, before it is given up."""
+    """Number of worker deaths after which a group of images is split, and then a single image fails."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "cores", "tries"):

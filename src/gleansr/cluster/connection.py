@@ -1,4 +1,4 @@
-"""To a Ray cluster and back: one that answers, quietly, and not for longer than needed."""
+"""Connects to a Ray cluster: quietly, and with a time limit."""
 
 import logging
 import os
@@ -17,99 +17,99 @@ from gleansr.errors import RequestError
 
 log = logging.getLogger("gleansr.cluster")
 
-PATIENCE = 5.0
-"""Seconds for a cluster's port to answer. One that does answers in milliseconds."""
-_JOINING = 60.0
-"""Seconds to become a member of a cluster that answers."""
+ANSWER_SECONDS = 5.0
+"""Seconds for a cluster's port to answer. It usually answers in milliseconds."""
+_JOIN_SECONDS = 60.0
+"""Seconds to join a cluster that answers."""
 
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of HTTP/2 begins (RFC 9113, section 3.4), as gRPC does: the preface and an empty frame of settings."""
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""Start of an HTTP/2 connection (RFC 9113, section 3.4), as gRPC sends it: the preface and an empty SETTINGS frame."""
 _SETTINGS = 4
-"""The type of a server's first frame."""
+"""Type of a server's first frame."""
 
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ parts write to our stderr whatever Python's loggers say
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ code writes to stderr whatever Python's log level
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a thread of its own that outlives the connection starts a cluster
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming behaviour, of which it would warn
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a thread that outlives the connection starts a cluster
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; otherwise Ray warns
 }
 
 
 def ray_module() -> ModuleType:
-    """Ray with Ray Data, silent unless the environment says otherwise. Raises RequestError where it is not installed."""
-    for name, value in _QUIET.items():
+    """Imports Ray with Ray Data, silenced unless the environment sets otherwise. Raises RequestError if Ray is not installed."""
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise RequestError(f"clusters need Ray, which cannot be imported ({error}): pip install 'gleansr[ray]'") from error
+        raise RequestError(f"clusters require Ray, which cannot be imported ({error}); pip install 'gleansr[ray]'") from error
     return ray
 
 
-def find(address: str | None) -> str:
-    """What `ray.init` is to be given for this address; "local" for a new cluster.
+def resolve_address(address: str | None) -> str:
+    """The `address` for `ray.init`; "local" for a new cluster.
 
     Raises:
-        RequestError: nothing answers there, within `PATIENCE`.
+        RequestError: nothing answers within `ANSWER_SECONDS` seconds.
     """
-    given = address or os.environ.get("RAY_ADDRESS", "")
-    if given == "local":
-        return given
-    if given and given != "auto":
-        if problem := _silence(given):
+    requested = address or os.environ.get("RAY_ADDRESS", "")
+    if requested == "local":
+        return requested
+    if requested and requested != "auto":
+        if problem := _problem(requested):
             source = "" if address else " (of the environment variable RAY_ADDRESS)"
-            raise RequestError(f"no Ray cluster can be used at {given}{source}: {problem}; --ray without an address starts one here")
-        return given
-    here = _here()
-    if here and not _silence(here):
-        return "auto"  # not its address: Ray shows its token only to a cluster that it finds itself
-    if given == "auto":
+            raise RequestError(f"no Ray cluster can be used at {requested}{source}: {problem}; --ray without an address starts one local")
+        return requested
+    local = _local_cluster()
+    if local and not _problem(local):
+        return "auto"  # Ray sends its token only to a cluster that it finds itself
+    if requested == "auto":
         raise RequestError("no Ray cluster runs on this machine; --ray without an address starts one")
     return "local"
 
 
 @contextmanager
-def connected(address: str | None, **more: Any) -> Iterator[ModuleType]:
-    """Ray, connected to the cluster at an address (see `ClusterConfig.address`), or to a new one that ends with the block.
+def connect(address: str | None, **options: Any) -> Iterator[ModuleType]:
+    """Ray, connected to the cluster at an address (see `ClusterConfig.address`) or to a new one, which ends with the block.
 
-    A connection that the process has already is used, and left as it is. `more`: for `ray.init`.
+    An existing connection of the process is used and stays open. `options`: for `ray.init`.
 
     Raises:
-        RequestError: Ray is not installed, or the cluster does not answer or does not take us.
+        RequestError: Ray is not installed, or the cluster does not answer or rejects the connection.
     """
     ray = ray_module()
     if ray.is_initialized():
         yield ray
         return
-    found = find(address)
-    options: dict[str, Any] = {"address": found, "log_to_driver": False, "logging_level": logging.CRITICAL, **more}
-    if found == "local":
-        options["include_dashboard"] = False
+    resolved = resolve_address(address)
+    arguments: dict[str, Any] = {"address": resolved, "log_to_driver": False, "logging_level": logging.CRITICAL, **options}
+    if resolved == "local":
+        arguments["include_dashboard"] = False
     try:
-        with _handlers_kept(), _hushed():
-            if found == "local":
-                ray.init(**options)
+        with _signal_handlers_kept(), _stderr_discarded():
+            if resolved == "local":
+                ray.init(**arguments)
             else:
-                _ask(ray, found)
-                _within(_JOINING, lambda: ray.init(**options))
+                _check_reachable(ray, resolved)
+                _with_timeout(_JOIN_SECONDS, lambda: ray.init(**arguments))
     except Exception as error:  # Ray has many, and Python's
-        where = "of this machine" if found in ("auto", "local") else f"at {found}"
+        where = "of this machine" if resolved in ("auto", "local") else f"at {resolved}"
         raise RequestError(f"the Ray cluster {where} cannot be used: {_first_line(error)}") from error
     try:
-        with _without_reports():
+        with _death_reports_suppressed():
             yield ray
     finally:
-        with _handlers_kept():
+        with _signal_handlers_kept():
             ray.shutdown()
 
 
-def _silence(address: str) -> str | None:
-    """What is wrong with an address; None if a gRPC server answers there. `ray.init` itself may wait for it for ever."""
+def _problem(address: str) -> str | None:
+    """The problem with an address; None if a gRPC server answers. `ray.init` itself can wait for ever."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.scheme == "ray":
-        return "Ray Data does not work through Ray's client; run gleansr on a machine of the cluster, such as by ray job submit"
+        return "Ray Data does not support Ray's client; run gleansr on a machine of the cluster, for example by ray job submit"
     try:
         host, port = parts.hostname, parts.port or 6379
     except ValueError:
@@ -117,113 +117,113 @@ def _silence(address: str) -> str | None:
     if not host or parts.scheme:
         return "an address is HOST:PORT"
     try:
-        with socket.create_connection((host, port), timeout=PATIENCE / 2) as connection:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS / 2) as connection:
             if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
                 return None
-            connection.settimeout(PATIENCE / 2)
-            connection.sendall(_GREETING)
+            connection.settimeout(ANSWER_SECONDS / 2)
+            connection.sendall(_HTTP2_PREFACE)
             frame = b""
             while len(frame) < 4 and (more := connection.recv(9)):
                 frame += more
     except OSError as error:
         return f"{error.strerror or error}"
-    return None if frame[3:4] == bytes([_SETTINGS]) else "what answers there is not Ray"
+    return None if frame[3:4] == bytes([_SETTINGS]) else "the server there is not Ray"
 
 
-def _ask(ray: ModuleType, address: str) -> None:
-    """Raises what is wrong with a cluster, of which `ray.init` says after 20 seconds only that it failed."""
+def _check_reachable(ray: ModuleType, address: str) -> None:
+    """Raises ConnectionError with the reason, which `ray.init` does not give: it only says, after 20 seconds, that it failed."""
     client = getattr(getattr(ray, "_raylet", None), "GcsClient", None)
     if client is None or address == "auto":
         return
     try:
-        _within(PATIENCE, lambda: client(address=address))
+        _with_timeout(ANSWER_SECONDS, lambda: client(address=address))
     except Exception as error:
         if "authentication" in type(error).__name__.lower():
-            needed = "set RAY_AUTH_MODE=token, and have its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
-            raise ConnectionError(f"it does not take this machine's token, if there is one: {needed}") from error
+            remedy = "set RAY_AUTH_MODE=token, and put its token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+            raise ConnectionError(f"it rejects this machine's token, or there is none: {remedy}") from error
         raise ConnectionError(f"no Ray cluster answers there: {_first_line(error)}") from error
 
 
-def _here() -> str:
-    """The address of the cluster that was last started or joined on this machine, whether it still runs or not; empty if there is none."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108, where Ray has its sessions
+def _local_cluster() -> str:
+    """Address of the cluster last started or joined on this machine, running or not; empty if none."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108, Ray's session folder
     with suppress(OSError):
         return Path(folder, "ray", "ray_current_cluster").read_text().strip()
     return ""
 
 
-def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Calls in a thread, which is left behind if it takes longer. Raises TimeoutError then, otherwise what the call raises."""
-    ended: list[BaseException | None] = []
+def _with_timeout(seconds: float, call: Callable[[], object]) -> None:
+    """Runs `call` in a thread. Raises its error, or TimeoutError after `seconds`, leaving the thread behind."""
+    outcome: list[BaseException | None] = []
 
     def work() -> None:
         try:
             call()
-            ended.append(None)
+            outcome.append(None)
         except BaseException as error:
-            ended.append(error)
+            outcome.append(error)
 
     thread = threading.Thread(target=work, name="gleansr-ray", daemon=True)
     thread.start()
     thread.join(seconds)
-    if not ended:
-        raise TimeoutError(f"it answers, but has not taken us within {seconds:g} s")
-    if ended[0]:
-        raise ended[0]
+    if not outcome:
+        raise TimeoutError(f"it answers, but joining it took more than {seconds:g} s")
+    if outcome[0]:
+        raise outcome[0]
 
 
 @contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Ray puts its own handlers of signals in the place of ours."""
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restores the signal handlers that Ray replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for kind, handler in kept.items():
+        for kind, handler in handlers.items():
             signal.signal(kind, handler)
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without stderr: that a level of its log was asked for is the first thing that Ray's C++ parts log, at any level."""
+def _stderr_discarded() -> Iterator[None]:
+    """Discards stderr: at any log level, Ray's C++ code first logs the level itself."""
     try:
-        kept = os.dup(2)
-    except OSError:  # there is none
+        stderr = os.dup(2)
+    except OSError:  # no stderr
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
 @contextmanager
-def _without_reports() -> Iterator[None]:
-    """Without the paragraphs that Ray prints on the death of each worker, which no option of its own turns off; we tell of it ourselves."""
+def _death_reports_suppressed() -> Iterator[None]:
+    """Suppresses the paragraphs that Ray prints on the death of each worker, which no option turns off; gleansr reports it itself."""
     worker = sys.modules.get("ray._private.worker")
-    shown = getattr(worker, "print_to_stdstream", None)
-    if worker is None or shown is None:  # another version, which may print them
+    original = getattr(worker, "print_to_stdstream", None)
+    if worker is None or original is None:  # another version of Ray, which may print them
         yield
         return
 
-    def told(data: dict[str, Any], *args: Any, **options: Any) -> None:
+    def print_filtered(data: dict[str, Any], *args: Any, **options: Any) -> None:
         if data.get("pid") == "raylet":
             log.debug("%s", "\n".join(data.get("lines", ())))
         else:
-            shown(data, *args, **options)
+            original(data, *args, **options)
 
-    worker.print_to_stdstream = told  # pyright: ignore[reportAttributeAccessIssue]
+    worker.print_to_stdstream = print_filtered  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        worker.print_to_stdstream = shown  # pyright: ignore[reportAttributeAccessIssue]
+        worker.print_to_stdstream = original  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _first_line(error: BaseException) -> str:

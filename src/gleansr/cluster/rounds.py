@@ -1,4 +1,4 @@
-"""Portions of jobs through a cluster, whatever dies there: rounds of Ray Data until each job has its outcome."""
+"""Runs portions of jobs on a cluster, in rounds of Ray Data, until each job has its result, even if workers die."""
 
 import itertools
 import logging
@@ -10,24 +10,24 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from gleansr.cluster.ahead import ahead
 from gleansr.cluster.config import ClusterConfig
 from gleansr.cluster.portions import Portion
-from gleansr.cluster.worker import RayWorker, Setting, sealed, unpack
+from gleansr.cluster.prefetch import prefetch
+from gleansr.cluster.worker import RayWorker, WorkerConfig, pack_portions, unpack_results
 from gleansr.errors import GleansrError, ImageError
-from gleansr.jobs import JobResult, failed
+from gleansr.jobs import JobResult, failed_result
 
 log = logging.getLogger("gleansr.cluster")
 
-_BATCHES = 8
-"""In a portion, at most: what is lost with a worker, and what the driver hears of at once."""
-_SHARES = 4
-"""Portions for each worker, at least, so that all end at about the same time."""
-_ALONE = 64
-"""Jobs of a round of single ones. Where all of so many kill their worker, the images are not to blame."""
+_MAX_PORTIONS = 8
+"""Largest number of portions in a row: what is lost with a worker, and what the driver receives at once."""
+_MIN_ROWS = 4
+"""Least number of rows for each worker, so that all end at about the same time."""
+_SINGLES = 64
+"""Jobs in a round of single jobs. If all of them kill their workers, the images are not the cause."""
 _IN_FLIGHT = 2
-_ENDING = 10.0
-"""Seconds for what is under way to end, when a run is to end before its time."""
+_STOP_SECONDS = 10.0
+"""Seconds for running portions to end after a stop."""
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -44,7 +44,7 @@ class Fleet:
 
     @classmethod
     def of(cls, ray: ModuleType, config: ClusterConfig, *, gpu: bool) -> "Fleet":
-        """As many as the cluster has room for. Raises GleansrError where it has none."""
+        """As many workers as the cluster has room for. Raises GleansrError if it has none."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if gpu and (gpus := sum(int(node.get("GPU", 0)) for node in nodes)):
             cores = config.cores or max(1, min(8, *(int(node.get("CPU", 1) // node["GPU"]) for node in nodes if node.get("GPU"))))
@@ -52,83 +52,84 @@ class Fleet:
         cores = config.cores or 1
         workers = config.workers or sum(int(node.get("CPU", 0)) // cores for node in nodes)
         if not workers:
-            raise GleansrError(f"no machine of the cluster has {cores} cores for a worker; it has {_cores(nodes)}")
+            raise GleansrError(f"no machine of the cluster has {cores} cores for a worker; the machines have {_cores(nodes)}")
         return cls(workers, cores, False)
 
 
 class Rounds:
-    """Sends portions to workers, and goes on until each job has an outcome.
+    """Sends portions to workers until each job has a result.
 
-    Ray starts a worker that dies again, and gives it what it had. A portion that was begun `ClusterConfig.tries` times is given up; its
-    jobs are then sent one by one, each to a worker that has nothing else, so that an image that kills its worker is found and fails, and
-    its neighbours are done.
+    Ray restarts a dead worker with its portion. After `ClusterConfig.tries` deaths the jobs of the portion are sent one by one, each to a
+    worker that has nothing else, so that an image that kills its worker is identified and fails, and the others are processed.
     """
 
-    def __init__(self, ray: ModuleType, fleet: Fleet, config: ClusterConfig, work: Any, setting: Setting, stopped: Callable[[], bool]):
+    def __init__(
+        self, ray: ModuleType, fleet: Fleet, config: ClusterConfig, work: Any, worker_config: WorkerConfig, stopped: Callable[[], bool]
+    ):
         """`work`: a reference to the pickled work."""
         self._ray, self._fleet, self._tries = ray, fleet, config.tries
         self._work, self._stopped = work, stopped
-        self._setting = replace(setting, threads=fleet.cores, gpu=fleet.gpu)
-        self._tally = tally(ray)
+        self._worker_config = replace(worker_config, threads=fleet.cores, gpu=fleet.gpu)
+        self._counter = run_counter(ray)
         self._number = itertools.count()
 
     def __call__(self, portions: Sequence[Portion]) -> Iterator[JobResult]:
-        """In the order in which they end; not of all, if it was asked to stop.
+        """Yields the results in the order of completion; not all of them after a stop.
 
         Raises:
-            GleansrError: workers cannot work, or nothing more can be written. What else has ended is told before.
+            GleansrError: the workers cannot start, or nothing more can be written. Finished results are yielded before.
         """
-        size = max(1, min(_BATCHES, len(portions) // (_SHARES * self._fleet.workers)))
+        size = max(1, min(_MAX_PORTIONS, len(portions) // (_MIN_ROWS * self._fleet.workers)))
         try:
             lost = yield from self._round([list(portions[i : i + size]) for i in range(0, len(portions), size)])
             singles = [Portion.of([job]) for portion in lost for job in portion.jobs()]
             if singles:
-                log.warning("workers died %d times with the same images; these %d are done one by one", self._tries, len(singles))
-            for i in range(0, len(singles), _ALONE):
-                group = singles[i : i + _ALONE]
-                poison = yield from self._round([[one] for one in group], alone=True)
-                if len(poison) == len(group) == _ALONE:
+                log.warning("workers died %d times with the same images; these %d are processed one by one", self._tries, len(singles))
+            for i in range(0, len(singles), _SINGLES):
+                group = singles[i : i + _SINGLES]
+                fatal = yield from self._round([[one] for one in group], alone=True)
+                if len(fatal) == len(group) == _SINGLES:
                     raise GleansrError(
-                        "workers die whatever they are given, killed or out of memory; give each more cores, so that there are fewer, or "
+                        "workers die with any image, killed or out of memory; give each more cores, so that there are fewer, or "
                         "a smaller --batch-size; Ray's logs on the machines say more (/tmp/ray/session_latest/logs)"
                     )
-                for portion in poison:
+                for portion in fatal:
                     [(job, _)] = portion.jobs()
-                    told = f"{job.source}: its worker died each time, {self._tries} times with others and {self._tries} times alone"
-                    yield failed(job, ImageError(f"{told}: killed, out of memory, or by a fault of a library"))
+                    deaths = f"{job.source}: its worker died each time, {self._tries} times with others and {self._tries} times alone"
+                    yield failed_result(job, ImageError(f"{deaths}: killed, out of memory, or a crash in a library"))
         except _Stopped:
             return
 
     def _round(self, portions: Sequence[Sequence[Portion]], *, alone: bool = False) -> Generator[JobResult, None, list[Portion]]:
-        """Returns those of whose jobs some have no outcome, cut down to them."""
+        """Yields results; returns portions of the jobs that have none."""
         waiting = dict(enumerate(portions))
         lost: list[Portion] = []
         if not portions:
             return lost
-        dataset = self._dataset([{"number": number, "jobs": sealed(some)} for number, some in waiting.items()], alone)
+        dataset = self._dataset([{"number": number, "jobs": pack_portions(row)} for number, row in waiting.items()], alone)
         with closing(self._rows(dataset)) as rows:
             for number, packed in rows:
                 jobs = [one for portion in waiting.pop(number, ()) for one in portion.jobs()]
-                if not jobs:  # known from another try
+                if not jobs:  # already known from another try
                     continue
-                outcomes, stop, note = unpack(packed, [job for job, _ in jobs])
+                results, stop, note = unpack_results(packed, [job for job, _ in jobs])
                 if note:
                     log.warning("%s", note)
-                yield from (outcome for _, outcome in outcomes)
+                yield from (result for _, result in results)
                 if stop:
                     raise stop
-                told = {number for number, _ in outcomes}
-                if rest := [one for i, one in enumerate(jobs) if i not in told]:
+                finished = {number for number, _ in results}
+                if rest := [one for i, one in enumerate(jobs) if i not in finished]:
                     lost.append(Portion.of(rest))
-        return lost + [portion for some in waiting.values() for portion in some]
+        return lost + [portion for row in waiting.values() for portion in row]
 
     def _dataset(self, rows: list[dict[str, Any]], alone: bool) -> Any:
         data = self._ray.data
         workers = min(self._fleet.workers, len(rows))
-        setting = replace(self._setting, again=alone, round=next(self._number), tries=self._tries, workers=workers)
+        worker_config = replace(self._worker_config, again=alone, round=next(self._number), tries=self._tries, workers=workers)
         return data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             RayWorker,
-            fn_constructor_args=([self._work], self._tally, setting),
+            fn_constructor_args=([self._work], self._counter, worker_config),
             compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1 if alone else _IN_FLIGHT),
             batch_size=1,
             batch_format="pyarrow",
@@ -138,43 +139,43 @@ class Rounds:
         )
 
     def _rows(self, dataset: Any) -> Generator[tuple[int, bytes], None, None]:
-        """The results as they come, taken in a thread, so that this one can be asked to stop.
+        """The results as they arrive, received in a thread, so that this one can check for a stop.
 
-        When it is, workers end what they compute, and what they have is given; raises _Stopped then.
+        After a stop, workers end their current passes, and their results are yielded; then it raises _Stopped.
         """
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         rows = (row for batch in batches for row in batch.to_pylist())
-        left = _IN_FLIGHT * self._fleet.workers  # portions that workers may have when it is asked to stop
+        remaining = _IN_FLIGHT * self._fleet.workers  # rows that workers may hold at a stop
         deadline: float | None = None
         complete = False
         try:
-            with ahead(rows, 64, patience=_ENDING) as coming:
+            with prefetch(rows, 64, timeout=_STOP_SECONDS) as coming:
                 try:
                     for row in coming:
                         if deadline is None and self._stopped():
-                            deadline = time.monotonic() + _ENDING
-                            self._tally.stop.remote()
+                            deadline = time.monotonic() + _STOP_SECONDS
+                            self._counter.stop.remote()
                         if row is not None:
                             yield row["number"], row["outcomes"]
-                            left -= deadline is not None
-                        if deadline is not None and (left <= 0 or time.monotonic() > deadline):
+                            remaining -= deadline is not None
+                        if deadline is not None and (remaining <= 0 or time.monotonic() > deadline):
                             raise _Stopped
                     complete = deadline is None
                 finally:
                     if not complete:
-                        self._tally.stop.remote()
+                        self._counter.stop.remote()
         except _Stopped:
             raise
-        except Exception as error:  # Ray has many
+        except Exception as error:  # Ray raises many kinds
             raise GleansrError(f"the cluster failed: {_reason(error)}") from error
         if not complete:
             raise _Stopped
 
 
-def tally(ray: ModuleType) -> Any:
-    """A small process that counts what workers begin, since one that dies cannot, and Ray tries without end; and tells them to stop."""
+def run_counter(ray: ModuleType) -> Any:
+    """An actor that counts the tries of portions, because a dead worker cannot and Ray retries without end; it also signals a stop."""
 
-    class Tally:  # in here, so that it is sent whole, and its process need not import us
+    class RunCounter:  # a local class is pickled whole, so that its process need not import gleansr
         def __init__(self) -> None:
             self._begun: dict[tuple[int, int], int] = {}
             self._starting: dict[int, int] = {}
@@ -187,7 +188,7 @@ def tally(ray: ModuleType) -> Any:
             return before
 
         def starting(self, round_: int) -> int:
-            """How many workers have begun to start that have not ended it."""
+            """How many workers are starting."""
             self._starting[round_] = self._starting.get(round_, 0) + 1
             return self._starting[round_]
 
@@ -200,28 +201,28 @@ def tally(ray: ModuleType) -> Any:
         def stopped(self, _: int) -> bool:
             return self._stopped
 
-    return ray.remote(Tally).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    return ray.remote(RunCounter).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
 
 @contextmanager
-def tolerant(ray: ModuleType) -> Iterator[None]:
-    """Ray Data without words, and going on where a worker dies for good."""
+def quiet_ray_data(ray: ModuleType) -> Iterator[None]:
+    """Silences Ray Data, and lets it continue when a worker dies for good."""
     context = ray.data.DataContext.get_current()
-    wanted = {
+    settings = {
         "max_errored_blocks": -1,
         "enable_progress_bars": False,
         "enable_operator_progress_bars": False,
         "print_on_execution_start": False,
         "execution_options.verbose_progress": False,
     }
-    kept: list[tuple[Any, str, Any]] = []
-    for name, value in wanted.items():
+    previous: list[tuple[Any, str, Any]] = []
+    for name, value in settings.items():
         *path, last = name.split(".")
         owner = context
         for part in path:
             owner = getattr(owner, part)
-        if hasattr(owner, last):  # not all versions have all
-            kept.append((owner, last, getattr(owner, last)))
+        if hasattr(owner, last):  # depends on the version of Ray
+            previous.append((owner, last, getattr(owner, last)))
             setattr(owner, last, value)
     loggers = [(logger, logger.level) for logger in (logging.getLogger("ray.data"), logging.getLogger("ray"))]
     for logger, _ in loggers:
@@ -233,7 +234,7 @@ def tolerant(ray: ModuleType) -> Iterator[None]:
     finally:
         for logger, level in loggers:
             logger.setLevel(level)
-        for owner, name, value in kept:
+        for owner, name, value in previous:
             setattr(owner, name, value)
 
 

@@ -349,7 +349,7 @@ def upscale_images(
         if upscaler.input_size and batch.shape[-2:] != (upscaler.input_size, upscaler.input_size):
             name, side = upscaler.method.name, upscaler.input_size
             raise RequestError(f"{name} takes images of {side}x{side}, not {batch.shape[-1]}x{batch.shape[-2]}; change --models")
-        output = upscaler.passes(list(batch), report)
+        output = upscaler.runner(list(batch), report)
         for image, note in zip(output.images, output.notes or [""] * len(batch), strict=True):
             images.append(to_pixels(image))
             finished(len(images) - 1, note)

@@ -1,1 +1,1 @@
-"""From images to enlarged images: the upscaler, and what runs one forward pass."""
+"""Inference: images in, upscaled images out."""

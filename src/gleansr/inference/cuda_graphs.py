@@ -1,4 +1,4 @@
-"""A network's pass recorded once for each shape of its input, so that a GPU is given its hundreds of kernels as one (CUDA graphs)."""
+"""CUDA graphs: the hundreds of kernels of a pass are recorded once per input shape and launched as one."""
 
 import logging
 import threading
@@ -14,26 +14,26 @@ from gleansr.inference.devices import out_of_memory
 
 log = logging.getLogger("gleansr")
 
-_MOST = 4
-"""Recordings to keep: each holds the memory of its maps. A folder has batches of one size and a smaller last one."""
+_MAX_GRAPHS = 4
+"""Number of graphs to keep; each holds the memory of its maps. A folder has one batch size and a smaller last batch."""
 
 Call = Callable[[Tensor], Tensor]
 
 
 class CapturedGraph(NamedTuple):
-    """A pass as it was recorded: it reads one tensor and writes another, always the same ones."""
+    """A recorded pass. It always reads and writes the same two tensors."""
 
     lr: Tensor
     sr: Tensor
     replay: Callable[[], object]
     pool: Any = None
-    """Of the memory of its maps, as CUDA graphs name it."""
+    """Handle of the memory pool of its maps."""
 
 
-def record(call: Call, lr: Tensor, beside: CapturedGraph | None = None) -> CapturedGraph:
-    """Records `call` with the shape of `lr`, on a GPU, after passes that choose kernels and take memory, which no recording may do.
+def record(call: Call, lr: Tensor, shared: CapturedGraph | None = None) -> CapturedGraph:
+    """Records `call` with the shape of `lr`, on a GPU, after warm-up passes that choose kernels and allocate memory.
 
-    It shares the memory of its maps with `beside`: no two may then run at once, and a result must be copied before the next.
+    It shares the memory pool of `shared`: the two must not run at once, and a result must be copied before the next replay.
     """
     lr = lr.clone()
     stream = torch.cuda.Stream()
@@ -43,46 +43,46 @@ def record(call: Call, lr: Tensor, beside: CapturedGraph | None = None) -> Captu
             call(lr)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads read and write images meanwhile: what they ask of the driver, as pinned memory, is no fault of this recording.
-    with torch.cuda.graph(graph, pool=beside and beside.pool, capture_error_mode="thread_local"):
+    # Other threads use the driver meanwhile, for example for pinned memory; "thread_local" allows that.
+    with torch.cuda.graph(graph, pool=shared and shared.pool, capture_error_mode="thread_local"):
         sr = call(lr)
     return CapturedGraph(lr, sr, graph.replay, graph.pool())
 
 
 class GraphedCall:
-    """`call`, recorded at the first pass of a shape. Where that fails, as with kernels that wait for the CPU, it is called as it is.
+    """`call`, recorded at the first pass of each shape. If graph fails, as with kernels that wait for the CPU, `call` runs directly.
 
-    Several threads may call it if they share a stream, as they do unless told otherwise.
+    Several threads may call it if they share a stream, as they do by default.
     """
 
     def __init__(self, call: Call, record: Callable[[Call, Tensor, CapturedGraph | None], CapturedGraph] = record):
         self._call, self._record = call, record
-        self._kept: OrderedDict[torch.Size, CapturedGraph] = OrderedDict()
+        self._graphs: OrderedDict[torch.Size, CapturedGraph] = OrderedDict()
         self._lock = threading.Lock()
         self.failed: str | None = None
-        """Why passes are not recorded."""
+        """The reason if graph failed."""
 
     def __call__(self, lr: Tensor) -> Tensor:
         if self.failed is not None:
             return self._call(lr)
         with self._lock:
             try:
-                recording = self._kept.pop(lr.shape, None) or self._record(self._call, lr, next(iter(self._kept.values()), None))
+                graph = self._graphs.pop(lr.shape, None) or self._record(self._call, lr, next(iter(self._graphs.values()), None))
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
                 self.failed = one_line(error)
                 log.info("passes are not recorded as CUDA graphs: %s", self.failed)
-                self._kept.clear()
+                self._graphs.clear()
                 return self._call(lr)
-            self._kept[lr.shape] = recording
-            if len(self._kept) > _MOST:
-                self._kept.popitem(last=False)
-            recording.lr.copy_(lr)
-            recording.replay()
-            return recording.sr.clone()
+            self._graphs[lr.shape] = graph
+            if len(self._graphs) > _MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+            graph.lr.copy_(lr)
+            graph.replay()
+            return graph.sr.clone()
 
-    def forget(self) -> None:
-        """Lets go of all recordings, and of their memory."""
+    def clear(self) -> None:
+        """Frees all graphs and their memory."""
         with self._lock:
-            self._kept.clear()
+            self._graphs.clear()

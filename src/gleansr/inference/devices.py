@@ -1,4 +1,4 @@
-"""Devices, and the arithmetic and memory that they have."""
+"""Devices, and their precisions and capabilities."""
 
 import os
 
@@ -10,21 +10,21 @@ from gleansr.inference.precision import full_name
 
 
 def cores() -> int:
-    """Of the CPU, that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA, or Apple's MPS, or the CPU, the first that is there.
+    """The device of that name, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA, else Apple's MPS, else the CPU.
 
-    Raises RequestError for one that is not there, or on which nothing can be computed, such as "meta".
+    Raises RequestError if the device does not exist or cannot compute, such as "meta".
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         works = (torch.ones(1, device=device) + 1).item() == 2
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError, ImportError) as error:  # any of these, by how torch was built
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError, ImportError) as error:  # depends on the build of torch
         if FORK_MESSAGE in str(error):
             raise RequestError(FORK_ADVICE) from None
         works = False
@@ -35,7 +35,7 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of the convolutions; see `load`. One that the device lacks is an error."""
+    """The dtype of the convolutions, see `load`. Raises RequestError if the device does not support it."""
     name = full_name(name)
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and _has_bfloat16(device) else torch.float32
@@ -51,19 +51,20 @@ def find_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _has_bfloat16(gpu: torch.device) -> bool:
-    """Whether its tensor cores compute in bfloat16; torch emulates it where they do not."""
+    """Whether its tensor cores support bfloat16; otherwise torch emulates it."""
     return torch.cuda.get_device_capability(gpu)[0] >= 8
 
 
 def bfloat16_instructions() -> str | None:
-    """What the CPU multiplies bfloat16 with: "AMX", "AVX-512", or None where it has nothing and float32 is faster."""
-    if torch.cpu._is_amx_tile_supported():
-        return "AMX"
-    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else None
+    """The CPU's bfloat16 instructions, "AMX" or "AVX-512"; None if float32 is faster."""
+    for name, probe in (("AMX", "_is_amx_tile_supported"), ("AVX-512", "_is_avx512_bf16_supported")):
+        if getattr(torch.cpu, probe, lambda: False)():  # private, since PyTorch 2.6
+            return name
+    return None
 
 
 def onednn_types(operator: str) -> frozenset[torch.dtype]:
-    """The types of maps for which PyTorch has that operator of oneDNN, its library of kernels for CPUs."""
+    """The dtypes for which PyTorch has that operator of oneDNN, its library of CPU kernels."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, operator)):
         return frozenset()
     half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -71,6 +72,6 @@ def onednn_types(operator: str) -> frozenset[torch.dtype]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error means; a CPU's comes as a plain RuntimeError."""
+    """Whether an error means that memory is short; on a CPU it is a plain RuntimeError."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in ("out of memory", "allocate memory"))

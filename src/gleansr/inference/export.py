@@ -1,4 +1,4 @@
-"""Networks to ONNX files, each run back and compared before it counts as written. Wants `pip install 'gleansr[export]'`."""
+"""Exports networks as ONNX files, and compares each with the network before it is kept. Requires `pip install 'gleansr[export]'`."""
 
 import importlib.util
 import json
@@ -15,37 +15,37 @@ from gleansr.ambient import plain_torch
 from gleansr.errors import GleansrError, RequestError
 from gleansr.files import replacing
 from gleansr.inference.exportable import exportable
-from gleansr.inference.feedforward import FeedForwardModel, enlarge
 from gleansr.inference.onnx_runtime import KEY, OnnxModel
+from gleansr.inference.runner import FeedForwardModel, enlarge
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
 
 OPSET = 20
-"""Of ONNX; onnxruntime knows it from 1.17 on."""
+"""ONNX opset; onnxruntime supports it since 1.17."""
 LARGEST = 2_000_000_000
-"""Bytes of weights that one ONNX file holds: protobuf ends at 2 GiB."""
+"""Largest size in bytes of the weights in one ONNX file: protobuf ends at 2 GiB."""
 
-# What computes demodulation: sums of squares, which go beyond the range of float16.
-_FULL = ("MatMul", "Pow", "ReduceSum", "ReduceSumSquare", "Sqrt", "Reciprocal")
+# The operators of demodulation: sums of squares, which exceed the range of float16.
+_FLOAT32_OPERATORS = ("MatMul", "Pow", "ReduceSum", "ReduceSumSquare", "Sqrt", "Reciprocal")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how close it is to the network."""
+    """An exported file and its difference from the network."""
 
     path: Path
-    bytes: int
+    size: int
     batch: int | None
-    """Images that go in together; None: any number."""
+    """Images per batch; None: any number."""
     difference: float
-    """The largest difference from the network's own result, of 255, both clamped."""
+    """Largest difference from the network's clamped result, in steps of 255."""
     psnr: float
-    """Between the two, in dB."""
+    """PSNR against the network's clamped result, in dB."""
 
 
-class _Enlarging(nn.Module):
-    """What every exported network takes and makes: RGB in [-1, 1]."""
+class _ExportedNetwork(nn.Module):
+    """A network with RGB in [-1, 1] as input and output."""
 
     def __init__(self, model: SRNetwork):
         super().__init__()
@@ -57,50 +57,50 @@ class _Enlarging(nn.Module):
 
 @plain_torch()
 def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half: bool = False) -> Exported:
-    """Writes the network of an Upscaler as an ONNX file, runs that file with ONNX Runtime on the CPU and compares.
+    """Writes the network of an Upscaler as an ONNX file, runs the file with ONNX Runtime on the CPU and compares the results.
 
-    The file's input is "low" (N, 3, h, w), its output "high" (N, 3, scale * h, scale * w), both float32 RGB in [-1, 1]; h and w are the
-    model's input size, or any for networks without one. `gleansr.load` reads the file, and so does whatever reads ONNX.
+    The file's input is "low" (N, 3, h, w), its output "high" (N, 3, scale * h, scale * w), both float32 RGB in [-1, 1]. h and w are the
+    model's input size, or arbitrary for networks without one. `gleansr.load` and any ONNX program can read the file.
 
     Args:
-        upscaler: of a network in float32 on the CPU, such as `gleansr.load(name, device="cpu")`.
-        path: of the file, which is replaced.
-        batch: N; None: any number, which some other programs cannot optimise as well.
-        half: compute in float16, but for demodulation. Half the size; meant for GPUs.
+        upscaler: with a network in float32 on the CPU, such as `gleansr.load(name, device="cpu")`.
+        path: of the file; an existing file is replaced.
+        batch: N; None: any number, which some programs cannot optimise as well.
+        half: compute in float16, except demodulation. Half the size; intended for GPUs.
 
     Raises:
-        RequestError: the method is no network, a package is missing, or the network is too large for one file.
-        GleansrError: what ONNX Runtime made differed: by more than 1e-3 (of values in [-1, 1]), in half precision by less than 45 dB.
+        RequestError: the method is not a network, a package is missing, or the network is too large for one file.
+        GleansrError: ONNX Runtime's result differs by more than 1e-3 (of values in [-1, 1]), in half precision by less than 45 dB.
     """
     method, path = upscaler.method, Path(path)
     if not isinstance(method, FeedForwardModel) or isinstance(method.model, OnnxModel):
-        raise RequestError(f"{method.name} cannot be exported: it is no network of ours that enlarges by one forward pass")
+        raise RequestError(f"{method.name} cannot be exported: it is not a network of gleansr that enlarges in one forward pass")
     if isinstance(method.model, ResidualNet):
         raise RequestError("a plain network cannot be exported: it adds to MATLAB's bicubic interpolation, which ONNX does not have")
     if method.device.type != "cpu" or method.precision != torch.float32:
-        raise RequestError("export a network that is on the CPU in float32: gleansr.load(name, device='cpu', precision='float32')")
+        raise RequestError("export needs a network on the CPU in float32: gleansr.load(name, device='cpu', precision='float32')")
     if batch is not None and batch < 1:
         raise RequestError(f"batch must be at least 1, not {batch}")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
-            raise RequestError(f"export wants {package}: pip install 'gleansr[export]'")
-    written = _Enlarging(method.model if half else exportable(method.model))
-    weights = sum(p.numel() * p.element_size() for p in written.parameters())
+            raise RequestError(f"export requires {package}: pip install 'gleansr[export]'")
+    network = _ExportedNetwork(method.model if half else exportable(method.model))
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
     if weights > LARGEST:
-        raise RequestError(f"its weights take {weights:,} bytes, and one ONNX file holds {LARGEST:,}")
-    proto = _proto(written, method, batch)
+        raise RequestError(f"the weights have {weights:,} bytes, but one ONNX file holds at most {LARGEST:,}")
+    proto = _proto(network, method, batch)
     if half:
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that float16 rounds to 0
-            proto = convert_float_to_float16(proto, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FULL])
+            proto = convert_float_to_float16(proto, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS])
     _describe(proto, method, upscaler, batch)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         difference, psnr = _compare(OnnxModel(temporary, torch.device("cpu")), method)
         if not (psnr >= 45 if half else difference <= 1e-3):
-            raise GleansrError(f"{path}: was not written, since ONNX Runtime's result differs by {difference:g} of [-1, 1], {psnr:.1f} dB")
+            raise GleansrError(f"{path} was not written: ONNX Runtime's result differs by {difference:g} of [-1, 1], {psnr:.1f} dB")
     return Exported(path, path.stat().st_size, batch, difference * 127.5, psnr)
 
 
@@ -116,7 +116,7 @@ def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any
     lr = lr.repeat(-(-(batch or 2) // len(lr)), 1, 1, 1)[: batch or 2]
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that torchvision is not there
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is missing
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -127,7 +127,7 @@ def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any
     finally:
         logger.setLevel(level)
     if program is None:
-        raise GleansrError("PyTorch's exporter made nothing of this network")
+        raise GleansrError("PyTorch's exporter returned nothing for this network")
     return program.model_proto
 
 
@@ -146,7 +146,7 @@ def _describe(proto: Any, method: FeedForwardModel, upscaler: Upscaler, batch: i
         f"{upscaler.about.name}: lr (N, 3, h, w) to high, RGB in [-1, 1], {method.scale} times larger; {upscaler.about.licence}"
     )
     proto.producer_name = "gleansr"
-    for node in proto.graph.node:  # notes of where in the source each came from, with this machine's paths
+    for node in proto.graph.node:  # remove source locations, which contain paths of this machine
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     proto.graph.ClearField("metadata_props")
@@ -156,7 +156,7 @@ def _describe(proto: Any, method: FeedForwardModel, upscaler: Upscaler, batch: i
 
 
 def _samples(method: FeedForwardModel) -> Tensor:
-    """Three images, smooth, noisy and black."""
+    """Three images: smooth, noisy and black."""
     size = method.in_size or 24
     generator = torch.Generator().manual_seed(0)
     smooth = nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=generator), size=(size, size), mode="bilinear") * 2 - 1
@@ -166,6 +166,6 @@ def _samples(method: FeedForwardModel) -> Tensor:
 @torch.inference_mode()
 def _compare(exported: OnnxModel, method: FeedForwardModel) -> tuple[float, float]:
     lr = _samples(method)
-    ours, theirs = enlarge(method.model, lr).clamp(-1, 1), exported(lr).clamp(-1, 1)
-    error = (ours - theirs).double()
+    expected, result = enlarge(method.model, lr).clamp(-1, 1), exported(lr).clamp(-1, 1)
+    error = (expected - result).double()
     return float(error.abs().max()), float(10 * torch.log10(4 / error.square().mean()))

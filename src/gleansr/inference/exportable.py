@@ -1,4 +1,4 @@
-"""Networks in the form in which ONNX Runtime computes them fastest on CPUs: the same functions, up to rounding, in other layers."""
+"""Rewrites networks into the layers that ONNX Runtime computes fastest on CPUs. The function is the same up to rounding."""
 
 from typing import cast
 
@@ -13,17 +13,17 @@ from gleansr.models.layers import M, shallow_copy
 from gleansr.models.rrdb import RRDB
 
 WIDE = 256
-"""Channels read and made from which on a convolution is computed by `TwoRows`."""
+"""Number of input and output channels from which a convolution is computed by `TwoRows`."""
 
 
 class ShuffledConv(nn.Module):
-    """A convolution to sub-pixels, which are moved in whole runs; ONNX Runtime's DepthToSpace moves single numbers, on one core.
+    """A convolution and a pixel shuffle that moves whole runs; ONNX Runtime's DepthToSpace moves single values, on one core.
 
-    x (N, in, H, W) -> (N, out, 2H / stride, 2W / stride), H and W even where the stride is 2.
+    x (N, in, H, W) -> (N, out, 2H / stride, 2W / stride), with even H and W if the stride is 2.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1):
-        """weight (4 * out, in, k, k) and bias as `shuffled` wants them."""
+        """weight (4 * out, in, k, k) and bias in the order of `shuffled`."""
         super().__init__()
         self.weight, self.bias, self.stride = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False), stride
 
@@ -32,10 +32,10 @@ class ShuffledConv(nn.Module):
 
 
 class TwoRows(nn.Module):
-    """The same with stride 1 and kernels of 3x3, two rows at once in two thirds of the multiplications, for H even.
+    """The same with stride 1 and 3x3 kernels, for even H: two rows at once in two thirds of the multiplications.
 
     Source: Winograd's F(2, 3) along the height (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). The
-    sums before and after are convolutions of single channels or additions, which keep the blocked layout of the others.
+    sums before and after are depthwise convolutions or additions, which keep the blocked layout of the others.
     """
 
     before: Tensor
@@ -49,8 +49,8 @@ class TwoRows(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(part.clone(), requires_grad=False) for part in parts)
         self.bias = nn.Parameter(bias, requires_grad=False)
         sums = weight.new_zeros(4, 4)
-        for line, (one, other, sign) in zip(sums, TAPS, strict=True):
-            line[one], line[other] = 1, sign
+        for line, (first, second, sign) in zip(sums, TAPS, strict=True):
+            line[first], line[second] = 1, sign
         self.register_buffer("before", sums.view(4, 1, 1, 4, 1).repeat(1, n_in, 1, 1, 1))
         self.register_buffer("minus", weight.new_full((n_out, 1, 1, 1), -1))
 
@@ -62,13 +62,13 @@ class TwoRows(nn.Module):
         )
         difference = F.conv2d(third, self.minus, groups=len(self.minus)) + second
         even, odd = (shuffled(y).permute(0, 2, 3, 1) for y in (first + (second + third), fourth + difference))
-        height, width, made = even.shape[1:]
-        pairs = torch.cat([even.reshape(-1, 1, 2 * width * made), odd.reshape(-1, 1, 2 * width * made)], 1)
-        return pairs.reshape(-1, 2 * height, width, made).permute(0, 3, 1, 2)
+        height, width, channels = even.shape[1:]
+        pairs = torch.cat([even.reshape(-1, 1, 2 * width * channels), odd.reshape(-1, 1, 2 * width * channels)], 1)
+        return pairs.reshape(-1, 2 * height, width, channels).permute(0, 3, 1, 2)
 
 
 class ScaledByConv(nn.Module):
-    """An RRDB whose factor is a convolution: that, unlike a product, keeps the blocked layout of the convolutions around it."""
+    """An RRDB that scales by a convolution, which, unlike a product, keeps the blocked layout of the convolutions around it."""
 
     factor: Tensor
 

@@ -1,7 +1,7 @@
-"""What an ONNX file asks for, read from its bytes before any other program sees it.
+"""Checks the bytes of an ONNX file before any other program reads it.
 
-ONNX Runtime runs what a file says, part of it while loading: a loop may not end, a few bytes may ask for any amount of memory, and a file
-may name others. The networks that `gleansr export` writes need nothing of all that.
+ONNX Runtime executes a file, in part while loading it: a loop may not end, a few bytes may request any amount of memory, and a file may
+name other files. Networks written by `gleansr export` need none of that.
 """
 
 import math
@@ -13,15 +13,15 @@ from typing import Any
 from gleansr.errors import CheckpointError
 
 MOST_NODES = 20_000
-"""Layers in one file; the largest network of ours has 2,000."""
+"""Largest number of layers; the largest network of gleansr has 2,000."""
 MOST_FIELDS = 500_000
-"""Parts of the description: names, numbers of settings, shapes."""
-LARGEST_SETTING = 1024
-"""Of the whole numbers that a layer is set by, such as a convolution's padding."""
+"""Largest number of fields: names, attributes, shapes."""
+LARGEST_ATTRIBUTE = 1024
+"""Largest integer attribute of a layer, such as a convolution's padding."""
 LARGEST_SIZE = 2**17
-"""Of the whole numbers in a table, such as a shape; "to the end" aside."""
+"""Largest integer in a tensor, such as a shape, except "to the end"."""
 LARGEST_SHAPE = 2**28
-"""Of the product of a short table's numbers, which may be a shape."""
+"""Largest product of the values of a short integer tensor, which may be a shape."""
 
 OPERATORS = frozenset(
     """
@@ -30,9 +30,9 @@ OPERATORS = frozenset(
     ReduceSumSquare Relu Reshape Resize Shape Sigmoid Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze
     """.split()  # noqa: SIM905, as a list it would be as long as the rest
 )
-"""What networks that enlarge are made of. Of these only Expand, Pad and Resize and the convolutions make more of what they get."""
+"""Operators of upscaling networks. Of these only Expand, Pad, Resize and the convolutions enlarge their input."""
 
-# The fields of ONNX's messages that are looked at, by their numbers in onnx.proto.
+# Field numbers of the checked fields in onnx.proto.
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
 _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
@@ -43,11 +43,11 @@ _TO_THE_END = 2**63 - 1
 
 
 class _Problem(Exception):  # noqa: N818, as Malformed
-    """What is wrong with a file, for its message."""
+    """The problem with a file, for the message."""
 
 
 def check(path: str | Path) -> None:
-    """Raises CheckpointError for a file that does more than enlarge images, or that takes more than its size tells."""
+    """Raises CheckpointError for a file that does more than enlarge images, or that needs more resources than its size suggests."""
     try:
         with Path(path).open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -65,7 +65,7 @@ class _Check:
     def model(self, data: memoryview) -> None:
         for number, value in self._message(data):
             if number == _MODEL_FUNCTIONS:
-                raise _Problem("it holds functions, which no file of `gleansr export` does")
+                raise _Problem("it contains functions, which no file of `gleansr export` does")
             if number == _MODEL_GRAPH:
                 self._graph(value)
 
@@ -76,7 +76,7 @@ class _Check:
             elif number == _GRAPH_INITIALIZER:
                 self._tensor(value)
             elif number == _GRAPH_SPARSE:
-                raise _Problem("it holds sparse weights, which no file of `gleansr export` does")
+                raise _Problem("it contains sparse weights, which no file of `gleansr export` does")
 
     def _node(self, data: memoryview) -> None:
         self._nodes += 1
@@ -84,21 +84,21 @@ class _Check:
             raise _Problem(f"it has more than {MOST_NODES:,} layers")
         for number, value in self._message(data):
             if number == _NODE_OP and (name := self._text(value)) not in OPERATORS:
-                raise _Problem(f"it asks for {name!r}, which no file of `gleansr export` does")
+                raise _Problem(f"it uses the operator {name!r}, which no file of `gleansr export` does")
             if number == _NODE_DOMAIN and (domain := self._text(value)) not in ("", "ai.onnx"):
-                raise _Problem(f"it asks for operators of {domain!r}, which are not of the standard")
+                raise _Problem(f"it uses operators of {domain!r}, which are not standard")
             if number == _NODE_ATTRIBUTE:
                 self._attribute(value)
 
     def _attribute(self, data: memoryview) -> None:
         for number, value in self._message(data):
             if number in _SUBGRAPHS:
-                raise _Problem("it holds a loop or a condition, which no file of `gleansr export` does")
+                raise _Problem("it contains a loop or a condition, which no file of `gleansr export` does")
             if number == _ATTRIBUTE_TENSOR:
                 self._tensor(value)
             elif number in (_ATTRIBUTE_I, _ATTRIBUTE_INTS):
-                for setting in self._integers(value):
-                    self._size(setting, LARGEST_SETTING)
+                for attribute in self._integers(value):
+                    self._size(attribute, LARGEST_ATTRIBUTE)
 
     def _tensor(self, data: memoryview) -> None:
         kind = 0
@@ -106,30 +106,30 @@ class _Check:
         raw = memoryview(b"")
         for number, value in self._message(data):
             if number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value):
-                raise _Problem("its weights lie in another file, which is not read; write it again as one file")
+                raise _Problem("its weights are in another file, which is not read; save it as one file")
             if number == _TENSOR_TYPE:
                 kind = value
             elif number == _TENSOR_RAW:
                 raw = self._bytes(value)
             elif number in (_TENSOR_INTS, _TENSOR_LONGS):
                 numbers += self._integers(value)
-        if kind in (_INT32, _INT64):  # shapes, paddings, places: of weights there are none of whole numbers
+        if kind in (_INT32, _INT64):  # shapes, paddings, indices; weights are never integers
             width = 4 if kind == _INT32 else 8
             if len(raw) > 2**20:
-                raise _Problem("it holds a table of more than a million whole numbers")
+                raise _Problem("it contains a tensor of more than a million integers")
             numbers += [int.from_bytes(raw[i : i + width], "little", signed=True) for i in range(0, len(raw) // width * width, width)]
             for size in numbers:
                 self._size(size, LARGEST_SIZE)
             if len(numbers) <= 8 and math.prod(size for size in numbers if 0 < size < _TO_THE_END) > LARGEST_SHAPE:
-                raise _Problem(f"a shape in it is {numbers}; at most {LARGEST_SHAPE:,} numbers are run")
+                raise _Problem(f"a shape is {numbers}; at most {LARGEST_SHAPE:,} values are allowed")
 
-    def _size(self, value: int, most: int) -> None:
+    def _size(self, value: int, limit: int) -> None:
         self._count()
-        if most < value < _TO_THE_END:
-            raise _Problem(f"a size or a setting in it is {value:,}; at most {most:,} is run")
+        if limit < value < _TO_THE_END:
+            raise _Problem(f"a size or an attribute is {value:,}; at most {limit:,} is allowed")
 
     def _integers(self, value: Any) -> Iterator[int]:
-        """Of a field of whole numbers: one, or several packed into one."""
+        """The values of an integer field: one, or several packed."""
         if isinstance(value, int):
             yield _signed(value)
             return
@@ -148,7 +148,7 @@ class _Check:
         return bytes(self._bytes(value)[:50]).decode("utf-8", "replace")
 
     def _message(self, data: memoryview) -> Iterator[tuple[int, Any]]:
-        """The fields of a protobuf message: their numbers and their values, of which longer ones are left in place."""
+        """The fields of a protobuf message: numbers and values. Longer values are not copied."""
         data, position = self._bytes(data), 0
         while position < len(data):
             self._count()
@@ -182,7 +182,7 @@ class _Check:
     def _count(self) -> None:
         self._fields += 1
         if self._fields > MOST_FIELDS:
-            raise _Problem(f"its description has more than {MOST_FIELDS:,} parts")
+            raise _Problem(f"its description has more than {MOST_FIELDS:,} fields")
 
 
 def _signed(value: int) -> int:

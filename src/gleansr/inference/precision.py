@@ -1,4 +1,4 @@
-"""The names of the arithmetic of a network's convolutions."""
+"""The names of precisions."""
 
 import difflib
 from typing import Literal, get_args
@@ -6,15 +6,15 @@ from typing import Literal, get_args
 from gleansr.errors import RequestError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
-"""As a user may give it; "fp32", "bf16" and "fp16" are short for the names before them."""
+"""Names that users may give; "fp32", "bf16" and "fp16" are short forms."""
 
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def full_name(precision: str) -> str:
-    """The one name that checkpoints, records and messages hold: "auto", "float32", "bfloat16" or "float16".
+    """The full name, as in checkpoints, records and messages: "auto", "float32", "bfloat16" or "float16".
 
-    Raises RequestError, with the nearest known name, for any other.
+    Raises RequestError, with the nearest name, for any other.
     """
     if precision not in get_args(Precision):
         near = difflib.get_close_matches(str(precision).lower(), get_args(Precision), n=1, cutoff=0.5)

@@ -1,49 +1,47 @@
-"""One image and a million: what to read (`places`, `walk`), what is done (`Manifest`), the work (`run`, or `treat` for one batch).
+"""Folders and lists of files: which images to read (`destinations`, `walk`), which are done (`Manifest`), and the work (`run`).
 
     upscaler = gleansr.load("cats-8x")
     work = Work(Enlarge(upscaler), upscaler.default_batch_size(), sha256_of(file_of_the_model))
-    [place] = places([Path("pictures")], Path("results"), "_8x")
-    with closing(Manifest(place.manifest)) as manifest:
-        for outcome in run(walk(place), work, [manifest]):
-            print(outcome)
+    [destination] = destinations([Path("images")], Path("results"), "_8x")
+    with closing(Manifest(destination.manifest)) as manifest:
+        for result in run(walk(destination), work, [manifest]):
+            print(result)
 
-On a cluster, `gleansr.cluster.upscale_on_cluster` stands in the place of `run`.
+`process` handles one batch in the calling thread. On a cluster, `gleansr.cluster.upscale_on_cluster` replaces `run`.
 """
 
-from gleansr.jobs.forward import Forward
 from gleansr.jobs.index import Index, ManifestEntry, fingerprint
-from gleansr.jobs.jobs import MANIFEST, Destination, Job, UnreadableFolder, places
+from gleansr.jobs.jobs import MANIFEST, Destination, Job, UnreadableFolder, destinations
 from gleansr.jobs.manifest import FORMAT, Manifest
 from gleansr.jobs.pipeline import run
-from gleansr.jobs.steps import JobResult, Work, failed, load, skips, store, treat
-from gleansr.jobs.storage import FileStore, LocalStorage, OutputError, State
-from gleansr.jobs.walk import Counted, count, walk
+from gleansr.jobs.steps import JobResult, Work, decode_job, failed_result, is_done, process, write_result
+from gleansr.jobs.storage import FileState, FileStore, LocalStorage, OutputError
+from gleansr.jobs.walk import InputCounts, count, walk
 
 __all__ = [
     "FORMAT",
     "MANIFEST",
-    "Counted",
     "Destination",
+    "FileState",
     "FileStore",
-    "Forward",
     "Index",
+    "InputCounts",
     "Job",
     "JobResult",
     "LocalStorage",
     "Manifest",
     "ManifestEntry",
     "OutputError",
-    "State",
     "UnreadableFolder",
     "Work",
     "count",
-    "failed",
+    "decode_job",
+    "destinations",
+    "failed_result",
     "fingerprint",
-    "load",
-    "places",
+    "is_done",
+    "process",
     "run",
-    "skips",
-    "store",
-    "treat",
     "walk",
+    "write_result",
 ]

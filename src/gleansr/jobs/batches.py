@@ -1,4 +1,4 @@
-"""Lows of successive images put together into batches, in a way that follows from their order alone."""
+"""Groups the LR tensors of successive images into batches. The grouping depends on their order alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,47 +8,47 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Low:
-    """One of the lrs of an image."""
+class BatchItem:
+    """One LR tensor of an image."""
 
-    number: int
-    """The image's."""
-    place: int
-    """Among those of the image."""
-    tensor: Tensor
+    image: int
+    """Number of the image."""
+    part: int
+    """Index among the LR tensors of the image."""
+    lr: Tensor
 
 
 class BatchCollector:
-    """Collects lrs by their shape. A batch is full, or the oldest of those that wait where all that wait would be too much."""
+    """Collects LR tensors by shape. A batch closes when it is full, and the oldest one closes when the waiting images exceed a limit."""
 
     def __init__(self, size: int, count: int, weight: int):
-        """`count` images and `weight` of them may wait."""
+        """`size`: LR tensors in a batch. At most `count` images, with a total weight of `weight`, wait."""
         self._size, self._count, self._weight = size, count, weight
-        self._waiting: dict[torch.Size, list[Low]] = {}
+        self._waiting: dict[torch.Size, list[BatchItem]] = {}
         self._weights: dict[int, int] = {}
 
-    def add(self, number: int, weight: int, lrs: Sequence[Tensor]) -> Iterator[list[Low]]:
-        """Of an image; yields the batches that are to be run now."""
-        for place, lr in enumerate(lrs):
-            self._weights[number] = weight
+    def add(self, image: int, weight: int, lrs: Sequence[Tensor]) -> Iterator[list[BatchItem]]:
+        """Adds the LR tensors of an image; yields the batches to run now."""
+        for part, lr in enumerate(lrs):
+            self._weights[image] = weight
             waiting = self._waiting.setdefault(lr.shape, [])
-            waiting.append(Low(number, place, lr))
+            waiting.append(BatchItem(image, part, lr))
             if len(waiting) == self._size:
                 yield self._close(lr.shape)
         while len(self._weights) > self._count or sum(self._weights.values()) > self._weight:
             yield self._close(self._oldest())
 
-    def rest(self) -> Iterator[list[Low]]:
-        """What waits after the last image."""
+    def rest(self) -> Iterator[list[BatchItem]]:
+        """The incomplete batches after the last image."""
         while self._waiting:
             yield self._close(self._oldest())
 
     def _oldest(self) -> torch.Size:
-        return min(self._waiting, key=lambda shape: self._waiting[shape][0].number)
+        return min(self._waiting, key=lambda shape: self._waiting[shape][0].image)
 
-    def _close(self, shape: torch.Size) -> list[Low]:
+    def _close(self, shape: torch.Size) -> list[BatchItem]:
         batch = self._waiting.pop(shape)
-        still = {lr.number for waiting in self._waiting.values() for lr in waiting}
-        for number in {lr.number for lr in batch} - still:
-            self._weights.pop(number, None)
+        remaining = {item.image for waiting in self._waiting.values() for item in waiting}
+        for image in {item.image for item in batch} - remaining:
+            self._weights.pop(image, None)
         return batch

@@ -1,4 +1,4 @@
-"""What a manifest remembers of each result, compactly: 72 bytes each, so that a million take 72 MB."""
+"""A compact in-memory index of a manifest: 72 bytes per result, 72 MB for a million."""
 
 import hashlib
 import json
@@ -27,32 +27,32 @@ _ROW = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """What is remembered of a result."""
+    """The manifest's record of a result."""
 
     source: int
-    """A hash of its source's name, see `is_of`."""
+    """Hash of the name of the source, see `is_of`."""
     size: int
-    """Of its source in bytes; what follows is of the source, too."""
+    """Bytes of the source."""
     mtime_ns: int
     sha256: bytes
-    """The first 16 bytes."""
+    """First 16 bytes of the source's SHA-256."""
     made_by: str | None
-    """The `fingerprint` of what made it; None if it was begun only."""
+    """The `fingerprint` of model and options; None if the result was begun but not finished."""
     result: bytes | None = None
-    """The first 8 bytes of the SHA-256 of the result's file; None where the manifest does not tell."""
+    """First 8 bytes of the SHA-256 of the result's file; None if the manifest has no hash."""
 
     def is_of(self, source: str) -> bool:
-        """Whether the manifest called the source so."""
+        """Whether the manifest records this name for the source."""
         return self.source == _hashed(source)[0]
 
 
 def fingerprint(model_sha256: str | None, options: Mapping[str, Any]) -> str:
-    """What tells apart all that a result follows from, but its source."""
+    """Identifies the model and all options that determine a result."""
     return json.dumps([model_sha256, options], sort_keys=True, separators=(",", ":"))
 
 
 class Index:
-    """What the lines of a manifest say last of each target. Filled first, then asked."""
+    """The last manifest line of each target. Call `add` for all lines, then `finish`, then `get`."""
 
     def __init__(self) -> None:
         self._filling = bytearray()
@@ -62,9 +62,9 @@ class Index:
         self._numbers: dict[tuple[str | None, str], int] = {}
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Of a line with a target. One that failed changes nothing: what was there before still is.
+        """Adds a line. A failure changes nothing, because the earlier result still exists.
 
-        Raises KeyError, TypeError, AttributeError, ValueError or struct.error where it is none.
+        Raises KeyError, TypeError, AttributeError, ValueError or struct.error for a malformed line.
         """
         key = _hashed(line["target"])
         if line["status"] == "failed":
@@ -81,7 +81,7 @@ class Index:
         self._filling += _PACKED.pack(*key, line["bytes"], line["mtime_ns"], digest, source, self._numbers[maker], result)
 
     def finish(self) -> None:
-        """To be called when all lines are in: of each target, the last one is kept."""
+        """Keeps the last line of each target. Call it after all lines are added."""
         rows = np.frombuffer(self._filling, _ROW)
         order = np.argsort(rows["key"], kind="stable")
         keys = rows["key"][order]
@@ -96,17 +96,17 @@ class Index:
         return self.get(target) is not None
 
     def get(self, target: str) -> ManifestEntry | None:
-        """Of a target, begun or done; None if it was never written."""
+        """The record of a target, begun or done; None if the manifest has none."""
         key, check = _hashed(target)
-        place = int(self._keys.searchsorted(np.uint64(key)))
-        if place == len(self._keys) or self._keys[place] != key:
+        row = int(self._keys.searchsorted(np.uint64(key)))
+        if row == len(self._keys) or self._keys[row] != key:
             return None
-        _, found, size, mtime_ns, sha256, source, maker, result = _PACKED.unpack(self._rows[place].tobytes())
-        told = result if result.strip(b"\0") else None
-        return ManifestEntry(source, size, mtime_ns, sha256, self._makers[maker], told) if found == check else None
+        _, stored_check, size, mtime_ns, sha256, source, maker, result = _PACKED.unpack(self._rows[row].tobytes())
+        result = result if result.strip(b"\0") else None
+        return ManifestEntry(source, size, mtime_ns, sha256, self._makers[maker], result) if stored_check == check else None
 
     def done(self, made_by: str) -> int:
-        """How many results were made so."""
+        """Number of results with this fingerprint."""
         numbers = [number for number, maker in enumerate(self._makers) if maker == made_by]
         return int(np.isin(self._rows["made_by"], numbers).sum())
 

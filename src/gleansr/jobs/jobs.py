@@ -1,38 +1,40 @@
-"""What is to be done: one job for each image, and the places where their results go."""
+"""Jobs, one per image, and the destinations of their results."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gleansr.errors import RequestError
+from gleansr.stores import normalize
 
 MANIFEST = "gleansr.jsonl"
-"""Name of the manifest in a folder of results."""
+"""Name of the manifest in a results folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image to read and where its result goes. Small, and can be sent to another process."""
+    """One image and the file of its result. Small and picklable."""
 
     source: str
-    """Path or address of the image; bytes of a name that are no text are surrogates, as in `os.fsdecode`."""
+    """Path or URL of the image. Undecodable bytes of a path are surrogates, as in `os.fsdecode`."""
     target: str
-    """Path or address of the result."""
+    """Path or URL of the result."""
     source_key: str
-    """What the manifest calls the source: its path relative to the manifest's folder, with forward slashes; whole where there is none."""
+    """Name of the source in the manifest: the path relative to the manifest's folder, with forward slashes. Whole if there is none."""
     target_key: str
-    """What the manifest calls the target, in the same way. No other job of the same place has it."""
-    place: int = 0
-    """Which of the places it belongs to."""
-    replaces: Literal["anything", "ours", "nothing"] = "anything"
-    """Which file at `target` may be replaced, whatever `Work.overwrite` says: only an earlier result where inputs lie in its folder, none
-    where the target is an input."""
+    """Name of the target in the manifest, formed in the same way. Unique within a destination."""
+    destination: int = 0
+    """Index of its destination."""
+    replaces: Literal["anything", "results", "nothing"] = "anything"
+    """Which existing file at `target` may be replaced, whatever `Work.overwrite` says. "results": only an earlier result, as inputs lie
+    in the same folder. "nothing": the target is an input."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableFolder:
-    """A folder that could not be read, so that the images in it are unknown."""
+    """A folder that cannot be read. Its images are unknown."""
 
     folder: str
     reason: str
@@ -40,62 +42,69 @@ class UnreadableFolder:
 
 @dataclass(frozen=True)
 class Destination:
-    """A folder of results and what is put there."""
+    """A results folder and the inputs whose results it receives."""
 
     root: Path
-    """The folder of results."""
+    """The results folder."""
     inputs: tuple[Path, ...]
-    """Images, and folders whose trees are mirrored in `root`; their trees may overlap there."""
+    """Images, and folders whose trees are mirrored in `root`. The mirrored trees may overlap."""
     suffix: str = ""
-    """Added to the names of the results."""
+    """Suffix of the names of the results."""
     target: Path | None = None
-    """The result itself, for one image that has been given a name."""
+    """Path of the result, for a single image with an explicit output name."""
     manifest: Path | None = None
-    """The file that remembers what is done; None for images whose results lie beside them."""
+    """Path of the manifest; None for results next to their images."""
     others: tuple[Path, ...] = ()
-    """Inputs of other places, which are not replaced either."""
+    """Inputs of the other destinations, which are never replaced."""
 
 
-def places(
-    inputs: Sequence[Path], output: Path | None, suffix: str, *, to_file: bool = False, manifest: Path | None = None
+def destinations(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None,
+    suffix: str,
+    *,
+    to_file: bool = False,
+    manifest: str | os.PathLike[str] | None = None,
 ) -> list[Destination]:
-    """Where the results of `inputs` go.
+    """Groups `inputs` by the folders of their results.
 
     Args:
-        inputs: images and folders of images; one that is given twice counts once.
-        output: the folder of all results, or with `to_file` the one result. Without it the results of a folder go into FOLDER`suffix`
-            beside it, that of an image into NAME`suffix`.png beside it.
+        inputs: images and folders of images. Duplicates count once.
+        output: the folder of all results, or with `to_file` the file of the only result. By default FOLDER`suffix` next to each
+            folder and NAME`suffix`.png next to each image.
         suffix: such as "_8x".
-        manifest: the file that remembers what is done, instead of gleansr.jsonl in each folder of results. Images whose results lie
-            beside them or that have been given a name have a manifest only so.
+        manifest: path of the manifest, instead of gleansr.jsonl in each results folder. Results next to their images and a single named
+            result have a manifest only if this is given.
     """
-    if to_file and output is not None:
-        return [Destination(output.parent, tuple(inputs), target=output, manifest=manifest)]
-    every = tuple(dict.fromkeys(inputs))
+    paths = tuple(dict.fromkeys(Path(normalize(path)) for path in inputs))
+    folder = None if output is None else Path(normalize(output))
+    file = None if manifest is None else Path(normalize(manifest))
+    if to_file and folder is not None:
+        return [Destination(folder.parent, paths, target=folder, manifest=file)]
     grouped: dict[tuple[Path, str, bool], dict[Path, None]] = {}
-    for path in inputs:
-        if output is not None:
-            key = (output, "", True)
+    for path in paths:
+        if folder is not None:
+            key = (folder, "", True)
         elif path.is_dir():
-            key = (_beside(path, suffix), "", True)
+            key = (_sibling(path, suffix), "", True)
         else:
             key = (path.parent, suffix, False)
         grouped.setdefault(key, {})[path] = None
     return [
         Destination(
             root,
-            tuple(paths),
-            added,
-            manifest=manifest or (root / MANIFEST if kept else None),
-            others=tuple(path for path in every if path not in paths),
+            tuple(group),
+            added_suffix,
+            manifest=file or (root / MANIFEST if has_manifest else None),
+            others=tuple(path for path in paths if path not in group),
         )
-        for (root, added, kept), paths in grouped.items()
+        for (root, added_suffix, has_manifest), group in grouped.items()
     ]
 
 
-def _beside(folder: Path, suffix: str) -> Path:
-    """FOLDER_8x, also of the folder . and .. and of one that ends in them."""
+def _sibling(folder: Path, suffix: str) -> Path:
+    """FOLDER_8x, also for the folders . and .. and paths that end in them."""
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     if not folder.name:
-        raise RequestError(f"{folder}: has no folder beside it; give one for the results with --output")
+        raise RequestError(f"{folder} has no parent folder for the results; give one with --output")
     return folder.with_name(f"{folder.name}{suffix}")

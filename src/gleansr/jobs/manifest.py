@@ -1,4 +1,4 @@
-"""What is done, in JSON lines beside the results, so that a run that was killed goes on and one that ended does nothing twice."""
+"""The manifest: JSON lines that record the finished images, so that an interrupted run resumes and a finished one repeats nothing."""
 
 import errno
 import json
@@ -21,37 +21,37 @@ from gleansr.jobs.jobs import Job
 from gleansr.jobs.storage import OutputError, make_folder
 
 FORMAT = "gleansr-results/1"
-"""What the first line of a manifest says of its format."""
+"""Value of `format` in the first line of a manifest."""
 
 _SYNC_SECONDS = 5.0
-"""Between two times that the lines are brought to the disk: what a machine loses that fails. A process that is killed loses none."""
+"""Interval of fsync: what a machine failure can lose. A killed process loses nothing."""
 
 _HEAD = f'{{"format":"{FORMAT}"'.encode()
-"""How the first line begins. Nothing else that has no end of line is taken for a torn manifest, and begun anew."""
+"""Start of the first line. A file that is a prefix of it, without a line break, is a torn manifest and is started again."""
 
 _KEPT_BACK = 20
-"""Failures that wait for a folder of results to be made."""
+"""Failures held in memory until the results folder exists."""
 
 
 class Manifest:
-    """The manifest of one folder of results, whose folder is held against other processes until it is closed.
+    """The manifest of one results folder. It locks the folder against other processes until it is closed.
 
-    Of each target the last line counts; torn lines are ignored. Several threads may add at once. Lines, with paths relative to the
-    manifest's folder and forward slashes:
+    The last line of each target counts; torn lines are ignored. Several threads may add lines at once. The lines, with paths relative to
+    the manifest's folder and forward slashes:
 
         {"format": "gleansr-results/1", "version": "gleansr 0.1.0"}              the first line
-        {"status": "begun", "targets": ["a.png", "sub/b.png"]}                  from here on these files may be ours
-        {"status": "done", "source": "../pictures/a.jpg", "target": "a.png", "bytes": ..., "mtime_ns": ..., "sha256": ..., "model": ...,
+        {"status": "begun", "targets": ["a.png", "sub/b.png"]}                  gleansr is about to write these files
+        {"status": "done", "source": "../images/a.jpg", "target": "a.png", "bytes": ..., "mtime_ns": ..., "sha256": ..., "model": ...,
          "model_sha256": ..., "options": {...}, "notes": [...], "details": {...}, "result_sha256": ..., "seconds": ...}
-        {"status": "failed", "source": ..., "target": ..., "error": ...}        nothing was written; tried again by the next run
+        {"status": "failed", "source": ..., "target": ..., "error": ...}        nothing was written; the next run tries again
     """
 
     def __init__(self, file: Path):
-        """Reads what is there, and removes what killed runs left half written.
+        """Reads the file, and removes half-written results of killed runs.
 
         Raises:
-            RequestError: the file is no manifest, or another process works in its folder.
-            OutputError: it cannot be read, or its folder not be held.
+            RequestError: the file is not a manifest, or another process uses its folder.
+            OutputError: the file cannot be read, or its folder cannot be locked.
         """
         self.file = file
         self.index = Index()
@@ -74,19 +74,19 @@ class Manifest:
                 raise OutputError(f"{file}: cannot be used: {error.strerror or error}") from error
             undone.pop_all()
 
-    def ours(self, key: str) -> bool:
-        """Whether an earlier run wrote a file of this name, relative to the manifest's folder, or began to. That the file there is still
-        that one, its contents tell (`steps.is_ours`)."""
+    def is_result(self, key: str) -> bool:
+        """Whether an earlier run wrote, or began to write, this file; `key` is relative to the manifest's folder. Whether the present file
+        is still that result is decided by its contents (`steps.is_result`)."""
         return key in self.index
 
     def begin(self, jobs: Iterable[Job]) -> None:
-        """Says that the results of these jobs will be ours, to be called before they are written."""
+        """Records that the results of these jobs are about to be written. Call it before they are."""
         if targets := [job.target_key for job in jobs]:
             with self._lock:
                 self._write([{"status": "begun", "targets": targets}])
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Appends what became of an image. Failures are kept back while nothing was written: no folder is made for nothing."""
+        """Appends a line. Failures wait in memory while there is no results folder, so that failures alone create none."""
         with self._lock:
             if entry["status"] == "failed" and self._descriptor is None and len(self._kept_back) < _KEPT_BACK:
                 self._kept_back.append(entry)
@@ -102,12 +102,12 @@ class Manifest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Closes it. What goes wrong with that does not hide the error that ended the block."""
+        """Closes the manifest. An error in closing does not hide an error of the block."""
         with suppress(OutputError) if error else nullcontext():
             self.close()
 
     def close(self) -> None:
-        """Writes what was kept back, if there is a folder by now, and lets go of it. Raises OutputError if that fails."""
+        """Writes the waiting failures, if the folder exists, and unlocks it. Raises OutputError if that fails."""
         with self._lock, self._held:
             try:
                 if self._kept_back and self.file.parent.is_dir():
@@ -121,7 +121,7 @@ class Manifest:
         self._held.enter_context(lock_folder(self.file.parent, "writing results"))
 
     def _read(self) -> list[str]:
-        """Fills the index. Returns the targets that were begun and not ended."""
+        """Fills the index. Returns the targets that were begun and not finished."""
         begun: dict[str, None] = {}
         with suppress(FileNotFoundError), self.file.open("rb") as file:
             for data in file:
@@ -139,10 +139,10 @@ class Manifest:
 
     def _check(self, line: Mapping[str, Any]) -> None:
         if line.get("format") != FORMAT:
-            raise RequestError(f"{self.file}: is no manifest of this version of gleansr ({FORMAT}); move it away, or give --manifest FILE")
+            raise RequestError(f"{self.file} is not a manifest of this version of gleansr ({FORMAT}); move it away or give --manifest FILE")
 
     def _take(self, line: Mapping[str, Any], begun: dict[str, None]) -> None:
-        with suppress(LookupError, TypeError, ValueError, AttributeError, struct.error):  # a torn line, or one that somebody has changed
+        with suppress(LookupError, TypeError, ValueError, AttributeError, struct.error):  # a torn or edited line
             if line["status"] == "begun":
                 begun.update(dict.fromkeys(line["targets"]))
             else:
@@ -156,7 +156,7 @@ class Manifest:
             entries, self._kept_back = self._kept_back + entries, []
             for entry in entries:
                 self._append(entry)
-        except ImageError as error:  # a file is where its folder is to be
+        except ImageError as error:  # a file has the name of the folder
             raise OutputError(str(error)) from error
         except OSError as error:
             raise OutputError(f"{self.file}: cannot be written: {error.strerror or error}") from error
@@ -173,7 +173,7 @@ class Manifest:
             self._headed = True
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        """In one write, so that a kill tears the last line at most."""
+        """Writes a line with one call, so that a kill can tear only the last line."""
         data = (b"\n" if self._torn else b"") + json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         self._torn = True
         if self._descriptor is None or os.write(self._descriptor, data) < len(data):
@@ -182,6 +182,6 @@ class Manifest:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    """A line; nothing of one that is no JSON object."""
+    """A line as a dictionary; empty if it is not a JSON object."""
     line = parse_line(data)
     return line if isinstance(line, dict) else {}

@@ -1,4 +1,4 @@
-"""A stream of jobs through a model: reading, forward passes and writing overlapped, in bounded memory."""
+"""Runs a stream of jobs through a model. Reading, forward passes and writing overlap, in order and in bounded memory."""
 
 import os
 import queue
@@ -12,24 +12,24 @@ from typing import Any
 import torch
 
 from gleansr.inference.method import StepReport
+from gleansr.inference.runner import BatchRunner, SRResult
 from gleansr.inference.tasks import Enlarge, ImageTask
-from gleansr.jobs.batches import BatchCollector, Low
-from gleansr.jobs.forward import Forward, Made
+from gleansr.jobs.batches import BatchCollector, BatchItem
 from gleansr.jobs.index import ManifestEntry
 from gleansr.jobs.jobs import Job, UnreadableFolder
 from gleansr.jobs.manifest import Manifest
-from gleansr.jobs.steps import DecodedJob, JobResult, Work, load, skips, store
+from gleansr.jobs.steps import DecodedJob, JobResult, Work, decode_job, is_done, write_result
 from gleansr.jobs.window import ClosedError, Window
 
 MEMORY = 2**30
-"""Bytes that images between reading and writing may take together, by estimate; one that takes more is treated alone."""
+"""Estimated bytes of all images between reading and writing. A larger image is processed alone."""
 
-_PATIENCE = 0.2
-"""Seconds between two questions whether to stop, while nothing comes."""
+_POLL_SECONDS = 0.2
+"""Seconds between two checks of `stopped` while nothing arrives."""
 
 
 class SearchStoppedError(Exception):
-    """A slow method was stopped at one of its steps."""
+    """A slow method was stopped between two of its steps."""
 
 
 def run(
@@ -40,27 +40,28 @@ def run(
     stopped: Callable[[], bool] = lambda: False,
     report: StepReport | None = None,
 ) -> Iterator[JobResult | UnreadableFolder]:
-    """Does all jobs; yields what became of each as soon as it is known, in the order in which they end.
+    """Processes all jobs; yields each result as soon as it is known, in the order of completion.
 
-    Reader threads read, decode and prepare, a few images ahead; this thread makes the forward passes, in batches of lrs of one shape in
-    the order of the jobs; writer threads finish, encode and write. Which images share a batch depends on the jobs alone, not on timing.
-    What is done already (see `skips`) is not read. `Manifest.begin` and `.add` are called here.
+    Reader threads decode and prepare a few images ahead. This thread runs the forward passes, in batches of LR tensors of one shape, in
+    the order of the jobs. Writer threads finish, encode and write. Which images share a batch depends on the jobs alone, not on timing.
+    Finished images (see `is_done`) are not read. This function calls `Manifest.begin` and `Manifest.add`.
 
     Args:
-        jobs: as `walk` gives them; taken one by one, as they are needed.
-        work: what to do.
-        manifests: by `Job.place`; None for a place without one.
-        stopped: asked between forward passes and at each step of a slow method. When it says so, what was computed is written, and no more.
-        report: is told of the progress of a slow method with each batch.
+        jobs: from `walk`; consumed lazily.
+        work: the task and the output options.
+        manifests: one for each destination, by `Job.destination`; None for a destination without a manifest.
+        stopped: checked between forward passes and at each step of a slow method. Once it is true, computed results are written and the
+            run ends.
+        report: receives the progress of a slow method within each batch.
 
     Raises:
-        OutputError: nothing more can be written. What is done is recorded, and the same call goes on.
+        OutputError: nothing more can be written. Finished images are recorded, and the same call resumes.
     """
     count = 4 * work.batch_size + 4
-    memory = max(MEMORY, 6 * work.batch_size * bytes_of(work.task, 0, 0))
+    memory = max(MEMORY, 6 * work.batch_size * estimated_bytes(work.task, 0, 0))
     window: Window[Job, DecodedJob | JobResult, JobResult | UnreadableFolder] = Window(iter(()), count, memory)
-    window = Window(_to_do(jobs, work, manifests, lambda outcome: window.tell(outcome, bounded=True)), count, memory)
-    computed: queue.SimpleQueue[tuple[int, DecodedJob, list[Made]] | None] = queue.SimpleQueue()
+    window = Window(_pending(jobs, work, manifests, lambda result: window.post(result, bounded=True)), count, memory)
+    computed: queue.SimpleQueue[tuple[int, DecodedJob, list[SRResult]] | None] = queue.SimpleQueue()
 
     def step(done: int, total: int) -> None:
         if stopped():
@@ -69,70 +70,70 @@ def run(
             report(done, total)
 
     def admit(number: int, width: int, height: int) -> None:
-        window.admit(number, bytes_of(work.task, width, height))
+        window.admit(number, estimated_bytes(work.task, width, height))
 
     def read() -> None:
-        while begun := window.begin():
-            number, job = begun
-            item = load(job, work, _recorded(manifests, job), partial(admit, number))
-            window.admit(number, 0)  # where it came to no image
-            if isinstance(item, DecodedJob) and item.light and work.task.upscaler.output_size:  # otherwise the low is as large as the image
-                window.lighten(number, bytes_of(work.task, 0, 0))
+        while opened := window.begin():
+            number, job = opened
+            item = decode_job(job, work, _entry(manifests, job), partial(admit, number))
+            window.admit(number, 0)  # for a failure before the size was known
+            if isinstance(item, DecodedJob) and item.light and work.task.upscaler.output_size:  # else the LR is as large as the image
+                window.lighten(number, estimated_bytes(work.task, 0, 0))
             window.put(number, item)
             del item
 
     def write() -> None:
         while item := computed.get():
-            number, loaded, made = item
-            outcome = store(loaded, made, work)
-            if manifest := manifests[loaded.job.place]:
-                manifest.add(outcome.entry)
-            del item, loaded, made
+            number, decoded, passes = item
+            result = write_result(decoded, passes, work)
+            if manifest := manifests[decoded.job.destination]:
+                manifest.add(result.entry)
+            del item, decoded, passes
             window.release(number)
-            window.tell(outcome)
+            window.post(result)
 
-    forward = Forward(work.task.upscaler.method, work.batch_size, step)
+    runner = BatchRunner(work.task.upscaler.method, work.batch_size, step)
     batches = BatchCollector(work.batch_size, count // 2, memory // 2)
-    images: dict[int, tuple[DecodedJob, list[Made | None]]] = {}
+    images: dict[int, tuple[DecodedJob, list[SRResult | None]]] = {}
 
-    def collect(batch: list[Low], end: Callable[[], list[Made]]) -> None:
-        for lr, made in zip(batch, end(), strict=True):
-            loaded, parts = images[lr.number]
-            parts[lr.place] = made
+    def collect(batch: list[BatchItem], end: Callable[[], list[SRResult]]) -> None:
+        for item, result in zip(batch, end(), strict=True):
+            decoded, parts = images[item.image]
+            parts[item.part] = result
             if all(parts):
-                computed.put((lr.number, loaded, [part for part in parts if part]))
-                del images[lr.number]
+                computed.put((item.image, decoded, [part for part in parts if part]))
+                del images[item.image]
 
-    ready: deque[list[Low]] = deque()
-    under_way: deque[tuple[list[Low], Callable[[], list[Made]]]] = deque()
+    ready: deque[list[BatchItem]] = deque()
+    running: deque[tuple[list[BatchItem], Callable[[], list[SRResult]]]] = deque()
     ended = False
-    threads = threads_beside(work.task)
+    threads = finishing_threads(work.task)
     with _threads(window, [read] * (threads + 1), [write] * threads, lambda: computed.put(None)), suppress(SearchStoppedError):
-        while not (stopped() or (ended and not ready and not under_way)):
-            yield from window.told()
-            if ready and len(under_way) < forward.ahead:
+        while not (stopped() or (ended and not ready and not running)):
+            yield from window.events()
+            if ready and len(running) < runner.concurrency:
                 batch = ready.popleft()
-                together = [images[number][0] for number in dict.fromkeys(lr.number for lr in batch)]
-                _begin([one.job for one in together], manifests)
-                eight_bits = all(one.prepared.eight_bits for one in together)
-                under_way.append((batch, forward.start([lr.tensor for lr in batch], eight_bits=eight_bits)))
+                members = [images[number][0] for number in dict.fromkeys(item.image for item in batch)]
+                _begin([member.job for member in members], manifests)
+                eight_bits = all(member.prepared.eight_bits for member in members)
+                running.append((batch, runner.start([item.lr for item in batch], eight_bits=eight_bits)))
                 continue
-            if len(under_way) == forward.ahead or ended:
-                collect(*under_way.popleft())
+            if len(running) == runner.concurrency or ended:
+                collect(*running.popleft())
                 continue
             try:
-                taken = window.take(0 if under_way else _PATIENCE)
+                entry = window.take(0 if running else _POLL_SECONDS)
             except TimeoutError:
-                if under_way:
-                    collect(*under_way.popleft())
+                if running:
+                    collect(*running.popleft())
                 continue
-            if taken is None:
+            if entry is None:
                 ended = True
                 ready.extend(batches.rest())
                 continue
-            number, weight, item = taken
+            number, weight, item = entry
             if isinstance(item, JobResult):
-                if item.entry and (manifest := manifests[item.job.place]):
+                if item.entry and (manifest := manifests[item.job.destination]):
                     manifest.add(item.entry)
                 window.release(number)
                 yield item
@@ -142,47 +143,47 @@ def run(
             else:
                 _begin([item.job], manifests)
                 computed.put((number, item, []))
-            del taken, item
-        for batch, end in under_way:  # after a stop
+            del entry, item
+        for batch, end in running:  # after a stop
             collect(batch, end)
-    yield from window.told()
+    yield from window.events()
 
 
-def _to_do(
+def _pending(
     jobs: Iterable[Job | UnreadableFolder],
     work: Work,
     manifests: Sequence[Manifest | None],
-    tell: Callable[[JobResult | UnreadableFolder], None],
+    post: Callable[[JobResult | UnreadableFolder], None],
 ) -> Iterator[Job]:
     for job in jobs:
         if isinstance(job, UnreadableFolder):
-            tell(job)
-        elif skips(job, work, _recorded(manifests, job)):
-            tell(JobResult(job, "skipped", {}))
+            post(job)
+        elif is_done(job, work, _entry(manifests, job)):
+            post(JobResult(job, "skipped", {}))
         else:
             yield job
 
 
-def _recorded(manifests: Sequence[Manifest | None], job: Job) -> ManifestEntry | None:
-    manifest = manifests[job.place]
+def _entry(manifests: Sequence[Manifest | None], job: Job) -> ManifestEntry | None:
+    manifest = manifests[job.destination]
     return manifest.index.get(job.target_key) if manifest else None
 
 
 def _begin(jobs: Sequence[Job], manifests: Sequence[Manifest | None]) -> None:
-    for place in {job.place for job in jobs}:
-        if manifest := manifests[place]:
-            manifest.begin(job for job in jobs if job.place == place)
+    for destination in {job.destination for job in jobs}:
+        if manifest := manifests[destination]:
+            manifest.begin(job for job in jobs if job.destination == destination)
 
 
-def bytes_of(task: ImageTask, width: int, height: int) -> int:
-    """Bytes that an image of that size takes, roughly: its pixels in float32 twice, the result in float32 and in 8 bits."""
+def estimated_bytes(task: ImageTask, width: int, height: int) -> int:
+    """Estimated bytes of an image of that size: its pixels in float32 twice, the result in float32 and in 8 bits."""
     side = task.upscaler.output_size
     result = side**2 if isinstance(task, Enlarge) and side else task.factor**2 * width * height
     return 24 * width * height + 16 * result
 
 
-def threads_beside(task: ImageTask) -> int:
-    """How many threads finish images beside the forward passes."""
+def finishing_threads(task: ImageTask) -> int:
+    """Number of threads that finish images during the forward passes."""
     return max(1, (os.cpu_count() or 1) // (8 if task.upscaler.device.type == "cpu" else 2))
 
 
@@ -190,11 +191,11 @@ def threads_beside(task: ImageTask) -> int:
 def _threads(
     window: Window[Any, Any, Any], readers: Sequence[Callable[[], None]], writers: Sequence[Callable[[], None]], end: Callable[[], None]
 ) -> Iterator[None]:
-    """Runs the readers until the window is closed, or the jobs are done, and the writers until all is written; `end` ends one of them."""
+    """Runs the readers until the window is closed or the jobs end, and the writers until all results are written; `end` ends one writer."""
     threads = torch.get_num_threads()
 
     def guarded(work: Callable[[], None]) -> None:
-        torch.set_num_threads(1)  # of this thread: for small tensors more cost more than they do, while a forward pass has the cores
+        torch.set_num_threads(1)  # for this thread: more threads slow down small tensors, and the forward pass needs the cores
         try:
             work()
         except ClosedError:
@@ -202,7 +203,7 @@ def _threads(
         except BaseException as error:
             window.close(error)
 
-    started = [threading.Thread(target=guarded, args=[one], name=f"gleansr-{one.__name__}", daemon=True) for one in (*readers, *writers)]
+    started = [threading.Thread(target=guarded, args=[work], name=f"gleansr-{work.__name__}", daemon=True) for work in (*readers, *writers)]
     try:
         for thread in started:
             thread.start()
@@ -213,5 +214,5 @@ def _threads(
             end()
         for thread in started:
             thread.join()
-        torch.set_num_threads(threads)  # which is what threads begin with, too
+        torch.set_num_threads(threads)  # new threads inherit it
     window.check()

@@ -1,4 +1,4 @@
-"""Where images are read and results are written: files here; files elsewhere have the same three methods."""
+"""Reads images and writes results. Other stores implement the same three methods."""
 
 import errno
 import os
@@ -11,60 +11,60 @@ from gleansr.errors import GleansrError, ImageError
 from gleansr.files import replacing
 
 LARGEST = 2**31
-"""Bytes of a file that is taken for an image; `codec.MAX_PIXELS` of them fit, uncompressed, with 16 bits."""
+"""Largest size of an image file in bytes; `codec.MAX_PIXELS` fit, uncompressed, with 16 bits."""
 
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
-"""Not what one folder may have and others not: no permission, a read-only file system. Where it is the folder of results, the manifest says
-so."""
+"""Errors that affect every file. Permissions and read-only file systems are not among them, since they can affect one folder alone; for
+the results folder itself, writing the manifest reports them."""
 
 
 class OutputError(GleansrError):
-    """Nothing more can be written: the disk is full, or the folder of results cannot be used. Every further image would fail so, too."""
+    """Nothing more can be written: the disk is full, or the results folder cannot be used. It ends the run."""
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What tells a file from its former self without reading it."""
+class FileState:
+    """Size and mtime of a file, which reveal changes without reading it."""
 
-    bytes: int
+    size: int
     mtime_ns: int
-    """Of its last change, in nanoseconds since 1970."""
+    """Time of the last change, in nanoseconds since 1970."""
 
 
 class FileStore(Protocol):
-    """Files by path or address. Several threads may call at once."""
+    """Files by path or URL. Several threads may call it at once."""
 
-    def state(self, path: str) -> State | None:
-        """None where there is no such file, or none that can be asked for."""
+    def state(self, path: str) -> FileState | None:
+        """Size and mtime; None if the file does not exist or cannot be queried."""
         ...
 
     def read(self, path: str) -> bytes:
-        """Raises ImageError that says why not."""
+        """Raises ImageError if the file cannot be read."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes a file whole or not at all, with the folders above it. Raises ImageError; OutputError where the next would fail, too."""
+        """Writes a file atomically and creates its parent folders. Raises ImageError, or OutputError if other files would fail too."""
         ...
 
 
 class LocalStorage:
     """The file system of this machine."""
 
-    def state(self, path: str) -> State | None:
+    def state(self, path: str) -> FileState | None:
         try:
-            found = os.stat(path)  # noqa: PTH116, a Path for each of a million files costs more than the call
+            status = os.stat(path)  # noqa: PTH116, a Path for each of a million files costs more than the call
         except (OSError, ValueError):
             return None
-        return State(found.st_size, found.st_mtime_ns)
+        return FileState(status.st_size, status.st_mtime_ns)
 
     def read(self, path: str) -> bytes:
         try:
             with open(path, "rb", opener=_without_waiting) as file:
-                found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode):
-                    raise ImageError(f"{path}: is not a file but a {'folder' if stat.S_ISDIR(found.st_mode) else 'device'}")
-                if found.st_size > LARGEST:
-                    raise ImageError(f"{path}: has {found.st_size} bytes, and no image that can be read has more than {LARGEST}")
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise ImageError(f"{path}: is not a file but a {'folder' if stat.S_ISDIR(status.st_mode) else 'device'}")
+                if status.st_size > LARGEST:
+                    raise ImageError(f"{path} has {status.st_size} bytes; image files have at most {LARGEST}")
                 return file.read()
         except (OSError, ValueError, MemoryError) as error:
             raise ImageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error or 'out of memory'}") from error
@@ -78,22 +78,22 @@ class LocalStorage:
             with replacing(target) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
-            raise refusal(f"{path}: cannot be written: {error.strerror or error}", error) from error
+            raise write_error(f"{path}: cannot be written: {error.strerror or error}", error) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder of results. Raises as `FileStore.write`."""
+    """Creates a results folder. Raises the errors of `FileStore.write`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise refusal(f"{folder}: the folder cannot be made: {error.strerror or error}", error) from error
+        raise write_error(f"{folder}: the folder cannot be created: {error.strerror or error}", error) from error
 
 
-def refusal(reason: str, error: OSError) -> GleansrError:
-    """The error that says why nothing can be written at a place: an OutputError where others would have it, too."""
+def write_error(reason: str, error: OSError) -> GleansrError:
+    """An OutputError if other files would fail in the same way, else an ImageError."""
     return OutputError(reason) if error.errno in _HOPELESS else ImageError(reason)
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a named pipe without waiting for its writer; it is refused afterwards."""
+    """Opens a named pipe without waiting for its writer; `read` then rejects it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

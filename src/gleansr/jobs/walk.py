@@ -1,4 +1,4 @@
-"""What is read and where its result goes: trees of folders, lazily, in an order and with names that follow from the names in them alone."""
+"""Walks folder trees lazily, and names the results. Order and names follow from the file names alone."""
 
 import contextlib
 import itertools
@@ -17,88 +17,87 @@ from gleansr.images.formats import skip_reason
 from gleansr.images.metadata import is_marked
 from gleansr.jobs.jobs import MANIFEST, Destination, Job, UnreadableFolder
 
-Ours = Callable[[str], bool]
-"""Whether a manifest names a path, relative to its folder, as a result of an earlier run."""
+IsResult = Callable[[str], bool]
+"""Whether a manifest records a path, relative to its folder, as a result of an earlier run."""
 
 _MARKED_BYTES = 2**17
-"""In which the mark of a result is; before it there may be 64 KB of Exif."""
+"""Bytes that contain the mark of a result; up to 64 KB of Exif may precede it."""
 
-_BESIDE = re.compile(r"(.+)_\d+x\.png", re.DOTALL)
-"""Names of results that lie beside their images."""
+_RESULT_NAME = re.compile(r"(.+)_\d+x\.png", re.DOTALL)
+"""Names of results next to their images."""
 
 
 @dataclass
-class Counted:
-    """What is below the inputs of a place."""
+class InputCounts:
+    """Numbers of files below the inputs of a destination."""
 
     images: int = 0
     links: int = 0
     """Links to folders, which are not followed."""
     results: int = 0
-    """Folders of results of other runs, and results beside their images, which are not read."""
+    """Results folders of other runs, and results next to their images. They are not read."""
     left_out: dict[str, "LeftOut"] = field(default_factory=dict)
-    """Images and videos that are not read, by what they are and what to do with them, see `formats.skip_reason`."""
+    """Unread images and videos, by the reason and remedy from `formats.skip_reason`."""
 
     def leave_out(self, folder: str, names: Iterable[str]) -> None:
-        """Counts those of the other files that somebody may miss."""
+        """Counts the unread images and videos among the files."""
         for name in names:
             if (why := skip_reason(folder, name)) is not None:
-                one = self.left_out.setdefault(why, LeftOut())
-                one.files += 1
-                one.first = one.first or os.path.join(folder, name)  # noqa: PTH118
+                group = self.left_out.setdefault(why, LeftOut())
+                group.files += 1
+                group.first = group.first or os.path.join(folder, name)  # noqa: PTH118
 
     def leave_out_results(self, folder: str, suffixes: frozenset[str]) -> None:
-        """Counts the images of somebody else in the folder for results, where this is the first run into it."""
-        with contextlib.suppress(OSError):  # it is told where something is written there
-            listing = _listed(folder, suffixes)
+        """Counts images in a results folder that has no manifest yet and that gleansr did not write."""
+        with contextlib.suppress(OSError):  # writing reports it
+            listing = _list_folder(folder, suffixes)
             for name in () if listing.manifest else listing.names:
                 if not _is_marked(os.path.join(folder, name)):  # noqa: PTH118
-                    one = self.left_out.setdefault("in the folder for results, which is not read; give another one with -o", LeftOut())
-                    one.files += 1
-                    one.first = one.first or os.path.join(folder, name)  # noqa: PTH118
+                    group = self.left_out.setdefault("in the results folder, which is not read; give another one with -o", LeftOut())
+                    group.files += 1
+                    group.first = group.first or os.path.join(folder, name)  # noqa: PTH118
 
 
 @dataclass
 class LeftOut:
-    """Files that are not read, all for one reason."""
+    """Files that are not read for one reason."""
 
     files: int = 0
     first: str = ""
-    """The path of the first of them."""
+    """Path of the first file."""
 
 
-def walk(place: Destination, number: int = 0, ours: Ours | None = None) -> Iterator[Job | UnreadableFolder]:
-    """The jobs of a place, folder by folder: each folder's images, then the folders in it, both sorted by name.
+def walk(destination: Destination, number: int = 0, is_result: IsResult | None = None) -> Iterator[Job | UnreadableFolder]:
+    """The jobs of a destination, folder by folder: the images of a folder, then its subfolders, both sorted by name.
 
-    Images are known by the suffixes of their names. Not taken are hidden files and folders (.NAME), links to folders (one that is given
-    as an input is followed, and so are links to images), the folder of results itself, folders of results of other runs (they hold a
-    gleansr.jsonl), results that lie beside their images, and what is `ours`, and says so, where results go into the folder of their
-    images.
+    Suffixes identify images. Skipped are hidden files and folders (.NAME), links to folders below the inputs (links to images and links
+    given as inputs are followed), the results folder itself, results folders of other runs (they contain a gleansr.jsonl), results next
+    to their images, and, where results go into the folder of their images, marked files for which `is_result` is true.
 
-    A result has the name of its image, with .png. Where several images would have the same, one that is a .png keeps it, and the others
-    add their suffix, or a number. Which gets which depends on the names alone, whatever is done already.
+    A result has the name of its image, with .png. If several images claim one name, the .png image keeps it, and the others append their
+    suffix or a number. The assignment depends on the names alone, not on what is done.
 
     Args:
-        place: what to read, and where to write.
-        number: the place's, for `Job.place`.
-        ours: knows the results of earlier runs.
+        destination: the inputs and the results folder.
+        number: index of the destination, for `Job.destination`.
+        is_result: identifies results of earlier runs, see `Manifest.is_result`.
     """
-    base = place.manifest.parent if place.manifest else None
-    if place.target is not None:
-        source = place.inputs[0]
-        replaces = "nothing" if _is_one_of(place.target, (*place.inputs, *place.others)) else "anything"
-        yield Job(str(source), str(place.target), _key(source, base), _key(place.target, base), number, replaces)
+    base = destination.manifest.parent if destination.manifest else None
+    if destination.target is not None:
+        source = destination.inputs[0]
+        replaces = "nothing" if _is_input(destination.target, (*destination.inputs, *destination.others)) else "anything"
+        yield Job(str(source), str(destination.target), _key(source, base), _key(destination.target, base), number, replaces)
         return
-    inputs = {path: _prefixes(path if path.is_dir() else path.parent, base) for path in place.inputs}
-    results, results_key = _prefixes(place.root, base)
-    among = _Inputs(place)
-    for found in _folders(place, ours):
-        if isinstance(found, UnreadableFolder):
-            yield found
+    inputs = {path: _prefixes(path if path.is_dir() else path.parent, base) for path in destination.inputs}
+    results, results_key = _prefixes(destination.root, base)
+    input_files = _InputFiles(destination)
+    for folder in _folders(destination, is_result):
+        if isinstance(folder, UnreadableFolder):
+            yield folder
             continue
-        relative, groups = found
-        targets = iter(_targets([name for _, names in groups for name in names], place.suffix))
-        replaces = among.of(results + relative)
+        relative, groups = folder
+        targets = iter(result_names([name for _, names in groups for name in names], destination.suffix))
+        replaces = input_files.of(results + relative)
         for path, names in groups:
             prefix, key = (part + relative for part in inputs[path])
             for name in names:
@@ -107,55 +106,56 @@ def walk(place: Destination, number: int = 0, ours: Ours | None = None) -> Itera
                 yield Job(prefix + name, results + target, key + name, results_key + target, number, replaces(file))
 
 
-def count(place: Destination, ours: Ours | None = None) -> Counted:
-    """How much `walk` will find.
+def count(destination: Destination, is_result: IsResult | None = None) -> InputCounts:
+    """Counts what `walk` will yield.
 
     Raises:
-        RequestError: there is no image in a folder that was given.
+        RequestError: a folder contains no image.
     """
-    if place.target is not None:
-        return Counted(1)
-    counted = Counted()
-    empty = {path for path in place.inputs if path.is_dir()}
-    for found in _folders(place, ours, counted):
-        if isinstance(found, UnreadableFolder):  # there may be images in it
-            empty -= {path for path in empty if Path(found.folder).is_relative_to(path)}
+    if destination.target is not None:
+        return InputCounts(1)
+    counted = InputCounts()
+    empty = {path for path in destination.inputs if path.is_dir()}
+    for folder in _folders(destination, is_result, counted):
+        if isinstance(folder, UnreadableFolder):  # it may contain images
+            empty -= {path for path in empty if Path(folder.folder).is_relative_to(path)}
             continue
-        counted.images += sum(len(names) for _, names in found[1])
-        empty -= {path for path, names in found[1] if names}
+        counted.images += sum(len(names) for _, names in folder[1])
+        empty -= {path for path, names in folder[1] if names}
     for path in sorted(empty):
         names = sorted(os.listdir(path))  # noqa: PTH208
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        missed = [(why, one.first) for why, one in counted.left_out.items() if Path(one.first).is_relative_to(path)]
-        told = "; ".join(f"{first} is left out ({why})" for why, first in missed)
-        only = f"{path}: no images in this folder, only {listed}{f'; {told}' if told else ''}"
-        raise RequestError(printable(only if names else f"{path}: is an empty folder"))
+        missed = [(why, group.first) for why, group in counted.left_out.items() if Path(group.first).is_relative_to(path)]
+        unread = "; ".join(f"{first} is left out ({why})" for why, first in missed)
+        contents = f"{path}: no images in this folder, only {listed}{f'; {unread}' if unread else ''}"
+        raise RequestError(printable(contents if names else f"{path}: is an empty folder"))
     return counted
 
 
 def _folders(
-    place: Destination, ours: Ours | None, counted: Counted | None = None
+    destination: Destination, is_result: IsResult | None, counted: InputCounts | None = None
 ) -> Iterator[UnreadableFolder | tuple[str, list[tuple[Path, list[str]]]]]:
-    """Each folder, relative to the inputs and with a final /, with the names of the images in it by input. Adds to `counted`,
-    for which other files may be looked into."""
-    top = {path: os.path.realpath(path) for path in place.inputs if path.is_dir()}
-    root = os.path.realpath(place.root)
+    """Each folder, relative to the inputs and with a final /, with the image names of each input. Counts other files in `counted`; it may
+    open them."""
+    top = {path: os.path.realpath(path) for path in destination.inputs if path.is_dir()}
+    root = os.path.realpath(destination.root)
     suffixes = readable_suffixes()
-    within = {path: _prefixes(path, place.manifest.parent)[1] for path, real in top.items() if real == root and place.manifest and ours}
+    manifest = destination.manifest
+    within = {path: _prefixes(path, manifest.parent)[1] for path, real in top.items() if real == root and manifest and is_result}
     waiting: list[tuple[str, list[Path]]] = [("", list(top))]
     while waiting:
         relative, paths = waiting.pop()
-        groups = [] if relative else [(path, [path.name]) for path in place.inputs if path not in top]
+        groups = [] if relative else [(path, [path.name]) for path in destination.inputs if path not in top]
         inner: dict[str, list[Path]] = {}
         for path in paths:
-            # No link is followed below the inputs, so that a real path can be put together and need not be asked for.
+            # No links are followed below the inputs, so real paths can be joined without system calls.
             folder = os.path.join(path, relative)  # noqa: PTH118
             if relative and os.path.join(top[path], relative[:-1]) == root:  # noqa: PTH118
                 if counted:
                     counted.leave_out_results(folder, suffixes)
                 continue
             try:
-                listing = _listed(folder, suffixes)
+                listing = _list_folder(folder, suffixes)
             except OSError as error:
                 yield UnreadableFolder(folder.rstrip("/"), error.strerror or str(error))
                 continue
@@ -164,9 +164,9 @@ def _folders(
                     counted.results += 1
                 continue
             names = _without_results(folder, listing.names)
-            if ours and path in within:
+            if is_result and path in within:
                 keys = {name: f"{within[path]}{relative}{name}" for name in names}
-                names = [name for name in names if not (ours(keys[name]) and _is_marked(os.path.join(folder, name)))]  # noqa: PTH118
+                names = [name for name in names if not (is_result(keys[name]) and _is_marked(os.path.join(folder, name)))]  # noqa: PTH118
             if counted:
                 counted.links += listing.links
                 counted.results += len(listing.names) - len(names)
@@ -180,16 +180,16 @@ def _folders(
 
 class _Listing(NamedTuple):
     names: list[str]
-    """Of the images in a folder, sorted."""
+    """Names of the images, sorted."""
     folders: list[str]
     links: int
-    """How many there are to folders."""
+    """Number of links to folders."""
     manifest: bool
     others: list[str]
-    """Of its other files."""
+    """Names of the other files, sorted."""
 
 
-def _listed(folder: str, suffixes: frozenset[str]) -> _Listing:
+def _list_folder(folder: str, suffixes: frozenset[str]) -> _Listing:
     names, folders, others, links, manifest = [], [], [], 0, False
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -201,7 +201,7 @@ def _listed(folder: str, suffixes: frozenset[str]) -> _Listing:
                 folders.append(name)
             elif entry.is_symlink() and _leads_to_folder(entry):
                 links += 1
-            elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122, here and below a Path for each of a million takes long
+            elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122, here and below a Path for each of a million files is slow
                 names.append(name)
             else:
                 others.append(name)
@@ -211,21 +211,21 @@ def _listed(folder: str, suffixes: frozenset[str]) -> _Listing:
 def _leads_to_folder(link: os.DirEntry[str]) -> bool:
     try:
         return link.is_dir()
-    except OSError:  # it leads to itself, or through a folder that cannot be read
+    except OSError:  # a loop, or a folder that cannot be read
         return False
 
 
 def _without_results(folder: str, names: list[str]) -> list[str]:
-    """The names without those of results that lie beside their images: NAME_8x.png beside NAME, with our mark in it."""
-    found = {name: match[1] for name in names if (match := _BESIDE.fullmatch(name))}
-    if not found:
+    """The names without marked results next to their images, such as NAME_8x.png next to NAME."""
+    stems_of = {name: match[1] for name in names if (match := _RESULT_NAME.fullmatch(name))}
+    if not stems_of:
         return names
     stems = {_stem(name) for name in names}
-    return [name for name in names if name not in found or found[name] not in stems or not _is_marked(os.path.join(folder, name))]  # noqa: PTH118
+    return [name for name in names if name not in stems_of or stems_of[name] not in stems or not _is_marked(os.path.join(folder, name))]  # noqa: PTH118
 
 
 def _is_marked(path: str) -> bool:
-    """Whether a file says at its beginning that gleansr wrote it."""
+    """Whether a file has gleansr's mark."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             return is_marked(file.read(_MARKED_BYTES))
@@ -233,28 +233,28 @@ def _is_marked(path: str) -> bool:
         return False
 
 
-class _Inputs:
-    """The files that a place, and others of the same command, read: none of them is replaced."""
+class _InputFiles:
+    """The files that this destination and the others read. None of them is replaced."""
 
-    def __init__(self, place: Destination):
-        self._root = os.path.realpath(place.root)
-        self._own = [os.path.realpath(path) for path in place.inputs if path.is_dir()]
-        self._others = [os.path.realpath(path) for path in place.others if path.is_dir()]
-        files = [path for path in (*place.inputs, *place.others) if not path.is_dir()]
-        # By its own name, and by that of the file that it leads to if it is a link.
+    def __init__(self, destination: Destination):
+        self._root = os.path.realpath(destination.root)
+        self._own = [os.path.realpath(path) for path in destination.inputs if path.is_dir()]
+        self._others = [os.path.realpath(path) for path in destination.others if path.is_dir()]
+        files = [path for path in (*destination.inputs, *destination.others) if not path.is_dir()]
+        # Each under its own name, and links also under the name of their target.
         self._files = {(os.path.realpath(path.parent), path.name.casefold()) for path in files}
         self._files |= {(folder, name.casefold()) for folder, name in map(os.path.split, map(os.path.realpath, files))}
 
-    def of(self, folder: str) -> Callable[[str], Literal["anything", "ours", "nothing"]]:
-        """For a folder of results: what the file of a name in it may replace."""
+    def of(self, folder: str) -> Callable[[str], Literal["anything", "results", "nothing"]]:
+        """For a results folder: a function from a file name to `Job.replaces`."""
         real = os.path.realpath(folder or ".")
         if any(self._searched(tree, real, None) for tree in self._others):
             return lambda _: "nothing"
-        usual = "ours" if any(self._searched(tree, real, self._root) for tree in self._own) else "anything"
-        return lambda name: "nothing" if (real, name.casefold()) in self._files else usual
+        default = "results" if any(self._searched(tree, real, self._root) for tree in self._own) else "anything"
+        return lambda name: "nothing" if (real, name.casefold()) in self._files else default
 
     def _searched(self, tree: str, folder: str, results: str | None) -> bool:
-        """Whether `walk` looks for images in a folder, below a tree that is an input. All are real paths."""
+        """Whether `walk` reads a folder below the input `tree`. All paths are real paths."""
         while folder != tree:
             above, name = os.path.split(folder)
             manifest = os.path.join(folder, MANIFEST)  # noqa: PTH118
@@ -264,7 +264,7 @@ class _Inputs:
         return True
 
 
-def _is_one_of(target: Path, paths: Sequence[Path]) -> bool:
+def _is_input(target: Path, paths: Sequence[Path]) -> bool:
     try:
         check_not_input(target, paths)
     except RequestError:
@@ -272,8 +272,8 @@ def _is_one_of(target: Path, paths: Sequence[Path]) -> bool:
     return False
 
 
-def _targets(names: Sequence[str], suffix: str) -> list[str]:
-    """The names of the results of images that lie in one folder, each once, also where a file system takes a for A."""
+def result_names(names: Sequence[str], suffix: str) -> list[str]:
+    """Names of the results of the images in one folder. They are unique, also on case-insensitive file systems."""
     taken: set[str] = set()
     targets = [""] * len(names)
 
@@ -299,14 +299,14 @@ def _stem(name: str) -> str:
 
 
 def _prefixes(folder: Path, base: Path | None) -> tuple[str, str]:
-    """What comes before a relative path in a folder: of the path itself, and of what a manifest in `base` calls it."""
+    """Prefixes for relative paths in a folder: of the path itself, and of its key in a manifest in `base`."""
     path = "" if str(folder) == "." else os.path.join(folder, "")  # noqa: PTH118
     key = _key(folder, base)
     return path, "" if key == "." else key.rstrip("/") + "/"
 
 
 def _key(path: Path, base: Path | None) -> str:
-    """A path relative to the folder of the manifest, with forward slashes; whole where there is none or it is on another drive."""
+    """A path relative to the manifest's folder, with forward slashes; whole without a manifest or on another drive."""
     try:
         relative = os.path.relpath(path, base) if base else os.fspath(path)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What lies between reading and writing: in the order of the jobs, and never more of it than a bound."""
+"""A bounded, ordered window between the readers of images and the forward passes."""
 
 import threading
 from collections import deque
@@ -9,7 +9,7 @@ J = TypeVar("J")
 T = TypeVar("T")
 O = TypeVar("O")  # noqa: E741
 
-_UNHEARD = 4096
+_MAX_EVENTS = 4096
 
 
 class ClosedError(Exception):
@@ -17,11 +17,11 @@ class ClosedError(Exception):
 
 
 class Window(Generic[J, T, O]):
-    """Jobs that several threads read, and that one takes in their order, with what is told of them.
+    """Jobs that several threads read and one thread takes in order, and a queue of events.
 
-    Its bounds count what was taken, too, until it is released. A job is begun while fewer than `count` are open. It is admitted, in order,
-    while those before weigh half of `weight` at most: together they weigh its half and the heaviest of them at most. Who takes must not
-    wait for more to come while he has more than half of either, or readers and he would wait for each other.
+    The limits include taken jobs until they are released. A job begins while fewer than `count` jobs are open. Jobs are admitted in order,
+    each when the weight of those before is at most half of `weight`. So all weigh at most that half plus the heaviest job. The taking
+    thread must not wait for more jobs while it holds more than half of either limit, or readers and taker deadlock.
     """
 
     def __init__(self, jobs: Iterator[J], count: int, weight: int):
@@ -29,19 +29,19 @@ class Window(Generic[J, T, O]):
         self._count, self._weight = count, weight
         self._source = threading.Lock()
         self._changed = threading.Condition()
-        self._begun = self._admitted = self._taken = self._open = self._weighed = 0
+        self._begun = self._admitted = self._taken = self._open = self._total_weight = 0
         self._ready: dict[int, T] = {}
         self._weights: dict[int, int] = {}
-        self._told: deque[O] = deque()
+        self._events: deque[O] = deque()
         self._ended = self._closed = False
         self._error: BaseException | None = None
 
     def begin(self) -> tuple[int, J] | None:
-        """The next job and its number, when there is room; None when there are no more. What the jobs' source raises is raised here."""
+        """The next job and its number, once there is room; None after the last job. Raises the errors of the source of jobs."""
         with self._changed:
             self._wait(lambda: self._open < self._count or self._ended)
             self._open += 1
-        with self._source:  # which may take long, and tell of jobs that it leaves out
+        with self._source:  # which can take long and can post events
             try:
                 job = next(self._jobs) if not self._ended else None
             except StopIteration:
@@ -55,37 +55,37 @@ class Window(Generic[J, T, O]):
                 return self._begun - 1, job
 
     def admit(self, number: int, weight: int) -> None:
-        """Waits until all jobs before it are admitted and there is room for its weight. Further calls for a number do nothing."""
+        """Waits until all earlier jobs are admitted and there is room for the weight. Repeated calls for a number do nothing."""
         with self._changed:
             if number in self._weights:
                 return
-            self._wait(lambda: self._admitted == number and self._weighed <= self._weight // 2)
+            self._wait(lambda: self._admitted == number and self._total_weight <= self._weight // 2)
             self._weights[number] = weight
-            self._weighed += weight
+            self._total_weight += weight
             self._admitted += 1
             self._changed.notify_all()
 
     def lighten(self, number: int, weight: int) -> None:
-        """Less is kept of a job from now on."""
+        """Reduces the weight of a job."""
         with self._changed:
-            self._weighed += weight - self._weights[number]
+            self._total_weight += weight - self._weights[number]
             self._weights[number] = weight
             self._changed.notify_all()
 
     def put(self, number: int, item: T) -> None:
-        """What was read of a job, which has been admitted."""
+        """Hands over the item of an admitted job."""
         with self._changed:
             self._ready[number] = item
             self._changed.notify_all()
 
-    def take(self, patience: float) -> tuple[int, int, T] | None:
-        """The next in order: its number, weight and item; None if there is no more.
+    def take(self, timeout: float) -> tuple[int, int, T] | None:
+        """The next item in order: its number, weight and item; None after the last.
 
-        Raises TimeoutError after so many seconds, or if something is told, and the error with which the window was closed.
+        Raises TimeoutError after `timeout` seconds or when there are events, and the error with which the window was closed.
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or self._told or self._taken in self._ready or (self._ended and self._taken == self._begun), patience
+                lambda: self._closed or self._events or self._taken in self._ready or (self._ended and self._taken == self._begun), timeout
             )
             self.check()
             if self._taken in self._ready:
@@ -96,31 +96,31 @@ class Window(Generic[J, T, O]):
             raise TimeoutError
 
     def release(self, number: int) -> None:
-        """To be called when nothing is kept of a job any more."""
+        """Frees the room of a job. Call it when nothing of the job is in memory."""
         with self._changed:
-            self._weighed -= self._weights.pop(number)
+            self._total_weight -= self._weights.pop(number)
             self._open -= 1
             self._changed.notify_all()
 
-    def tell(self, outcome: O, *, bounded: bool = False) -> None:
-        """Says what became of a job. `bounded`: waits while much is unheard; not for those on whom the listener waits."""
+    def post(self, event: O, *, bounded: bool = False) -> None:
+        """Queues an event. `bounded`: waits while the queue is full; not for threads on which the consumer waits."""
         with self._changed:
             if bounded:
-                self._wait(lambda: len(self._told) < _UNHEARD)
-            self._told.append(outcome)
-            if len(self._told) == 1:
+                self._wait(lambda: len(self._events) < _MAX_EVENTS)
+            self._events.append(event)
+            if len(self._events) == 1:
                 self._changed.notify_all()
 
-    def told(self) -> Iterator[O]:
-        """What has been told since the last call."""
+    def events(self) -> Iterator[O]:
+        """The events since the last call."""
         with self._changed:
-            heard = list(self._told)
-            self._told.clear()
+            events = list(self._events)
+            self._events.clear()
             self._changed.notify_all()
-        yield from heard
+        yield from events
 
     def close(self, error: BaseException | None = None) -> None:
-        """Lets all who wait go, readers with ClosedError, who takes with the first error."""
+        """Wakes all waiting threads: readers with ClosedError, the taking thread with the first error."""
         with self._changed:
             self._error = self._error or error
             self._closed = True

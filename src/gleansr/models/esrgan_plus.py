@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gleansr.configs import Range, check
 from gleansr.models.layers import full_precision
 from gleansr.models.network import UNIT
-from gleansr.models.rrdb import Upsampler, RRDBTrunk, conv3x3, start_small
+from gleansr.models.rrdb import RRDBTrunk, Upsampler, conv3x3, start_small
 
 SCALES = (2, 4, 8, 16, 32, 64)
 

@@ -104,7 +104,7 @@ class BackgroundModel:
     def _enlarge(self, tile: Tensor, scale: int) -> Tensor:
         """(3, h, w) in [0, 1] -> (3, scale * h, scale * w) in [0, 1]."""
         with self._lock:
-            sr = self.upscaler.passes([tile * 2 - 1]).images[0]
+            sr = self.upscaler.runner([tile * 2 - 1]).images[0]
         if not bool(sr.isfinite().all()):
             raise ImageError("the background network made NaN or infinite values; try --precision float32")
         image = (sr.clamp(-1, 1) + 1) / 2

@@ -73,7 +73,7 @@ def to_size(planes: Tensor, height: int, width: int) -> Tensor:
 
 
 def consistency_db(lr: Tensor, sr: Tensor) -> float | None:
-    """`tasks.decibels` in float32: consistency of a result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None if equal."""
+    """`tasks.consistency_db` in float32: consistency of a result (3, s * h, s * w) with its input (3, h, w), in [-1, 1]; None if equal."""
     stored = to_bytes(sr).float()
     degraded = shrink(stored, sr.shape[-1] // lr.shape[-1]) / 127.5 - 1
     value = float(psnr(lr[None], degraded[None])[0])

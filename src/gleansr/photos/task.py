@@ -232,7 +232,7 @@ def run(task: Photo, photo: DecodedImage) -> TaskResult:
     size = upscaler.default_batch_size()
     for first in range(0, len(prepared.lrs), size):
         batch = prepared.lrs[first : first + size]
-        output = upscaler.passes(batch)
+        output = upscaler.runner(batch)
         srs += output.images
         notes += output.notes or [""] * len(batch)
     return prepared.finish(srs, notes)

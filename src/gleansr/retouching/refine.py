@@ -232,7 +232,7 @@ def refine(prepared: PreparedRetouch, upscaler: Upscaler) -> Image.Image:
     """Runs the forward pass, if there are edits, with the model of `prepare`; see `PreparedRetouch.finish`."""
     if prepared.lr is None:
         return prepared.finish(None)
-    return prepared.finish(upscaler.passes([prepared.lr]).images[0])
+    return prepared.finish(upscaler.runner([prepared.lr]).images[0])
 
 
 def default_model(scale: int | None) -> str:

@@ -52,7 +52,7 @@ class ModelWorker:
     def __init__(self, models: Mapping[str, Upscaler], batch_size: int | None, metrics: Metrics):
         """`batch_size` is the maximum number of images in a forward pass; None: depends on the device."""
         self._methods: dict[str, Model] = {name: upscaler.method for name, upscaler in models.items()}
-        self._passes = {name: upscaler.passes for name, upscaler in models.items()}
+        self._runners = {name: upscaler.runner for name, upscaler in models.items()}
         self._limits = {name: batch_size or default_batch_size(upscaler) for name, upscaler in models.items()}
         self._metrics = metrics
         self._queue: deque[_QueuedInput] = deque()
@@ -137,7 +137,7 @@ class ModelWorker:
     def _forward(self, model: str, lrs: list[Tensor]) -> tuple[list[Tensor], float]:
         """Runs in the worker's thread."""
         started = time.perf_counter()
-        sr = self._passes[model](lrs).images.float()
+        sr = self._runners[model](lrs).images.float()
         seconds = time.perf_counter() - started
         # Copies, so that no image keeps the whole batch in memory.
         return [sr[0]] if len(sr) == 1 else [image.clone() for image in sr], seconds

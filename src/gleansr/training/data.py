@@ -19,7 +19,7 @@ from gleansr.data.fit import Content, SmallError, content_of, fit
 from gleansr.data.sources import Source, open_source, pairs_of
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode
-from gleansr.images.pixels import from_bytes, to_bytes
+from gleansr.images.pixels import to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores
 from gleansr.training.config import SMALLEST_PERCEPTUAL, DataConfig

@@ -19,9 +19,8 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
-from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import resize
-from gleansr.inference.feedforward import enlarge
+from gleansr.inference.runner import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
 from gleansr.models.layers import to_channels_last
 from gleansr.models.network import SRNetwork, to_range

@@ -16,7 +16,7 @@ from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.checkpoints.torchvision import load_vgg16, load_vgg19
 from gleansr.errors import CheckpointError, RequestError
-from gleansr.inference.feedforward import FeedForwardModel
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lighten

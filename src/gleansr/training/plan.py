@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gleansr import checkpoints
 from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import bank_within
-from gleansr.inference.feedforward import enlarge
+from gleansr.inference.runner import enlarge
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
 from gleansr.models.glean import GLEAN

@@ -14,13 +14,11 @@ import torch
 
 from gleansr.errors import ImageError
 from gleansr.images.codec import DecodedImage
-from gleansr.inference.feedforward import FeedForwardModel
 from gleansr.inference.method import StepReport
+from gleansr.inference.runner import BatchRunner, FeedForwardModel, SRResult
 from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
-from gleansr.jobs import Forward
-from gleansr.jobs.batches import BatchCollector, Low
-from gleansr.jobs.forward import Made
-from gleansr.jobs.pipeline import MEMORY, SearchStoppedError, bytes_of, threads_beside
+from gleansr.jobs.batches import BatchCollector, BatchItem
+from gleansr.jobs.pipeline import MEMORY, SearchStoppedError, estimated_bytes, finishing_threads
 from gleansr.video.reading import VideoFrame
 
 
@@ -30,7 +28,7 @@ class _PendingFrame:
 
     frame: VideoFrame
     prepared: PreparedImage
-    outputs: list[Made | None]
+    outputs: list[SRResult | None]
     """Per model input."""
     memory: int
 
@@ -48,7 +46,7 @@ def process_frames(
     """Enlarges all frames and passes the results in order to `write`, in another thread.
 
     One thread decodes and prepares, a few frames ahead; this thread runs the forward passes; others finish; one writes. The last bits of
-    an output can depend on its batch size, but equal frames must have equal results. On a CPU `Forward` ensures that; on other devices
+    an output can depend on its batch size, but equal frames must have equal results. On a CPU `BatchRunner` ensures that; on other devices
     all batches here have the same size, padded with a repeated input.
 
     Args:
@@ -78,7 +76,7 @@ def process_frames(
         height, width = frame.image.size
         prepared = task.prepare(frame.image)
         without_pixels = replace(frame, image=DecodedImage(torch.empty(3, 0, 0), name=frame.image.name, notes=frame.image.notes))
-        return _PendingFrame(without_pixels, prepared, [None] * len(prepared.lrs), bytes_of(task, width, height))
+        return _PendingFrame(without_pixels, prepared, [None] * len(prepared.lrs), estimated_bytes(task, width, height))
 
     def write_when_finished(frame: VideoFrame, result: Future[TaskResult]) -> None:
         write(frame, result.result())
@@ -93,27 +91,27 @@ def process_frames(
 
     def collect() -> None:
         batch, wait = running.popleft()
-        for lr, output in zip(batch, wait()[: len(batch)], strict=True):
+        for item, output in zip(batch, wait()[: len(batch)], strict=True):
             if output.error:
-                raise ImageError(f"{pending[lr.number].frame.image.name}: {output.error}") from output.error
-            pending[lr.number].outputs[lr.place] = output
+                raise ImageError(f"{pending[item.image].frame.image.name}: {output.error}") from output.error
+            pending[item.image].outputs[item.part] = output
         submit_finished()
 
     reading: deque[Future[_PendingFrame | None]] = deque()
     pending: dict[int, _PendingFrame] = {}  # before or during a forward pass
-    ready: deque[list[Low]] = deque()
-    running: deque[tuple[list[Low], Callable[[], list[Made]]]] = deque()
+    ready: deque[list[BatchItem]] = deque()
+    running: deque[tuple[list[BatchItem], Callable[[], list[SRResult]]]] = deque()
     writing: deque[Future[None]] = deque()
     read_count = submitted = 0
     with ExitStack() as resources:
         resources.callback(getattr(frames, "close", lambda: None))
-        reader, finishers, writer = (_threads(resources, count) for count in (1, threads_beside(task), 1))
+        reader, finishers, writer = (_threads(resources, count) for count in (1, finishing_threads(task), 1))
         reading.append(reader.submit(read))
         if (first := reading[0].result()) is None:
             return
         limit = max(2, min(4 * batch_size + 4, memory // first.memory))
         size = min(batch_size, limit // 2)
-        forward, batches = Forward(task.upscaler.method, size, step), BatchCollector(size, limit, limit)
+        runner, batches = BatchRunner(task.upscaler.method, size, step), BatchCollector(size, limit, limit)
         min_size = size if isinstance(task.upscaler.method, FeedForwardModel) and task.upscaler.device.type != "cpu" else 1
         ended = False
         while True:
@@ -123,11 +121,11 @@ def process_frames(
                 writing.popleft().result()
             while not ended and len(reading) <= size and len(reading) + len(pending) + len(writing) < limit:
                 reading.append(reader.submit(read))
-            if ready and len(running) < forward.ahead:
+            if ready and len(running) < runner.concurrency:
                 batch = ready.popleft()
-                lrs = [lr.tensor for lr in batch]
-                running.append((batch, forward.start(lrs + lrs[:1] * (min_size - len(lrs)))))
-            elif running and (len(running) == forward.ahead or not (reading and reading[0].done())):
+                lrs = [item.lr for item in batch]
+                running.append((batch, runner.start(lrs + lrs[:1] * (min_size - len(lrs)))))
+            elif running and (len(running) == runner.concurrency or not (reading and reading[0].done())):
                 collect()
             elif reading:
                 frame = reading.popleft().result()

@@ -18,7 +18,7 @@ from gleansr.files import replacing
 from gleansr.images.codec import EDITED, Metadata, save, software
 from gleansr.jobs import OutputError
 from gleansr.jobs.steps import sidecar as sidecar_of
-from gleansr.jobs.storage import refusal
+from gleansr.jobs.storage import write_error
 from gleansr.video.colour import from_rgb, set_tags
 from gleansr.video.copying import StreamCopier
 from gleansr.video.pyav import WRITTEN, error_text, pyav
@@ -232,7 +232,7 @@ def open_sink(target: Path, footage: Footage, *, quality: int, model: str | None
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise refusal(f"{target}: cannot be written: {error.strerror or error}", error) from error
+        raise write_error(f"{target}: cannot be written: {error.strerror or error}", error) from error
 
 
 def check_target(target: Path, *, overwrite: bool, sidecar: bool = False) -> None:

@@ -1,16 +1,16 @@
-"""GLEAN for inference on a CPU: what is the same for all images is computed once, and large maps of features never exist as a whole.
+"""GLEAN for inference on a CPU: constants are computed once, and large feature maps never exist as a whole.
 
 The same function as `GLEAN.forward` up to rounding, in other steps:
 
-- The modulation of a convolution, its demodulation and the activation's gain go into its weights, one image at a time, where maps are
-  larger than weights; elsewhere they scale the maps.
-- From the size of the low-resolution image on, each size is made in strips of rows, which stay in the processor's cache from the first
-  step to the last. A strip reads some rows more than it makes, since each convolution spoils one where the strip was cut. The strips of the
+- Modulation, demodulation and the activation's gain are folded into the weights, one image at a time, where maps are larger than weights;
+  elsewhere they scale the maps.
+- From the input size on, each size is computed in strips of rows, which stay in the processor's cache from the first step to the last. A
+  strip reads some rows more than it outputs, because each convolution invalidates one row at a cut. The strips of the
   largest map but the image go into the image one by one: it never exists as a whole.
-- In half precision, on processors with AMX, a transposed convolution and the blur behind it are one convolution to four times the channels:
-  more arithmetic, of which there is plenty there, and less memory. With AVX-512 alone it takes three times as long.
-- An activation is computed with the convolution before it where PyTorch's library of kernels can (oneDNN).
-- Where channels are many, a convolution takes four ninths of its multiplications (`winograd`). The last one, to three channels, makes four
+- In half precision, on processors with AMX, a transposed convolution and its blur are one convolution to four times the channels: more
+  arithmetic, which is cheap there, and less memory. With AVX-512 alone it takes three times as long.
+- An activation is fused with the convolution before it where PyTorch's library of kernels (oneDNN) can.
+- With many channels, a convolution needs four ninths of its multiplications (`winograd`). The last one, to three channels, computes four
   pixels at once (`NarrowConv`).
 """
 
@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.inference.cpu.fused import (
+    ConcatConv,
     FusedConv,
     FusedUpConv,
     MergedUpConv,
     NarrowConv,
-    SideBySide,
+    concat_convolution,
     convolution,
     laid_out,
     merged,
-    side_by_side,
 )
 from gleansr.inference.cpu.shuffled import enlargement, shuffled
 from gleansr.inference.cpu.strips import Pair, Strip
@@ -44,12 +44,12 @@ from gleansr.models.rrdb import RRDB, DenseBlock
 from gleansr.models.stylegan2 import StyledConv, StyleGAN2, StyleGAN2Synthesis
 
 _STRIP = 16 * 2**20
-"""Bytes that the widest map of a strip takes at most: few enough for a cache, and enough for few rows to be made twice."""
+"""Largest size in bytes of the widest map of a strip: small enough for a cache, and large enough to recompute few rows."""
 _LEAST_ROWS = 8
 
 
 def freezable(model: nn.Module) -> bool:
-    """Whether there is a `FrozenGLEAN` of it: not around a StyleGAN, whose layers normalise whole maps."""
+    """Whether `FrozenGLEAN` supports it. It does not support a StyleGAN, whose layers normalise whole maps."""
     return isinstance(model, GLEAN) and isinstance(model.bank, StyleGAN2 | NoBank)
 
 
@@ -70,15 +70,15 @@ class _Dense:
 
 
 class _Styled:
-    """A layer of the bank. Its style scales the channels that the convolution reads, and its gain, of demodulation, those that it makes."""
+    """A layer of the bank. The style scales its input channels, and the gain of demodulation its output channels."""
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         conv = layer.conv
         self.dtype, self.up, self._clamp = dtype, conv.blur is not None, layer.clamp
-        self._scale = conv.scale  # of the weights, which are of unit variance; it goes into the style
+        self._scale = conv.scale  # of the unit-variance weights; multiplied into the style
         self._affine, self._offset = conv.affine.weight.detach() * conv.affine.scale, conv.affine.bias.detach() * conv.affine.lr_mul
         self._weight = conv.weight.detach()
-        self._size = noise.shape[-1] // 2 if self.up else noise.shape[-1]  # of the map that it reads
+        self._size = noise.shape[-1] // 2 if self.up else noise.shape[-1]  # of the input map
         self._energy = (self._weight.square().sum((2, 3)) * conv.scale**2).t().contiguous()
         self.bias = layer.bias.detach() * SQRT2
         self._noise = (noise * (layer.noise_strength.detach() * SQRT2)).to(dtype)
@@ -86,31 +86,31 @@ class _Styled:
 
     @classmethod
     def at(cls, synthesis: StyleGAN2Synthesis, j: int, dtype: torch.dtype) -> list[Self]:
-        """The layers whose result is of 4 * 2^j px."""
+        """The layers whose output has 4 * 2^j px."""
         noises = synthesis.noises("fixed", 1)
         return [cls(cast("StyledConv", synthesis.layers[i]), cast("Tensor", noises[i]), dtype) for i in synthesis.layers_at(j)]
 
     def factors(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        """code (N, code_dim) -> scales of the input's channels (N, in) and of the output's (N, out), in float32."""
+        """code (N, code_dim) -> scales of the input channels (N, in) and the output channels (N, out), in float32."""
         style = F.linear(code, self._affine, self._offset)
         return style * self._scale, torch.rsqrt(style.square() @ self._energy + 1e-8) * SQRT2
 
     def convolution(self, weight: Tensor) -> FusedConv | WinogradConv | FusedUpConv:
-        """With those weights (out, in, 3, 3), and without a bias."""
+        """The convolution with weights (out, in, 3, 3), without a bias."""
         if self._blur is None:
-            paying = pays(weight, self._size, self.dtype)
-            return WinogradConv.of(weight, None, self.dtype) if paying else FusedConv(laid_out(weight, self.dtype), None)
+            faster = pays(weight, self._size, self.dtype)
+            return WinogradConv.of(weight, None, self.dtype) if faster else FusedConv(laid_out(weight, self.dtype), None)
         return FusedUpConv(weight.to(self.dtype).transpose(0, 1).contiguous(), self._blur, None)
 
     def activated(self, y: Tensor, rows: slice = slice(None), gain: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """y * gain + noise of those rows, activated, in `out` or, without, in y."""
+        """Activation of y * gain + noise for the rows, written to `out` or, by default, to y."""
         noise, out = self._noise[:, :, rows], y if out is None else out
         out = F.leaky_relu_(torch.add(y, noise, out=out) if gain is None else torch.addcmul(noise, y, gain, out=out), 0.2)
         return out if self._clamp is None else out.clamp_(-self._clamp, self._clamp)
 
 
 class _Small(_Styled):
-    """A layer whose maps are smaller than its weights, for several images at once: the maps are scaled."""
+    """A layer whose maps are smaller than its weights, for several images at once: it scales the maps."""
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         super().__init__(layer, noise, dtype)
@@ -124,7 +124,7 @@ class _Small(_Styled):
 
 
 class _Large(_Styled):
-    """A layer for one image at a time, strip by strip. Either the maps are scaled or the weights, whatever is smaller."""
+    """A layer for one image at a time, strip by strip. It scales the maps or the weights, whichever are smaller."""
 
     def __init__(self, layer: StyledConv, noise: Tensor, dtype: torch.dtype):
         super().__init__(layer, noise, dtype)
@@ -138,7 +138,7 @@ class _Large(_Styled):
         return MergedUpConv(FusedConv(laid_out(weight, self.dtype), None)) if self._merged else super().convolution(weight)
 
     def of_image(self, code: Tensor) -> "_PerImage":
-        """With the style of one image, code (1, code_dim)."""
+        """The layer with the style of one image, code (1, code_dim)."""
         style, gain = self.factors(code)
         if self._constant:
             style, scales = (factor[:, :, None, None].to(self.dtype) for factor in (style, gain))
@@ -150,122 +150,123 @@ class _Large(_Styled):
 
 @dataclass(frozen=True, eq=False)
 class _PerImage:
-    """A layer for one image."""
+    """A layer with the style of one image."""
 
     layer: _Large
     convolution: FusedConv | WinogradConv | FusedUpConv | MergedUpConv
     style: Tensor | None = None
-    """Of the maps, (1, in, 1, 1), unless it is in the weights."""
+    """Scale of the maps, (1, in, 1, 1); None if it is in the weights."""
     gain: Tensor | None = None
 
     def __call__(self, strip: Strip, out: Strip | None = None) -> Strip:
-        """`out` receives the rows that it is of."""
-        made = self.convolution(strip.map if self.style is None else strip.map * self.style)
-        strip = strip.doubled(made) if self.layer.up else strip.convolved(made)
+        """Applies the layer to a strip; `out` receives its own rows."""
+        out_map = self.convolution(strip.map if self.style is None else strip.map * self.style)
+        strip = strip.doubled(out_map) if self.layer.up else strip.convolved(out_map)
         strip = strip if out is None else strip.of(out.rows)
         return replace(strip, map=self.layer.activated(strip.map, strip.rows, self.gain, out and out.map))
 
 
 class _Level:
-    """One enlargement of the decoder, with the bank's layers beside it and, at the last size, the decoder's last convolutions."""
+    """One upsampling of the decoder with the bank's layers of the new size and, at the last size, the decoder's last convolutions."""
 
     def __init__(self, model: GLEAN, i: int, layers: Sequence[_Large], dtype: torch.dtype):
-        """`i`: which enlargement; `layers`: the bank's at the new size, none where it is not read."""
+        """`i`: index of the upsampling; `layers`: the bank's layers at the new size, empty if they are not read."""
         decoder, ups = model.decoder, [cast("nn.Conv2d", up.conv) for up in model.decoder.up]
         conv, last = ups[i], i == len(ups) - 1
         width, self._bank_width = conv.out_channels // 4, len(layers[-1].bias) if layers else 0
-        own = ups[i - 1].out_channels // 4 if i else conv.in_channels  # the first one reads the encoder's feature, without the bank's
+        own = ups[i - 1].out_channels // 4 if i else conv.in_channels  # the first one reads only the encoder's feature
         size = model.config.in_size * 2**i
-        self._conv = side_by_side(*enlargement(cast("PixelShuffleUp", decoder.up[i])), own, size, dtype)
+        self._conv = concat_convolution(*enlargement(cast("PixelShuffleUp", decoder.up[i])), own, size, dtype)
         self._reads_bank = own < conv.in_channels
         self.layers = layers
-        self._last = side_by_side(decoder.last.weight, cast("Tensor", decoder.last.bias), width, 2 * size, dtype, 0.2) if last else None
-        self._out, self._made = (NarrowConv(decoder.out, dtype), 3) if last else (None, width)
-        # Where its input was cut, an enlargement spoils two rows of its output, and each convolution behind it one more.
-        self._beyond = 1 + last
-        self._beyond_beside = 1 + math.ceil((len(layers) - 1) / 2) + last
+        self._last = (
+            concat_convolution(decoder.last.weight, cast("Tensor", decoder.last.bias), width, 2 * size, dtype, 0.2) if last else None
+        )
+        self._out, self._out_channels = (NarrowConv(decoder.out, dtype), 3) if last else (None, width)
+        # At a cut of its input, an upsampling invalidates two rows of its output, and each convolution after it one more.
+        self._margin = 1 + last
+        self._bank_margin = 1 + math.ceil((len(layers) - 1) / 2) + last
         widest = max(width + self._bank_width, decoder.last.out_channels if last else 0)
         row = widest * dtype.itemsize * 2 * size
         self._rows = max(_LEAST_ROWS, _STRIP // row // 2)
 
     def __call__(self, source: Iterable[Pair], latents: Tensor, *, whole: bool) -> Iterator[Pair]:
-        """Enlarges maps that come in strips, from the top to the bottom; at the last size to the image (1, 3, 2H, 2W), without a map of
-        the bank. The results come in strips too, as soon as what they are made of is there, or `whole`, as one at the end. codes:
-        (1, L, code_dim), those of the layers."""
+        """Upsamples maps that arrive in strips, from top to bottom; at the last size to the image (1, 3, 2H, 2W). latents:
+        (1, L, code_dim), those of the layers. Yields strips as soon as their input is complete, or one map at the end if `whole`."""
         layers = [layer.of_image(latents[:, i]) for i, layer in enumerate(self.layers)]
         conv, last = ready(self._conv), ready(self._last)
-        beyond = max(self._beyond, self._beyond_beside if layers else 0)
-        there, made, done = None, None, 0
+        margin = max(self._margin, self._bank_margin if layers else 0)
+        window, out_map, done = None, None, 0
         for strips in source:
-            there = strips if there is None else there.above(strips)
-            height = there.sr.height
-            if whole and made is None:
-                made = self._empty(there.sr, 0, height)
+            window = strips if window is None else window.above(strips)
+            height = window.sr.height
+            if whole and out_map is None:
+                out_map = self._empty(window.sr, 0, height)
             while done < height:
                 rows = slice(done, min(done + self._rows, height))
-                if min(rows.stop + beyond, height) > there.sr.rows.stop:
+                if min(rows.stop + margin, height) > window.sr.rows.stop:
                     break
                 doubled = slice(2 * rows.start, 2 * rows.stop)
-                out = made.of(doubled) if made else self._empty(there.sr, rows.start, rows.stop)
-                self._make(there, rows, layers, conv, last, out)
+                out = out_map.of(doubled) if out_map else self._empty(window.sr, rows.start, rows.stop)
+                self._compute(window, rows, layers, conv, last, out)
                 done = rows.stop
-                if not made:
+                if not out_map:
                     yield out
-            there = there.of(slice(max(done - beyond, there.sr.top), there.sr.rows.stop))
-        if made:
-            yield made
+            window = window.of(slice(max(done - margin, window.sr.top), window.sr.rows.stop))
+        if out_map:
+            yield out_map
 
-    def _make(self, there: Pair, rows: slice, layers: list[_PerImage], conv: SideBySide, last: SideBySide | None, out: Pair) -> None:
-        """Those rows, enlarged, in `out`."""
-        (sr, x), bottom = there, there.sr.height
-        around, around_beside = (slice(max(rows.start - n, 0), min(rows.stop + n, bottom)) for n in (self._beyond, self._beyond_beside))
+    def _compute(self, window: Pair, rows: slice, layers: list[_PerImage], conv: ConcatConv, last: ConcatConv | None, out: Pair) -> None:
+        """Upsamples the rows into `out`."""
+        (sr, x), bottom = window, window.sr.height
+        around, bank_rows = (slice(max(rows.start - n, 0), min(rows.stop + n, bottom)) for n in (self._margin, self._bank_margin))
         strip = sr.of(around)
         strip = strip.convolved(conv(strip.map, *([x.of(around).map] if x and self._reads_bank else [])))
-        beside = x.of(around_beside) if x and layers else None
+        bank = x.of(bank_rows) if x and layers else None
         for layer in layers:
-            beside = layer(cast("Strip", beside), out.x if layer is layers[-1] else None)
+            bank = layer(cast("Strip", bank), out.x if layer is layers[-1] else None)
         if last is None or self._out is None:
             shuffled(strip.of(rows).map, out.sr.map)
             return
         strip = Strip(shuffled(strip.map), 2 * strip.top, 2 * strip.height)
-        if beside:
-            common = slice(max(strip.rows.start, beside.rows.start), min(strip.rows.stop, beside.rows.stop))
-            strip, beside = strip.of(common), beside.of(common)
-        strip = strip.convolved(last(strip.map, *([beside.map] if beside else [])))
+        if bank:
+            common = slice(max(strip.rows.start, bank.rows.start), min(strip.rows.stop, bank.rows.stop))
+            strip, bank = strip.of(common), bank.of(common)
+        strip = strip.convolved(last(strip.map, *([bank.map] if bank else [])))
         strip = strip.convolved(self._out(strip.map))
         out.sr.map.copy_(strip.of(out.sr.rows).map)
 
     def _empty(self, sr: Strip, start: int, stop: int) -> Pair:
-        """For what it makes of those rows."""
-        beside = self._bank_width if self.layers and not self._last else 0
-        shapes = [(1, channels, 2 * (stop - start), 2 * sr.map.shape[-1]) for channels in (self._made, beside)]
+        """Uninitialised output maps of the rows."""
+        bank = self._bank_width if self.layers and not self._last else 0
+        shapes = [(1, channels, 2 * (stop - start), 2 * sr.map.shape[-1]) for channels in (self._out_channels, bank)]
         maps = [torch.empty(shape, dtype=sr.map.dtype, memory_format=torch.channels_last) for shape in shapes]
-        made, made_x = (Strip(map_, 2 * start, 2 * sr.height) for map_ in maps)
-        return Pair(made, made_x if beside else None)
+        out_map, out_x = (Strip(map_, 2 * start, 2 * sr.height) for map_ in maps)
+        return Pair(out_map, out_x if bank else None)
 
 
 class FrozenGLEAN:
-    """The function of a GLEAN that changes no more. Weights are read where they lie in it, as far as they can be."""
+    """The function of a GLEAN whose weights no longer change. It shares weights with the GLEAN where possible."""
 
     def __init__(self, model: GLEAN, dtype: torch.dtype):
-        """`model`: one that is `freezable`, on the CPU; `dtype`: of maps and convolutions. Styles and demodulation are in float32."""
+        """`model`: on the CPU, see `freezable`; `dtype`: of maps and convolutions. Styles and demodulation are in float32."""
         encoder, bank = model.encoder, model.bank
         trunk = encoder.trunk
         self._dtype = dtype
         self._first, self._last = FusedConv.of(trunk.first, dtype), FusedConv.of(trunk.last, dtype)
         self._body = [[_Dense(cast("DenseBlock", block), dtype) for block in cast("RRDB", rrdb).blocks] for rrdb in trunk.body]
         self._head = FusedConv.of(encoder.head, dtype, 0.2)
-        self._lr: _Low | None = None
+        self._lr: _LowResolution | None = None
         layers: list[list[_Large]] = [[] for _ in model.decoder.up]
         if isinstance(bank, StyleGAN2):
-            self._lr = _Low(model, dtype)
+            self._lr = _LowResolution(model, dtype)
             sizes = range(len(model.fusion_out), len(model.config.bank_sizes))
             layers = [_Large.at(bank.synthesis, j, dtype) for j in sizes] + layers[len(sizes) :]
         self._levels = [_Level(model, i, at, dtype) for i, at in enumerate(layers)]
         self._check = model.check
 
     def __call__(self, lr: Tensor) -> Tensor:
-        """low (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
+        """lr (N, 3, in, in) in [-1, 1], RGB -> (N, 3, out, out), nominally in [-1, 1], not clamped."""
         x = y = self._first(self._check(lr).to(self._dtype, memory_format=torch.channels_last)).float()
         for blocks in self._body:
             z = y
@@ -277,20 +278,20 @@ class FrozenGLEAN:
         return torch.cat([self._enlarged(feature[n : n + 1], x if x is None else x[n : n + 1], latents[n : n + 1]) for n in range(len(lr))])
 
     def _enlarged(self, sr: Tensor, x: Tensor | None, latents: Tensor) -> Tensor:
-        """Of one image."""
+        """Decodes one image."""
         strips: Iterable[Pair] = [Pair(Strip(sr, 0, sr.shape[2]), None if x is None else Strip(x, 0, x.shape[2]))]
         read = 0
         for i, level in enumerate(self._levels):
-            largest = i + 2 == len(self._levels)  # the map that the image is made of
+            largest = i + 2 == len(self._levels)  # the map before the image
             strips = level(strips, latents[:, read:], whole=not largest)
-            strips = strips if largest else list(strips)  # what the level needs is freed
+            strips = strips if largest else list(strips)  # frees the input of the level
             read += len(level.layers)
         [image] = strips
         return image.sr.map
 
 
-class _Low:
-    """What a GLEAN does up to the size of the low-resolution image, behind the trunk of its encoder: all images at once."""
+class _LowResolution:
+    """The steps of a GLEAN at the input size and below, after the trunk of its encoder, for all images at once."""
 
     def __init__(self, model: GLEAN, dtype: torch.dtype):
         encoder, synthesis = cast("Encoder", model.encoder), cast("StyleGAN2", model.bank).synthesis
@@ -300,7 +301,7 @@ class _Low:
         self._tail = FusedConv.of(encoder.tail, dtype, 0.2)
         self._code_dim = encoder.latents_shape[1]
         *thin, last = [module for module in encoder.code.modules() if isinstance(module, nn.Linear)]
-        used = len(synthesis.layers) * self._code_dim  # the last code is of the bank's RGB alone
+        used = len(synthesis.layers) * self._code_dim  # the last code is for the bank's RGB output alone
         self._latents = [(linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)) for linear in thin]
         self._latents.append((last.weight.detach()[:used].to(dtype), last.bias.detach()[:used].to(dtype)))
         self._light = model.config.light is not None
@@ -310,7 +311,7 @@ class _Low:
             self._steps.append((_Small.at(synthesis, j, dtype), convolution(cast("nn.Conv2d", fusion), 4 * 2**j, dtype)))
 
     def __call__(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's feature (N, C, in, in) -> the bank's, of the same shape, and the codes of its larger layers (N, L, code_dim)."""
+        """The encoder's feature (N, C, in, in) -> the bank's, of the same shape, and the latents of its larger layers (N, L, code_dim)."""
         features = [feature]
         for convs in self._down:
             for conv in convs:
@@ -322,9 +323,9 @@ class _Low:
         latents = code.float().unflatten(1, (-1, self._code_dim))
         x = self._constant.expand(len(latents), -1, -1, -1)
         read = 0
-        for (layers, fusion), beside in zip(self._steps, reversed(features), strict=True):
+        for (layers, fusion), lateral in zip(self._steps, reversed(features), strict=True):
             for layer in layers:
                 x = layer(x, latents[:, read])
                 read += 1
-            x = fusion(beside).add_(x) if self._light else fusion(x, beside)
+            x = fusion(lateral).add_(x) if self._light else fusion(x, lateral)
         return x, latents[:, read:]

@@ -1,4 +1,4 @@
-"""Convolutions with constant weights, for inference on a CPU: with their activation, and with a transposed convolution's blur merged in."""
+"""Convolutions with constant weights for inference on a CPU, fused with activations and blurs."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from gleansr.inference.cpu.winograd import WinogradConv, pays
 from gleansr.inference.devices import onednn_types
 
 _FUSED = onednn_types("_convolution_pointwise")
-"""For which maps an activation can be computed with the convolution before it."""
+"""The dtypes of maps for which oneDNN fuses a convolution and an activation."""
 
 _SMALL = 2**14
-"""Weights of a convolution that are kept a second time in the order that oneDNN wants, where they need no other copy."""
+"""Number of weights up to which a second copy in oneDNN's order is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,33 +30,33 @@ class FusedConv:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype, slope: float | None = None) -> "FusedConv":
-        made = cls(laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
+        fused = cls(laid_out(conv.weight, dtype), cast("Tensor", conv.bias).detach().to(dtype), slope, conv.stride[0])
         copied = dtype != conv.weight.dtype
-        return made.packed() if copied or conv.weight.numel() <= _SMALL else made
+        return fused.packed() if copied or conv.weight.numel() <= _SMALL else fused
 
     def packed(self) -> "FusedConv":
-        """With a copy of its weights in the order in which oneDNN wants them, which it otherwise makes for each call."""
+        """The convolution with a copy of its weights in oneDNN's order, which oneDNN otherwise makes for each call."""
         if self.weight.dtype not in _FUSED or not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
             return self
-        n_in, sides, padding = self.weight.shape[1], [64, 64], self.weight.shape[-1] // 2  # the order hardly depends on the map
+        n_in, sides, padding = self.weight.shape[1], [64, 64], self.weight.shape[-1] // 2  # the order hardly depends on the map's size
         with torch.inference_mode():
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             weight = reorder(self.weight, [padding] * 2, [self.stride] * 2, [1, 1], 1, [1, n_in, *sides])
         return replace(self, weight=weight)
 
     def __call__(self, *maps: Tensor) -> Tensor:
-        """Maps (N, C, H, W) side by side -> (N, out, H', W')."""
+        """Maps (N, C, H, W), concatenated -> (N, out, H', W')."""
         x = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
         padding = self.weight.shape[-1] // 2
         if x.dtype not in _FUSED:
             y = F.conv2d(x, self.weight, self.bias, self.stride, padding)
             return y if self.slope is None else F.leaky_relu_(y, self.slope)
-        what, how = ("none", []) if self.slope is None else ("leaky_relu", [self.slope])
-        fused = torch.ops.mkldnn._convolution_pointwise
-        return fused(x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, what, how, "")
+        activation, parameters = ("none", []) if self.slope is None else ("leaky_relu", [self.slope])
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        return convolve(x, self.weight, self.bias, [padding] * 2, [self.stride] * 2, [1, 1], 1, activation, parameters, "")
 
     def onto(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + what it makes of x. Overwrites y."""
+        """y + convolution of x, in place."""
         if x.dtype not in _FUSED or not hasattr(torch.ops.mkldnn, "_convolution_pointwise_"):
             return y.add_(self(x))
         padding = self.weight.shape[-1] // 2
@@ -78,38 +78,38 @@ class NarrowConv:
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) -> (N, out, H, W)."""
         height, width = x.shape[-2:]
-        return shuffled(self._conv(x))[:, :, 1 : 1 + height, 1 : 1 + width]  # it begins with the pixel above and left of the map
+        return shuffled(self._conv(x))[:, :, 1 : 1 + height, 1 : 1 + width]  # starts one pixel above and left of the map
 
 
 class SplitConv:
-    """A convolution of two maps side by side that are not laid so: what it makes of the second is added to what it makes of the first."""
+    """A convolution of two maps without concatenating them: it adds the convolutions of both."""
 
     def __init__(self, weight: Tensor, bias: Tensor, n_first: int, dtype: torch.dtype, slope: float | None = None):
-        """weight (out, in, 3, 3), bias (out,); `n_first`: channels of the first map, not all."""
+        """weight (out, in, 3, 3), bias (out,); `n_first`: number of channels of the first map."""
         self._first = FusedConv(laid_out(weight[:, :n_first], dtype), bias.detach().to(dtype)).packed()
         self._second = FusedConv(laid_out(weight[:, n_first:], dtype), None).packed()
         self._slope = slope
 
     def __call__(self, *maps: Tensor) -> Tensor:
-        """The two maps, (N, C, H, W) each -> (N, out, H, W)."""
+        """Two maps (N, C, H, W) -> (N, out, H, W)."""
         first, second = maps
         y = self._second.onto(self._first(first), second)
         return y if self._slope is None else F.leaky_relu_(y, self._slope)
 
 
-SideBySide = FusedConv | SplitConv | WinogradConv
-"""A convolution of one map or of two side by side."""
+ConcatConv = FusedConv | SplitConv | WinogradConv
+"""A convolution of one map or of two concatenated maps."""
 
 
 def convolution(conv: nn.Conv2d, size: int, dtype: torch.dtype, slope: float | None = None) -> FusedConv | WinogradConv:
-    """`conv` for maps of size x size, and a leaky ReLU behind it, in the way that is the fastest."""
+    """The fastest form of `conv`, followed by a leaky ReLU, for maps of size x size."""
     if conv.stride == (1, 1) and pays(conv.weight, size, dtype):
         return WinogradConv.of(conv.weight, conv.bias, dtype, slope)
     return FusedConv.of(conv, dtype, slope)
 
 
-def side_by_side(weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: torch.dtype, slope: float | None = None) -> SideBySide:
-    """The same of a map of `n_first` channels and, unless these are all, one beside it: with weight (out, in, 3, 3) and bias (out,)."""
+def concat_convolution(weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: torch.dtype, slope: float | None = None) -> ConcatConv:
+    """The same for one map of `n_first` channels or, if `weight` (out, in, 3, 3) has more, for two concatenated maps; bias (out,)."""
     if pays(weight, size, dtype):
         return WinogradConv.of(weight, bias, dtype, slope)
     if n_first == weight.shape[1]:
@@ -119,12 +119,12 @@ def side_by_side(weight: Tensor, bias: Tensor, n_first: int, size: int, dtype: t
 
 @dataclass(frozen=True, eq=False)
 class FusedUpConv:
-    """A transposed convolution of stride 2 and the blur behind it: (N, in, H, W) -> (N, out, 2H, 2W)."""
+    """A transposed convolution of stride 2 and its blur: (N, in, H, W) -> (N, out, 2H, 2W)."""
 
     weight: Tensor
     """(in, out, 3, 3)."""
     kernel: Tensor
-    """The blur's, (out, 1, 4, 4)."""
+    """Kernel of the blur, (out, 1, 4, 4)."""
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class FusedUpConv:
 
 @dataclass(frozen=True, eq=False)
 class MergedUpConv:
-    """The same, `conv` being what `merged` makes of it."""
+    """The same as one convolution with the weights of `merged`."""
 
     conv: FusedConv
 
@@ -151,10 +151,10 @@ class MergedUpConv:
 
 
 def merged(weight: Tensor) -> Tensor:
-    """The transposed convolution of stride 2 with `weight` (out, in, 3, 3) and the blur behind it as one convolution of stride 1:
-    (4 * out, in, 3, 3), as `shuffled` wants it."""
+    """The weights (4 * out, in, 3, 3), in the order of `shuffled`, of one convolution that equals the transposed convolution of stride 2
+    with `weight` (out, in, 3, 3) and its blur."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
-    line = torch.zeros(2, 3, 3, dtype=weight.dtype)  # of one dimension: sub-pixel, tap of the new kernel, tap of the old one
+    line = torch.zeros(2, 3, 3, dtype=weight.dtype)  # in one dimension: sub-pixel, tap of the new kernel, tap of the old one
     for sub, new, old in itertools.product(range(2), range(3), range(3)):
         if 0 <= (tap := old - sub + 2 * new - 1) <= 3:
             line[sub, new, old] = taps[tap]
@@ -162,5 +162,5 @@ def merged(weight: Tensor) -> Tensor:
 
 
 def laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A convolution's weight (out, in, H, W) in that type, channels last and without a gradient."""
+    """A convolution's weight (out, in, H, W) in that dtype, channels last, without a gradient."""
     return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)

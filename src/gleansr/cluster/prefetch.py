@@ -1,4 +1,4 @@
-"""Items that are taken in a thread while others are worked on."""
+"""An iterator that prefetches items in a thread. Unlike `jobs.Window` it has one source and no weights, and it never blocks for long."""
 
 import queue
 import threading
@@ -8,15 +8,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_PATIENCE = 0.2
+_POLL_SECONDS = 0.2
 
 
 @contextmanager
-def ahead(items: Iterable[T], count: int, *, patience: float | None = None) -> Iterator[Iterator[T | None]]:
-    """The items, up to `count` of them taken before they are asked for; None each time that nothing has come for a fifth of a second.
+def prefetch(items: Iterable[T], count: int, *, timeout: float | None = None) -> Iterator[Iterator[T | None]]:
+    """The items, with up to `count` prefetched; None whenever nothing arrives for a fifth of a second.
 
-    What taking them raises is raised here. At the end of the block no more are taken, and the one that is being taken is waited for, so
-    many seconds at most.
+    Errors of `items` are raised here. At the end of the block prefetching stops, and the current item is awaited for at most `timeout`
+    seconds.
     """
     ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(count)
     ended = threading.Event()
@@ -24,15 +24,15 @@ def ahead(items: Iterable[T], count: int, *, patience: float | None = None) -> I
     def put(item: tuple[T] | BaseException | None) -> None:
         while not ended.is_set():
             try:
-                ready.put(item, timeout=_PATIENCE)
+                ready.put(item, timeout=_POLL_SECONDS)
                 break
             except queue.Full:
                 continue
 
     def take() -> None:
-        taken = iter(items)
+        source = iter(items)
         try:
-            for item in taken:
+            for item in source:
                 put((item,))
                 if ended.is_set():
                     break
@@ -40,13 +40,13 @@ def ahead(items: Iterable[T], count: int, *, patience: float | None = None) -> I
         except BaseException as error:
             put(error)
         finally:
-            if isinstance(taken, Generator):  # whose own end is to be in this thread
-                taken.close()
+            if isinstance(source, Generator):  # close it in its own thread
+                source.close()
 
-    def given() -> Iterator[T | None]:
+    def items_or_none() -> Iterator[T | None]:
         while True:
             try:
-                item = ready.get(timeout=_PATIENCE)
+                item = ready.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 yield None
                 continue
@@ -56,10 +56,10 @@ def ahead(items: Iterable[T], count: int, *, patience: float | None = None) -> I
                 raise item
             yield item[0]
 
-    thread = threading.Thread(target=take, name="gleansr-ahead", daemon=True)
+    thread = threading.Thread(target=take, name="gleansr-prefetch", daemon=True)
     thread.start()
     try:
-        yield given()
+        yield items_or_none()
     finally:
         ended.set()
-        thread.join(patience)
+        thread.join(timeout)
