@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints.file_types import HEAD
+from gleansr.checkpoints.file_types import is_onnx as begins_as_onnx
 from gleansr.checkpoints.native import About
 from gleansr.configs import from_dict
 from gleansr.documents import parse_json
