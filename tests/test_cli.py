@@ -250,11 +250,11 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     glean.write_text(
         '[about]\nname = "g"\n[network]\nin_size = 4\nout_size = 16\nn_rrdb = 1\nfeatures = 4\n[run]\niterations = 2\nbatch_size = 2\n'
     )
-    status, said = run("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--set", "lr=0.001", "--device", "cpu")
+    status, said = run("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--option", "lr=0.001", "--device", "cpu")
     assert status == 0, said
     assert f"finished: {tmp_path / 'runs' / 'b.safetensors'}\n" in said
     status, said = run(
-        *("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--set", "lr=0.001", "run.iterations=3", "--device", "cpu")
+        *("train-bank", bank, "-o", tmp_path / "runs", "--data", folder, "--option", "lr=0.001", "run.iterations=3", "--device", "cpu")
     )
     assert "b.safetensors; resumed at image 4 of 6" in said
     status, said = run("train", glean, "--output", tmp_path / "runs2", "--data", folder, "--bank", tmp_path / "runs" / "b.safetensors")
@@ -265,7 +265,7 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     assert status == 2
     assert "no recipe is named 'cats-8x-compat', did you mean cats-8x-compact?" in said
     assert run("upscale", folder / "a.png", "-o", tmp_path / "o.png", "-m", tmp_path / "runs2" / "g.safetensors")[0] == 0
-    status, said = run("train", glean, "-o", tmp_path / "runs3", "--dry-run", "--set", "lr=0.5")
+    status, said = run("train", glean, "-o", tmp_path / "runs3", "--dry-run", "--option", "lr=0.5")
     assert status == 0
     plan = json.loads(said)
     assert plan["recipe"]["lr"] == 0.5
@@ -278,7 +278,7 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     status, said = run("train-bank", bank, "--dry-run")
     assert json.loads(said)["parameters"]["generator"] > 0
     assert not (tmp_path / "runs3").exists()
-    status, said = run("train", glean, "-o", tmp_path / "runs3", "--set", "lrr=0.5")
+    status, said = run("train", glean, "-o", tmp_path / "runs3", "--option", "lrr=0.5")
     assert status == 2
     assert "did you mean lr?" in said
     status, said = run("train", glean, "--bank", tmp_path / "runs" / "b.safetensors", "--data", folder)

@@ -513,8 +513,8 @@ def test_the_error_for_a_missing_model_names_the_recipe(monkeypatch: pytest.Monk
         ("bicubic", ["bicubic=a"], [], "bicubic takes no model"),
         ("glean", ["glean:truth=a"], [], "invalid label 'truth'"),
         ("glean", ["glean:../x=a"], [], "invalid label '../x'"),
-        ("bicubic", [], ["pulse.steps=5"], "--set takes METHOD.name=value, such as pulse.steps=50, with a method of bicubic"),
-        ("bicubic", [], ["steps"], "--set takes METHOD.name=value"),
+        ("bicubic", [], ["pulse.steps=5"], "--option takes METHOD.name=value, such as pulse.steps=50, with a method of bicubic"),
+        ("bicubic", [], ["steps"], "--option takes METHOD.name=value"),
     ],
 )
 def test_invalid_methods_are_refused(methods: str, models: list[str], changes: list[str], words: str):

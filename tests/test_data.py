@@ -78,9 +78,9 @@ def test_ways_to_fit():
     assert int(cars[:, :4].sum()) + int(cars[:, 28:].sum()) == 0
     barred = cars.float() / 255
     assert torch.equal(fit_image(barred, 32, DataConfig(aspect="bars", border="black")), cars)
-    with pytest.raises(ImageError, match=r"24x40, not 16x16; --set data\.other_size"):
+    with pytest.raises(ImageError, match=r"24x40, not 16x16; --option data\.other_size"):
         fit_image(tall, 16, DataConfig(other_size="refuse"))
-    with pytest.raises(ImageError, match=r"24x40 is too small for 32x32; --set data\.small"):
+    with pytest.raises(ImageError, match=r"24x40 is too small for 32x32; --option data\.small"):
         fit_image(tall, 32, DataConfig())
     assert fit_image(tall, 32, DataConfig(small="enlarge")).shape == (3, 32, 32)
 

@@ -326,7 +326,7 @@ def test_preview_shows_what_training_starts_with(tmp_path: Path, command: Callab
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[about]\nname = 'x'\n[network]\nkind = 'plain'\nin_size = 8\nout_size = 64\n[run]\niterations = 1\nbatch_size = 4\n")
     sheet = tmp_path / "sheet.png"
-    options = ("--count", 3, "-o", sheet, "--set", "adversarial_weight=0", "data.degradation=real", "data.workers=0")
+    options = ("--count", 3, "-o", sheet, "--option", "adversarial_weight=0", "data.degradation=real", "data.workers=0")
     status, said = command("data", "preview", recipe, tmp_path, *options)
     assert status == 0, said
     assert "4 images as the network sees them" in said
@@ -337,7 +337,7 @@ def test_preview_shows_what_training_starts_with(tmp_path: Path, command: Callab
     gt, lr = next(iter(made))
     assert np.array_equal(shown[:, 64:128], ((gt[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     assert np.array_equal(shown[4::8, 4:64:8], ((lr[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
-    status, said = command("data", "preview", recipe, tmp_path, "--set", "adversarial_weight=0", "data.real.quality=[90, 40]")
+    status, said = command("data", "preview", recipe, tmp_path, "--option", "adversarial_weight=0", "data.real.quality=[90, 40]")
     assert status == 2
     assert "quality must be [lowest, highest]" in said
     status, said = command("data", "preview", recipe, tmp_path, "-o", tmp_path / "notes.txt")

@@ -495,7 +495,7 @@ def test_scales_and_retouching(run, photos: Path, tmp_path: Path, tiny_model: Pa
 
 def test_a_search_tells_its_seed_and_settings(run, photos: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "home"))
-    models = ("--models", f"glean={tiny_model}", f"pulse={tiny_model}", "--set", "pulse.steps=1", "pulse.fit_samples=50", "pulse.seed=4")
+    models = ("--models", f"glean={tiny_model}", f"pulse={tiny_model}", "--option", "pulse.steps=1", "pulse.fit_samples=50", "pulse.seed=4")
     options = ("--scale", 4, "--images", 1, "--width-mm", 60, "--dpi", 60)
     status, said = run(1, photos, "-o", tmp_path / "a.png", *models, *options)
     assert status == 0, said

@@ -288,7 +288,7 @@ def test_the_default_scale_depends_on_the_size_of_the_photo(monkeypatch: pytest.
     assert less.notes[1].startswith("enlarged 2x instead of 8x, to at most ")
     assert run(Photo(model, PhotoConfig(((2, 2, 8, 8),), scale=3)), photo(20, 30)).image.size == (90, 60)
     monkeypatch.setattr("gleansr.photos.task._MAX_PIXELS", 20 * 30 * 9)
-    with pytest.raises(ImageError, match=r"photo: 30x20 pixels enlarged 4x exceed .* megapixels; use --factor 3 or less"):
+    with pytest.raises(ImageError, match=r"photo: 30x20 pixels enlarged 4x exceed .* megapixels; use --scale 3 or less"):
         Photo(model, PhotoConfig(((2, 2, 8, 8),), scale=4)).prepare(photo(20, 30))
     assert MAX_MEGAPIXELS == 50
 

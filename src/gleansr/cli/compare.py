@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gleansr.cli.evaluate import DEFAULT_METRICS, Flat, MetricOptions, Output
+from gleansr.cli.options import described
 from gleansr.cli.progress import COUNTED, Printing
 from gleansr.inference.precision import Precision
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from gleansr.evaluation.compare import Watcher
 
 
+@described
 def compare(
     data: tyro.conf.Positional[str],
     output: Output = None,
     scale: int = 8,
     methods: str = "glean,bicubic",
     models: tuple[str, ...] = (),
-    set: tuple[str, ...] = (),
+    option: tuple[str, ...] = (),
     metric_options: Annotated[MetricOptions, Flat] = DEFAULT_METRICS,
     size: int | None = None,
     lr: str | None = None,
@@ -40,8 +42,11 @@ def compare(
     jobs: int = 1,
     offline: bool = False,
 ) -> None:
-    """Compare methods on the same images: quality, seconds per image and peak memory. A run that was stopped goes on where it was when
-    the same command is given again.
+    """Compare methods on the same images: quality, seconds per image and peak memory. The same command resumes (docs/evaluation.md).
+
+    - gleansr compare val.zip
+    - gleansr compare val.zip --methods glean,esrgan+,plain,pulse,dgp,bicubic --limit-slow 16
+    - gleansr compare val.zip --models glean=faces-8x --degradation real
 
     Writes comparison.json, comparison.csv, comparison.md, index.html and pictures/ into the output folder. Exit status 1 if a method
     failed; the others are compared all the same.
@@ -53,7 +58,7 @@ def compare(
         methods: Names with commas between, of glean, esrgan+, plain, dgp, pulse and bicubic.
         models: METHOD=MODEL, names or files, such as plain=plain.safetensors; several of one method as METHOD:LABEL=MODEL. Without one, a
             method takes what comes with the package, PULSE and DGP the bank of the first GLEAN that is given, if one is.
-        set: Changes to the settings of a method, such as pulse.steps=50.
+        option: Changes to the settings of a method, such as pulse.steps=50.
         metric_options: Metrics and how they are computed.
         size: Side of the ground-truth images, where no method makes images of a size of its own.
         lr: Prepared low-resolution images, of the same names; by default they are made by MATLAB's bicubic, with 8 bits.
@@ -80,7 +85,7 @@ def compare(
 
     if offline:
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the processes of the methods too, and the metric networks
-    entries = parse_entries(methods, models, set, scale)
+    entries = parse_entries(methods, models, option, scale)
     for entry in entries:
         if entry.model:
             fetched(entry.model, offline)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from gleansr.cli.options import described
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _SHOWN = 20  # problems that are named on the terminal; the set's records hold all
 
 
+@described
 def data(
     action: tyro.conf.Positional[Literal["kinds", "prepare", "preview"]] = "kinds",
     kind: tyro.conf.Positional[str | None] = None,
@@ -34,9 +36,13 @@ def data(
     overwrite: bool = False,
     sheet: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("preview.png"),
     count: int = 16,
-    set: tuple[str, ...] = (),
+    option: tuple[str, ...] = (),
 ) -> None:
-    """Prepare images for training: all of one size, resized as the paper's were. A run that was stopped goes on when it is given again.
+    """Prepare images for training, all of one size, and preview what a network will see (docs/data.md). The same command resumes.
+
+    - gleansr data prepare folder photos/ photos-256 --size 256
+    - gleansr data preview light-8x photos-256 -o sheet.png
+    - gleansr data kinds
 
     Args:
         action: kinds: the data sets that are known and where to get them. prepare: make a training set in the folder OUTPUT. preview: a
@@ -57,7 +63,7 @@ def data(
         overwrite: Replace a set that was made with other options.
         sheet: preview: the PNG file to write.
         count: preview: how many images to show.
-        set: preview: changes to the recipe, such as data.degradation=real.
+        option: preview: changes of the recipe, such as data.degradation=real.
     """
     from gleansr.data.prepare import plan
 
@@ -65,7 +71,7 @@ def data(
         _kinds()
         return
     if action == "preview":
-        _preview(kind, source, sheet, count, set)
+        _preview(kind, source, sheet, count, option)
         return
     if kind is None or source is None or output is None:
         raise RequestError(

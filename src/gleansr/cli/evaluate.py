@@ -1,6 +1,6 @@
 """`gleansr evaluate`: how good a model is on held-out images."""
 
-import json as json_module
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
+from gleansr.cli.options import described
 from gleansr.errors import RequestError
 from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gleansr.models.generator import Generator
 
 
+@described
 @dataclass(frozen=True)
 class MetricOptions:
     """Metrics and how they are computed."""
@@ -55,6 +57,7 @@ Flat = tyro.conf.arg(name="")
 Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 
 
+@described
 def evaluate(
     model: tyro.conf.Positional[str],
     data: tyro.conf.Positional[str],
@@ -70,12 +73,15 @@ def evaluate(
     batch_size: int | None = None,
     groups: Path | None = None,
     samples: int | None = None,
-    json: Path | None = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     output: Output = None,
     offline: bool = False,
 ) -> None:
-    """Measure how good a model is on held-out images, beside bicubic enlargement, and print a table. Of a bank: how near to them what it
-    draws is, as a set.
+    """Measure a model on ground-truth images, beside bicubic interpolation; of a bank, measure its samples (docs/evaluation.md).
+
+    - gleansr evaluate faces-8x val.zip
+    - gleansr evaluate faces-8x val.zip --degradation real --json faces-8x.json
+    - gleansr evaluate faces-bank val.zip
 
     Args:
         model: Name of a model (see `gleansr models`), or file with a GLEAN, an ESRGAN+, an ESRGAN or a plain network; or with a bank.
@@ -95,7 +101,7 @@ def evaluate(
         batch_size: Images per forward pass; by default as many as suit the device.
         groups: CSV file with the columns name and group, one line for each image: the figures of each group are told too.
         samples: How many images a bank draws; by default as many as there are true ones.
-        json: File for all figures and how they were measured.
+        json_file: File for all figures and how they were measured.
         output: Folder for images and reports, as `gleansr compare` writes them; images are then taken one by one.
         offline: Never download a model.
     """
@@ -108,10 +114,10 @@ def evaluate(
     from gleansr.evaluation.runner import ComputeConfig
     from gleansr.inference.upscaler import load
 
-    if json is not None and not json.absolute().parent.is_dir():
-        raise RequestError(f"--json {json}: the folder {json.parent} does not exist")
-    if json is not None and json.exists() and not _is_report(json):
-        raise RequestError(f"--json {json}: exists already and is no report of an evaluation, so it is not replaced; give another name")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise RequestError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+    if json_file is not None and json_file.exists() and not _is_report(json_file):
+        raise RequestError(f"--json {json_file}: already exists and is no report of an evaluation; give another name")
     if offline:
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the metric networks too
     compute = ComputeConfig(device, precision)
@@ -119,7 +125,9 @@ def evaluate(
     if bank := _bank(file):
         if size or lr or output or groups or degradation != "bicubic":
             raise RequestError(f"{model}: is a bank, which enlarges no images: leave out what is about enlarging")
-        _evaluate_bank(bank, file, data, metric_options, device, json, limit=limit, aspect=aspect or "crop", small=small, samples=samples)
+        _evaluate_bank(
+            bank, file, data, metric_options, device, json_file, limit=limit, aspect=aspect or "crop", small=small, samples=samples
+        )
         return
     if samples is not None:
         raise RequestError(f"--samples is for banks, but {model} enlarges images")
@@ -143,8 +151,8 @@ def evaluate(
         comparison = plan(data, entries, scale=upscaler.scale, compute=compute, progress=progress, **options, **metric_options.options())
     with watching() as watcher:
         report = run(comparison, watcher) if output is None else compare(comparison, output, watcher)
-    if json is not None:
-        json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")
+    if json_file is not None:
+        json_file.write_text(f"{json.dumps(report, indent=2)}\n", encoding="utf-8")
     finish(report, output)
 
 
@@ -166,7 +174,7 @@ def _evaluate_bank(
     data: str,
     metric_options: MetricOptions,
     device: str,
-    json: Path | None,
+    json_file: Path | None,
     *,
     limit: int | None,
     aspect: Literal["squash", "crop", "pad", "bars"],
@@ -188,16 +196,16 @@ def _evaluate_bank(
     samples = len(gts) if samples is None else samples
     with watching() as watcher:
         scores = evaluate_bank(bank, gts, suite, samples=samples, progress=lambda done, total: watcher.progress("evaluating", done, total))
-    if json is not None:
+    if json_file is not None:
         report = {"protocol": {"sha256": sha256_of(file), "judge": suite.protocol}, "methods": [scores.report()], "common": None}
-        json.write_text(f"{json_module.dumps(report, indent=2)}\n", encoding="utf-8")
+        json_file.write_text(f"{json.dumps(report, indent=2)}\n", encoding="utf-8")
     print(scores.table())
 
 
 def _is_report(path: Path) -> bool:
     """Whether a file is what `--json` wrote before: only that is replaced."""
     try:
-        report = json_module.loads(path.read_bytes())
+        report = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(report, dict) and {"protocol", "methods", "common"} <= report.keys()

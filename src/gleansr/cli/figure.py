@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from gleansr.cli.options import described
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
 from gleansr.files import check_not_input
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gleansr.inference.upscaler import Upscaler
 
 
+@described
 def figure(
     number: tyro.conf.Positional[int],
     data: tyro.conf.Positional[str | None] = None,
@@ -31,7 +33,7 @@ def figure(
     comparison: Path | None = None,
     models: tuple[str, ...] = (),
     methods: str | None = None,
-    set: tuple[str, ...] = (),
+    option: tuple[str, ...] = (),
     scale: int | None = None,
     size: int | None = None,
     images: int | None = None,
@@ -49,7 +51,11 @@ def figure(
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
-    """Draw a figure of the paper's supplement from own images; see docs/figures.md.
+    """Draw a figure of the paper's supplement from your images (docs/figures.md).
+
+    - gleansr figure 2 cats/ -o figure2.pdf --methods bicubic,glean
+    - gleansr figure 3 cats/ -o figure3.png --models glean:8=cats-8x glean:16=cats-16x
+    - gleansr figure 8 edited/ --original photos/ -o figure8.png
 
     Args:
         number: 1: random examples against PULSE. 2: comparison with DGP and ESRGAN+. 3: GLEAN at several scales. 4 to 7: cats, cars,
@@ -60,7 +66,7 @@ def figure(
         models: Models by method, such as glean=cats-8x dgp=FILE; in figure 3 by scale, such as glean:16=cats-16x glean:64=FILE.
         methods: What is shown instead of the methods of the paper's figure, with commas between, such as bicubic,glean; the last is what
             the figure is about. With --comparison its labels.
-        set: Changes to the settings of pulse and dgp, such as pulse.steps=50 dgp.seed=1.
+        option: Changes to the settings of pulse and dgp, such as pulse.steps=50 dgp.seed=1.
         scale: Enlargement, by default 8.
         size: Side of the results, where all methods take images of any size.
         images: How many images; in figures 4 to 7 in the upper part.
@@ -97,14 +103,14 @@ def figure(
         "--aspect": aspect,
     }
     _check_options(number, {option for option, value in given.items() if value not in (None, ())})
-    for option, value, least in (("--images", images, 1), ("--gallery", gallery, 0), ("--size", size, 1), ("--dpi", dpi, 1)):
+    for flag, value, least in (("--images", images, 1), ("--gallery", gallery, 0), ("--size", size, 1), ("--dpi", dpi, 1)):
         if value is not None and not least <= value <= 100_000:
-            raise RequestError(f"{option} must be {least} to 100000, not {value}")
+            raise RequestError(f"{flag} must be {least} to 100000, not {value}")
     _check_outputs(output, overwrite)
     for path in output:
         _spare(path, [Path(one) for one in (data, original, comparison) if one])
     asked = tuple(methods.split(",")) if methods else FIGURES[number].methods
-    columns = _columns(number, asked, models, set, scale or 8, comparison)
+    columns = _columns(number, asked, models, option, scale or 8, comparison)
     request = FigureRequest(
         number=number,
         methods=tuple(columns),
@@ -135,7 +141,7 @@ def figure(
         save(drawing, path, title=f"GLEAN, figure {number} of the supplement", facts="\n".join(facts))
         inches = drawing.get_size_inches()
         dots = f", {drawing.bbox.width:.0f}x{drawing.bbox.height:.0f} dots" if path.suffix.lower() == ".png" else ""
-        console.print(f"-> {path} ({inches[0] * 25.4:.0f}x{inches[1] * 25.4:.0f} mm{dots})", markup=False, highlight=False)
+        console.print(f"→ {path} ({inches[0] * 25.4:.0f}x{inches[1] * 25.4:.0f} mm{dots})", markup=False, highlight=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- arguments
@@ -164,7 +170,7 @@ def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
         if path.is_dir():
             raise RequestError(f"{path}: is a folder")
         if os.path.lexists(path) and not overwrite:
-            raise RequestError(f"{path}: exists already; --overwrite replaces it")
+            raise RequestError(f"{path}: already exists; use --overwrite or another -o FILE")
 
 
 def _spare(path: Path, inputs: Sequence[Path]) -> None:

@@ -74,13 +74,17 @@ def _plain(annotation: Any) -> Any:
 
 
 def _metavar(name: str, annotation: Any) -> str | None:
-    """Of an option's value; None where its choices are shown, or where it has no value."""
+    """Of an option's value; its choices where there are some, None of a flag."""
     plain = _plain(annotation)
+    if tyro.conf.Positional in getattr(annotation, "__metadata__", ()) and typing.get_origin(plain) is not Literal:
+        return name.upper()
     if typing.get_origin(plain) in (typing.Union, types.UnionType):
         plain = next(one for one in typing.get_args(plain) if one is not types.NoneType)
     several = typing.get_origin(plain) is tuple
     plain = typing.get_args(plain)[0] if several else plain
-    if plain is bool or typing.get_origin(plain) is Literal:
+    if typing.get_origin(plain) is Literal:
+        return f"{{{','.join(map(str, typing.get_args(plain)))}}}"
+    if plain is bool:
         return None
     value = _METAVARS.get(name) or _TYPES.get(plain)
     return f"{value} ..." if several and value and name in ("option", "data", "validation", "models") else value

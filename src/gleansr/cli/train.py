@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from gleansr.cli.options import described
 from gleansr.documents import parse_line
 
 if TYPE_CHECKING:
@@ -18,39 +19,44 @@ Folder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 Sources = tuple[str, ...]
 
 
+@described
 def train(
-    recipe: tyro.conf.Positional[str],
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     output: Folder = None,
     bank: str | None = None,
     data: Sources = (),
     validation: Sources = (),
-    set: tuple[str, ...] = (),
+    option: tuple[str, ...] = (),
     device: str = "auto",
     devices: int | None = None,
     nodes: int = 1,
     resume: str = "auto",
     dry_run: bool = False,
 ) -> None:
-    """Train a network that enlarges: a GLEAN around a bank, a plain network, an ESRGAN+. A run that was stopped goes on where it was when
-    the same command is given again.
+    """Train a GLEAN around a bank, or a baseline: a plain network or an ESRGAN+. The same command resumes a run (docs/training.md).
+
+    - gleansr train light-8x -o runs/cars --bank cars-bank.safetensors --data cars/ --option about.name=cars-8x about.category=cars
+    - gleansr train plain-cats-8x-compact -o runs/plain --data cats.zip --validation cats-val.zip
+    - gleansr train faces-8x --dry-run
 
     Args:
         recipe: A .toml file or the name of a bundled recipe.
-        output: Folder for the states, the log, sample sheets and the model.
-        bank: GLEAN's trained bank: a file of any supported layout, or the name of an official one.
-        data: Images to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
-        validation: Images to report on.
-        set: Changes to the recipe, such as run.iterations=1000 lr=2e-4.
+        output: Folder for checkpoints, log, sample sheets and the model.
+        bank: The bank: a trained StyleGAN generator, whose features supply the detail. A file of any supported layout, or a
+            model's name.
+        data: Training images: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
+        validation: Images to validate on.
+        option: Changes of the recipe, such as run.iterations=1000 lr=2e-4.
         device: auto, cpu, cuda, cuda:1.
         devices: GPUs per node, or processes on a CPU; by default the recipe's number, or as many GPUs as there are.
-        nodes: Machines that take part; each gets the same command, see docs/training.md.
-        resume: auto: resume from the newest whole state in the folder, if any. never: refuse a folder with states. Or a state file.
-        dry_run: Check the recipe, print it resolved with its parameters, memory and the order of a step, and stop.
+        nodes: Machines that take part; each runs the same command.
+        resume: auto: from the newest intact checkpoint in the folder; never: refuse a folder with checkpoints; or a file.
+        dry_run: Check and print the resolved recipe, the number of parameters, memory and the steps of an iteration, and stop.
     """
     from gleansr.training.config import NetworkRecipe, load_recipe
 
     changes = _changes(data, validation) | ({"bank_file": bank} if bank else {})
-    resolved = load_recipe(NetworkRecipe, recipe, set, changes)
+    resolved = load_recipe(NetworkRecipe, recipe, option, changes)
     if dry_run:
         from gleansr.training.plan import network_plan
 
@@ -75,32 +81,36 @@ def train(
         _say(_finished(path, resolved.run.images))
 
 
+@described
 def train_bank(
-    recipe: tyro.conf.Positional[str],
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     output: Folder = None,
     start: str | None = None,
     data: Sources = (),
-    set: tuple[str, ...] = (),
+    option: tuple[str, ...] = (),
     device: str = "auto",
     resume: str = "auto",
     dry_run: bool = False,
 ) -> None:
-    """Train a StyleGAN2 bank. A run that was stopped goes on where it was when the same command is given again.
+    """Train a StyleGAN2 bank. The same command resumes a run (docs/training.md).
+
+    - gleansr train-bank cats-bank-medium -o runs/bank --data dogs/ --option about.name=dogs-bank about.category=dogs
+    - gleansr train-bank cats-bank-compact -o runs/bank --start cats-bank --data dogs.zip
 
     Args:
         recipe: A .toml file or the name of a bundled recipe.
-        output: Folder for the states, the log, sample sheets and the bank.
+        output: Folder for checkpoints, log, sample sheets and the bank.
         start: A bank of the same or a smaller size to start from, alone or in a GLEAN: a file or the name of a model.
-        data: Images to learn from: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
-        set: Changes to the recipe, such as run.iterations=1000 lr=2e-3.
+        data: Training images: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
+        option: Changes of the recipe, such as run.iterations=1000 lr=2e-3.
         device: auto, cpu, cuda, cuda:1.
-        resume: auto: resume from the newest whole state in the folder, if any. never: refuse a folder with states. Or a state file.
-        dry_run: Check the recipe, print it resolved with its parameters, memory and the order of a step, and stop.
+        resume: auto: from the newest intact checkpoint in the folder; never: refuse a folder with checkpoints; or a file.
+        dry_run: Check and print the resolved recipe, the number of parameters, memory and the steps of an iteration, and stop.
     """
     from gleansr.training.config import BankRecipe, load_recipe
 
     changes = _changes(data, ()) | ({"start": start} if start else {})
-    resolved = load_recipe(BankRecipe, recipe, set, changes)
+    resolved = load_recipe(BankRecipe, recipe, option, changes)
     if dry_run:
         from gleansr.training.plan import bank_plan
 
@@ -139,7 +149,7 @@ def _wanted(output: Path | None) -> Path:
     from gleansr.errors import RequestError
 
     if output is None:
-        raise RequestError("a run needs a folder for its states and its model: give one with --output")
+        raise RequestError("a run needs a folder for its checkpoints and its model: give one with --output")
     return output
 
 

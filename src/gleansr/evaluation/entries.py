@@ -115,7 +115,7 @@ def _with_settings(entries: Sequence[ComparedMethod], settings: Sequence[str]) -
         owners = [entry.label for entry in entries if entry.label == key] or [entry.label for entry in entries if entry.method == key]
         if not (dot and "=" in change and owners):
             labels = ", ".join(entry.label for entry in entries)
-            raise RequestError(f"--set takes METHOD.name=value, such as pulse.steps=50, with a method of {labels}, not {text!r}")
+            raise RequestError(f"--option takes METHOD.name=value, such as pulse.steps=50, with a method of {labels}, not {text!r}")
         for owner in owners:
             changes[owner] = merge(changes.get(owner, {}), parse_override(change))
     return [ComparedMethod(entry.label, entry.method, entry.model, changes.get(entry.label, {})) for entry in entries]

@@ -168,12 +168,12 @@ class Photo:
             while scale > 1 and height * width * scale**2 > MAX_MEGAPIXELS * 1e6:
                 scale //= 2
             if scale != self.factor:
-                notes = [f"enlarged {scale}x instead of {self.factor}x, to at most {MAX_MEGAPIXELS} megapixels (--factor overrides)"]
+                notes = [f"enlarged {scale}x instead of {self.factor}x, to at most {MAX_MEGAPIXELS} megapixels (--scale overrides)"]
         elif height * width * scale**2 > _MAX_PIXELS and scale > 1:
             largest = max(1, math.isqrt(_MAX_PIXELS // (height * width)))
             raise ImageError(
                 f"{photo.name}: {width}x{height} pixels enlarged {scale}x exceed {_MAX_PIXELS / 1e6:g} megapixels; "
-                f"use --factor {largest} or less"
+                f"use --scale {largest} or less"
             )
         return scale, notes
 

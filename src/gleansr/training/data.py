@@ -84,7 +84,7 @@ def random_crop(image: Tensor, size: int, config: DataConfig, seed: int) -> Tens
 def _refuse(policy: str, problem: str, remedy: str) -> NoReturn:
     if policy == "skip":
         raise SkippedImageError(problem)
-    raise ImageError(f"{problem}; --set {remedy}")
+    raise ImageError(f"{problem}; --option {remedy}")
 
 
 class TrainingImages(Dataset[Sample]):
@@ -250,7 +250,7 @@ def _decode(source: Source, index: int, config: DataConfig) -> Tensor:
         problem = f"{label}: {str(error).removeprefix(f'{label}: ')}"
         if config.corrupt == "skip":
             raise SkippedImageError(problem) from None
-        raise ImageError(f"{problem}; --set data.corrupt=skip skips such images") from None
+        raise ImageError(f"{problem}; --option data.corrupt=skip skips such images") from None
 
 
 @dataclass

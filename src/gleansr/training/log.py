@@ -164,7 +164,7 @@ def _tensorboard(folder: Path, images: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise RequestError("run.tensorboard needs TensorBoard: pip install 'gleansr[train]', or --set run.tensorboard=false") from None
+        raise RequestError("run.tensorboard needs TensorBoard: pip install 'gleansr[train]', or --option run.tensorboard=false") from None
     return SummaryWriter(str(folder), purge_step=images + 1)
 
 

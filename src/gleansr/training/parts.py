@@ -84,7 +84,7 @@ def check_bank(recipe: NetworkRecipe, checkpoint: native.Checkpoint, path: Path)
     kind = network.kind if network else "no generator"
     allowed = ("stylegan2", "stylegan") if recipe.bank == "none" else (str(recipe.bank),)
     if network is None or kind not in allowed:
-        raise CheckpointError(f"{path}: holds {kind}, but the recipe takes bank = {' or '.join(allowed)}; --set bank=... changes it")
+        raise CheckpointError(f"{path}: holds {kind}, but the recipe takes bank = {' or '.join(allowed)}; --option bank=... changes it")
     if network.config.size != recipe.network.out_size:
         raise RequestError(f"{path}: the bank generates {network.config.size} px, but network.out_size is {recipe.network.out_size}")
     return network.config
