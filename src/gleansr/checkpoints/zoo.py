@@ -159,7 +159,12 @@ _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 _AFHQ = "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)"
 _PORTRAITS = "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories"
-_CREDITS = {"cats": _AFHQ, "faces": f"{_PORTRAITS}; trained on from weights of {_AFHQ}"}
+_CREDITS = {
+    "cats": _AFHQ,
+    "faces": f"{_PORTRAITS}; trained on from weights of {_AFHQ}",
+    "any": f"{_AFHQ}; Stanford Cars: Krause, Stark, Deng, Fei-Fei, 2013; Places365: Zhou, Lapedriza, Khosla, Oliva, Torralba, 2017; "
+    f"churches of ImageNet: Deng et al., 2009; {_PORTRAITS}",
+}
 """Attributions of the bundled models by category."""
 
 
@@ -170,13 +175,14 @@ def _bundled(
     kind: Literal["glean", "stylegan2", "residual", "esrgan+"] = "glean",
     parts: tuple[str, ...] = ("generator",),
     category: str = "cats",
+    out_size: int = 256,
 ) -> NamedModel:
     return NamedModel(
         name=name,
         kind=kind,
         category=category,
         in_size=in_size,
-        out_size=256,
+        out_size=out_size,
         licence="CC-BY-NC-4.0",
         credit=_CREDITS[category],
         asset=f"{name}.safetensors",
@@ -223,6 +229,7 @@ _MODELS = (
     _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
     _bundled("cats-bank", None, "593c74b648e554bb", "stylegan2", ("generator", "discriminator", "encoder")),
     _bundled("faces-8x", 32, "e2dec27aed8a5f2f", category="faces"),
+    _bundled("general-4x", 32, "daa43bd09f857ea0", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),

@@ -116,7 +116,7 @@ def compare(
         try:
             report = run(comparison, folder, watcher)
         except KeyboardInterrupt:
-            watcher.message("stopped; the same command goes on")
+            watcher.message("stopped; run the same command again to resume")
             raise
     finish(report, folder)
 

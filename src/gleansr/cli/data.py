@@ -147,7 +147,7 @@ def _prepare(preparation: "Preparation", output: Path, workers: int | None, stri
         try:
             result = prepare(preparation, output, workers=workers, strict=strict, overwrite=overwrite, progress=progress, fetched=fetched)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on", highlight=False)
+            console.print("stopped; run the same command again to resume", highlight=False)
             raise
     skipped = f", {sum(result.skipped.values()):,} left out ({', '.join(f'{n:,} {why}' for why, n in result.skipped.items())})"
     before = f", {result.reused:,} of them before" if result.reused else ""

@@ -118,9 +118,7 @@ class VideoEncoder:
         self._container = pyav().open(self._file, "w", format=WRITTEN[suffix], options=options)
         lossless = suffix == ".mkv" and self._quality == 100
         if not lossless and max(height, width) >= _MAX_SIDE:
-            raise ImageError(
-                f"{self._target}: frames of {width}x{height} pixels are too large; write to a folder or use a smaller --scale"
-            )
+            raise ImageError(f"{self._target}: frames of {width}x{height} pixels are too large; write to a folder or use a smaller --scale")
         if lossless:
             codec, settings, self._pixel_format = "ffv1", {"level": "3", "slicecrc": "1"}, "bgr0"
         elif suffix == ".webm":
