@@ -45,7 +45,7 @@ def find_devices(run: RunConfig, device: str = "auto", devices: int | None = Non
     chosen = devices or min(run.devices, available)
     if run.batch_size % (chosen * nodes):
         raise RequestError(
-            f"a batch of {run.batch_size} cannot be shared evenly by {chosen * nodes} processes; choose --devices or --option run.batch_size"
+            f"a batch of {run.batch_size} cannot be shared evenly by {chosen * nodes} processes; use --devices or --option run.batch_size"
         )
     remark = ""
     if chosen * nodes < run.devices:
