@@ -171,7 +171,7 @@ def test_an_unwritable_folder(run, tiny_model: Path, folder: Path):
 def test_an_output_below_a_file(run, tiny_model: Path, folder: Path):
     status, said = run("upscale", folder / "a.png", "-o", folder / "a.jpg" / "out", "-m", tiny_model)
     assert status == 1
-    assert "cannot be made" in said
+    assert "cannot be created" in said
     assert len(said.strip().splitlines()) == 1
 
 

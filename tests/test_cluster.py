@@ -196,7 +196,7 @@ def test_a_killed_worker(work: Callable[..., Work], images: Path, expected: Path
     assert len(outcomes) == len({outcome.job for outcome in outcomes}) == COUNT + 1
     (tmp_path / "results" / "sub0" / ".00.png.0123abcd.part").unlink(missing_ok=True)  # of an image that another worker may have had
     assert in_expected_way(tmp_path / "results", expected)
-    assert "died and was started again" in caplog.text
+    assert "died and was restarted" in caplog.text
 
 
 def test_a_image_that_kills_its_worker_fails_and_the_others_are_done(

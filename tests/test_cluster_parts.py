@@ -226,7 +226,7 @@ def test_what_cannot_be_listed(store: str, tmp_path: Path):
         cluster.destinations([f"{store}/nowhere"], tmp_path, "")
     with pytest.raises(RequestError, match="require a results folder"):
         cluster.destinations([f"{store}/in"], None, "")
-    with pytest.raises(RequestError, match="addresses of this kind are not used"):
+    with pytest.raises(RequestError, match="addresses of this kind are not supported"):
         cluster.destinations(["nonsense://in"], tmp_path, "")
     with pytest.raises(RequestError, match="no such file or folder"):
         cluster.destinations([tmp_path / "missing"], f"{store}/out", "")

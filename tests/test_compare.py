@@ -563,7 +563,7 @@ def test_other_folders_are_refused(images: Path, tmp_path: Path):
     (tmp_path / "notes" / "index.html").write_text("mine")
     with pytest.raises(RequestError, match="is neither empty nor the folder of a comparison"):
         compare(comparison, tmp_path / "notes")
-    with pytest.raises(RequestError, match="results must not lie among the images"):
+    with pytest.raises(RequestError, match="choose another folder, outside the images"):
         compare(comparison, images / "out")
     with pytest.raises(RequestError, match="the folder cannot be created or read"):
         compare(comparison, tmp_path / "notes" / "index.html" / "out")

@@ -94,7 +94,7 @@ def test_nothing_of_a_model_stays_in_memory(precision: Any, tiny_model: Path, ca
     model = weakref.ref(cast("FeedForwardModel", upscaler.method).model)
     assert tensors() > before + 50
     del upscaler
-    assert tensors() == before
+    assert tensors() <= before  # what other tests left may have gone
     assert model() is None
 
 

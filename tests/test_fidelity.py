@@ -77,7 +77,7 @@ def test_bad_strengths(strength: float, tiny_model: str):
         back_project(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8), strength=strength)
     with pytest.raises(RequestError, match="from 0 to 1"):
         Enlarge(gleansr.load(tiny_model), back_projection=strength)
-    with pytest.raises(RequestError, match="no whole multiple"):
+    with pytest.raises(RequestError, match="not a whole multiple"):
         back_project(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 9, 8))
 
 

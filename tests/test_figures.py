@@ -448,7 +448,7 @@ def test_figures_from_images(run, photos: Path, tmp_path: Path, tiny_model: Path
         assert status == 0, said
         assert count_images(out) == panels
         assert "glean: tiny, CC0-1.0" in said
-        assert f"-> {out} (60x" in said
+        assert f"→ {out} (60x" in said
         assert "seed 0" in said or number == 2
     assert b"patch of 1.png: 8,4,8" in (tmp_path / "2.pdf").read_bytes()
 
@@ -587,7 +587,7 @@ def test_wrong_requests_exit_2_in_one_line_and_write_nothing(run, photos: Path, 
         (2, photos, *both, "--patch", "auto", "auto"): "3 images have patches, but 2",
         (3, photos, *glean): "--scale is for figures",
         (3, photos, "--models", f"glean={tiny_model}"): "glean:16=",
-        (3, photos, "--models", f"glean:8={tiny_model}"): "4 times, not 8",
+        (3, photos, "--models", f"glean:8={tiny_model}"): "has a scale of 4x, not 8x",
         (8, photos, *glean): "--original",
         (8, photos, "--original", other, *glean): "--original has no image for",
         (8, photos, "--original", photos, "--methods", "bicubic"): "not for figure 8",

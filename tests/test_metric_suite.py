@@ -203,8 +203,8 @@ def test_mobilenet_from_a_wheel_is_that_of_its_file(files: MetricFiles, tmp_path
         (["psnr"], {"crop": -1}, "crop must be 0 or more pixels, not -1"),
         (["identity_arcface"], {}, "identity_arcface needs a file: .* or leave identity_arcface out of the metrics"),
         (["mobilenet_frechet"], {}, "MobileNetV2 is not on this machine and downloads are switched off: leave mobilenet_distance and"),
-        (["lpips_alex"], {}, "AlexNet is not .* switched off: leave lpips_alex out of the metrics, or give the file, or fetch http"),
-        (["lpips_vgg"], {}, "VGG16 is not .* switched off: leave lpips_vgg out of the metrics, or give the file, or fetch http"),
+        (["lpips_alex"], {}, "AlexNet is not .* switched off: leave lpips_alex out of the metrics, or give the file, or download http"),
+        (["lpips_vgg"], {}, "VGG16 is not .* switched off: leave lpips_vgg out of the metrics, or give the file, or download http"),
     ],
 )
 def test_invalid_metrics_are_refused_before_any_image(

@@ -159,7 +159,7 @@ def test_without_the_extra_the_error_names_it(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as end:
         main(["serve", "--port", "0"])
     assert end.value.code == 2
-    assert "serving wants uvicorn: pip install 'gleansr[serve]'" in capsys.readouterr().err
+    assert "serving needs uvicorn: pip install 'gleansr[serve]'" in capsys.readouterr().err
 
 
 def test_load(vivid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

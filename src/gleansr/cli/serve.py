@@ -18,7 +18,7 @@ described(ServingConfig)
 
 @described
 def serve(
-    config: Annotated[ServingConfig, tyro.conf.arg(name="service")],
+    config: Annotated[ServingConfig, tyro.conf.arg(name="")],
     open_page: Annotated[bool, tyro.conf.arg(name="open")] = False,
     offline: bool = False,
 ) -> None:
