@@ -350,7 +350,7 @@ def test_a_small_image_is_enlarged_saved_and_retouched(drive: Callable[..., Driv
     assert driver.page.is_checked("input[value=retouch]")
     driver.page.set_input_files("#file", str(EXAMPLES.parent / "pyproject.toml"))
     driver.until("!document.querySelector('#problem').hidden")
-    assert "no image that this browser can read" in driver.page.inner_text("#problem")
+    assert "no picture that this browser can read" in driver.page.inner_text("#problem")
 
 
 def test_the_sample_and_dropped_and_pasted_images_open(drive: Callable[..., Driver], service: str) -> None:

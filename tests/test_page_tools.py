@@ -60,18 +60,18 @@ def test_a_brush_is_whole_in_its_core_and_fades_to_nothing(modules: Any) -> None
 @pytest.mark.parametrize(("dx", "dy"), [(20, -6), (-40, 30), (0, 3)])
 def test_pushing_moves_a_spot_along(modules: Any, dx: int, dy: int) -> None:
     place = modules(f"""
-      const image = new Document(spot(64, 64), "spot");
-      stroke(image, "push", {{}}, line(at(64, 64), at(64 + {dx}, 64 + {dy}), 10));
-      return found(image.edited);
+      const picture = new Document(spot(64, 64), "spot");
+      stroke(picture, "push", {{}}, line(at(64, 64), at(64 + {dx}, 64 + {dy}), 10));
+      return found(picture.edited);
     """)
     assert (place["x"] - 64, place["y"] - 64) == pytest.approx((dx, dy), abs=1.2)
 
 
 def test_pushing_with_half_the_force_moves_half_the_way(modules: Any) -> None:
     place = modules("""
-      const image = new Document(spot(64, 64), "spot");
-      stroke(image, "push", { strength: 0.5, hardness: 0.7, radius: 40 }, line(at(64, 64), at(80, 64), 10));
-      return found(image.edited);
+      const picture = new Document(spot(64, 64), "spot");
+      stroke(picture, "push", { strength: 0.5, hardness: 0.7, radius: 40 }, line(at(64, 64), at(80, 64), 10));
+      return found(picture.edited);
     """)
     assert place["x"] - 64 == pytest.approx(8, abs=1)
 
@@ -79,10 +79,10 @@ def test_pushing_with_half_the_force_moves_half_the_way(modules: Any) -> None:
 def test_a_long_stroke_does_not_blur(modules: Any) -> None:
     """To and fro twenty times: resampling each time would leave grey."""
     before, after = modules("""
-      const image = new Document(noise(), "noise"), points = [];
+      const picture = new Document(noise(), "noise"), points = [];
       for (let i = 0; i < 20; i++) points.push(at(50, 64), at(58, 64));
-      stroke(image, "push", {}, [...points, at(50, 64)]);
-      return [deviation(values(image.base, [44, 58, 56, 70])), deviation(values(image.edited, [44, 58, 56, 70]))];
+      stroke(picture, "push", {}, [...points, at(50, 64)]);
+      return [deviation(values(picture.base, [44, 58, 56, 70])), deviation(values(picture.edited, [44, 58, 56, 70]))];
     """)
     assert after > 0.7 * before
 
@@ -90,9 +90,9 @@ def test_a_long_stroke_does_not_blur(modules: Any) -> None:
 def test_enlarging_keeps_the_middle_and_shrinking_undoes_it_in_size(modules: Any) -> None:
     small, large, tiny = modules("""
       const made = (tool) => {
-        const image = new Document(spot(64, 64, 4), "spot");
-        stroke(image, tool, {}, [at(64, 64)], 0.8);
-        return found(image.edited);
+        const picture = new Document(spot(64, 64, 4), "spot");
+        stroke(picture, tool, {}, [at(64, 64)], 0.8);
+        return found(picture.edited);
       };
       return [found(spot(64, 64, 4)), made("enlarge"), made("shrink")];
     """)
@@ -105,14 +105,14 @@ def test_enlarging_keeps_the_middle_and_shrinking_undoes_it_in_size(modules: Any
 @pytest.mark.parametrize("tool", ["push", "enlarge", "shrink", "smooth", "paint", "erase"])
 def test_a_stroke_changes_nothing_outside_of_its_brush(modules: Any, tool: str) -> None:
     outside, inside = modules(f"""
-      const image = new Document(noise(), "noise");
-      stroke(image, "paint", {{ radius: 60 }}, [at(64, 64)]);
-      const before = image.edited.data.slice();
-      stroke(image, "{tool}", {{ radius: 20, colour: [1, 2, 3] }}, line(at(60, 64), at(70, 64), 5), 0.2);
+      const picture = new Document(noise(), "noise");
+      stroke(picture, "paint", {{ radius: 60 }}, [at(64, 64)]);
+      const before = picture.edited.data.slice();
+      stroke(picture, "{tool}", {{ radius: 20, colour: [1, 2, 3] }}, line(at(60, 64), at(70, 64), 5), 0.2);
       let [far, near] = [0, 0];
       for (let i = 0; i < before.length; i++) {{
         const x = (i >> 2) % 128 + 0.5, y = (i >> 9) + 0.5, away = Math.hypot(x - Math.min(Math.max(x, 60), 70), y - 64);
-        if (before[i] !== image.edited.data[i]) away > 22 ? far++ : near++;
+        if (before[i] !== picture.edited.data[i]) away > 22 ? far++ : near++;
       }}
       return [far, near];
     """)
@@ -122,10 +122,10 @@ def test_a_stroke_changes_nothing_outside_of_its_brush(modules: Any, tool: str) 
 
 def test_smoothing_takes_variance_away_and_keeps_the_mean(modules: Any) -> None:
     before, after, mean_before, mean_after = modules("""
-      const image = new Document(noise(), "noise");
-      stroke(image, "smooth", { hardness: 0.9, radius: 30 }, [at(64, 64)], 0.5);
+      const picture = new Document(noise(), "noise");
+      stroke(picture, "smooth", { hardness: 0.9, radius: 30 }, [at(64, 64)], 0.5);
       const area = [50, 50, 78, 78];
-      const [old, now] = [values(image.base, area), values(image.edited, area)];
+      const [old, now] = [values(picture.base, area), values(picture.edited, area)];
       return [deviation(old), deviation(now), mean(old), mean(now)];
     """)
     assert after < 0.25 * before
@@ -134,7 +134,7 @@ def test_smoothing_takes_variance_away_and_keeps_the_mean(modules: Any) -> None:
 
 def test_paint_covers_wholly_in_its_core_and_does_not_add_up(modules: Any) -> None:
     core, once, twice = modules("""
-      const image = () => new Document(draw(128, 128, () => [10, 100, 50]), "plain"), [a, b, c] = [image(), image(), image()];
+      const picture = () => new Document(draw(128, 128, () => [10, 100, 50]), "plain"), [a, b, c] = [picture(), picture(), picture()];
       stroke(a, "paint", { hardness: 0.5 }, [at(64, 64)]);
       stroke(b, "paint", { strength: 0.5 }, [at(40, 64), at(90, 64)]);
       stroke(c, "paint", { strength: 0.5 }, [at(40, 64), at(90, 64), at(40, 64), at(90, 64), at(90, 100)]);
@@ -148,9 +148,9 @@ def test_paint_covers_wholly_in_its_core_and_does_not_add_up(modules: Any) -> No
 def test_erasing_restores_the_original_exactly(modules: Any) -> None:
     whole, worn = modules("""
       const damaged = () => {
-        const image = new Document(noise(), "noise");
-        stroke(image, "smooth", { radius: 12 }, [at(64, 64)], 1);
-        return image;
+        const picture = new Document(noise(), "noise");
+        stroke(picture, "smooth", { radius: 12 }, [at(64, 64)], 1);
+        return picture;
       };
       const [a, b] = [damaged(), damaged()];
       stroke(a, "erase", { radius: 30 }, [at(64, 64)]);
@@ -163,24 +163,24 @@ def test_erasing_restores_the_original_exactly(modules: Any) -> None:
 
 def test_undo_and_redo_restore_bit_for_bit(modules: Any) -> None:
     assert modules("""
-      const image = new Document(noise(), "noise"), states = [image.edited.data.slice()], numbers = [0];
+      const picture = new Document(noise(), "noise"), states = [picture.edited.data.slice()], numbers = [0];
       const tools = ["push", "enlarge", "shrink", "smooth", "paint", "erase"];
       for (let i = 0; i < 18; i++) {
         const way = [at(128 * random(), 128 * random()), at(128 * random(), 128 * random())];
-        if (!stroke(image, tools[i % 6], { radius: 8 + 20 * random() }, way, 0.1)) continue;
+        if (!stroke(picture, tools[i % 6], { radius: 8 + 20 * random() }, way, 0.1)) continue;
         states.push(picture.edited.data.slice());
         numbers.push(picture.history.state);
       }
-      const same = (state) => equal(image.edited, new ImageData(states[state].slice(), 128)) && image.history.state === numbers[state]
-        && equal(image.before, image.edited);
+      const same = (state) => equal(picture.edited, new ImageData(states[state].slice(), 128)) && picture.history.state === numbers[state]
+        && equal(picture.before, picture.edited);
       const results = [states.length > 12];
-      for (let i = states.length - 2; i >= 0; i--) { image.undo(); results.push(same(i)); }
-      results.push(image.undo() === null, image.changed() === null);
-      for (let i = 1; i < states.length; i++) { image.redo(); results.push(same(i)); }
-      results.push(image.redo() === null);
+      for (let i = states.length - 2; i >= 0; i--) { picture.undo(); results.push(same(i)); }
+      results.push(picture.undo() === null, picture.changed() === null);
+      for (let i = 1; i < states.length; i++) { picture.redo(); results.push(same(i)); }
+      results.push(picture.redo() === null);
       picture.undo();
-      stroke(image, "paint", {}, [at(5, 5)]);
-      results.push(image.redo() === null && !numbers.includes(image.history.state));  // what was undone is gone, the state is a new one
+      stroke(picture, "paint", {}, [at(5, 5)]);
+      results.push(picture.redo() === null && !numbers.includes(picture.history.state));  // what was undone is gone, the state is a new one
       return results.every(Boolean);
     """)
 
@@ -204,25 +204,25 @@ def test_history_keeps_within_its_memory(modules: Any) -> None:
 
 def test_keeping_a_result_can_be_undone(modules: Any) -> None:
     assert modules("""
-      const image = new Document(noise(), "noise"), opened = image.opened.data.slice();
-      stroke(image, "paint", {}, [at(40, 40)]);
-      const edit = image.edited.data.slice(), area = { left: 8, top: 4, right: 72, bottom: 68 };
-      image.keep({ area, pixels: draw(64, 64, (x, y) => [x, y, 9]) });
+      const picture = new Document(noise(), "noise"), opened = picture.opened.data.slice();
+      stroke(picture, "paint", {}, [at(40, 40)]);
+      const edit = picture.edited.data.slice(), area = { left: 8, top: 4, right: 72, bottom: 68 };
+      picture.keep({ area, pixels: draw(64, 64, (x, y) => [x, y, 9]) });
       const image = (data) => new ImageData(data.slice(), 128), results = [];
-      results.push(equal(image.base, image.edited), image.changed() === null, image.base.data[(4 * 128 + 9) * 4] === 1);
-      stroke(image, "paint", { radius: 9 }, [at(100, 100)]);
+      results.push(equal(picture.base, picture.edited), picture.changed() === null, picture.base.data[(4 * 128 + 9) * 4] === 1);
+      stroke(picture, "paint", { radius: 9 }, [at(100, 100)]);
       picture.undo();
-      results.push(image.changed() === null);
+      results.push(picture.changed() === null);
       picture.undo();
-      results.push(equal(image.edited, image(edit)), equal(image.base, image(opened)), image.changed() !== null, image.kept === 0);
+      results.push(equal(picture.edited, image(edit)), equal(picture.base, image(opened)), picture.changed() !== null, picture.kept === 0);
       picture.redo();
-      results.push(image.kept === 1, equal(image.base, image.edited));
-      results.push(!equal(image.base, image(opened)), equal(image.opened, image(opened)));
+      results.push(picture.kept === 1, equal(picture.base, picture.edited));
+      results.push(!equal(picture.base, image(opened)), equal(picture.opened, image(opened)));
       return results.every(Boolean);
     """)
 
 
-def test_what_the_model_sees_lies_in_the_image_and_holds_what_was_touched(modules: Any) -> None:
+def test_what_the_model_sees_lies_in_the_picture_and_holds_what_was_touched(modules: Any) -> None:
     cases = modules("""
       const results = [];
       for (let i = 0; i < 400; i++) {
