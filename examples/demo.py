@@ -1,4 +1,4 @@
-"""Upscales a cat 8x with the bundled model and lays low | bicubic | GLEAN side by side. `make demo` runs it."""
+"""Upscales a cat 8x with the bundled model and lays lr | bicubic | GLEAN side by side. `make demo` runs it."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def main() -> None:
     result.save(folder / "chelsea-256.png")
     sheet.save(folder / "comparison.png")
     print(f"{low_path} ({low.width}x{low.height}) enlarged {upscaler.scale}x on {upscaler.device}.")
-    print(f"low | bicubic | GLEAN: {(folder / 'comparison.png').resolve()}")
+    print(f"lr | bicubic | GLEAN: {(folder / 'comparison.png').resolve()}")
 
 
 if __name__ == "__main__":
