@@ -106,7 +106,7 @@ def _run(arguments: list[str]) -> None:
     import tyro
 
     module = importlib.import_module(f"gleansr.cli.{name.partition('-')[0]}")
-    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     tyro.cli(getattr(module, name.replace("-", "_")), prog=f"gleansr {name}", args=[_present(one) for one in rest], config=markers)
 
 

@@ -56,9 +56,7 @@ def upscale_all(
     manifests = [place.manifest for place in destinations if place.manifest]
     resume = "; run the same command again to resume" if manifests else ""
     try:
-        tally, stopped_by = _run(
-            console, destinations, work, cluster, slow=slow, fail_fast=fail_fast, each=False if quiet else True if verbose else None
-        )
+        tally, stopped_by = _run(console, destinations, work, cluster, slow=slow, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
     except OutputError as error:
         raise OutputError(printable(f"{error}{resume}")) from error
     if tally.total != 1 or stopped_by:
@@ -80,9 +78,10 @@ def _run(
     *,
     slow: bool,
     fail_fast: bool,
-    each: bool | None,
+    verbose: bool,
+    quiet: bool,
 ) -> "tuple[Tally, str | None]":
-    """Also returns the name of the signal that stopped the run. `each`: a line for each result; None: if there are few."""
+    """Also returns the name of the signal that stopped the run."""
     if cluster:
         from gleansr.cluster import count, open_manifest, upscale_on_cluster, walk
 
@@ -107,7 +106,7 @@ def _run(
         stack.enter_context(warnings_above(console))
         silent = not console.is_terminal or (total == 1 and not slow)
         progress = stack.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
-        tally = Tally(console, progress, total, expected, each=total <= FEW if each is None else each, lines=each is not False)
+        tally = Tally(console, progress, total, expected, each=not quiet and (verbose or total <= FEW), lines=not quiet)
         jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(destinations, ours, strict=True)))  # pyright: ignore[reportArgumentType]
         for result in run(
             jobs,
@@ -151,7 +150,7 @@ def _report_left_out(console: Console, counted: Sequence[InputCounts]) -> None:
 class Tally:
     """Counts results, prints them above a progress bar, and summarises."""
 
-    def __init__(self, console: Console, progress: Progress, total: int, expected: int, *, each: bool, lines: bool = True):
+    def __init__(self, console: Console, progress: Progress, total: int, expected: int, *, each: bool, lines: bool):
         """`total`: images; `expected`: those that manifests list as done. `each`: a line for each result; `lines`: progress in lines."""
         self.done = self.failed = self.skipped = 0
         self.failures: list[tuple[str, str]] = []

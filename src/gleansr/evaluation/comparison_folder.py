@@ -10,7 +10,8 @@ from gleansr.data.sources import open_source
 from gleansr.documents import read_json
 from gleansr.errors import RequestError
 from gleansr.evaluation.figure_sheets import ComparedImage, to_pixels
-from gleansr.evaluation.ground_truth import on_grid, read_image
+from gleansr.evaluation.ground_truth import read_image
+from gleansr.images.pixels import from_bytes
 
 
 class ComparisonFolder:
@@ -60,7 +61,7 @@ class ComparisonFolder:
         images, lrs = [], []
         for name in names:
             pixels = {label: read_image(source, source.names.index(name))[0] for label, source in sources.items()}
-            lrs.append(on_grid(pixels["low"].mul(255).round()[None]))
+            lrs.append(from_bytes(pixels["low"].mul(255).round()[None]))
             arrays = {label: to_pixels(image * 2 - 1) for label, image in pixels.items()}
             images.append(ComparedImage(name, arrays.pop("low"), arrays.pop("truth"), arrays))
         return images, lrs

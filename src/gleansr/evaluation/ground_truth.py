@@ -15,7 +15,7 @@ from gleansr.data.sources import Source, open_source, stem
 from gleansr.errors import ImageError, RequestError
 from gleansr.images import resize
 from gleansr.images.codec import decode
-from gleansr.images.pixels import to_bytes
+from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.inference.upscaler import Upscaler
 
 Small = Literal["refuse", "enlarge"]
@@ -61,7 +61,7 @@ class EvaluationTask:
         height, width = pixels.shape[-2:]
         small = "skip" if self.small == "refuse" else "enlarge"
         gt = fitting.fit(pixels, self.size, self.aspect, small, border=self.border, grid=self.scale)
-        return on_grid(gt[None]), content_of(height, width, self.size, self.aspect, self.scale)
+        return from_bytes(gt[None]), content_of(height, width, self.size, self.aspect, self.scale)
 
     def degrade(self, gt: Tensor, content: Content, index: int) -> Tensor:
         """The low-resolution image (1, 3, size / scale, size / scale) of a ground truth; `index` is its index in the source.
@@ -70,7 +70,7 @@ class EvaluationTask:
         """
         inside = content.of(gt)
         if self.degradation == "real":
-            lr = on_grid(degrade_real(to_bytes(inside[0]), self.scale, fixed_seed(index))[None])
+            lr = from_bytes(degrade_real(to_bytes(inside[0]), self.scale, fixed_seed(index))[None])
         else:
             lr = resize.degrade(inside, self.scale)
         return lr if content.whole else content.shrunk(self.scale).framed(lr[0], self.border, black=-1)[None]
@@ -161,12 +161,7 @@ class GroundTruth:
             height, width = pixels.shape[-2:]
             label = self._lr_source.label(self._lr_index[index])
             raise ImageError(f"{label}: is {width}x{height}, but the images of --lr must be {side}x{side}")
-        return Example(self.names[index], sha256, low_sha256, gt, on_grid(pixels.mul(255).round()[None]), content)
-
-
-def on_grid(steps: Tensor) -> Tensor:
-    """Values k in 0..255 as (k - 127.5) / 127.5 in float32, the values of `degrade` and `rounded`."""
-    return ((steps.double() - 127.5) / 127.5).float()
+        return Example(self.names[index], sha256, low_sha256, gt, from_bytes(pixels.mul(255).round()[None]), content)
 
 
 def read_image(source: Source, index: int) -> tuple[Tensor, str]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gleansr.errors import CheckpointError, RequestError
+from gleansr.images.pixels import to_bytes
 from gleansr.photos.extras import dlib_and_models
 from gleansr.photos.faces import LANDMARKS
 
@@ -159,4 +160,4 @@ def load_arcface(path: str | os.PathLike[str]) -> ArcFace:
 
 def _to_uint8(image: Tensor) -> np.ndarray:
     """Images (N, 3, H, W) in [-1, 1] as (N, H, W, 3) uint8."""
-    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return to_bytes(image).permute(0, 2, 3, 1).contiguous().cpu().numpy()

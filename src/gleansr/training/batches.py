@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gleansr.data.fit import Border, Content
+from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores
 from gleansr.training.data import Sample, TrainingImages, collate, degraded
@@ -101,9 +102,9 @@ class TrainingBatches:
         starts = range(self.start, self.end, self.batch_size)
         for start, sample in zip(starts, self._samples(starts), strict=True):
             self.skipped.update(sample.skipped)
-            gt = sample.gt.to(self.device, non_blocking=True).float() / 127.5 - 1
+            gt = sample.gt.to(self.device, non_blocking=True).float() / 127.5 - 1  # not `from_bytes`, whose last bit differs
             if sample.lr is not None:
-                lr = to_float(sample.lr.to(self.device, non_blocking=True))
+                lr = from_bytes(sample.lr.to(self.device, non_blocking=True))
             else:
                 lr = _bicubic_lr(gt, sample.contents, scale, config.border)
             generator = torch.Generator().manual_seed(stream_seed(self.seed, "mirror", start))
@@ -142,12 +143,6 @@ class TrainingBatches:
         )
         for sample in loader:
             yield _pinned(sample) if pin else sample
-
-
-def to_float(images: Tensor) -> Tensor:
-    """8-bit values of any shape as floats in [-1, 1], bit for bit as `degrade` computes them."""
-    values = images.float()
-    return (values - 127.5) / torch.full_like(values, 127.5)
 
 
 def _crop(images: Tensor, corners: Sequence[tuple[int, int]], scale: int, size: int) -> Tensor:

@@ -19,7 +19,7 @@ from gleansr.data.fit import Content, SmallError, content_of, fit
 from gleansr.data.sources import Source, open_source, pairs_of
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode
-from gleansr.images.pixels import to_bytes
+from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores
 from gleansr.training.config import SMALLEST_PERCEPTUAL, DataConfig
@@ -295,7 +295,7 @@ def degraded(gt: Tensor, content: Content, in_size: int, config: DataConfig, see
     if config.degradation == "real":
         lr = degrade_real(gt_content, scale, seed, config.real)
     else:
-        lr = to_bytes(degrade(gt_content[None].float() / 127.5 - 1, scale)[0])
+        lr = to_bytes(degrade(from_bytes(gt_content)[None], scale)[0])
     return content.shrunk(scale).framed(lr, config.border)
 
 

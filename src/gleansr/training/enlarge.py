@@ -19,6 +19,7 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
+from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import resize
 from gleansr.inference.runner import enlarge
 from gleansr.models.features import SqueezeNet, feature_distance
@@ -26,7 +27,7 @@ from gleansr.models.layers import to_channels_last
 from gleansr.models.network import SRNetwork, to_range
 from gleansr.signals import stop_on_signal
 from gleansr.training import losses as L
-from gleansr.training.batches import Share, TrainingBatches, to_float
+from gleansr.training.batches import Share, TrainingBatches
 from gleansr.training.checkpoint import (
     Checkpoints,
     TrainingStoppedError,
@@ -304,7 +305,7 @@ def validate(
     for kind, lrs in held_out.lrs.items():
         batches = zip(held_out.gt[share].split(batch_size), lrs[share].split(batch_size), strict=True)
         for number, (gt, lr) in enumerate(batches):
-            gt, lr = to_float(gt.to(device)), to_float(lr.to(device))
+            gt, lr = from_bytes(gt.to(device)), from_bytes(lr.to(device))
             bicubic = resize(lr, size=size).clamp(-1, 1)
             sr = enlarge(model, lr.to(memory_format=torch.channels_last)).clamp(-1, 1)
             gt_content = content.of(gt)

@@ -15,6 +15,7 @@ from torch import Tensor
 from gleansr.documents import parse_line
 from gleansr.errors import GleansrError, RequestError
 from gleansr.files import replacing
+from gleansr.images.pixels import to_bytes
 from gleansr.training.checkpoint import Checkpoints
 
 
@@ -155,7 +156,7 @@ def is_due(images: int, batch_size: int, every: int) -> bool:
 def save_grid(path: Path, rows: list[Tensor]) -> None:
     """Saves images in [-1, 1] as a PNG sheet; each row is (N, 3, H, W), all of one size."""
     sheet = torch.cat([torch.cat(list(row.float().cpu()), 2) for row in rows], 1)
-    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    pixels = to_bytes(sheet).permute(1, 2, 0)
     with replacing(path) as temporary:
         Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
 
