@@ -378,6 +378,35 @@ def test_means_are_over_the_steps_that_had_the_loss(tmp_path: Path):
     assert "r1" not in line
 
 
+class TwoAlike:
+    """Stands for the Fabric of a run of two processes that measure the same."""
+
+    world_size, device = 2, CPU
+
+    def all_reduce(self, tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op in ("max", "mean")
+        return tensor
+
+
+def test_processes_agree_on_a_signal_in_time_whatever_the_speed_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each window between two lines of the log has its own speed, so the steps between two agreements change with every line."""
+    now = 0.0
+    monkeypatch.setattr("gleansr.training.log.time.monotonic", lambda: now)
+    meter = Meter(Log(tmp_path / "log.jsonl"), 8, TwoAlike())
+    checkpoints = Checkpoints(tmp_path / "states", keep=1)
+    asked: list[float] = []
+    for step in range(1, 2000):
+        now += 0.1 + 0.01 * (step // 10 % 7)  # windows of ten steps
+        meter.add(8 * step, {"mse": torch.tensor(1.0)})
+        if meter.agree_on_stop("SIGTERM"):
+            asked.append(now)
+        if step % 10 == 0:
+            meter.write(8 * step, checkpoints)
+    gaps = np.diff([0.0, *asked, now])
+    assert max(gaps) < 2 * Meter.AGREE_EVERY
+    assert min(gaps[20:-1]) > Meter.AGREE_EVERY / 4
+
+
 def test_a_loss_of_some_steps_that_is_not_finite_is_named(tmp_path: Path):
     meter = Meter(Log(tmp_path / "log.jsonl"), batch_size=2)
     meter.add(2, {"mse": torch.tensor(1.0), "r1": torch.tensor(math.inf)})

@@ -75,6 +75,8 @@ class Meter:
         """By names of losses: images and losses of the first step whose losses are not all finite; zeros without one."""
         self.waits: list[float] = []
         self.steps = 0
+        self.agree_at = 0
+        """The first step of the next agreement."""
         self.agree_steps = 1
         self.started = self.last = time.monotonic()
 
@@ -96,8 +98,9 @@ class Meter:
         """The signal that stops the run, if any process received one. Several processes do not agree in every step, see `AGREE_EVERY`."""
         if self.fabric is None:
             return signal_name
-        if self.steps % self.agree_steps:
+        if self.steps < self.agree_at:
             return None
+        self.agree_at = self.steps + self.agree_steps
         number = signal.Signals[signal_name] if signal_name else 0
         highest = self.fabric.all_reduce(torch.tensor(float(number), device=self.fabric.device), reduce_op="max")
         return signal.Signals(int(highest)).name if highest else None
@@ -132,6 +135,7 @@ class Meter:
             means = self.fabric.all_reduce(means, reduce_op="mean")
             slowest = self.fabric.all_reduce(torch.tensor(elapsed / steps, device=self.fabric.device), reduce_op="max")
             self.agree_steps = max(1, round(self.AGREE_EVERY / max(float(slowest), 1e-3)))
+            self.agree_at = min(self.agree_at, self.steps + self.agree_steps)
         losses = dict(zip(self.sums, means.tolist(), strict=True))
         waited = sum(wait > 0.05 * elapsed / steps for wait in self.waits) / steps
         self.sums, self.waits = {}, []
