@@ -140,6 +140,24 @@ def test_lattice_loss_sees_what_repeats_and_nothing_else():
     assert float(losses.lattice_loss(gt + noise, gt, 4)) < 0.03 * float(noise.square().mean())
 
 
+def test_checkerboard_loss_sees_gradients_that_depend_on_the_offset():
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 96, 128) * 0.1
+    assert float(losses.checkerboard_loss(image, 8)) < 2e-3
+    strength = torch.ones(8)
+    strength[1] = 1.6
+    for rows in (False, True):  # noise that is stronger in every eighth column, or row: its mean is the same everywhere
+        factor = strength.repeat(12)[:, None] if rows else strength.repeat(16)
+        woven = (image * factor).requires_grad_()
+        loss = losses.checkerboard_loss(woven, 8)
+        assert 5e-3 < float(loss.detach()) < 0.1
+        (gradient,) = torch.autograd.grad(loss, woven)
+        assert float((gradient * (woven.detach() - image)).sum()) > 0  # less of the excess is what it asks for
+    gt = torch.zeros_like(image)
+    assert float(losses.lattice_loss(woven.detach(), gt, 8)) < 1.2 * float(losses.lattice_loss(image, gt, 8))  # which cannot see it
+    assert math.isfinite(float(losses.checkerboard_loss(gt, 8)))
+
+
 def test_spectrum_loss_sees_hatching_and_forgives_softness():
     torch.manual_seed(0)
     gt = torch.rand(2, 3, 192, 192) * 2 - 1

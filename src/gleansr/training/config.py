@@ -262,6 +262,9 @@ class NetworkRecipe:
     """alpha_gen of equation (4); 0 trains without a discriminator."""
     lattice_weight: Weight = 0
     """Weight of the penalty on errors that repeat with the low-resolution pixels, visible as a grid on fur; 0: none, as in the paper."""
+    checkerboard_weight: Weight = 0
+    """Weight of the penalty on gradients that depend on the offset within 8x8 px (or scale x scale), visible as a weave in hair; 0: none,
+    as in the paper."""
     spectrum_weight: Weight = 0
     """Weight of the penalty on frequencies stronger than in the ground truth, visible as hatching; 0: none, as in the paper."""
     spectrum_images: Positive | None = None

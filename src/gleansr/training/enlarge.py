@@ -209,6 +209,9 @@ def train_network(
                 if recipe.lattice_weight:
                     losses["lattice"] = L.lattice_loss(sr, gt, scale)
                     loss = loss + recipe.lattice_weight * losses["lattice"]
+                if recipe.checkerboard_weight:
+                    losses["checkerboard"] = L.checkerboard_loss(sr, min(scale, 8))
+                    loss = loss + recipe.checkerboard_weight * losses["checkerboard"]
                 if recipe.spectrum_weight:
                     count = recipe.spectrum_images
                     losses["spectrum"] = L.spectrum_loss(sr[:count], gt[:count])

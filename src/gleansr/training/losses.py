@@ -11,6 +11,8 @@ from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 
 FLOOR = 1e-2
 """Added to power spectra: about the noise of 8 bits."""
+FAINT = 2e-2
+"""Added to mean gradients in [-1, 1]: a few steps of 8 bits, so that JPEG blocks in flat areas count little."""
 
 
 def blend_targets(loss: Callable[[Tensor], Tensor], gt: Tensor, teacher_sr: Tensor | None, share: float) -> Tensor:
@@ -106,6 +108,24 @@ def lattice_loss(prediction: Tensor, gt: Tensor, scale: int, window: int = 8) ->
     error = F.pixel_unshuffle(prediction.float() - gt, scale)  # (N, 3 * scale^2, in, in)
     means = F.avg_pool2d(error, window, stride=max(1, window // 2)).view(n, channels, scale * scale, -1)
     return (means - means.mean(2, keepdim=True)).square().mean()
+
+
+def checkerboard_loss(prediction: Tensor, period: int) -> Tensor:
+    """Variance of the strength of gradients over the offsets within squares of `period` px; 0 without a checkerboard. Not in the paper.
+
+    Pixel shuffles make edges and texture stronger at some offsets than at others (Odena et al., Deconvolution and Checkerboard Artifacts,
+    2016). `lattice_loss` does not see it, since the sign follows the texture. Each square counts relative to its mean, dark hair as much as
+    a bright edge. The prediction is (N, 3, H, W) in [-1, 1] with sides of at least two periods.
+    """
+    grey = prediction.float().mean(1)
+    rows, columns = (side // period * period for side in grey.shape[1:])
+    loss = grey.new_zeros(())
+    for image, height, width in ((grey, rows, columns), (grey.transpose(1, 2), columns, rows)):
+        gradient = image[:, :height].diff(dim=2).abs()[:, :, : width - period]
+        squares = gradient.unflatten(1, (-1, period)).mean(2).unflatten(2, (-1, period))  # (N, rows, columns, offsets)
+        relative = squares / (squares.mean(3, keepdim=True) + FAINT)
+        loss = loss + relative.mean((0, 1, 2)).var(correction=0) / 2
+    return loss
 
 
 def spectrum_loss(prediction: Tensor, gt: Tensor, patch: int = 32, margin: float = 0.7) -> Tensor:

@@ -206,6 +206,7 @@ def _objective(recipe: NetworkRecipe) -> str:
         (recipe.perceptual_weight, f"(2) on {recipe.perceptual}"),
         (recipe.adversarial_weight, f"(3){begins}, {recipe.adversarial}"),
         (recipe.lattice_weight, "lattice loss"),
+        (recipe.checkerboard_weight, "checkerboard loss"),
         (recipe.spectrum_weight, "spectrum loss" + some),
     ]
     return " + ".join(loss if weight == 1 else f"{weight:g} * {loss}" for weight, loss in terms if weight)
