@@ -59,7 +59,7 @@ def test_it_is_small_and_says_what_may_be_done_with_it(upscaler: gleansr.Upscale
     assert sum(p.stat().st_size for p in path.parent.iterdir()) < 80e6
     about = native.read(path).about
     assert about.name == name
-    assert about.licence == "CC-BY-NC-4.0" == upscaler.licence
+    assert about.licence == "CC-BY-NC-4.0" == upscaler.license
     assert about.credit is not None
     assert "NAVER" in about.credit  # with whose cats the training of all of them began
     assert about.training["images"] > 0

@@ -23,7 +23,7 @@ def upscaler(tiny_model: Path) -> gleansr.Upscaler:
 
 
 def test_what_it_says_of_itself(upscaler: gleansr.Upscaler):
-    facts = (upscaler.input_size, upscaler.output_size, upscaler.scale, upscaler.category, upscaler.licence)
+    facts = (upscaler.input_size, upscaler.output_size, upscaler.scale, upscaler.category, upscaler.license)
     assert facts == (8, 32, 4, "blobs", "CC0-1.0")
 
 
@@ -164,8 +164,8 @@ def test_an_official_file_in_the_cache_runs_by_name_and_says_its_licence(tmp_pat
     torch.save({"meta": {}, "state_dict": {f"generator.{name}": tensor for name, tensor in tensors.items()}}, path)
     upscaler = gleansr.load("glean-cats-8x", device="cpu", offline=True)
     assert upscaler.category == "cats"
-    assert upscaler.licence is not None
-    assert "Nvidia" in upscaler.licence
+    assert upscaler.license is not None
+    assert "Nvidia" in upscaler.license
     assert upscaler(cat).size == (32, 32)
 
 

@@ -3,6 +3,7 @@
 import gleansr
 upscaler = gleansr.load("cats-8x")
 upscaler("cat.jpg").save("large.png")
+gleansr.upscale_folder("thumbnails", "large")
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,12 @@ if TYPE_CHECKING:
     from gleansr.checkpoints import load_model
     from gleansr.images.resize import resize
     from gleansr.inference.upscaler import Upscaler, load
+    from gleansr.jobs.folder import upscale_folder
     from gleansr.retouching.refine import retouch
 
-__all__ = ["Upscaler", "load", "load_model", "resize", "retouch"]
+    __version__: str
+
+__all__ = ["Upscaler", "load", "load_model", "resize", "retouch", "upscale_folder"]
 
 _MODULES = {
     "Upscaler": "gleansr.inference.upscaler",
@@ -21,11 +25,16 @@ _MODULES = {
     "load_model": "gleansr.checkpoints",
     "resize": "gleansr.images.resize",
     "retouch": "gleansr.retouching.refine",
+    "upscale_folder": "gleansr.jobs.folder",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use: PyTorch takes a second, and `gleansr --help` does not need it."""
+    if name == "__version__":
+        from gleansr.version import version
+
+        return version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -135,6 +135,7 @@ def upscale(
     from gleansr.files import sha256_of
     from gleansr.inference.devices import find_device, find_precision
     from gleansr.jobs import Work
+    from gleansr.jobs.folder import run_settings
     from gleansr.stores import is_url, normalize
 
     ray_cluster, device = None, computing.device
@@ -156,14 +157,9 @@ def upscale(
     strength = _strength(network)
     boxes = tuple(_box(text) for text in photos.box)
 
-    find_precision(computing.precision, chosen := find_device(device))  # before a download that would be for nothing
+    find_precision(computing.precision, find_device(device))  # before a download that would be for nothing
     upscaler, file = _upscaler(network, computing, photo=photos.photo)
-    settings: dict[str, Any] = {
-        "method": upscaler.method.name,
-        "scale": upscaler.scale,
-        "set": list(network.option),
-        "precision": str(find_precision(computing.precision, chosen)).removeprefix("torch."),
-    }
+    settings = run_settings(upscaler, computing.precision, network.option)
     task = _task(upscaler, network, photos, boxes, strength, computing, settings, measured=files.sidecar)
     slow = network.method in ("dgp", "pulse")
     label = " ".join(filter(None, [network.method if network.method != "auto" else "", file.stem if file else ""]))

@@ -177,7 +177,7 @@ def plan(
         model = entry.model or (None if entry.method == "bicubic" else baselines.bundled(entry.method, scale))
         path = None if model is None else model_path(model)
         n = min(limit_slow or len(gts), len(gts)) if entry.searches else len(gts)
-        licence = upscalers[entry.label].licence
+        licence = upscalers[entry.label].license
         participants.append(Participant(replace(entry, model=model), n, path and path.name, path and sha256_of(path), licence))
     fewest = min(participant.images for participant in participants)
     names = default_metrics(files, task.size - 2 * crop) if metrics is None else list(metrics)

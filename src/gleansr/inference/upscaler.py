@@ -73,7 +73,12 @@ class Upscaler:
         self.border: Literal["repeat", "black"] = "black" if about.content_height and about.border != "repeat" else "repeat"
         """Padding of images of another aspect ratio."""
         self.category = about.category
-        self.licence = about.licence
+        self.license = about.licence
+
+    def __repr__(self) -> str:
+        size = f"{self.input_size} px to {self.output_size} px" if self.input_size else "any size"
+        facts = [self.method.name, f"{size}, {self.scale}x", *filter(None, [self.category]), str(self.device)]
+        return f"<Upscaler {self.about.name or 'without a name'}: {', '.join(facts)}>"
 
     def __call__(self, image: Source | DecodedImage, *, fit: Fit = "auto", back_projection: float = 0.0) -> Image.Image:
         """Upscales one image: a path, the bytes of a file, a PIL image, an HWC uint8 array or a CHW float tensor in [0, 1], RGB.

@@ -1,0 +1,143 @@
+"""`upscale_folder`: a whole folder with one call."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from gleansr import checkpoints
+from gleansr.errors import RequestError
+from gleansr.files import sha256_of
+from gleansr.inference.devices import find_precision
+from gleansr.inference.precision import Precision
+from gleansr.inference.tasks import Enlarge
+from gleansr.inference.upscaler import Fit, Upscaler, load
+from gleansr.jobs.jobs import UnreadableFolder, destinations
+from gleansr.jobs.manifest import Manifest
+from gleansr.jobs.pipeline import run
+from gleansr.jobs.steps import JobResult, Work
+from gleansr.jobs.walk import count, walk
+
+
+@dataclass(frozen=True)
+class FolderSummary:
+    """What became of a folder's images."""
+
+    destination: Path
+    """Folder of the results."""
+    model: str
+    scale: int
+    done: int = 0
+    """Images upscaled by this call."""
+    skipped: int = 0
+    """Images whose results were there already."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Images and folders that failed, with the reason."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of files that are not images, by reason."""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.done:,} {'image' if self.done == 1 else 'images'} → {self.destination} ({self.scale}x, {self.model})"]
+        parts += [f"{len(self.failures):,} failed"] if self.failures else []
+        parts += [f"{self.skipped:,} done before"] if self.skipped else []
+        return "; ".join(parts)
+
+
+def run_settings(upscaler: Upscaler, precision: Precision, options: Sequence[str] = ()) -> dict[str, Any]:
+    """What determines results besides model, task and quality, as the manifest records it; `options` are those of PULSE and DGP."""
+    kind = str(find_precision(precision, upscaler.device)).removeprefix("torch.")
+    return {"method": upscaler.method.name, "scale": upscaler.scale, "set": list(options), "precision": kind}
+
+
+def upscale_folder(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str] | None = None,
+    *,
+    model: str | os.PathLike[str] = "cats-8x",
+    device: str = "auto",
+    precision: Precision = "auto",
+    batch_size: int | None = None,
+    fit: Fit = "auto",
+    back_projection: float = 0.0,
+    quality: int = 95,
+    overwrite: bool = False,
+    sidecar: bool = False,
+    max_megapixels: float = 200,
+    allow_truncated: bool = False,
+    progress: Callable[[JobResult | UnreadableFolder], object] | None = None,
+) -> FolderSummary:
+    """Upscales all images of a folder and its subfolders, as `gleansr upscale FOLDER -o DESTINATION` does.
+
+    The results lie in `destination` under the same names, in the same subfolders. Its manifest, gleansr.jsonl, lets a repeated or
+    interrupted call skip what is done, also if the command line began it. An image that cannot be used does not stop the others.
+
+    Args:
+        source: the folder.
+        destination: the folder of the results; by default FOLDER_8x beside it, after the scale.
+        model: as for `gleansr.load`, also `device` and `precision`.
+        batch_size: images in a forward pass; None: what suits the device.
+        fit: see `Upscaler.fit`.
+        back_projection: strength, 0 to 1; see `Upscaler.__call__`.
+        quality: of JPEG and WebP, 1 to 100.
+        overwrite: replace files that the manifest does not list.
+        sidecar: write NAME.json beside each result.
+        max_megapixels: largest image that is read.
+        allow_truncated: read truncated files as far as they go.
+        progress: receives each result as soon as it is written.
+
+    Raises:
+        RequestError: the source is not a folder, or an option is out of range.
+        OutputError: results can no longer be written.
+    """
+    started = time.monotonic()
+    if not Path(source).is_dir():
+        raise RequestError(f"{source} is not a folder; `gleansr.load(model)(image)` upscales one image")
+    if fit not in get_args(Fit):
+        raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
+    if not 1 <= quality <= 100:
+        raise RequestError(f"quality must be 1 to 100, not {quality}")
+    if not 0 <= back_projection <= 1:
+        raise RequestError(f"back_projection must be 0 to 1, not {back_projection}")
+    if batch_size is not None and batch_size < 1:
+        raise RequestError(f"batch_size must be at least 1, not {batch_size}")
+    file = checkpoints.model_path(model)
+    upscaler = load(file, device=device, precision=precision)
+    work = Work(
+        Enlarge(upscaler, fit, back_projection, measured=sidecar),
+        batch_size or upscaler.default_batch_size(),
+        sha256_of(file),
+        run_settings(upscaler, precision),
+        quality,
+        overwrite,
+        sidecar,
+        max_pixels=round(max_megapixels * 1e6),
+        allow_truncated=allow_truncated,
+    )
+    [place] = destinations([source], destination, f"_{upscaler.scale}x")
+    statuses = {"done": 0, "skipped": 0}
+    failures: dict[str, str] = {}
+    with ExitStack() as stack:
+        left_out = count(place).left_out  # a wrong request ends here, before any write
+        manifest = stack.enter_context(Manifest(place.manifest)) if place.manifest else None
+        for result in run(walk(place, 0, manifest and manifest.is_result), work, [manifest]):
+            if isinstance(result, UnreadableFolder):
+                failures[result.folder] = result.reason
+            elif result.error:
+                failures[result.job.source] = str(result.error).removeprefix(f"{result.job.source}: ")
+            else:
+                statuses[result.status] += 1
+            if progress:
+                progress(result)
+    return FolderSummary(
+        place.root,
+        file.stem,
+        upscaler.scale,
+        **statuses,
+        failures=failures,
+        left_out={reason: group.files for reason, group in left_out.items()},
+        seconds=time.monotonic() - started,
+    )
