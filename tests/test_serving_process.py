@@ -51,6 +51,23 @@ def received(connection: socket.socket) -> bytes:
     return contents
 
 
+def begun(service: Running) -> None:
+    """Returns once a request is in progress besides the one that asks."""
+    with httpx.Client(base_url=service.url, trust_env=False) as client:
+        deadline = time.monotonic() + 30
+        while "gleansr_in_flight 2.0" not in client.get("/metrics").text.splitlines():
+            assert time.monotonic() < deadline, "the request never began"
+            time.sleep(0.01)
+
+
+def listens(service: Running) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", service.port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_images_over_a_socket(service: Running, vivid: Path):
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         response = client.post("/v1/upscale", files={"picture": encoded(blotchy(1))})
@@ -110,9 +127,9 @@ def test_disconnected_clients_are_forgotten(service: Running):
     body = form({"picture": encoded(blotchy(1))})
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(len(body)) + body[:100])
-        time.sleep(0.1)
+        begun(service)
     with httpx.Client(base_url=service.url, trust_env=False) as client:
-        for _ in range(100):
+        for _ in range(1000):
             lines = client.get("/metrics").text.splitlines()
             if 'gleansr_outcomes_total{outcome="client-gone"} 1.0' in lines:
                 break
@@ -171,7 +188,7 @@ def test_load(vivid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["failures"] == []
     assert end.value.code == 0
-    assert report["statuses"]["200"] > 10
+    assert report["statuses"]["200"] > 0
     assert report["statuses"]["429"] > 0
     assert set(report["statuses"]) == {"200", "429"}
     assert "| wrong or swapped, lost answers | 0, 0 |" in capsys.readouterr().out
@@ -182,11 +199,12 @@ def test_sigterm_waits_for_a_request_in_progress(vivid: Path, service: Running):
     body = form({"picture": encoded(blotchy(3))})
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(len(body)) + body[:100])
-        time.sleep(0.2)
+        begun(service)
         service.process.send_signal(signal.SIGTERM)
-        time.sleep(0.4)
-        with pytest.raises(OSError):  # noqa: PT011, refused or reset
-            socket.create_connection(("127.0.0.1", service.port), 1).sendall(b"x")
+        deadline = time.monotonic() + 30
+        while listens(service):
+            assert time.monotonic() < deadline, "it still listens"
+            time.sleep(0.01)
         assert service.process.poll() is None
         connection.sendall(body[100:])
         answer = received(connection)
