@@ -37,10 +37,11 @@ def scale(name: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def gt(name: str) -> torch.Tensor:
-    """An image (1, 3, 256, 256) of the model's category: a photo, or what its bank draws."""
+def gt(name: str, scale: int) -> torch.Tensor:
+    """An image (1, 3, 256, 256) of the model's category: a photo, or what its bank draws. So few pixels as 8x8 and 4x4 are a face only if
+    it is framed as those of the training set, as the bank's are."""
     category = zoo.find(name).category
-    if category in PHOTOS:
+    if category in PHOTOS and scale <= 16:
         return _tensor(EXAMPLES / PHOTOS[category])
     bank = cast("StyleGAN2", gleansr.load_model(f"{category}-bank", part="generator"))
     with torch.inference_mode():
@@ -87,12 +88,13 @@ def test_it_beats_bicubic(upscaler: gleansr.Upscaler, scale: int, gt: torch.Tens
 
 
 def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int, gt: torch.Tensor):
-    """On an image without edges, gradients must not depend on the position within the block that an input pixel becomes."""
-    lr = degrade(gt, scale)
+    """On an image without edges, gradients must not depend on the position within the block that an input pixel becomes, nor within
+    8x8 px, the period of three pixel shuffles. There are too few larger blocks to average out what the image shows."""
+    lr, period = degrade(gt, scale), min(scale, 8)
     result = _tensor(upscaler((lr[0] + 1) / 2)).mean(1)
     for axis in (1, 2):
-        steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[: 256 - scale]
-        by_phase = steps.view(-1, scale).mean(0)
+        steps = result.diff(dim=axis).abs().mean(dim=(0, 3 - axis))[: 256 - period]
+        by_phase = steps.view(-1, period).mean(0)
         assert float(by_phase.max() / by_phase.min()) < 1.6
 
 
