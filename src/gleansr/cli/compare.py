@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gleansr.cli.comparisons import DEFAULT_METRICS, Flat, MetricOptions, Output, finish, watching
-from gleansr.cli.options import described
 from gleansr.inference.precision import Precision
 
 
-@described
 def compare(
     data: tyro.conf.Positional[str],
     output: Output = None,

@@ -11,7 +11,6 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from gleansr.cli.options import described
 from gleansr.cli.progress import COUNTED, Printing
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from gleansr.evaluation.metric_suite import MetricFiles
 
 
-@described
 @dataclass(frozen=True)
 class MetricOptions:
     """Metrics and how they are computed."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 from gleansr.cli.comparisons import DEFAULT_METRICS, Flat, MetricOptions, Output, finish, watching
-from gleansr.cli.options import described
 from gleansr.errors import RequestError
 from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from gleansr.models.generator import Generator
 
 
-@described
 def evaluate(
     model: tyro.conf.Positional[str],
     data: tyro.conf.Positional[str],
