@@ -19,6 +19,8 @@ from benchmarks.ceilings import NAMES
 from benchmarks.counting import Cost
 from benchmarks.machine import described
 from benchmarks.measure import errors_in_one_line
+from benchmarks.roofline import draw
+from benchmarks.tables import digits, markdown, spread
 from gleansr.errors import RequestError, one_line
 
 Report = dict[str, Any]
@@ -92,27 +94,6 @@ def baselines(case: Mapping[str, Any]) -> Iterator[tuple[Report, Report | None]]
             half = result["precision"] != "float32"
             matching = [other for other in others if other["precision"] == result["precision"] or (half and other["name"] == "mmagic")]
             yield from ((result, other) for other in matching or [None])
-
-
-def digits(value: float | None, count: int = 3) -> str:
-    """A number with at least `count` significant digits and all digits before the point."""
-    if value is None:
-        return "-"
-    places = max(0, count - 1 - int(f"{value:.{count - 1}e}".partition("e")[2])) if value else 0
-    return f"{value:,.{places}f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median and range."""
-    return f"{digits(statistics.median(values))} ({digits(min(values))} to {digits(max(values))})"
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table with a text column and number columns, without columns of "-" only."""
-    rows = list(rows)
-    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] != "-" for row in rows)]
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line[i] for i in kept)} |" for line in lines)
 
 
 def speed_table(report: Report) -> str:
@@ -232,8 +213,6 @@ def deliver(report: Report, *, json_to: str | None, plot: Path | None) -> None:
     """Prints and writes a report, see `write`, and draws it to `plot`."""
     write(report, text(report), json_to)
     if plot:
-        from benchmarks.roofline import draw
-
         draw(report, plot)
 
 

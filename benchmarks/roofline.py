@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.machine import described
-from benchmarks.report import digits
+from benchmarks.tables import digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

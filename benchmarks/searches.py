@@ -19,7 +19,8 @@ from torch import Tensor
 import gleansr
 from benchmarks.machine import described, machine
 from benchmarks.measure import clock, errors_in_one_line, interleaved, positive
-from benchmarks.report import Report, add_json, digits, markdown, spread, write
+from benchmarks.report import Report, add_json, write
+from benchmarks.tables import digits, markdown, spread
 from gleansr.baselines.dgp import DGP, Discriminator, parameter_groups
 from gleansr.baselines.dgp_config import DGPConfig
 from gleansr.baselines.pulse import PULSE, PULSEConfig, frozen

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import forward, measure, networks, pipeline, report, roofline, searches, training
+from benchmarks import forward, measure, networks, pipeline, report, roofline, searches, tables, training
 from benchmarks.ceilings import NAMES, Ceilings
 from benchmarks.counting import Cost, counted, total
 from benchmarks.machine import described, machine
@@ -205,11 +205,11 @@ def test_stages_and_ceilings_have_their_tables():
     ("value", "said"), [(None, "-"), (0, "0"), (0.01234, "0.0123"), (9.996, "10.0"), (1385.4, "1,385"), (99.96, "100")]
 )
 def test_numbers_have_three_digits(value: float | None, said: str):
-    assert report.digits(value) == said
+    assert tables.digits(value) == said
 
 
 def test_columns_without_a_number_are_left_out():
-    assert cells(report.markdown(["", "a", "b"], [["x", "-", "1"], ["y", "-", "-"]])) == [
+    assert cells(tables.markdown(["", "a", "b"], [["x", "-", "1"], ["y", "-", "-"]])) == [
         ["", "b"], ["---", "---:"], ["x", "1"], ["y", "-"],
     ]  # fmt: skip
 

@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import typing
+from typing import Annotated
 
 import pytest
 
 from gleansr.cli import GROUPS, RENAMED, main
+from gleansr.configs import Range
+from gleansr.serving.config import ServingConfig
 
 COMMANDS = [command for group in GROUPS.values() for command in group]
 
@@ -43,6 +47,15 @@ def test_each_command_has_help_without_noise(capsys: pytest.CaptureFixture[str],
 def test_the_help_of_upscale_has_groups(capsys: pytest.CaptureFixture[str]):
     _, text = printed(capsys, "upscale", "--help")
     assert all(f" {group} options " in text for group in ("output", "model", "photo", "video", "cluster", "device"))
+
+
+def test_help_leaves_the_classes_of_the_library_as_they_are(capsys: pytest.CaptureFixture[str]):
+    status, text = printed(capsys, "serve", "--help")
+    assert status == 0
+    assert "--port N" in text
+    hints = typing.get_type_hints(ServingConfig, include_extras=True)
+    assert hints["port"] == Annotated[int, Range(0, 65535)]
+    assert hints["host"] is str
 
 
 def test_an_unknown_command_or_option_gets_the_nearest_once(capsys: pytest.CaptureFixture[str]):

@@ -27,7 +27,7 @@ from gleansr.data import datasets
 from gleansr.data import prepare as module
 from gleansr.data.datasets import KINDS, CropBox, open_dataset, read_list
 from gleansr.data.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
-from gleansr.data.sources import open_source, pairs_of, prepared_lr
+from gleansr.data.sources import open_source, pairs_of
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import degrade, resize
 
@@ -175,11 +175,8 @@ def test_a_set_holds_every_image_once_with_its_pair(run, photos: Path, tmp_path:
             lr = tensor(load(out / f"x{scale}" / name)) * 2 - 1
             assert torch.allclose(lr, degrade(images, scale)[0], atol=1e-6)  # steps are 8e-3
     for scale in (2, 4):
-        lr_spec = prepared_lr(str(out), scale)
-        assert lr_spec == str(out / f"x{scale}")
-        assert pairs_of(open_source(str(out)), open_source(str(lr_spec)), str(out), str(lr_spec)) == [(i, i) for i in range(7)]
-    assert prepared_lr(str(out), 8) is None
-    assert prepared_lr(str(photos), 2) is None
+        lr_spec = out / f"x{scale}"
+        assert pairs_of(open_source(out), open_source(lr_spec), str(out), str(lr_spec)) == [(i, i) for i in range(7)]
 
 
 def test_the_manifest_vouches_for_every_file(photos: Path, tmp_path: Path):

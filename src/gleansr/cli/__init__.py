@@ -105,9 +105,12 @@ def _run(arguments: list[str]) -> None:
         sys.exit(_fail(f"there is no command {name!r}; {hint}", 2))
     import tyro
 
+    from gleansr.cli.options import registry
+
     module = importlib.import_module(f"gleansr.cli.{name.partition('-')[0]}")
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    tyro.cli(getattr(module, name.replace("-", "_")), prog=f"gleansr {name}", args=[_present(one) for one in rest], config=markers)
+    command, arguments = getattr(module, name.replace("-", "_")), [_present(one) for one in rest]
+    tyro.cli(command, prog=f"gleansr {name}", args=arguments, config=markers, registry=registry())
 
 
 def _present(argument: str) -> str:

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from gleansr.cli.options import described
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 _SHOWN = 20  # problems that are named on the terminal; the set's records hold all
 
 
-@described
 def data(
     action: tyro.conf.Positional[Literal["kinds", "prepare", "preview"]] = "kinds",
     kind: tyro.conf.Positional[str | None] = None,

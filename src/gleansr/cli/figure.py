@@ -11,7 +11,6 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from gleansr.cli.options import described
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
 from gleansr.files import check_not_input
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from gleansr.inference.upscaler import Upscaler
 
 
-@described
 def figure(
     number: tyro.conf.Positional[int],
     data: tyro.conf.Positional[str | None] = None,

@@ -9,12 +9,10 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from gleansr.cli.options import described
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
 
-@described
 def models(
     action: tyro.conf.Positional[Literal["list", "info", "convert", "fetch"]] = "list",
     model: tyro.conf.Positional[str | None] = None,

@@ -10,14 +10,13 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import docstring_parser
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from gleansr.inference.precision import Precision
-
-T = TypeVar("T", bound=Callable[..., Any])
 
 _METAVARS = {
     "box": "X,Y,W,H",
@@ -31,42 +30,64 @@ _METAVARS = {
 _TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
-def described(command: T) -> T:
-    """Sets how the options of a command's function or dataclass look in its help: names of values, no defaults that say nothing, such as
-    None, and text in whole paragraphs, whose indented lines tyro would keep apart."""
-    helps = _helps(command)
-    for name, annotation in command.__annotations__.items():
-        if name == "return" or isinstance(annotation, str) or dataclasses.is_dataclass(_plain(annotation)):
-            continue
-        metadata: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
-        given: Any = next((one for one in metadata if hasattr(one, "metavar")), tyro.conf.arg())
-        changed = dataclasses.replace(
-            given,
-            metavar=given.metavar or _metavar(name, annotation),
-            help=given.help or helps.get(name),
-            help_behavior_hint=_default,
-        )
-        command.__annotations__[name] = Annotated[annotation, changed]
-    return command
+def registry() -> ConstructorRegistry:
+    """How tyro reads commands and their dataclasses, which stay as they are.
+
+    In help, values have names, defaults that say nothing, such as None, are left out, and texts are whole paragraphs, whose indented lines
+    tyro would keep apart.
+    """
+    rules = ConstructorRegistry()
+    rules.struct_rule(_options)
+    return rules
+
+
+def _options(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """The options of a command's function, or of a dataclass among its parameters."""
+    command: Callable[..., Any] = info.type
+    if not (inspect.isfunction(command) or dataclasses.is_dataclass(command)):
+        return None
+    annotations, helps = typing.get_type_hints(command, include_extras=True), _helps(command)
+    fields = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        default = tyro.MISSING if parameter.default is parameter.empty else parameter.default
+        if dataclasses.is_dataclass(command) and isinstance(info.default, info.type):
+            default = getattr(info.default, name)
+        fields.append(StructFieldSpec(name, _option(name, annotations[name], helps.get(name)), default, helps.get(name)))
+    return StructConstructorSpec(command, tuple(fields))
+
+
+def _option(name: str, annotation: Any, text: str | None) -> Any:
+    """The annotation of an option, with its looks."""
+    if dataclasses.is_dataclass(_plain(annotation)):
+        return annotation
+    metadata: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
+    given: Any = next((one for one in metadata if hasattr(one, "metavar")), tyro.conf.arg())
+    metavar = given.metavar or _metavar(name, annotation)
+    return Annotated[annotation, dataclasses.replace(given, metavar=metavar, help=given.help or text, help_behavior_hint=_default)]
 
 
 def _helps(command: Callable[..., Any]) -> dict[str, str]:
-    """The text of each option: from "Args:" of a function, from the strings below the fields of a dataclass."""
-    if not isinstance(command, type):
-        texts = {one.arg_name: one.description or "" for one in docstring_parser.parse(command.__doc__ or "").params}
+    """The text of each option: from "Args:" of a function, from the strings below the fields of a dataclass and of its bases."""
+    if isinstance(command, type):
+        bases = [base for base in reversed(command.__mro__) if dataclasses.is_dataclass(base)]
+        texts = {name: text for base in bases for name, text in _field_texts(base).items()}
     else:
-        try:
-            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(command))).body
-        except OSError:  # no source, as in a frozen program
-            return {}
-        assert isinstance(tree, ast.ClassDef)  # noqa: S101, it is the source of a class
-        texts = {
-            field.target.id: text.value.value
-            for field, text in itertools.pairwise(tree.body)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-        }
+        texts = {one.arg_name: one.description or "" for one in docstring_parser.parse(command.__doc__ or "").params}
     return {name: " ".join(text.split()) for name, text in texts.items()}
+
+
+def _field_texts(kind: type) -> dict[str, str]:
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    except OSError:  # no source, as in a frozen program
+        return {}
+    assert isinstance(tree, ast.ClassDef)  # noqa: S101, it is the source of a class
+    return {
+        field.target.id: text.value.value
+        for field, text in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 def _plain(annotation: Any) -> Any:
@@ -94,7 +115,6 @@ def _default(default: str) -> str:
     return "" if default.strip() in ("", "None", "False", "True", "()") else f"(default: {default})"
 
 
-@described
 @dataclass(frozen=True)
 class DeviceOptions:
     """Where and how fast it is computed."""
@@ -107,7 +127,6 @@ class DeviceOptions:
     """Never download a model."""
 
 
-@described
 @dataclass(frozen=True)
 class BatchOptions(DeviceOptions):
     """Where and how fast it is computed."""

@@ -7,12 +7,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from gleansr.cli.options import DeviceOptions, described
+from gleansr.cli.options import DeviceOptions
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
 
-@described
 def retouch(
     edited: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")],
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,

@@ -8,15 +8,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from gleansr.cli.options import described
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 from gleansr.serving.config import ServingConfig
 
-described(ServingConfig)
 
-
-@described
 def serve(
     config: Annotated[ServingConfig, tyro.conf.arg(name="")],
     open_page: Annotated[bool, tyro.conf.arg(name="open")] = False,

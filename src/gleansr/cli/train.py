@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from gleansr.cli.options import described
 from gleansr.documents import parse_line
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ Folder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 Sources = tuple[str, ...]
 
 
-@described
 def train(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     output: Folder = None,
@@ -81,7 +79,6 @@ def train(
         _say(_finished(path, resolved.run.images))
 
 
-@described
 def train_bank(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     output: Folder = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from gleansr.cli.options import BatchOptions, described
+from gleansr.cli.options import BatchOptions
 from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gleansr.inference.upscaler import Upscaler
 
 
-@described
 @dataclass(frozen=True)
 class FileOptions:
     """What is written, and where."""
@@ -43,7 +42,6 @@ class FileOptions:
     """Print warnings and errors only."""
 
 
-@described
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model enlarges, and how an image is fitted to its input."""
@@ -65,7 +63,6 @@ class ModelOptions:
     """Strength of back-projection, 0 to 1; by default 1. Implies --back-project."""
 
 
-@described
 @dataclass(frozen=True)
 class PhotoOptions:
     """Whole photos: faces, cats and other objects are found, enlarged by the model and pasted back (docs/photos.md)."""
@@ -84,7 +81,6 @@ class PhotoOptions:
     """Fail on a photo in which nothing is found; exit status 3 if nothing else failed."""
 
 
-@described
 @dataclass(frozen=True)
 class VideoOptions:
     """Video files are recognised; their options (docs/video.md)."""
@@ -97,7 +93,6 @@ class VideoOptions:
     """Search objects in every N-th frame and interpolate in between; by default about ten times a second. For --photo."""
 
 
-@described
 @dataclass(frozen=True)
 class ClusterOptions:
     """Ray clusters, and inputs and outputs with addresses such as s3://bucket/folder (docs/cluster.md)."""
@@ -110,7 +105,6 @@ class ClusterOptions:
     """CPU cores per model."""
 
 
-@described
 def upscale(
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|VIDEO ...")] = (),
     files: Annotated[FileOptions, tyro.conf.arg(name="output")] = FileOptions(),

@@ -272,13 +272,6 @@ def stem(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in readable_suffixes() else name
 
 
-def prepared_lr(spec: str, scale: int) -> str | None:
-    """The folder of the low-resolution images of the prepared set `spec`; None if it has none at that scale."""
-    manifest = read_manifest(Path(spec).expanduser())
-    folder = (manifest or {}).get("low", {}).get(str(scale))
-    return str(Path(spec) / folder) if folder else None
-
-
 def pairs_of(gt_source: Source, lr_source: Source, gt_spec: str, lr_spec: str) -> list[tuple[int, int]]:
     """Matches images by name without suffix: (index in `gt_source`, index in `lr_source`) of each, sorted by name.
 

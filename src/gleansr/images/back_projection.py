@@ -39,6 +39,13 @@ def consistency(lr: Tensor, result: Tensor, *, rounding: Rounding = "8-bit") -> 
     return psnr(lr, degrade(result, scale))
 
 
+def consistency_db(lr: Tensor, degraded: Tensor) -> float | None:
+    """Consistency in dB, for reports: PSNR of an input (3, h, w) and a degraded result of that size, both in [-1, 1]; None, for JSON, if no
+    pixel differs."""
+    value = float(psnr(lr[None], degraded[None])[0])
+    return None if value == float("inf") else round(value, 2)
+
+
 @plain_torch()
 def back_project(lr: Tensor, result: Tensor, *, strength: float = 1.0) -> Tensor:
     """The result, changed so that it shrinks to the input.

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import RequestError
-from gleansr.images.back_projection import back_project, consistency
+from gleansr.images.back_projection import back_project, consistency_db
 from gleansr.images.codec import DecodedImage
+from gleansr.images.pixels import quantize
+from gleansr.images.resize import degrade
 from gleansr.inference.upscaler import Fit, Upscaler
 
 
@@ -97,13 +99,9 @@ class Enlarge:
         def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
             sr = back_project(fitted.lr, srs[0], strength=self.back_projection) if self.back_projection else srs[0]
             image = self.upscaler.finish(fitted, sr, notes[0])
-            details = {"consistency_db": consistency_db(fitted.lr, sr)} if self.measured else {}
+            details = {}
+            if self.measured:
+                details["consistency_db"] = consistency_db(fitted.lr, degrade(quantize(sr[None]), self.factor)[0])
             return TaskResult(image, tuple(filter(None, [image.info.get("gleansr"), *decoded_notes])), details)
 
         return PreparedImage((fitted.lr,), finish, eight_bits=fitted.alpha is None and not (self.back_projection or self.measured))
-
-
-def consistency_db(lr: Tensor, sr: Tensor) -> float | None:
-    """Consistency in dB of a result (3, s * h, s * w) with its input (3, h, w), both in [-1, 1]; None, for JSON, if nothing differs."""
-    value = float(consistency(lr[None], sr[None])[0])
-    return None if value == float("inf") else round(value, 2)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gleansr.images.back_projection import psnr
 from gleansr.images.pixels import to_bytes
 from gleansr.images.resize import resize
 
@@ -72,9 +71,6 @@ def to_size(planes: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(planes[None], size=(height, width), mode="bicubic", antialias=True)[0]
 
 
-def consistency_db(lr: Tensor, sr: Tensor) -> float | None:
-    """`tasks.consistency_db` in float32: consistency of a result (3, s * h, s * w) with its input (3, h, w), in [-1, 1]; None if equal."""
-    stored = to_bytes(sr).float()
-    degraded = shrink(stored, sr.shape[-1] // lr.shape[-1]) / 127.5 - 1
-    value = float(psnr(lr[None], degraded[None])[0])
-    return None if value == float("inf") else round(value, 2)
+def shrink_stored(sr: Tensor, scale: int) -> Tensor:
+    """Shrinks a result (3, s * h, s * w) in [-1, 1] as its 8-bit file would be, without rounding: (3, h, w) in [-1, 1]."""
+    return shrink(to_bytes(sr).float(), scale) / 127.5 - 1

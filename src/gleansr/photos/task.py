@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import ImageError, NoObjectError, RequestError
-from gleansr.images.back_projection import back_project
+from gleansr.images.back_projection import back_project, consistency_db
 from gleansr.images.codec import DecodedImage, Source, decode, neutral
 from gleansr.inference.tasks import PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler, load
@@ -21,7 +21,7 @@ from gleansr.photos.background import BackgroundModel, bicubic_bands
 from gleansr.photos.config import MAX_MEGAPIXELS, Box, PhotoConfig
 from gleansr.photos.detect import Detection, Detector, nouns
 from gleansr.photos.paste import Patch, paste
-from gleansr.photos.sampling import consistency_db
+from gleansr.photos.sampling import shrink_stored
 from gleansr.photos.sharpness import measure_octaves, resolved_columns
 
 _MAX_PIXELS = 500_000_000
@@ -147,7 +147,8 @@ class Photo:
             details, patches = [], []
             for detection, own, lr, sr in zip(detections, octaves, lrs, srs, strict=True):
                 columns = resolved_columns(own, sr[:, bar * model_scale : (bar + rows) * model_scale], detection.frame)
-                details.append(_details(detection, consistency_db(lr, sr) if config.measure_consistency else None, columns, size))
+                consistency = consistency_db(lr, shrink_stored(sr, model_scale)) if config.measure_consistency else None
+                details.append(_details(detection, consistency, columns, size))
                 patches.append(Patch(detection.frame, lr, sr, bar, float(columns is not None) if keep is None else keep, columns))
             sharp = sum(patch.resolved is not None for patch in patches)
             kept = f"{sharp} of {len(patches)} keep detail of the photo that the model does not see" if sharp else ""
