@@ -28,7 +28,6 @@ from gleansr.cli import main
 from gleansr.cluster import ClusterConfig, connection, upscale_on_cluster
 from gleansr.cluster.manifest import StoredManifest
 from gleansr.cluster.portions import KnownResult, Portion, portions
-from gleansr.cluster.prefetch import prefetch
 from gleansr.cluster.rounds import Fleet, Rounds
 from gleansr.cluster.urls import CachedStorage, RemoteStorage, file_state, file_system
 from gleansr.cluster.worker import RayWorker, WorkerConfig, pack_portions, unpack_results
@@ -276,25 +275,6 @@ def test_a_plan_skips_what_is_done_and_refuses_what_is_not_ours(fill: Callable[[
     lines = [json.loads(line) for line in place.manifest.read_text().splitlines()]
     begun = [target for line in lines[-3:] for target in line.get("targets", ())]
     assert begun == ["3.png", "5.png", "6.png"]  # not what may turn out to be done
-
-
-def test_items_are_taken_ahead_but_not_further():
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(100):
-            taken.append(i)
-            yield i
-
-    with prefetch(items(), 3) as coming:
-        assert next(coming) == 0
-        time.sleep(0.3)
-        assert len(taken) <= 6
-    count = len(taken)
-    time.sleep(0.1)
-    assert len(taken) == count
-    with pytest.raises(ZeroDivisionError), prefetch((1 // i for i in (1, 0)), 3) as coming:
-        list(coming)
 
 
 # ------------------------------------------------------------------------------------------------------------ workers

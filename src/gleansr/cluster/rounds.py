@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -12,7 +13,6 @@ from typing import Any
 
 from gleansr.cluster.config import ClusterConfig
 from gleansr.cluster.portions import Portion
-from gleansr.cluster.prefetch import prefetch
 from gleansr.cluster.worker import RayWorker, WorkerConfig, pack_portions, unpack_results
 from gleansr.errors import GleansrError, ImageError
 from gleansr.jobs import JobResult, failed_result
@@ -28,6 +28,8 @@ _SINGLES = 64
 _IN_FLIGHT = 2
 _STOP_SECONDS = 10.0
 """Seconds for running portions to end after a stop."""
+_POLL_SECONDS = 0.2
+"""Seconds between two checks for a stop."""
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -148,26 +150,29 @@ class Rounds:
         remaining = _IN_FLIGHT * self._fleet.workers  # rows that workers may hold at a stop
         deadline: float | None = None
         complete = False
+        pool = ThreadPoolExecutor(1, "gleansr-rows")
+        coming = pool.submit(next, rows, None)
         try:
-            with prefetch(rows, 64, timeout=_STOP_SECONDS) as coming:
-                try:
-                    for row in coming:
-                        if deadline is None and self._stopped():
-                            deadline = time.monotonic() + _STOP_SECONDS
-                            self._counter.stop.remote()
-                        if row is not None:
-                            yield row["number"], row["outcomes"]
-                            remaining -= deadline is not None
-                        if deadline is not None and (remaining <= 0 or time.monotonic() > deadline):
-                            raise _Stopped
+            while deadline is None or (remaining > 0 and time.monotonic() < deadline):
+                wait([coming], _POLL_SECONDS)
+                if deadline is None and self._stopped():
+                    deadline = time.monotonic() + _STOP_SECONDS
+                    self._counter.stop.remote()
+                if not coming.done():
+                    continue
+                if (row := coming.result()) is None:
                     complete = deadline is None
-                finally:
-                    if not complete:
-                        self._counter.stop.remote()
-        except _Stopped:
-            raise
+                    break
+                coming = pool.submit(next, rows, None)
+                remaining -= deadline is not None
+                yield row["number"], row["outcomes"]
         except Exception as error:  # Ray raises many kinds
             raise GleansrError(f"the cluster failed: {_reason(error)}") from error
+        finally:
+            if not complete:
+                self._counter.stop.remote()
+            wait([pool.submit(rows.close)], _STOP_SECONDS)
+            pool.shutdown(wait=False)
         if not complete:
             raise _Stopped
 
