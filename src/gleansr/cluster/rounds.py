@@ -213,22 +213,7 @@ def run_counter(ray: ModuleType) -> Any:
 def quiet_ray_data(ray: ModuleType) -> Iterator[None]:
     """Silences Ray Data, and lets it continue when a worker dies for good."""
     context = ray.data.DataContext.get_current()
-    settings = {
-        "max_errored_blocks": -1,
-        "enable_progress_bars": False,
-        "enable_operator_progress_bars": False,
-        "print_on_execution_start": False,
-        "execution_options.verbose_progress": False,
-    }
-    previous: list[tuple[Any, str, Any]] = []
-    for name, value in settings.items():
-        *path, last = name.split(".")
-        owner = context
-        for part in path:
-            owner = getattr(owner, part)
-        if hasattr(owner, last):  # depends on the version of Ray
-            previous.append((owner, last, getattr(owner, last)))
-            setattr(owner, last, value)
+    errored_blocks, context.max_errored_blocks = context.max_errored_blocks, -1
     loggers = [(logger, logger.level) for logger in (logging.getLogger("ray.data"), logging.getLogger("ray"))]
     for logger, _ in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -239,8 +224,7 @@ def quiet_ray_data(ray: ModuleType) -> Iterator[None]:
     finally:
         for logger, level in loggers:
             logger.setLevel(level)
-        for owner, name, value in previous:
-            setattr(owner, name, value)
+        context.max_errored_blocks = errored_blocks
 
 
 def _cores(nodes: Sequence[dict[str, float]]) -> str:

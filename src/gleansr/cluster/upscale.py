@@ -47,7 +47,7 @@ def upscale_on_cluster(
         report: unused, because images run in parallel.
 
     Raises:
-        RequestError: Ray is not installed, or the cluster does not answer within 10 seconds.
+        RequestError: Ray is not installed, or the cluster cannot be joined.
         OutputError: nothing more can be written.
         GleansrError: no worker can start.
     """
