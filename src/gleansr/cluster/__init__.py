@@ -11,8 +11,8 @@
 `upscale_on_cluster` replaces `run`. Ray is imported on first use.
 """
 
-from gleansr.cluster.addresses import RemoteDestination, count, destinations, walk
 from gleansr.cluster.config import ClusterConfig
+from gleansr.cluster.listing import RemoteDestination, count, destinations, walk
 from gleansr.cluster.manifest import open_manifest
 from gleansr.cluster.upscale import upscale_on_cluster
 

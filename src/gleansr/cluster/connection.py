@@ -1,12 +1,11 @@
-"""Connects to a Ray cluster: quietly, and with a time limit."""
+"""Connects to a Ray cluster, with a time limit."""
 
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -15,17 +14,10 @@ from urllib.parse import urlsplit
 
 from gleansr.errors import RequestError
 
-log = logging.getLogger("gleansr.cluster")
-
-ANSWER_SECONDS = 5.0
-"""Seconds for a cluster's port to answer. It usually answers in milliseconds."""
+_ANSWER_SECONDS = 5.0
+"""Seconds for a cluster's port to accept a connection. It usually takes milliseconds."""
 _JOIN_SECONDS = 60.0
-"""Seconds to join a cluster that answers."""
-
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""Start of an HTTP/2 connection (RFC 9113, section 3.4), as gRPC sends it: the preface and an empty SETTINGS frame."""
-_SETTINGS = 4
-"""Type of a server's first frame."""
+"""Seconds to join a cluster. Ray itself searches 20 seconds for this machine among its members."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,7 +29,7 @@ _ENVIRONMENT = {
 
 
 def ray_module() -> ModuleType:
-    """Imports Ray with Ray Data, silenced unless the environment sets otherwise. Raises RequestError if Ray is not installed."""
+    """Imports Ray with Ray Data, with the settings of `_ENVIRONMENT` as defaults. Raises RequestError if Ray is not installed."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -52,7 +44,7 @@ def resolve_address(address: str | None) -> str:
     """The `address` for `ray.init`; "local" for a new cluster.
 
     Raises:
-        RequestError: nothing answers within `ANSWER_SECONDS` seconds.
+        RequestError: nothing accepts connections at the address within `_ANSWER_SECONDS` seconds.
     """
     requested = address or os.environ.get("RAY_ADDRESS", "")
     if requested == "local":
@@ -84,64 +76,66 @@ def connect(address: str | None, **options: Any) -> Iterator[ModuleType]:
         yield ray
         return
     resolved = resolve_address(address)
-    arguments: dict[str, Any] = {"address": resolved, "log_to_driver": False, "logging_level": logging.CRITICAL, **options}
-    if resolved == "local":
-        arguments["include_dashboard"] = False
+    options = {"log_to_driver": False, "logging_level": logging.CRITICAL, **options}
     try:
-        with _signal_handlers_kept(), _stderr_discarded():
-            if resolved == "local":
-                ray.init(**arguments)
-            else:
-                _check_reachable(ray, resolved)
-                _with_timeout(_JOIN_SECONDS, lambda: ray.init(**arguments))
+        if resolved == "local":
+            _start(ray, options)
+        else:
+            _join(ray, resolved, options)
     except Exception as error:  # Ray has many, and Python's
         where = "of this machine" if resolved in ("auto", "local") else f"at {resolved}"
         raise RequestError(f"the Ray cluster {where} cannot be used: {_first_line(error)}") from error
     try:
-        with _death_reports_suppressed():
-            yield ray
+        yield ray
     finally:
-        with _signal_handlers_kept():
-            ray.shutdown()
+        ray.shutdown()
+
+
+def _start(ray: ModuleType, options: dict[str, Any]) -> None:
+    """Starts a cluster. In this thread, because the cluster ends with the thread that starts it; Ray has time limits for it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init("local", include_dashboard=False, **options)
+    finally:
+        if signal.getsignal(signal.SIGTERM) != handler:  # Ray replaces it in the main thread
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _join(ray: ModuleType, address: str, options: dict[str, Any]) -> None:
+    """Joins a cluster. In a thread, which is left behind after `_JOIN_SECONDS`: Ray waits for minutes where a server is not Ray."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            ray.init(address, **options)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="gleansr-ray", daemon=True)
+    thread.start()
+    thread.join(_JOIN_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"joining it took more than {_JOIN_SECONDS:g} s; is the server there the head of a Ray cluster?")
+    if errors:
+        raise ConnectionError(f"{_first_line(errors[0])}; if it requires a token, set RAY_AUTH_MODE=token") from errors[0]
 
 
 def _problem(address: str) -> str | None:
-    """The problem with an address; None if a gRPC server answers. `ray.init` itself can wait for ever."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    if parts.scheme == "ray":
+    """The problem with an address; None if something accepts connections there. `ray.init` itself waits for minutes."""
+    if address.startswith("ray://"):
         return "Ray Data does not support Ray's client; run gleansr on a machine of the cluster, for example by ray job submit"
     try:
-        host, port = parts.hostname, parts.port or 6379
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
     except ValueError:
-        host, port = None, 0
-    if not host or parts.scheme:
+        host, port = None, None
+    if not host or not port:
         return "an address is HOST:PORT"
     try:
-        with socket.create_connection((host, port), timeout=ANSWER_SECONDS / 2) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-                return None
-            connection.settimeout(ANSWER_SECONDS / 2)
-            connection.sendall(_HTTP2_PREFACE)
-            frame = b""
-            while len(frame) < 4 and (more := connection.recv(9)):
-                frame += more
+        socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
     except OSError as error:
-        return f"{error.strerror or error}"
-    return None if frame[3:4] == bytes([_SETTINGS]) else "the server there is not Ray"
-
-
-def _check_reachable(ray: ModuleType, address: str) -> None:
-    """Raises ConnectionError with the reason, which `ray.init` does not give: it only says, after 20 seconds, that it failed."""
-    client = getattr(getattr(ray, "_raylet", None), "GcsClient", None)
-    if client is None or address == "auto":
-        return
-    try:
-        _with_timeout(ANSWER_SECONDS, lambda: client(address=address))
-    except Exception as error:
-        if "authentication" in type(error).__name__.lower():
-            remedy = "set RAY_AUTH_MODE=token, and put its token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
-            raise ConnectionError(f"it rejects this machine's token, or there is none: {remedy}") from error
-        raise ConnectionError(f"no Ray cluster answers there: {_first_line(error)}") from error
+        return error.strerror or str(error)
+    return None
 
 
 def _local_cluster() -> str:
@@ -150,80 +144,6 @@ def _local_cluster() -> str:
     with suppress(OSError):
         return Path(folder, "ray", "ray_current_cluster").read_text().strip()
     return ""
-
-
-def _with_timeout(seconds: float, call: Callable[[], object]) -> None:
-    """Runs `call` in a thread. Raises its error, or TimeoutError after `seconds`, leaving the thread behind."""
-    outcome: list[BaseException | None] = []
-
-    def work() -> None:
-        try:
-            call()
-            outcome.append(None)
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, name="gleansr-ray", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"it answers, but joining it took more than {seconds:g} s")
-    if outcome[0]:
-        raise outcome[0]
-
-
-@contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Restores the signal handlers that Ray replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
-
-
-@contextmanager
-def _stderr_discarded() -> Iterator[None]:
-    """Discards stderr: at any log level, Ray's C++ code first logs the level itself."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # no stderr
-        yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)
-
-
-@contextmanager
-def _death_reports_suppressed() -> Iterator[None]:
-    """Suppresses the paragraphs that Ray prints on the death of each worker, which no option turns off; gleansr reports it itself."""
-    worker = sys.modules.get("ray._private.worker")
-    original = getattr(worker, "print_to_stdstream", None)
-    if worker is None or original is None:  # another version of Ray, which may print them
-        yield
-        return
-
-    def print_filtered(data: dict[str, Any], *args: Any, **options: Any) -> None:
-        if data.get("pid") == "raylet":
-            log.debug("%s", "\n".join(data.get("lines", ())))
-        else:
-            original(data, *args, **options)
-
-    worker.print_to_stdstream = print_filtered  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        worker.print_to_stdstream = original  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _first_line(error: BaseException) -> str:

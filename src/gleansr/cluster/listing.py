@@ -1,4 +1,4 @@
-"""Jobs for images or results at URLs: the counterpart of `jobs.walk` for listings of object stores."""
+"""`destinations`, `count` and `walk` of `gleansr.jobs`, also for images or results at URLs."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gleansr import jobs
 from gleansr.cluster.urls import file_system
 from gleansr.errors import RequestError, one_line
 from gleansr.images.formats import by_suffix, readable_suffixes
-from gleansr.jobs import MANIFEST, InputCounts, Job, UnreadableFolder
-from gleansr.jobs.walk import result_names
+from gleansr.jobs import MANIFEST, Destination, InputCounts, Job, UnreadableFolder
+from gleansr.jobs.walk import IsResult, result_names
 from gleansr.stores import is_url, normalize
 
 _CONCURRENT = 16
-"""Number of folders walk_remote concurrently."""
+"""Number of folders that are listed at the same time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,49 @@ class RemoteDestination:
         return cls(root, paths, frozenset(path for path in paths if _is_folder(path)), file if is_url(file) else Path(file))
 
 
-def walk_remote(destination: RemoteDestination, number: int = 0, counts: InputCounts | None = None) -> Iterator[Job | UnreadableFolder]:
+def destinations(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None,
+    suffix: str,
+    *,
+    to_file: bool = False,
+    manifest: str | os.PathLike[str] | None = None,
+) -> list[Destination] | list[RemoteDestination]:
+    """As `jobs.destinations`. If any path is a URL, all results go into one folder, which is required.
+
+    Raises:
+        RequestError: the folder is missing, or an input URL does not exist.
+    """
+    if not any(is_url(normalize(path)) for path in (*inputs, output, manifest) if path is not None):
+        return jobs.destinations(inputs, output, suffix, to_file=to_file, manifest=manifest)
+    if output is None or to_file:
+        raise RequestError("URLs of images or results require a results folder: --output FOLDER or --output s3://...")
+    return [RemoteDestination.of(inputs, output, manifest)]
+
+
+def walk(
+    destination: Destination | RemoteDestination, number: int = 0, is_result: IsResult | None = None
+) -> Iterator[Job | UnreadableFolder]:
+    """As `jobs.walk`."""
+    if isinstance(destination, RemoteDestination):
+        return _walk_remote(destination, number)
+    return jobs.walk(destination, number, is_result)
+
+
+def count(destination: Destination | RemoteDestination, is_result: IsResult | None = None) -> InputCounts:
+    """As `jobs.count`. It lists remote folders, and `walk` lists them again."""
+    if not isinstance(destination, RemoteDestination):
+        return jobs.count(destination, is_result)
+    counts, unreadable = InputCounts(), 0
+    for item in _walk_remote(destination, counts=counts):
+        counts.images += isinstance(item, Job)
+        unreadable += isinstance(item, UnreadableFolder)
+    if not counts.images and not unreadable:
+        raise RequestError(f"{', '.join(destination.inputs)}: no images found")
+    return counts
+
+
+def _walk_remote(destination: RemoteDestination, number: int = 0, counts: InputCounts | None = None) -> Iterator[Job | UnreadableFolder]:
     """The jobs of a destination, folder by folder, with the order, names and exceptions of `jobs.walk`.
 
     Several folders are listed concurrently and ahead of use. Unread files are counted in `counts`, by their names.

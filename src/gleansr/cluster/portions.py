@@ -105,7 +105,7 @@ class PortionManifest:
         }
 
     def begin(self, jobs: Iterable[Job]) -> None:
-        """Does nothing: the driver has entry it."""
+        """Does nothing: the driver has recorded them."""
 
     def add(self, entry: object) -> None:
         """Does nothing: the driver records it."""

@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -12,7 +13,6 @@ from typing import Any
 
 from gleansr.cluster.config import ClusterConfig
 from gleansr.cluster.portions import Portion
-from gleansr.cluster.prefetch import prefetch
 from gleansr.cluster.worker import RayWorker, WorkerConfig, pack_portions, unpack_results
 from gleansr.errors import GleansrError, ImageError
 from gleansr.jobs import JobResult, failed_result
@@ -28,6 +28,8 @@ _SINGLES = 64
 _IN_FLIGHT = 2
 _STOP_SECONDS = 10.0
 """Seconds for running portions to end after a stop."""
+_POLL_SECONDS = 0.2
+"""Seconds between two checks for a stop."""
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -148,26 +150,29 @@ class Rounds:
         remaining = _IN_FLIGHT * self._fleet.workers  # rows that workers may hold at a stop
         deadline: float | None = None
         complete = False
+        pool = ThreadPoolExecutor(1, "gleansr-rows")
+        coming = pool.submit(next, rows, None)
         try:
-            with prefetch(rows, 64, timeout=_STOP_SECONDS) as coming:
-                try:
-                    for row in coming:
-                        if deadline is None and self._stopped():
-                            deadline = time.monotonic() + _STOP_SECONDS
-                            self._counter.stop.remote()
-                        if row is not None:
-                            yield row["number"], row["outcomes"]
-                            remaining -= deadline is not None
-                        if deadline is not None and (remaining <= 0 or time.monotonic() > deadline):
-                            raise _Stopped
+            while deadline is None or (remaining > 0 and time.monotonic() < deadline):
+                wait([coming], _POLL_SECONDS)
+                if deadline is None and self._stopped():
+                    deadline = time.monotonic() + _STOP_SECONDS
+                    self._counter.stop.remote()
+                if not coming.done():
+                    continue
+                if (row := coming.result()) is None:
                     complete = deadline is None
-                finally:
-                    if not complete:
-                        self._counter.stop.remote()
-        except _Stopped:
-            raise
+                    break
+                coming = pool.submit(next, rows, None)
+                remaining -= deadline is not None
+                yield row["number"], row["outcomes"]
         except Exception as error:  # Ray raises many kinds
             raise GleansrError(f"the cluster failed: {_reason(error)}") from error
+        finally:
+            if not complete:
+                self._counter.stop.remote()
+            wait([pool.submit(rows.close)], _STOP_SECONDS)
+            pool.shutdown(wait=False)
         if not complete:
             raise _Stopped
 
@@ -208,22 +213,7 @@ def run_counter(ray: ModuleType) -> Any:
 def quiet_ray_data(ray: ModuleType) -> Iterator[None]:
     """Silences Ray Data, and lets it continue when a worker dies for good."""
     context = ray.data.DataContext.get_current()
-    settings = {
-        "max_errored_blocks": -1,
-        "enable_progress_bars": False,
-        "enable_operator_progress_bars": False,
-        "print_on_execution_start": False,
-        "execution_options.verbose_progress": False,
-    }
-    previous: list[tuple[Any, str, Any]] = []
-    for name, value in settings.items():
-        *path, last = name.split(".")
-        owner = context
-        for part in path:
-            owner = getattr(owner, part)
-        if hasattr(owner, last):  # depends on the version of Ray
-            previous.append((owner, last, getattr(owner, last)))
-            setattr(owner, last, value)
+    errored_blocks, context.max_errored_blocks = context.max_errored_blocks, -1
     loggers = [(logger, logger.level) for logger in (logging.getLogger("ray.data"), logging.getLogger("ray"))]
     for logger, _ in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -234,8 +224,7 @@ def quiet_ray_data(ray: ModuleType) -> Iterator[None]:
     finally:
         for logger, level in loggers:
             logger.setLevel(level)
-        for owner, name, value in previous:
-            setattr(owner, name, value)
+        context.max_errored_blocks = errored_blocks
 
 
 def _cores(nodes: Sequence[dict[str, float]]) -> str:

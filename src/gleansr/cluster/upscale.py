@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ from gleansr.cluster.config import ClusterConfig
 from gleansr.cluster.connection import connect, ray_module, resolve_address
 from gleansr.cluster.manifest import StoredManifest
 from gleansr.cluster.portions import Portion, portions
-from gleansr.cluster.prefetch import prefetch
 from gleansr.cluster.rounds import Fleet, Rounds, quiet_ray_data
 from gleansr.cluster.urls import CachedStorage
 from gleansr.cluster.worker import WorkerConfig
@@ -47,21 +47,22 @@ def upscale_on_cluster(
         report: unused, because images run in parallel.
 
     Raises:
-        RequestError: Ray is not installed, or the cluster does not answer within 10 seconds.
+        RequestError: Ray is not installed, or the cluster cannot be joined.
         OutputError: nothing more can be written.
         GleansrError: no worker can start.
     """
     del report
     config = cluster or ClusterConfig()
-    if not ray_module().is_initialized():
-        resolve_address(config.address)
+    ray = ray_module()
+    if not ray.is_initialized():
+        resolve_address(config.address)  # before anything is listed
     planning = replace(work, storage=CachedStorage())
     waves = _waves(portions(jobs, planning, manifests, 1 if _is_slow(work) else work.batch_size), stopped)
-    for known, wave in waves:
-        yield from _recorded(known, manifests)
-        if wave:
-            with quiet_ray_data(ray_module()), connect(config.address) as ray:
-                yield from _recorded(_run_waves(ray, config, work, manifests, wave, waves, stopped), manifests)
+    for wave in waves:
+        yield from _recorded(wave.known, manifests)
+        if wave.portions:
+            with quiet_ray_data(ray), connect(config.address):
+                yield from _recorded(_run_waves(ray, config, work, manifests, _Wave([], wave.portions), waves, stopped), manifests)
             return
 
 
@@ -70,26 +71,25 @@ def _run_waves(
     config: ClusterConfig,
     work: Work,
     manifests: Sequence[Manifest | None],
-    wave: list[Portion],
+    wave: "_Wave | None",
     waves: "Iterator[_Wave]",
     stopped: Callable[[], bool],
 ) -> Iterator[JobResult | UnreadableFolder]:
+    """Runs a wave and all that follow; the next is planned in a thread."""
     local = [manifest.file for manifest in manifests if manifest and not isinstance(manifest, StoredManifest)]
     files = [os.path.abspath(file) for file in local if file.exists()]  # noqa: PTH100
     worker_config = WorkerConfig(witnesses=tuple(dict.fromkeys(files)))
     fleet = Fleet.of(ray, config, gpu=config.gpus and isinstance(work.task.upscaler.method, FeedForwardModel))
     rounds = Rounds(ray, fleet, config, ray.put(_pickled(work)), worker_config, stopped)
-    with prefetch(waves, 1) as coming:
-        for next_wave in chain([_Wave([], wave)], coming):
-            if stopped():
-                return
-            if next_wave is None:
-                continue
-            yield from next_wave.known
+    with ThreadPoolExecutor(1, "gleansr-plan") as pool:
+        while wave and not stopped():
+            following = pool.submit(next, waves, None)
+            yield from wave.known
             for manifest in manifests:
                 if isinstance(manifest, StoredManifest):
                     manifest.upload()
-            yield from rounds(next_wave.portions)
+            yield from rounds(wave.portions)
+            wave = following.result()
 
 
 class _Wave(NamedTuple):

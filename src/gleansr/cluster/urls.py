@@ -4,9 +4,9 @@ import errno
 import hashlib
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from gleansr.errors import ImageError, RequestError, one_line
@@ -87,33 +87,30 @@ class CachedStorage(RemoteStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self._folders: OrderedDict[str, dict[str, FileState | None]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._listed = lru_cache(_FOLDERS)(_states)
+        self._lock = threading.Lock()  # threads that ask for one folder at once list it once
 
     def state(self, path: str) -> FileState | None:
         if not is_url(path):
             return super().state(path)
         folder, _, name = path.rpartition("/")
         with self._lock:
-            if folder not in self._folders:
-                self._folders[folder] = {entry.rpartition("/")[2]: state for entry, state in self._list(folder)}
-                while len(self._folders) > _FOLDERS:
-                    self._folders.popitem(last=False)
-            self._folders.move_to_end(folder)
-            states = self._folders[folder]
+            states = self._listed(folder)
         if name not in states:
             return None
         return states[name] or super().state(path)  # listings of web servers have no sizes
 
-    def _list(self, folder: str) -> list[tuple[str, FileState | None]]:
-        system, name = file_system(folder)
-        try:
-            found = system.ls(name, detail=True)
-        except FileNotFoundError:
-            return []
-        except Exception as error:
-            raise OutputError(f"{folder}: cannot be listed: {one_line(error)}") from error
-        return [(entry["name"].rstrip("/"), file_state(entry)) for entry in found if entry.get("type") != "directory"]
+
+def _states(folder: str) -> dict[str, FileState | None]:
+    """The files of a folder, by their names."""
+    system, path = file_system(folder)
+    try:
+        found = system.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:
+        raise OutputError(f"{folder}: cannot be listed: {one_line(error)}") from error
+    return {entry["name"].rstrip("/").rpartition("/")[2]: file_state(entry) for entry in found if entry.get("type") != "directory"}
 
 
 def file_state(info: Mapping[str, Any]) -> FileState | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from gleansr.cluster.portions import KnownResult, Portion, PortionManifest
+from gleansr.cluster.portions import Portion, PortionManifest
 from gleansr.cluster.urls import RemoteStorage
 from gleansr.errors import GleansrError, ImageError, InternalError, RequestError
 from gleansr.files import temporary_files, temporary_stem
@@ -64,7 +64,7 @@ class RayWorker:
     """
 
     def __init__(self, work: Sequence[Any], run_counter: Any, config: WorkerConfig):
-        """`work`: a list with the reference to the pickled `Work`, which Ray would resolve outside a list. `counter`: counts the tries."""
+        """`work`: a list with the reference to the pickled `Work`, which Ray would resolve outside a list. `run_counter`: its actor."""
         import ray
 
         self._config = config
@@ -73,7 +73,8 @@ class RayWorker:
         self._ended, self._asked = False, 0.0
         reborn = ray.get_runtime_context().was_current_actor_reconstructed
         self._note = f"a worker on {platform.node()} died and was restarted; its portion is processed again" if reborn else ""
-        self._half_written: dict[str, dict[str, list[str]]] | None = {} if config.again or reborn else None
+        self._follows_death = config.again or reborn
+        self._half_written: dict[str, dict[str, list[str]]] = {}
         try:
             with suppress(OSError):  # absolute paths do not need it
                 os.chdir(config.folder)
@@ -101,15 +102,15 @@ class RayWorker:
         if self._stopped() or self._count("begin", number) >= self._config.tries:
             return pack_results([], None)
         jobs = [one for portion in unpack_portions(packed) for one in portion.jobs()]
-        if self._half_written is not None:
-            self._remove_half_written(job.target for job, _ in jobs)
+        if self._follows_death:
+            self._remove_half_written(job.target for job, _ in jobs if not is_url(job.target))
         results: list[JobResult] = []
         stop: GleansrError | None = None
-        manifests = [
-            PortionManifest([one for one in jobs if one[0].destination == number], self._work.fingerprint)
-            for number in range(_destinations(jobs))
-        ]
         try:
+            manifests = [
+                PortionManifest([one for one in jobs if one[0].destination == number], self._work.fingerprint)
+                for number in range(1 + max(job.destination for job, _ in jobs))
+            ]
             for result in run([job for job, _ in jobs], self._work, cast("list[Manifest | None]", manifests), stopped=self._stopped):
                 if isinstance(result, JobResult):
                     results.append(result)
@@ -141,12 +142,10 @@ class RayWorker:
     def _remove_half_written(self, targets: Iterable[str]) -> None:
         """Removes half-written files of these targets that killed workers have left."""
         for target in targets:
-            folder, _, name = target.rpartition("/") if "/" in target else (".", "", target)
-            if is_url(target):
-                continue
-            if self._half_written is not None and folder not in self._half_written:
-                self._half_written[folder] = temporary_files(folder)
-            for left in (self._half_written or {}).get(folder, {}).pop(temporary_stem(name), []):
+            folder, name = os.path.split(target)
+            if folder not in self._half_written:
+                self._half_written[folder] = temporary_files(folder or ".")
+            for left in self._half_written[folder].pop(temporary_stem(name), []):
                 Path(folder, left).unlink(missing_ok=True)
 
 
@@ -194,10 +193,6 @@ def _to_gpu(upscaler: Upscaler) -> Upscaler:
         return upscaler
     precision = cast("Precision", str(method.precision).removeprefix("torch."))
     return Upscaler(FeedForwardModel(method.model, device="cuda", precision=precision), upscaler.about)
-
-
-def _destinations(jobs: Sequence[tuple[Job, KnownResult]]) -> int:
-    return max((job.destination for job, _ in jobs), default=-1) + 1
 
 
 def _sendable(error: GleansrError | None) -> GleansrError | None:
