@@ -4,10 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import models
+from benchmarks import gallery, models
 
 
 def entry(name: str, category: str, degradation: str, psnr: float) -> dict:
@@ -81,3 +83,13 @@ def test_what_was_measured_of_the_same_file_is_not_measured_again(
     models.main()
     assert asked[2:] == [("cats-8x", "cats", "val.zip", "clean")]
     assert len(json.loads(file.read_text())) == 2
+
+
+def test_the_gallery_shows_clean_and_real_images_of_each_model(tmp_path: Path):
+    image = gallery.sheet(["faces-16x"], 0)  # the photo alone
+    assert image.size == (2 * 4 * 256 + 3 * gallery.GAP, gallery.HEADER + 256 + gallery.GAP)
+    clean, real = (np.asarray(image)[gallery.HEADER :, left : left + 4 * 256] for left in (gallery.GAP, 2 * gallery.GAP + 4 * 256))
+    gts = [half[:256, 3 * 256 :] for half in (clean, real)]
+    with Image.open(gallery.EXAMPLES / "astronaut-256.png") as photo:
+        assert all(np.array_equal(gt, np.asarray(photo.convert("RGB"))) for gt in gts)
+    assert not np.array_equal(clean[:256, :256], real[:256, :256])

@@ -1,0 +1,96 @@
+"""A sheet of examples of the bundled models: lr, bicubic, GLEAN, ground truth. The pictures of the README and the model cards.
+
+    python -m benchmarks.gallery -o docs/gallery.jpg
+    python -m benchmarks.gallery --models faces-16x --drawn 5 -o docs/models/faces-16x.jpg
+
+Ground truths are those that the project may show: the photos in examples/, which no model was trained on, and images that the bank of the
+category draws from the seeds 0, 1, 2, ... Nothing is chosen: failures are shown too. Each is degraded twice, as in the paper (MATLAB's
+bicubic, 8 bits) and as thumbnails are (`--degradation real` of `gleansr evaluate`, with fixed seeds).
+"""
+
+import argparse
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+import gleansr
+from gleansr.checkpoints import zoo
+from gleansr.data.degradation import degrade_real, fixed_seed
+from gleansr.images.pixels import from_bytes, to_bytes
+from gleansr.images.resize import degrade, resize
+from gleansr.models.stylegan2 import StyleGAN2
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PHOTOS = {"cats": "chelsea-256.png", "faces": "astronaut-256.png"}
+SIZE, GAP, HEADER = 256, 8, 28
+COLUMNS = ("lr", "bicubic", "GLEAN", "ground truth")
+
+
+def ground_truths(category: str, drawn: int) -> list[Tensor]:
+    """The category's photo and `drawn` images of its bank, each (1, 3, 256, 256) in [-1, 1] with values of 8 bits."""
+    images = []
+    if category in PHOTOS:
+        with Image.open(EXAMPLES / PHOTOS[category]) as photo:
+            pixels = torch.frombuffer(bytearray(photo.convert("RGB").tobytes()), dtype=torch.uint8)
+        images.append(pixels.view(SIZE, SIZE, 3).permute(2, 0, 1)[None])
+    if drawn:
+        bank = cast("StyleGAN2", gleansr.load_model(f"{category}-bank", part="generator"))
+        for seed in range(drawn):
+            z = torch.randn(1, bank.config.code_dim, generator=torch.Generator().manual_seed(seed))
+            with torch.inference_mode():
+                images.append(to_bytes(bank(z, truncation=0.8)))
+    return [from_bytes(image) for image in images]
+
+
+def row(upscaler: gleansr.Upscaler, gt: Tensor, index: int, degradation: str) -> Tensor:
+    """(3, 256, 4 * 256) uint8: lr, bicubic, result and ground truth."""
+    scale = upscaler.scale
+    lr = from_bytes(degrade_real(to_bytes(gt[0]), scale, fixed_seed(index))[None]) if degradation == "real" else degrade(gt, scale)
+    sr = upscaler.method(lr).images
+    cells = F.interpolate(lr, size=SIZE), resize(lr, size=SIZE), sr, gt
+    return to_bytes(torch.cat([cell[0] for cell in cells], 2))
+
+
+def sheet(models: list[str], drawn: int) -> Image.Image:
+    """Two rows beside each other per image: clean and real."""
+    rows = []
+    for name in models:
+        upscaler, category = gleansr.load(name, device="cpu"), zoo.find(name).category
+        for index, gt in enumerate(ground_truths(category, drawn)):
+            rows.append((f"{name}", [row(upscaler, gt, index, degradation) for degradation in ("clean", "real")]))
+    width = 2 * len(COLUMNS) * SIZE + 3 * GAP
+    image = Image.new("RGB", (width, HEADER + len(rows) * (SIZE + GAP)), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
+    for half, degradation in enumerate(("clean", "real")):
+        left = GAP + half * (len(COLUMNS) * SIZE + GAP)
+        for i, column in enumerate(COLUMNS):
+            draw.text((left + i * SIZE + 4, 4), f"{column} ({degradation})" if i == 0 else column, "black", font)
+        for j, (name, halves) in enumerate(rows):
+            top = HEADER + j * (SIZE + GAP)
+            image.paste(Image.fromarray(halves[half].permute(1, 2, 0).numpy()), (left, top))
+            draw.text((left + 2 * SIZE + 5, top + 5), name, "black", font)
+            draw.text((left + 2 * SIZE + 4, top + 4), name, "white", font)
+    return image
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.gallery", description=__doc__, formatter_class=formatter)
+    parser.add_argument("--models", nargs="+", help="names; default: all bundled GLEANs")
+    parser.add_argument("--drawn", type=int, default=1, help="images that the bank draws, beside the photo")
+    parser.add_argument("--width", type=int, default=1024, help="of the sheet in pixels")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    names = options.models or [model.name for model in zoo.named_models() if model.asset and model.kind == "glean"]
+    image = sheet(names, options.drawn)
+    image = image.resize((options.width, round(image.height * options.width / image.width)), Image.Resampling.LANCZOS)
+    image.save(options.output, quality=88, optimize=True)
+    print(f"{options.output}: {len(names)} models")
+
+
+if __name__ == "__main__":
+    main()
