@@ -44,6 +44,16 @@ def test_each_command_has_help_without_noise(capsys: pytest.CaptureFixture[str],
     assert text.count(f"\n- gleansr {command}") >= 1
 
 
+@pytest.mark.parametrize(("command", "action"), [("models", "info"), ("models", "convert"), ("data", "prepare"), ("data", "preview")])
+def test_each_action_has_help_of_its_own_options(capsys: pytest.CaptureFixture[str], command: str, action: str):
+    status, text = printed(capsys, command, action, "--help")
+    assert (status, printed(capsys, "help", command, action)) == (0, (0, text))
+    assert f"- gleansr {command} {action} " in text
+    assert ("--dtype" in text) == (action == "convert")
+    assert ("--scales" in text) == (action == "prepare")
+    assert printed(capsys, command, f"{action}s", "x")[1].endswith(f"did you mean {action}?\n")
+
+
 def test_the_help_of_upscale_has_groups(capsys: pytest.CaptureFixture[str]):
     _, text = printed(capsys, "upscale", "--help")
     assert all(f" {group} options " in text for group in ("output", "model", "photo", "video", "cluster", "device"))
@@ -63,7 +73,7 @@ def test_an_unknown_command_or_option_gets_the_nearest_once(capsys: pytest.Captu
     assert (status, text.strip()) == (2, "gleansr: there is no command 'upscal'; did you mean upscale?")
     status, text = printed(capsys, "frobnicate")
     assert status == 2
-    assert "the commands are upscale, retouch" in text
+    assert "there are upscale, retouch" in text
     status, text = printed(capsys, "upscale", "x.png", "--modle", "y")
     assert status == 2
     assert text.count("--model") == 1

@@ -390,7 +390,6 @@ def test_wrong_requests_exit_2_in_one_line(run, photos: Path, tmp_path: Path):
     (tmp_path / "empty.txt").write_text("\n \n")
     for arguments, words in {
         ("dogs", photos, "out"): "expected one of ffhq",
-        ("folder", photos): "wants KIND SOURCE OUTPUT",
         ("folder", photos, "out"): "--size 256",
         ("cars", photos, "out", "--size", 20): "multiple of 8",
         ("folder", photos, "out", "--size", 16, "--scales", "3"): "divisors of the size 16",
@@ -407,6 +406,9 @@ def test_wrong_requests_exit_2_in_one_line(run, photos: Path, tmp_path: Path):
         assert status == 2, (arguments, said)
         assert words in said, (arguments, said)
         assert len(said.strip().splitlines()) == 1, said
+    status, said = run("folder", photos)
+    assert status == 2
+    assert "Missing from gleansr data prepare" in said
     assert not (tmp_path / "out").exists()
 
 

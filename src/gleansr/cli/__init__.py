@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gleansr.allocator import keep_freed_memory
 from gleansr.errors import GleansrError, InternalError, one_line
@@ -32,7 +32,8 @@ GROUPS = {
         "train-bank": "Train a StyleGAN2 bank",
     },
 }
-"""Commands and what they do. The function of `train-bank` is `gleansr.cli.train.train_bank`, of any other `gleansr.cli.NAME.NAME`."""
+"""Commands and what they do. The function of `train-bank` is `gleansr.cli.train.train_bank`, of any other `gleansr.cli.NAME.NAME`. In its
+place, `models` and `data` have functions by the name of an action, the first of which is the default."""
 
 EXAMPLES = """\
 gleansr upscale cat.jpg                      the result is cat_8x.png
@@ -90,27 +91,40 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:2], "--help"]
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_overview()
         return
     if arguments[0] in ("-V", "--version"):
         print(f"gleansr {version()}")
         return
-    name, rest = arguments[0], arguments[1:]
-    commands = [command for group in GROUPS.values() for command in group]
-    if name not in commands:
-        nearest = difflib.get_close_matches(name, commands, 1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(commands)}"
-        sys.exit(_fail(f"there is no command {name!r}; {hint}", 2))
+    name, rest = arguments[0], [_present(one) for one in arguments[1:]]
+    _check_known(name, [command for group in GROUPS.values() for command in group], "command")
+    module = importlib.import_module(f"gleansr.cli.{name.partition('-')[0]}")
+    actions: dict[str, Callable[..., None]] | None = getattr(module, "ACTIONS", None)
+    if actions is None:
+        command = getattr(module, name.replace("-", "_"))
+    elif rest[:1] in (["-h"], ["--help"]):
+        _print_actions(name, actions)
+        return
+    else:
+        action = rest.pop(0) if rest and not rest[0].startswith("-") else next(iter(actions))
+        _check_known(action, list(actions), f"action of gleansr {name}")
+        name, command = f"{name} {action}", actions[action]
     import tyro
 
     from gleansr.cli.options import registry
 
-    module = importlib.import_module(f"gleansr.cli.{name.partition('-')[0]}")
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    command, arguments = getattr(module, name.replace("-", "_")), [_present(one) for one in rest]
-    tyro.cli(command, prog=f"gleansr {name}", args=arguments, config=markers, registry=registry())
+    tyro.cli(command, prog=f"gleansr {name}", args=rest, config=markers, registry=registry())
+
+
+def _check_known(name: str, known: list[str], what: str) -> None:
+    """Exits with the nearest name unless `name` is known."""
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
+        sys.exit(_fail(f"there is no {what} {name!r}; {hint}", 2))
 
 
 def _present(argument: str) -> str:
@@ -134,6 +148,16 @@ def _print_overview() -> None:
         "\n`gleansr COMMAND --help` lists the options of a command, --version prints the version, --debug shows the traceback of an error."
     )
     print(f"Exit status: {EXIT_STATUS}")
+
+
+def _print_actions(name: str, actions: "dict[str, Callable[..., None]]") -> None:
+    print(f"usage: gleansr {name} [{'|'.join(actions)}] [OPTIONS]\n")
+    examples = []
+    for action, function in actions.items():
+        summary, _, rest = (function.__doc__ or "").partition("\n")
+        print(f"  {action:12}{summary}")
+        examples += [line.strip() for line in rest.splitlines() if line.strip().startswith("- gleansr")]
+    print("\n" + "\n".join(examples) + f"\n\n`gleansr {name} ACTION --help` lists the options.")
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,6 +1,6 @@
 """`gleansr data`: training sets of one size out of the data sets that the paper names, or of an own one."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,86 +17,107 @@ if TYPE_CHECKING:
 _SHOWN = 20  # problems that are named on the terminal; the set's records hold all
 
 
-def data(
-    action: tyro.conf.Positional[Literal["kinds", "prepare", "preview"]] = "kinds",
-    kind: tyro.conf.Positional[str | None] = None,
+@dataclass(frozen=True)
+class ImageOptions:
+    """What is made of the images."""
+
+    size: int | None = None
+    """Side of the results; by default the kind's."""
+    aspect: Literal["squash", "crop", "pad", "bars"] | None = None
+    """What to do with images that are not square, by default the kind's. squash: scale each axis by itself; crop: take the centre square;
+    pad: repeat the border up to a square; bars: take the centre of aspect 4:3 and add black bars above and below."""
+    small: Literal["skip", "enlarge"] | None = None
+    """What to do with images that would have to be enlarged; by default the kind's."""
+    crop: Literal["none", "head", "box"] = "none"
+    """What to cut out first. head: of the kind cat, by its landmarks; box: of the kind cars, by its bounding boxes."""
+    names: Annotated[Path | None, tyro.conf.arg(name="list")] = None
+    """Text file with the names of the images to take, one a line."""
+    file_format: Annotated[Literal["png", "webp"], tyro.conf.arg(name="format")] = "png"
+    """Of the results; both are lossless."""
+    scales: str = ""
+    """Store low-resolution images at these scales too, such as 8,16."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How it runs."""
+
+    workers: int | None = None
+    """Processes; by default one a core."""
+    strict: bool = False
+    """Stop at the first image that cannot be used."""
+    overwrite: bool = False
+    """Replace a set that was made with other options."""
+
+
+def prepare_images(
+    kind: tyro.conf.Positional[str],
+    source: tyro.conf.Positional[str],
+    output: tyro.conf.Positional[Path],
+    images: ImageOptions = ImageOptions(),
+    running: Annotated[RunOptions, tyro.conf.arg(name="run")] = RunOptions(),
+) -> None:
+    """Make a training set of one size out of a data set of the paper, or of your own images. The same command resumes.
+
+    - gleansr data prepare folder photos/ photos-256 --size 256
+    - gleansr data prepare lsun cat lsun-cats
+
+    Args:
+        kind: Which data set the images are of, see `gleansr data kinds`; folder is an own one.
+        source: Folder, LMDB folder, zip or tar archive, several by a pattern such as 'cats-{0000..0011}.tar', or their address.
+        output: Folder for the set; --data takes it.
+    """
+    from gleansr.data.prepare import plan
+
+    preparation = plan(
+        kind,
+        source,
+        size=images.size,
+        aspect=images.aspect,
+        small=images.small,
+        crop=images.crop,
+        names=images.names,
+        file_format=images.file_format,
+        scales=_numbers(images.scales),
+    )
+    _prepare(preparation, output, running)
+
+
+def preview_recipe(
+    recipe: tyro.conf.Positional[str],
     source: tyro.conf.Positional[str | None] = None,
-    output: tyro.conf.Positional[Path | None] = None,
-    size: int | None = None,
-    aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
-    small: Literal["skip", "enlarge"] | None = None,
-    crop: Literal["none", "head", "box"] = "none",
-    names: Annotated[Path | None, tyro.conf.arg(name="list")] = None,
-    format: Literal["png", "webp"] = "png",
-    scales: str = "",
-    workers: int | None = None,
-    strict: bool = False,
-    overwrite: bool = False,
     sheet: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("preview.png"),
     count: int = 16,
     option: tuple[str, ...] = (),
 ) -> None:
-    """Prepare images for training, all of one size, and preview what a network will see (docs/data.md). The same command resumes.
+    """Draw a sheet of what the network of a recipe will see, lr beside ground truth.
 
-    - gleansr data prepare folder photos/ photos-256 --size 256
     - gleansr data preview light-8x photos-256 -o sheet.png
-    - gleansr data kinds
 
     Args:
-        action: kinds: the data sets that are known and where to get them. prepare: make a training set in the folder OUTPUT. preview: a
-            sheet of what the network of a recipe will see, lr beside ground truth: gleansr data preview RECIPE SOURCE -o sheet.png
-        kind: Which data set the images are of, see `gleansr data kinds`; folder is an own one. For preview the recipe.
-        source: Folder, LMDB folder, zip or tar archive, several by a pattern such as 'cats-{0000..0011}.tar', or their address.
-        output: Folder for the set; --data takes it.
-        size: Side of the results; by default the kind's.
-        aspect: What to do with images that are not square, by default the kind's. squash: scale each axis by itself; crop: take the
-            centre square; pad: repeat the border up to a square; bars: take the centre of aspect 4:3 and add black bars above and below.
-        small: What to do with images that would have to be enlarged; by default the kind's.
-        crop: What to cut out first. head: of the kind cat, by its landmarks; box: of the kind cars, by its bounding boxes.
-        names: Text file with the names of the images to take, one a line.
-        format: Of the results; both are lossless.
-        scales: Store low-resolution images at these scales too, such as 8,16.
-        workers: Processes; by default one a core.
-        strict: Stop at the first image that cannot be used.
-        overwrite: Replace a set that was made with other options.
-        sheet: preview: the PNG file to write.
-        count: preview: how many images to show.
-        option: preview: changes of the recipe, such as data.degradation=real.
+        recipe: Name of a recipe, or a TOML file.
+        source: The images, instead of the recipe's.
+        sheet: The PNG file to write.
+        count: How many images to show.
+        option: Changes of the recipe, such as data.degradation=real.
     """
-    from gleansr.data.prepare import plan
-
-    if action == "kinds":
-        _kinds()
-        return
-    if action == "preview":
-        _preview(kind, source, sheet, count, option)
-        return
-    if kind is None or source is None or output is None:
-        raise RequestError(
-            "`gleansr data prepare` wants KIND SOURCE OUTPUT, such as: gleansr data prepare folder photos photos-256 --size 256"
-        )
-    preparation = plan(
-        kind, source, size=size, aspect=aspect, small=small, crop=crop, names=names, file_format=format, scales=_numbers(scales)
-    )
-    _prepare(preparation, output, workers, strict, overwrite)
-
-
-def _preview(recipe_name: str | None, source: str | None, sheet: Path, count: int, changes: Sequence[str]) -> None:
     from gleansr.training.config import NetworkRecipe, load_recipe
     from gleansr.training.preview import preview
 
-    if recipe_name is None:
-        raise RequestError("`gleansr data preview` wants RECIPE SOURCE, such as: gleansr data preview cats-8x cats.zip -o sheet.png")
     if count < 1:
         raise RequestError(f"--count must be at least 1, not {count}")
     if sheet.suffix.lower() != ".png":
         raise RequestError(f"-o {sheet}: the sheet is a PNG file, such as {sheet.with_suffix('.png')}")
-    recipe = load_recipe(NetworkRecipe, recipe_name, changes, {"data": {"train": [source]}} if source else None)
-    shown = preview(recipe, sheet, count)
-    print(f"{sheet}: {shown} images as the network sees them, lr beside ground truth ({recipe.data.degradation})")
+    resolved = load_recipe(NetworkRecipe, recipe, option, {"data": {"train": [source]}} if source else None)
+    shown = preview(resolved, sheet, count)
+    print(f"{sheet}: {shown} images as the network sees them, lr beside ground truth ({resolved.data.degradation})")
 
 
-def _kinds() -> None:
+def list_kinds() -> None:
+    """List the data sets that are known, and where to get them.
+
+    - gleansr data kinds
+    """
     from gleansr.data.datasets import KINDS
 
     for kind in KINDS:
@@ -119,7 +140,7 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} images/s" if task.speed else "")
 
 
-def _prepare(preparation: "Preparation", output: Path, workers: int | None, strict: bool, overwrite: bool) -> None:
+def _prepare(preparation: "Preparation", output: Path, running: RunOptions) -> None:
     from gleansr.data.prepare import RECORDS, prepare
 
     console = Console(stderr=True, soft_wrap=True)
@@ -143,7 +164,7 @@ def _prepare(preparation: "Preparation", output: Path, workers: int | None, stri
                     console.print(f"gleansr: {record['name']}: {record['reason']}", style="red", markup=False, highlight=False)
 
         try:
-            result = prepare(preparation, output, workers=workers, strict=strict, overwrite=overwrite, progress=progress, fetched=fetched)
+            result = prepare(preparation, output, **vars(running), progress=progress, fetched=fetched)
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume", highlight=False)
             raise
@@ -154,3 +175,6 @@ def _prepare(preparation: "Preparation", output: Path, workers: int | None, stri
         console.print(f"all reasons are in {output / RECORDS}", markup=False, highlight=False)
     if not result.written:
         raise SystemExit(1)
+
+
+ACTIONS = {"kinds": list_kinds, "prepare": prepare_images, "preview": preview_recipe}

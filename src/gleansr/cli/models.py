@@ -13,45 +13,11 @@ from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
 
-def models(
-    action: tyro.conf.Positional[Literal["list", "info", "convert", "fetch"]] = "list",
-    model: tyro.conf.Positional[str | None] = None,
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    bank: str | None = None,
-    overwrite: bool = False,
-    offline: bool = False,
-) -> None:
-    """List models, inspect a file, convert it to the native format, or download an official model (docs/checkpoints.md).
+def list_models() -> None:
+    """List the bundled and the official models, with licences and files.
 
-    - gleansr models                                       lists them
-    - gleansr models info stylegan2.pkl
-    - gleansr models convert glean.pth -o glean.safetensors
-
-    Args:
-        action: list: bundled and official models; info: the networks in MODEL; convert: write MODEL in the native format; fetch: download
-            MODEL.
-        model: Name of a model, or a file of any supported layout.
-        output: convert: the .safetensors file to write.
-        dtype: convert: how tensors are stored; float16 and bfloat16 take half the space and load as float32.
-        bank: convert: refer to this bundled bank, which must be the one in the GLEAN, instead of storing it.
-        overwrite: convert: replace an existing file.
-        offline: Never download a model.
+    - gleansr models
     """
-    if action == "list":
-        _list()
-        return
-    if model is None:
-        raise RequestError(f"`gleansr models {action}` needs the name of a model or a file")
-    if action == "info":
-        _info(model, offline)
-    elif action == "convert":
-        _convert(model, output, dtype, bank, overwrite, offline)
-    else:
-        Console().print(str(fetched(model, offline)), soft_wrap=True, highlight=False)
-
-
-def _list() -> None:
     from gleansr.checkpoints.zoo import file_of, installed, named_models
 
     for entry in named_models():
@@ -62,7 +28,15 @@ def _list() -> None:
         print(f"    file: {file_of(entry)}" if installed(entry) else f"    fetched on first use from {entry.url}")
 
 
-def _info(model: str, offline: bool) -> None:
+def info(model: tyro.conf.Positional[str], offline: bool = False) -> None:
+    """Say what a model's file holds: layout, networks, licence, training.
+
+    - gleansr models info stylegan2.pkl
+
+    Args:
+        model: Name of a model, or a file of any supported layout.
+        offline: Never download a model.
+    """
     from gleansr import checkpoints
 
     path = fetched(model, offline)
@@ -78,14 +52,33 @@ def _info(model: str, offline: bool) -> None:
             console.print(f"{key}: {json.dumps(value) if isinstance(value, dict) else value}", markup=False)
 
 
-def _convert(model: str, output: Path | None, dtype: str, bank: str | None, overwrite: bool, offline: bool) -> None:
+def convert(
+    model: tyro.conf.Positional[str],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    bank: str | None = None,
+    overwrite: bool = False,
+    offline: bool = False,
+) -> None:
+    """Write a model in the native format (docs/checkpoints.md).
+
+    - gleansr models convert glean.pth -o glean.safetensors
+
+    Args:
+        model: Name of a model, or a file of any supported layout.
+        output: The .safetensors file to write.
+        dtype: How tensors are stored; float16 and bfloat16 take half the space and load as float32.
+        bank: Refer to this bundled bank, which must be the one in the GLEAN, instead of storing it.
+        overwrite: Replace an existing file.
+        offline: Never download a model.
+    """
     import torch
 
     from gleansr import checkpoints
     from gleansr.checkpoints import native, shared
     from gleansr.files import check_not_input
 
-    if output is None or output.suffix != ".safetensors":
+    if output.suffix != ".safetensors":
         raise RequestError(f"`gleansr models convert` writes a .safetensors file: give one with -o, not {output}")
     if os.path.lexists(output) and not overwrite:
         raise RequestError(f"{output}: already exists; use --overwrite or another -o FILE")
@@ -101,3 +94,17 @@ def _convert(model: str, output: Path | None, dtype: str, bank: str | None, over
     except OSError as error:
         raise RequestError(f"{output}: cannot be written ({error.strerror})") from None
     Console(stderr=True, soft_wrap=True).print(f"{path} ({checkpoint.layout}) → {output}", markup=False, highlight=False)
+
+
+def fetch(model: tyro.conf.Positional[str]) -> None:
+    """Download an official model, if it is not there, and print the path of its file.
+
+    - gleansr models fetch glean-faces-16x
+
+    Args:
+        model: Name of a model.
+    """
+    Console().print(str(fetched(model, False)), soft_wrap=True, highlight=False)
+
+
+ACTIONS = {"list": list_models, "info": info, "convert": convert, "fetch": fetch}
