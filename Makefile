@@ -1,9 +1,9 @@
-# make demo: install and upscale a cat.  make test: install what tests need and check everything.
+# make demo: install and upscale a cat.  make test: install what tests need and check everything.  make coverage: the lines that the tests run.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test coverage clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -14,6 +14,10 @@ test: .venv/test
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+coverage: .venv/test
+	mkdir -p .coverage
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
