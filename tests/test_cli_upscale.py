@@ -323,3 +323,11 @@ def test_the_largest_image_is_an_option(run, tiny_model: Path, tmp_path: Path):
     status, said = run(path, "-o", tmp_path / "b.png", "-m", tiny_model, "--max-megapixels", "0")
     assert status == 2
     assert "--max-megapixels must be above 0" in said
+
+
+def test_a_run_without_a_new_result_says_so(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    assert run(folder, "-o", tmp_path / "out", "-m", tiny_model)[0] == 0
+    (folder / "bad.png").write_text("x")
+    status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
+    assert status == 1
+    assert "No image was upscaled (4x, tiny); 1 failed; 12 done before" in said

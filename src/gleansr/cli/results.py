@@ -217,7 +217,8 @@ class Tally:
         if self.skipped and not self.done and not self.failed:
             self._print(f"Nothing to do: {'the image is' if self.skipped == 1 else f'all {self.skipped:,} images are'} already in {folder}")
             return
-        parts = [f"{self.done:,} {'image' if self.done == 1 else 'images'} → {folder} ({what}) in {_duration(seconds)}"]
+        images = f"{self.done:,} {'image' if self.done == 1 else 'images'}"
+        parts = [f"{images} → {folder} ({what}) in {_duration(seconds)}" if self.done else f"No image was upscaled ({what})"]
         if self.done > FEW and not self.failed:
             parts[0] += f", {self.done / max(seconds, 1e-9):.3g} images/s"
         if self.failed:
