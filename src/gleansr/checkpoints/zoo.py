@@ -231,6 +231,7 @@ _MODELS = (
     _bundled("faces-8x", 32, "e2dec27aed8a5f2f", category="faces"),
     _bundled("faces-16x", 16, "6a3bb0b5707b3cc2", category="faces"),
     _bundled("faces-32x", 8, "3d1bfe4090490e09", category="faces"),
+    _bundled("faces-64x", 4, "2a83bbf792abce65", category="faces"),
     _bundled("general-4x", 32, "daa43bd09f857ea0", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
