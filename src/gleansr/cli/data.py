@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from gleansr.data.choices import Aspect, Small
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def data(
     source: tyro.conf.Positional[str | None] = None,
     output: tyro.conf.Positional[Path | None] = None,
     size: int | None = None,
-    aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
-    small: Literal["skip", "enlarge"] | None = None,
+    aspect: Aspect | None = None,
+    small: Small | None = None,
     crop: Literal["none", "head", "box"] = "none",
     names: Annotated[Path | None, tyro.conf.arg(name="list")] = None,
     format: Literal["png", "webp"] = "png",
