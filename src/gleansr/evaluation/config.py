@@ -1,4 +1,4 @@
-"""What is evaluated, on which images and with what: the options of commands. Imports no torch, which their help does not need."""
+"""What is evaluated or shown, on which images and with what: options of commands. Imports no torch, which their help does not need."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,3 +81,40 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", full_name(self.precision))
+
+
+@dataclass(frozen=True)
+class ImageSelection:
+    """Which images a figure shows, and how they are fitted."""
+
+    comparison: Path | None = None
+    """Take images and results from the output folder of `gleansr compare` instead of DATA."""
+    original: str | None = None
+    """The images of figure 8 before they were retouched, of the same names."""
+    images: int | None = None
+    """How many images; in figures 4 to 7 in the upper part."""
+    gallery: int | None = None
+    """How many images are in the lower part of figures 4 to 7, by default one row."""
+    names: tuple[str, ...] = ()
+    """Show these images, in this order, instead of drawing some."""
+    seed: int = 0
+    """Of the draw."""
+    size: int | None = None
+    """Side of the results, where all methods take images of any size."""
+    aspect: Aspect | None = None
+    """What to do with images that are not square, see docs/data.md; by default bars for models of such images, otherwise crop."""
+    small: Small = "refuse"
+    """What to do with images that would have to be enlarged."""
+
+
+@dataclass(frozen=True)
+class FigureLayout:
+    """How a figure is drawn."""
+
+    patch: tuple[str, ...] = ()
+    """What is shown enlarged, one for each image or one for all: x,y,size in pixels of the result, auto or the size alone for the place
+    where methods differ most (in figure 8: around the retouch)."""
+    width_mm: float = 180.0
+    """Width of the figure; 180 is two columns."""
+    dpi: float = 300.0
+    """Least resolution of a PNG: the next at which the pixels of images are whole numbers of dots is taken."""
