@@ -19,17 +19,16 @@ import torch
 from torch import Tensor
 
 from gleansr.checkpoints import zoo
+from gleansr.evaluation.config import ComputeConfig, GroundTruthConfig, MetricConfig
 from gleansr.evaluation.entries import ComparedMethod
 from gleansr.evaluation.evaluate import evaluate
-from gleansr.evaluation.metric_suite import MetricFiles
 from gleansr.evaluation.plan import plan
-from gleansr.evaluation.runner import ComputeConfig
 from gleansr.files import replacing, sha256_of
 from gleansr.inference.upscaler import load
 from gleansr.training.losses import FLOOR, power_spectrum
 
 CATEGORIES = ("faces", "cats", "cars", "bedrooms", "towers")
-METRICS = ["psnr", "ssim", "squeezenet_distance", "mobilenet_distance", "squeezenet_frechet", "mobilenet_frechet"]
+METRICS = "psnr,ssim,squeezenet_distance,mobilenet_distance,squeezenet_frechet,mobilenet_frechet"
 METHODS = {"glean": "glean", "residual": "plain"}
 SIZE = 256
 SPECTRA = 64
@@ -56,21 +55,20 @@ def held_out(data: Path, category: str) -> Path | None:
 def evaluate_model(name: str, category: str, path: Path, degradation: str, options: argparse.Namespace) -> dict[str, Any]:
     """Results of a model and of bicubic interpolation on one set."""
     upscaler, method = load(name, device="cpu"), METHODS[zoo.find(name).kind]
-    # All models get images of cars in the form that the model of cars takes.
-    aspect = "bars" if category == "cars" else "crop"
     comparison = plan(
         str(path),
         [ComparedMethod("bicubic", "bicubic"), ComparedMethod("model", method, name)],
         scale=upscaler.scale,
-        metrics=METRICS,
-        files=MetricFiles(options.mobilenet, None, None, None),
-        limit=options.limit,
-        aspect=aspect,
-        small="enlarge" if category == "towers" else "refuse",
-        degradation="real" if degradation == "real" else "bicubic",
-        compute=ComputeConfig("cpu"),
-        batch_size=8,
-        size=None if method == "glean" else SIZE,
+        images=GroundTruthConfig(
+            size=None if method == "glean" else SIZE,
+            limit=options.limit,
+            # All models get images of cars in the form that the model of cars takes.
+            aspect="bars" if category == "cars" else "crop",
+            small="enlarge" if category == "towers" else "refuse",
+            degradation="real" if degradation == "real" else "bicubic",
+        ),
+        metrics=MetricConfig(METRICS, mobilenet=options.mobilenet),
+        compute=ComputeConfig("cpu", batch_size=8),
     )
     bicubic, model = evaluate(comparison)["methods"]
     gts = comparison.gts

@@ -26,13 +26,14 @@ from PIL import Image
 from gleansr.cli import main
 from gleansr.errors import ImageError, RequestError
 from gleansr.evaluation.compare import Watcher, compare, read_png
+from gleansr.evaluation.config import ComputeConfig, GroundTruthConfig, MetricConfig
 from gleansr.evaluation.entries import ComparedMethod, parse_entries
 from gleansr.evaluation.evaluate import evaluate
 from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
 from gleansr.evaluation.metrics import frechet_distance, psnr
 from gleansr.evaluation.plan import Comparison, plan
 from gleansr.evaluation.records import Records
-from gleansr.evaluation.runner import ComputeConfig, MethodError, MethodProcess
+from gleansr.evaluation.runner import MethodError, MethodProcess
 from gleansr.evaluation.summary import MethodSummary, summarise, tables
 from gleansr.images.pixels import quantize
 from gleansr.images.resize import degrade, resize
@@ -68,8 +69,8 @@ def entries(model: Path, **search: Any) -> list[ComparedMethod]:
     ]
 
 
-def planned(images: Path, methods: Sequence[ComparedMethod], **options: Any) -> Comparison:
-    return plan(str(images), methods, scale=4, compute=ComputeConfig("cpu", threads=1), limit_slow=2, **options)
+def planned(data: Path, methods: Sequence[ComparedMethod], **options: Any) -> Comparison:
+    return plan(str(data), methods, **({"scale": 4, "compute": ComputeConfig("cpu", threads=1), "limit_slow": 2} | options))
 
 
 @dataclasses.dataclass
@@ -211,7 +212,7 @@ def test_evaluating_gives_the_same_figures(done: FinishedComparison, images: Pat
         assert means.pop("squeezenet_frechet") == pytest.approx(wanted.pop("squeezenet_frechet"), rel=1e-4)  # in batches of another size
         assert means == wanted
         assert method["memory"] == {"peak": None, "own": None}
-    batched = evaluate(planned(images, entries(tiny_model)[:2], batch_size=2))
+    batched = evaluate(planned(images, entries(tiny_model)[:2], compute=ComputeConfig("cpu", threads=1, batch_size=2)))
     for method in batched["methods"]:
         assert method["means"] == pytest.approx(done.method(method["label"])["means"], rel=1e-4)
 
@@ -241,9 +242,9 @@ _SCRIPT = """
 import sys, torch
 from pathlib import Path
 from gleansr.evaluation.compare import compare
+from gleansr.evaluation.config import ComputeConfig
 from gleansr.evaluation.entries import ComparedMethod
 from gleansr.evaluation.plan import plan
-from gleansr.evaluation.runner import ComputeConfig
 images, model, output = sys.argv[1:]
 torch.set_num_threads(1)
 entry = ComparedMethod("pulse", "pulse", model, {search})
@@ -286,7 +287,7 @@ def children_of(pid: int) -> list[str]:
 
 
 def test_parallel_searches_give_equal_results(done: FinishedComparison, images: Path, tiny_model: Path, tmp_path: Path):
-    comparison = plan(str(images), entries(tiny_model), scale=4, compute=ComputeConfig("cpu", threads=2), limit_slow=2, jobs=2)
+    comparison = planned(images, entries(tiny_model), compute=ComputeConfig("cpu", threads=2, jobs=2))
     glean, _, pulse = comparison.participants
     assert [(c["jobs"], c["place"]["threads"]) for c in map(comparison.conditions, (glean, pulse))] == [(1, 2), (2, 1)]
     together = FinishedComparison(tmp_path / "out", compare(comparison, tmp_path / "out"))
@@ -297,7 +298,7 @@ def test_parallel_searches_give_equal_results(done: FinishedComparison, images: 
 
 
 def test_a_failing_search_ends_parallel_ones(images: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    comparison = plan(str(images), entries(tiny_model, steps=10**6)[2:], scale=4, compute=ComputeConfig("cpu", threads=2), jobs=2)
+    comparison = planned(images, entries(tiny_model, steps=10**6)[2:], compute=ComputeConfig("cpu", threads=2, jobs=2), limit_slow=None)
 
     def killed(self: MethodProcess, lr: torch.Tensor, report: Any = None) -> Any:
         self._process.kill()
@@ -324,11 +325,11 @@ def test_a_repeated_comparison_runs_nothing_and_new_metrics_use_the_stored_image
         "bicubic: 3 of 3 images, 3 of them from an earlier run",
         "pulse: 2 of 2 images, 2 of them from an earlier run",
     ]
-    fewer = compare(planned(images, entries(tiny_model), limit=2), done.output, watcher)
+    fewer = compare(planned(images, entries(tiny_model), images=GroundTruthConfig(limit=2)), done.output, watcher)
     assert [method["pictures"] for method in fewer["methods"]] == [2, 2, 2]
     assert fewer["common"] is None
     assert compare(planned(images, entries(tiny_model)), done.output, watcher) == done.report
-    other = compare(planned(images, entries(tiny_model), metrics=["psnr"], crop=4), done.output, watcher)
+    other = compare(planned(images, entries(tiny_model), metrics=MetricConfig("psnr", crop=4)), done.output, watcher)
     assert list(other["methods"][0]["means"]) == ["psnr"]
     assert other["methods"][0]["means"]["psnr"] != done.method("glean")["means"]["psnr"]
     assert "glean: measures the stored images again: changed judge.crop_border, judge.metrics, judge.sha256.squeezenet" in messages
@@ -528,22 +529,22 @@ def test_invalid_comparisons_are_refused_before_anything_runs(images: Path, tiny
     bicubic, glean = ComparedMethod("bicubic", "bicubic"), ComparedMethod("glean", "glean", str(tiny_model))
     for words, (data, methods, options) in {
         "none of these methods has a fixed size": (images, [bicubic], {}),
-        "must return images of one size, not glean 32, --size 16": (images, [glean], {"size": 16}),
+        "must return images of one size, not glean 32, --size 16": (images, [glean], {"images": GroundTruthConfig(size=16)}),
         "has a scale of 4x, not 3x": (images, [glean], {"scale": 3}),
-        "--scale must divide the size 32": (images, [bicubic], {"scale": 3, "size": 32}),
+        "--scale must divide the size 32": (images, [bicubic], {"scale": 3, "images": GroundTruthConfig(size=32)}),
         "no images in it": (tmp_path / "empty", [glean], {}),
         "no such file or folder": (tmp_path / "missing.zip", [glean], {}),
-        "unknown metric 'psrn': did you mean psnr?": (images, [glean], {"metrics": ["psrn"]}),
+        "unknown metric 'psrn': did you mean psnr?": (images, [glean], {"metrics": MetricConfig("psrn")}),
         "squeezenet_frechet need at least 2 images, not 1": (
             images,
             [glean],
-            {"limit": 1, "metrics": ["squeezenet_frechet"]},
+            {"images": GroundTruthConfig(limit=1), "metrics": MetricConfig("squeezenet_frechet")},
         ),
-        "ms_ssim needs images of at least 176x176": (images, [glean], {"metrics": ["ms_ssim"]}),
-        "--batch-size must be at least 1": (images, [glean], {"batch_size": 0}),
-        "--limit must be at least 1": (images, [glean], {"limit": 0}),
+        "ms_ssim needs images of at least 176x176": (images, [glean], {"metrics": MetricConfig("ms_ssim")}),
+        "--batch-size must be at least 1": (images, [glean], {"compute": ComputeConfig("cpu", batch_size=0)}),
+        "--limit must be at least 1": (images, [glean], {"images": GroundTruthConfig(limit=0)}),
         "--limit-slow must be at least 1": (images, [glean], {"limit_slow": 0}),
-        "--jobs must be at least 1": (images, [glean], {"jobs": 0}),
+        "--jobs must be at least 1": (images, [glean], {"compute": ComputeConfig("cpu", jobs=0)}),
         "two methods have the label": (images, [glean, glean], {}),
         "no method to compare": (images, [], {}),
         "glean has no settings": (images, [dataclasses.replace(glean, settings={"steps": 5})], {}),
@@ -554,11 +555,17 @@ def test_invalid_comparisons_are_refused_before_anything_runs(images: Path, tiny
             plan(str(data), methods, **({"scale": 4, "compute": ComputeConfig("cpu")} | options))
         assert words in str(error.value)
         assert "\n" not in str(error.value)
-    assert [m.name for m in planned(images, [glean], limit=1).suite.metrics] == ["psnr", "ssim", "squeezenet_distance", "consistency"]
+    suite = planned(images, [glean], images=GroundTruthConfig(limit=1)).suite
+    assert [metric.name for metric in suite.metrics] == [
+        "psnr",
+        "ssim",
+        "squeezenet_distance",
+        "consistency",
+    ]
 
 
 def test_other_folders_are_refused(images: Path, tmp_path: Path):
-    comparison = planned(images, [ComparedMethod("bicubic", "bicubic")], size=32)
+    comparison = planned(images, [ComparedMethod("bicubic", "bicubic")], images=GroundTruthConfig(size=32))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "index.html").write_text("mine")
     with pytest.raises(RequestError, match="is neither empty nor the folder of a comparison"):

@@ -14,8 +14,8 @@ from torch import Tensor
 import gleansr
 from gleansr.checkpoints.native import About
 from gleansr.configs import from_dict
+from gleansr.data.choices import Border
 from gleansr.data.degradation import KERNELS, RealConfig, degrade_real, fixed_seed
-from gleansr.data.fit import Border
 from gleansr.errors import RequestError
 from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
 from gleansr.images.codec import decode

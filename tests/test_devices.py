@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import gleansr
 from gleansr import baselines as baselines
 from gleansr.errors import RequestError
-from gleansr.evaluation.runner import ComputeConfig
+from gleansr.evaluation.config import ComputeConfig
 from gleansr.inference.devices import find_device, find_precision
 from gleansr.inference.precision import Precision
 from gleansr.inference.runner import FeedForwardModel

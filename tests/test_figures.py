@@ -19,6 +19,7 @@ from gleansr.baselines import load
 from gleansr.errors import RequestError
 from gleansr.evaluation import figure_sheets as sheets
 from gleansr.evaluation.comparison_folder import ComparisonFolder
+from gleansr.evaluation.config import ImageSelection
 from gleansr.evaluation.figure_sheets import (
     COLOUR,
     ComparedImage,
@@ -376,14 +377,14 @@ def test_named_images_are_found():
 
 def test_methods_that_do_not_fit_together(tiny_model: Path):
     tiny, bicubic = gleansr.load(tiny_model, device="cpu"), load("bicubic", scale=4, device="cpu")
-    assert common_task({"a": tiny, "b": bicubic}, None, None, "refuse") == EvaluationTask(32, 4)
-    assert common_task({"b": bicubic}, 64, "pad", "enlarge") == EvaluationTask(64, 4, "pad", "enlarge")
+    assert common_task({"a": tiny, "b": bicubic}, ImageSelection()) == EvaluationTask(32, 4)
+    assert common_task({"b": bicubic}, ImageSelection(size=64, aspect="pad", small="enlarge")) == EvaluationTask(64, 4, "pad", "enlarge")
     with pytest.raises(RequestError, match="--size"):
-        common_task({"b": bicubic}, None, None, "refuse")
+        common_task({"b": bicubic}, ImageSelection())
     with pytest.raises(RequestError, match="a 32, --size 64"):
-        common_task({"a": tiny}, 64, None, "refuse")
+        common_task({"a": tiny}, ImageSelection(size=64))
     with pytest.raises(RequestError, match="a 4x, b 8x"):
-        common_task({"a": tiny, "b": load("bicubic", scale=8, device="cpu")}, None, None, "refuse")
+        common_task({"a": tiny, "b": load("bicubic", scale=8, device="cpu")}, ImageSelection())
     with pytest.raises(RequestError, match="GLEAN takes images of 8x8, not 4x4"):
         upscale_images(tiny, [torch.zeros(1, 3, 4, 4)])
 

@@ -54,9 +54,18 @@ def test_each_action_has_help_of_its_own_options(capsys: pytest.CaptureFixture[s
     assert printed(capsys, command, f"{action}s", "x")[1].endswith(f"did you mean {action}?\n")
 
 
-def test_the_help_of_upscale_has_groups(capsys: pytest.CaptureFixture[str]):
-    _, text = printed(capsys, "upscale", "--help")
-    assert all(f" {group} options " in text for group in ("output", "model", "photo", "video", "cluster", "device"))
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("upscale", ("output", "model", "photo", "video", "cluster", "device")),
+        ("evaluate", ("data", "metric", "output", "device")),
+        ("compare", ("method", "data", "metric", "device")),
+        ("figure", ("output", "image", "method", "layout", "device")),
+    ],
+)
+def test_long_help_has_groups(capsys: pytest.CaptureFixture[str], command: str, groups: tuple[str, ...]):
+    _, text = printed(capsys, command, "--help")
+    assert all(f" {group} options " in text for group in groups)
 
 
 def test_help_leaves_the_classes_of_the_library_as_they_are(capsys: pytest.CaptureFixture[str]):
@@ -90,6 +99,18 @@ def test_the_overview_loads_neither_torch_nor_tyro():
     code = "import sys; from gleansr.cli import main; main(['--help']); print(sorted({'torch', 'tyro', 'rich'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_help_of_commands_does_not_load_torch():
+    code = f"""
+import contextlib, sys
+from gleansr.cli import main
+for command in {COMMANDS}:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    assert "torch" not in sys.modules, command
+"""
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
 
 def test_ctrl_c_during_imports_is_quiet():

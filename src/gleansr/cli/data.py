@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from gleansr.data.choices import Aspect, Small
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ class ImageOptions:
 
     size: int | None = None
     """Side of the results; by default the kind's."""
-    aspect: Literal["squash", "crop", "pad", "bars"] | None = None
+    aspect: Aspect | None = None
     """What to do with images that are not square, by default the kind's. squash: scale each axis by itself; crop: take the centre square;
     pad: repeat the border up to a square; bars: take the centre of aspect 4:3 and add black bars above and below."""
-    small: Literal["skip", "enlarge"] | None = None
+    small: Small | None = None
     """What to do with images that would have to be enlarged; by default the kind's."""
     crop: Literal["none", "head", "box"] = "none"
     """What to cut out first. head: of the kind cat, by its landmarks; box: of the kind cars, by its bounding boxes."""

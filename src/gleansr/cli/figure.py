@@ -3,18 +3,20 @@
 import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from gleansr.cli.options import DeviceOptions
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
+from gleansr.evaluation.config import FigureLayout, ImageSelection
 from gleansr.files import check_not_input
-from gleansr.inference.precision import Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,30 +26,39 @@ if TYPE_CHECKING:
     from gleansr.inference.upscaler import Upscaler
 
 
+@dataclass(frozen=True)
+class FigureFiles:
+    """What is written."""
+
+    output: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-o"])] = ()
+    """One or more files, .png or .pdf."""
+    overwrite: bool = False
+    """Replace files that exist already."""
+
+
+@dataclass(frozen=True)
+class ColumnOptions:
+    """Which methods are shown, and with which models and settings."""
+
+    models: tuple[str, ...] = ()
+    """Models by method, such as glean=cats-8x dgp=FILE; in figure 3 by scale, such as glean:16=cats-16x glean:64=FILE."""
+    methods: str | None = None
+    """What is shown instead of the methods of the paper's figure, with commas between, such as bicubic,glean; the last is what the figure
+    is about. With --comparison its labels."""
+    option: tuple[str, ...] = ()
+    """Changes to the settings of pulse and dgp, such as pulse.steps=50 dgp.seed=1."""
+    scale: int | None = None
+    """Enlargement, by default 8."""
+
+
 def figure(
     number: tyro.conf.Positional[int],
     data: tyro.conf.Positional[str | None] = None,
-    output: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-o"])] = (),
-    comparison: Path | None = None,
-    models: tuple[str, ...] = (),
-    methods: str | None = None,
-    option: tuple[str, ...] = (),
-    scale: int | None = None,
-    size: int | None = None,
-    images: int | None = None,
-    gallery: int | None = None,
-    names: tuple[str, ...] = (),
-    seed: int = 0,
-    original: str | None = None,
-    patch: tuple[str, ...] = (),
-    aspect: Literal["squash", "crop", "pad", "bars"] | None = None,
-    small: Literal["refuse", "enlarge"] = "refuse",
-    width_mm: float = 180.0,
-    dpi: float = 300.0,
-    device: str = "auto",
-    precision: Precision = "auto",
-    overwrite: bool = False,
-    offline: bool = False,
+    files: Annotated[FigureFiles, tyro.conf.arg(name="output")] = FigureFiles(),
+    selection: Annotated[ImageSelection, tyro.conf.arg(name="image")] = ImageSelection(),
+    columns: Annotated[ColumnOptions, tyro.conf.arg(name="method")] = ColumnOptions(),
+    layout: FigureLayout = FigureLayout(),
+    computing: Annotated[DeviceOptions, tyro.conf.arg(name="device")] = DeviceOptions(),
 ) -> None:
     """Draw a figure of the paper's supplement from your images (docs/figures.md).
 
@@ -59,29 +70,6 @@ def figure(
         number: 1: random examples against PULSE. 2: comparison with DGP and ESRGAN+. 3: GLEAN at several scales. 4 to 7: cats, cars,
             bedrooms, towers. 8: image retouching.
         data: Test images: a folder, an archive or an image. For figure 8 the retouched ones.
-        output: One or more files, .png or .pdf.
-        comparison: Take images and results from the output folder of `gleansr compare` instead of DATA.
-        models: Models by method, such as glean=cats-8x dgp=FILE; in figure 3 by scale, such as glean:16=cats-16x glean:64=FILE.
-        methods: What is shown instead of the methods of the paper's figure, with commas between, such as bicubic,glean; the last is what
-            the figure is about. With --comparison its labels.
-        option: Changes to the settings of pulse and dgp, such as pulse.steps=50 dgp.seed=1.
-        scale: Enlargement, by default 8.
-        size: Side of the results, where all methods take images of any size.
-        images: How many images; in figures 4 to 7 in the upper part.
-        gallery: How many images are in the lower part of figures 4 to 7, by default one row.
-        names: Show these images, in this order, instead of drawing some.
-        seed: Of the draw.
-        original: The images of figure 8 before they were retouched, of the same names.
-        patch: What is shown enlarged, one for each image or one for all: x,y,size in pixels of the result, auto or the size alone for the
-            place where methods differ most (in figure 8: around the retouch).
-        aspect: What to do with images that are not square, see docs/data.md; by default bars for models of such images, otherwise crop.
-        small: What to do with images that would have to be enlarged.
-        width_mm: Width of the figure; 180 is two columns.
-        dpi: Least resolution of a PNG: the next at which the pixels of images are whole numbers of dots is taken.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
-        precision: Arithmetic: auto is float32 on a CPU and bfloat16 on a GPU that has it.
-        overwrite: Replace files that exist already.
-        offline: Never download a model.
     """
     from gleansr.evaluation.figure_sheets import check_matplotlib, draw, save
     from gleansr.evaluation.figures import FIGURES, FigureRequest, make_figure
@@ -90,52 +78,39 @@ def figure(
     if number not in FIGURES:
         raise RequestError(f"there is no figure {number}; there are {'; '.join(f'{n}: {spec.title}' for n, spec in FIGURES.items())}")
     given = {
-        "--comparison": comparison,
-        "--methods": methods,
-        "--scale": scale,
-        "--patch": patch,
-        "--gallery": gallery,
-        "--original": original,
+        "--comparison": selection.comparison,
+        "--methods": columns.methods,
+        "--scale": columns.scale,
+        "--patch": layout.patch,
+        "--gallery": selection.gallery,
+        "--original": selection.original,
         "DATA": data,
-        "--size": size,
-        "--aspect": aspect,
+        "--size": selection.size,
+        "--aspect": selection.aspect,
     }
     _check_options(number, {option for option, value in given.items() if value not in (None, ())})
-    for flag, value, least in (("--images", images, 1), ("--gallery", gallery, 0), ("--size", size, 1), ("--dpi", dpi, 1)):
+    for flag, value, least in (
+        ("--images", selection.images, 1),
+        ("--gallery", selection.gallery, 0),
+        ("--size", selection.size, 1),
+        ("--dpi", layout.dpi, 1),
+    ):
         if value is not None and not least <= value <= 100_000:
             raise RequestError(f"{flag} must be {least} to 100000, not {value}")
-    _check_outputs(output, overwrite)
-    for path in output:
-        _spare(path, [Path(one) for one in (data, original, comparison) if one])
-    asked = tuple(methods.split(",")) if methods else FIGURES[number].methods
-    columns = _columns(number, asked, models, option, scale or 8, comparison)
-    request = FigureRequest(
-        number=number,
-        methods=tuple(columns),
-        data=data,
-        comparison=comparison,
-        original=original,
-        scale=scale or 8,
-        size=size,
-        images=images,
-        gallery=gallery,
-        names=names,
-        seed=seed,
-        patches=patch or ("auto",),
-        aspect=aspect,
-        small=small,
-        width_mm=width_mm,
-        dpi=dpi,
-    )
+    _check_outputs(files)
+    for path in files.output:
+        _spare(path, [Path(one) for one in (data, selection.original, selection.comparison) if one])
+    shown = _columns(number, columns, selection.comparison)
+    request = FigureRequest(number=number, methods=tuple(shown), data=data, scale=columns.scale or 8, selection=selection, layout=layout)
     check_matplotlib()
-    find_precision(precision, find_device(device))  # before a download that would be for nothing
+    find_precision(computing.precision, find_device(computing.device))  # before a download that would be for nothing
     console = Console(stderr=True, soft_wrap=True)
-    entries = {label: entry for label, entry in columns.items() if entry}
-    sheet, facts = make_figure(request, partial(_load, entries, device, precision, offline), partial(_run, console))
-    drawing = draw(sheet, width_mm=width_mm, dpi=dpi)
+    entries = {label: entry for label, entry in shown.items() if entry}
+    sheet, facts = make_figure(request, partial(_load, entries, computing), partial(_run, console))
+    drawing = draw(sheet, width_mm=layout.width_mm, dpi=layout.dpi)
     for fact in facts:
         console.print(fact, markup=False, highlight=False)
-    for path in output:
+    for path in files.output:
         save(drawing, path, title=f"GLEAN, figure {number} of the supplement", facts="\n".join(facts))
         inches = drawing.get_size_inches()
         dots = f", {drawing.bbox.width:.0f}x{drawing.bbox.height:.0f} dots" if path.suffix.lower() == ".png" else ""
@@ -155,19 +130,19 @@ def _check_options(number: int, given: AbstractSet[str]) -> None:
         raise RequestError(f"a --comparison has images of its own, of one scale and size: leave {', '.join(others)} out")
 
 
-def _check_outputs(output: Sequence[Path], overwrite: bool) -> None:
+def _check_outputs(files: FigureFiles) -> None:
     from gleansr.evaluation.figure_sheets import FORMATS
 
-    if not output:
+    if not files.output:
         raise RequestError("say where the figure goes: --output figure.pdf, or several files")
-    for path in output:
+    for path in files.output:
         if path.suffix.lower() not in FORMATS:
             raise RequestError(f"{path}: unknown kind of figure {path.suffix!r}; use {' or '.join(FORMATS)}")
         if not path.parent.is_dir():
             raise RequestError(f"{path}: the folder {path.parent} does not exist")
         if path.is_dir():
             raise RequestError(f"{path}: is a folder")
-        if os.path.lexists(path) and not overwrite:
+        if os.path.lexists(path) and not files.overwrite:
             raise RequestError(f"{path}: already exists; use --overwrite or another -o FILE")
 
 
@@ -179,15 +154,13 @@ def _spare(path: Path, inputs: Sequence[Path]) -> None:
         raise RequestError(f"{path}: may be one of the images in {held[0]}, which are never replaced; give the figure another name")
 
 
-def _columns(
-    number: int, methods: Sequence[str], models: tuple[str, ...], settings: tuple[str, ...], scale: int, comparison: Path | None
-) -> "dict[str, ComparedMethod | None]":
+def _columns(number: int, options: ColumnOptions, comparison: Path | None) -> "dict[str, ComparedMethod | None]":
     """What is shown, from left to right, by label: methods to be run, or None for results that the comparison has."""
     from gleansr.evaluation.comparison_folder import ComparisonFolder
     from gleansr.evaluation.entries import parse_entries
     from gleansr.evaluation.figures import FIGURES
 
-    spec = FIGURES[number]
+    spec, models, settings, scale = FIGURES[number], options.models, options.option, options.scale or 8
     if number == 3:
         entries = parse_entries("glean", models or ("glean:16=cats-16x",), settings, scale)
         for entry in entries:
@@ -196,6 +169,7 @@ def _columns(
         return {entry.label: entry for entry in sorted(entries, key=lambda entry: int(entry.label))}
     folder = ComparisonFolder(comparison) if comparison else None
     there = folder.labels if folder else []
+    methods = options.methods.split(",") if options.methods else spec.methods
     wanting = [method for method in methods if method not in there]
     if not wanting and (models or settings):
         raise RequestError(f"{comparison} has all that is shown: leave {' '.join([*models, *settings])} out")
@@ -213,11 +187,11 @@ def _columns(
 # --------------------------------------------------------------------------------------------------------------- methods
 
 
-def _load(entries: "Mapping[str, ComparedMethod]", device: str, precision: Precision, offline: bool, label: str, scale: int) -> "Upscaler":
+def _load(entries: "Mapping[str, ComparedMethod]", computing: DeviceOptions, label: str, scale: int) -> "Upscaler":
     entry = entries[label]
     if entry.model:
-        fetched(entry.model, offline)
-    return entry.load(scale, device, precision)
+        fetched(entry.model, computing.offline)
+    return entry.load(scale, computing.device, computing.precision)
 
 
 def _run(console: Console, label: str, upscaler: "Upscaler", lrs: "Sequence[Tensor]", names: Sequence[str]) -> "list[np.ndarray]":

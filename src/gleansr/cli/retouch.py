@@ -27,7 +27,7 @@ def retouch(
     quality: int = 95,
     overwrite: bool = False,
     max_megapixels: float = 200,
-    computing: Annotated[DeviceOptions, tyro.conf.arg(name="device")] = DeviceOptions(),  # noqa: B008, it is frozen
+    computing: Annotated[DeviceOptions, tyro.conf.arg(name="device")] = DeviceOptions(),
 ) -> None:
     """Make a retouched image realistic, in one forward pass (docs/retouching.md).
 

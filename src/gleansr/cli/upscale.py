@@ -112,7 +112,7 @@ def upscale(
     photos: Annotated[PhotoOptions, tyro.conf.arg(name="photo")] = PhotoOptions(),
     videos: Annotated[VideoOptions, tyro.conf.arg(name="video")] = VideoOptions(),
     cluster: ClusterOptions = ClusterOptions(),
-    computing: Annotated[BatchOptions, tyro.conf.arg(name="device")] = BatchOptions(),  # noqa: B008, it is frozen
+    computing: Annotated[BatchOptions, tyro.conf.arg(name="device")] = BatchOptions(),
 ) -> None:
     """Enlarge images, folders of images, photos and videos.
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from gleansr.data.fit import Aspect, Small
+from gleansr.data.choices import Aspect, Small
 from gleansr.data.sources import FileItem, Item, Source, stem
 from gleansr.documents import parse_json
 from gleansr.errors import ImageError, RequestError

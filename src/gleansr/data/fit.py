@@ -1,28 +1,18 @@
 """Fits images of any shape to the square size of a network, as in the paper's data sets."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gleansr.data.choices import Aspect, Border, Small
 from gleansr.errors import ImageError
 from gleansr.images.resize import resize
-
-Aspect = Literal["squash", "crop", "pad", "bars"]
-"""Fitting of images that are not square, see `fit`."""
-
-Small = Literal["skip", "enlarge"]
-"""Handling of images that would have to be enlarged."""
 
 
 class SmallError(ImageError):
     """An image is too small and would have to be enlarged."""
-
-
-Border = Literal["repeat", "black"]
-"""Filling of the border that makes an image square: its outermost pixels, as at inference, or black, as in LSUN's cars."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gleansr.data.choices import Aspect, Small
 from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_list
-from gleansr.data.fit import Aspect, Small, SmallError, content_of, fit
+from gleansr.data.fit import SmallError, content_of, fit
 from gleansr.data.sources import MANIFEST, PREPARED, is_inside, open_source, read_manifest, stem
 from gleansr.documents import parse_line
 from gleansr.errors import ImageError, RequestError

@@ -120,7 +120,7 @@ def _write_inputs(comparison: Comparison, output: Path, watcher: Watcher) -> Rec
 
 def _run(comparison: Comparison, participant: Participant, inputs: Records, output: Path, watcher: Watcher) -> MethodSummary:
     """Runs a method on those of its images that have no record."""
-    entry, gts, size = participant.entry, comparison.gts, comparison.batch_size
+    entry, gts, size = participant.entry, comparison.gts, comparison.compute.batch_size
     records, folder = _resume(comparison, participant, inputs, output, watcher)
     names = gts.names[: participant.images]
     # The same whole batches in every run: the last bits of a network's result can depend on the batch size.

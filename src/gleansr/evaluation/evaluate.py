@@ -23,7 +23,7 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
         RequestError: a metric does not apply to an image.
         ImageError: a test image cannot be used.
     """
-    gts, suite, size = comparison.gts, comparison.suite, comparison.batch_size
+    gts, suite, size = comparison.gts, comparison.suite, comparison.compute.batch_size
     methods = {}
     for participant in comparison.participants:
         entry, compute = participant.entry, comparison.compute

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gleansr.data.fit import Aspect, SmallError
+from gleansr.data.fit import SmallError
 from gleansr.data.sources import FolderSource, Source, open_source, stem
 from gleansr.errors import ImageError, RequestError
 from gleansr.evaluation import figure_sheets as sheets
 from gleansr.evaluation.comparison_folder import ComparisonFolder
+from gleansr.evaluation.config import FigureLayout, ImageSelection
 from gleansr.evaluation.figure_sheets import ComparedImage, PanelBox, RetouchedImage, Sheet, to_pixels
-from gleansr.evaluation.ground_truth import EvaluationTask, Small, default_aspect, default_border, read_image
+from gleansr.evaluation.ground_truth import EvaluationTask, default_aspect, default_border, read_image
 from gleansr.images.codec import readable_suffixes
 from gleansr.inference.method import StepReport
 from gleansr.inference.upscaler import Upscaler
@@ -64,26 +65,21 @@ class FigureRequest:
 
     number: int
     methods: tuple[str, ...]
-    """Labels from left to right; methods without results in `comparison` are loaded. In figure 3 the scales of GLEAN."""
+    """Labels from left to right; methods without results in the comparison are loaded. In figure 3 the scales of GLEAN."""
     data: str | None = None
-    comparison: Path | None = None
-    original: str | None = None
     scale: int = 8
     """Ignored if the figure or the comparison sets the scale."""
-    size: int | None = None
-    images: int | None = None
-    gallery: int | None = None
-    names: tuple[str, ...] = ()
-    seed: int = 0
-    patches: tuple[str, ...] = ("auto",)
-    aspect: Aspect | None = None
-    small: Small = "refuse"
-    width_mm: float = 180.0
-    dpi: float = 300.0
+    selection: ImageSelection = ImageSelection()
+    layout: FigureLayout = FigureLayout()
 
     @property
     def spec(self) -> FigureSpec:
         return FIGURES[self.number]
+
+    @property
+    def images(self) -> int:
+        """Number of images; with a gallery, in the upper part."""
+        return self.selection.images or self.spec.images
 
 
 T = TypeVar("T")
@@ -111,18 +107,17 @@ def make_figure(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tup
 
 def _comparison(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tuple[Sheet, list[str]]:
     """Figures 1, 2 and 4 to 7."""
-    methods = request.methods
+    methods, selection, n = request.methods, request.selection, request.images
     has_gallery = "--gallery" in request.spec.options
-    n = request.images or request.spec.images
-    gallery_size = 0 if not has_gallery else len(methods) + 2 if request.gallery is None else request.gallery
-    if request.comparison is None:
+    gallery_size = 0 if not has_gallery else len(methods) + 2 if selection.gallery is None else selection.gallery
+    if selection.comparison is None:
         upscalers = {method: load(method, request.scale) for method in methods}
-        task = common_task(upscalers, request.size, request.aspect, request.small)
+        task = common_task(upscalers, selection)
         source = open_images(_data(request))
         names, facts = _choose(request, source.names, n + gallery_size)
         images, lrs = read_images(source, names, task)
     else:
-        folder = ComparisonFolder(request.comparison)
+        folder = ComparisonFolder(selection.comparison)
         stored = [method for method in methods if method in folder.labels]
         names, facts = _choose(request, folder.names(stored), n + gallery_size)
         images, lrs = folder.read(names, stored)
@@ -135,7 +130,7 @@ def _comparison(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tup
         if request.number == 1:
             return sheets.random_examples(images, methods), facts
         top, gallery = (images[:n], images[n:]) if has_gallery else (images, [])
-        boxes = _boxes(request.patches, top, [image.gt for image in top], differing_box)
+        boxes = _boxes(request.layout.patch, top, [image.gt for image in top], differing_box)
         sheet = sheets.category(top, gallery, methods, boxes) if has_gallery else sheets.comparison(top, methods, boxes)
         return sheet, facts + _patch_facts(top, boxes)
 
@@ -148,7 +143,7 @@ def _comparison(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tup
     draft = images
     for method in upscalers:
         draft = _add_results(draft, method, [image.gt for image in images])
-    sheets.arrange(arranged(draft)[0], request.width_mm, request.dpi)
+    sheets.arrange(arranged(draft)[0], request.layout.width_mm, request.layout.dpi)
     for method, upscaler in upscalers.items():
         images = _add_results(images, method, run(method, upscaler, lrs, names))
         facts.append(_method_fact(method, upscaler))
@@ -160,12 +155,12 @@ def _scales(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tuple[S
     """Figure 3."""
     (method,) = request.spec.methods
     source = open_images(_data(request))
-    names, facts = _choose(request, source.names, request.images or request.spec.images)
+    names, facts = _choose(request, source.names, request.images)
     upscalers = {int(label): load(label, int(label)) for label in request.methods}
     by_scale = {}
     for scale, upscaler in upscalers.items():
         label = f"{method} at {scale}x"
-        task = common_task({label: upscaler}, request.size, request.aspect, request.small)
+        task = common_task({label: upscaler}, request.selection)
         images, lrs = read_images(source, names, task)
         by_scale[scale] = sheets.without_bars(_add_results(images, method, run(label, upscaler, lrs, names)))
         facts.append(_method_fact(label, upscaler))
@@ -177,19 +172,19 @@ def _retouching(request: FigureRequest, load: LoadMethod, run: RunMethod) -> tup
     method, *others = request.methods
     if others:
         raise RequestError(f"figure 8 shows one model, not {', '.join(request.methods)}")
-    if request.original is None:
+    if request.selection.original is None:
         raise RequestError("figure 8 needs the images before retouching, with the same names: give them with --original")
-    source, original = open_images(_data(request)), open_images(request.original)
-    names, facts = _choose(request, source.names, request.images or request.spec.images)
+    source, original = open_images(_data(request)), open_images(request.selection.original)
+    names, facts = _choose(request, source.names, request.images)
     upscaler = load(method, request.scale)
-    task = common_task({method: upscaler}, request.size, request.aspect, request.small)
+    task = common_task({method: upscaler}, request.selection)
     images = read_retouched(source, original, names, task, lambda lrs: run(method, upscaler, lrs, names))
     facts += [f"scale {task.scale}, {task.size}x{task.size}", _method_fact(method, upscaler)]
 
     def retouched_box(image: RetouchedImage, size: int | None) -> PanelBox:
         return retouched_patch(image.original, image.retouched, size)
 
-    boxes = _boxes(request.patches, images, [image.original for image in images], retouched_box)
+    boxes = _boxes(request.layout.patch, images, [image.original for image in images], retouched_box)
     return sheets.retouching(images, boxes, method), facts + _patch_facts(images, boxes)
 
 
@@ -215,9 +210,10 @@ def _method_fact(label: str, upscaler: Upscaler) -> str:
 
 def _choose(request: FigureRequest, names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
     """The names of the images to show, and a line that says how they were chosen."""
-    source = Path(request.comparison or _data(request)).name
-    chosen = choose_images(names, count, request.seed, request.names, source)
-    how = "named" if request.names else "all" if len(chosen) == len(names) else f"{len(chosen)} drawn with seed {request.seed}"
+    selection = request.selection
+    source = Path(selection.comparison or _data(request)).name
+    chosen = choose_images(names, count, selection.seed, selection.names, source)
+    how = "named" if selection.names else "all" if len(chosen) == len(names) else f"{len(chosen)} drawn with seed {selection.seed}"
     return chosen, [f"figure {request.number}: of {len(names):,} images in {source}, {how}: {', '.join(chosen)}"]
 
 
@@ -304,14 +300,12 @@ def _gt_and_lr(source: Source, name: str, task: EvaluationTask) -> tuple[Tensor,
 # -------------------------------------------------------------------------------------------------------------- methods
 
 
-def common_task(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Aspect | None, small: Small) -> EvaluationTask:
+def common_task(upscalers: Mapping[str, Upscaler], selection: ImageSelection) -> EvaluationTask:
     """The task of methods that share one scale and one size of results.
 
     Args:
         upscalers: the methods by label.
-        size: side of the results, for methods that take images of any size.
-        aspect: default: "bars" for models of images between black bars, otherwise "crop".
-        small: see `EvaluationTask`.
+        selection: its size is for methods that take images of any size.
 
     Raises RequestError if scales or sizes differ, or no size is known.
     """
@@ -320,8 +314,8 @@ def common_task(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Asp
         listed = ", ".join(f"{label} {scale}x" for label, scale in scales.items())
         raise RequestError(f"the methods of a figure must have one scale, not {listed}; give models of one scale with --models")
     sizes = {label: upscaler.output_size for label, upscaler in upscalers.items() if upscaler.output_size}
-    if size is not None:
-        sizes["--size"] = size
+    if selection.size is not None:
+        sizes["--size"] = selection.size
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{label} {side}" for label, side in sizes.items())
         raise RequestError(f"the images of a figure must have one size, not {listed}; give models of one size with --models")
@@ -329,7 +323,7 @@ def common_task(upscalers: Mapping[str, Upscaler], size: int | None, aspect: Asp
         raise RequestError(f"{', '.join(upscalers)} takes images of any size: give the side of the results with --size")
     methods = upscalers.values()
     side, scale = next(iter(sizes.values())), next(iter(scales.values()))
-    return EvaluationTask(side, scale, aspect or default_aspect(methods), small, default_border(methods))
+    return EvaluationTask(side, scale, selection.aspect or default_aspect(methods), selection.small, default_border(methods))
 
 
 def upscale_images(
@@ -434,6 +428,7 @@ def _boxes(
     texts: Sequence[str], items: Sequence[T], images: Sequence[np.ndarray], auto: Callable[[T, int | None], PanelBox]
 ) -> list[PanelBox]:
     """The patch of each item, inside its image, as --patch says; `auto` places a patch of a given size."""
+    texts = texts or ["auto"]
     if len(texts) not in (1, len(items)):
         raise RequestError(f"{len(items)} images have patches, but {len(texts)} are given with --patch: give one for all, or one for each")
     boxes = []

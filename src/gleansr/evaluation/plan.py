@@ -11,15 +11,14 @@ import torch
 from gleansr import baselines
 from gleansr.checkpoints import model_path
 from gleansr.checkpoints.download import DownloadProgress
-from gleansr.data.fit import Aspect
 from gleansr.data.shards import without_query
 from gleansr.errors import RequestError
+from gleansr.evaluation.config import ComputeConfig, GroundTruthConfig, MetricConfig
 from gleansr.evaluation.entries import ComparedMethod, check_labels
-from gleansr.evaluation.ground_truth import Degradation, EvaluationTask, GroundTruth, Small, default_aspect, default_border
-from gleansr.evaluation.metric_suite import METRICS, MetricFiles, MetricSuite, default_metrics
-from gleansr.evaluation.metrics import Rounding
+from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth, default_aspect, default_border
+from gleansr.evaluation.metric_suite import METRICS, MetricSuite, default_metrics
 from gleansr.evaluation.records import Record
-from gleansr.evaluation.runner import ComputeConfig, machine
+from gleansr.evaluation.runner import machine
 from gleansr.evaluation.summary import MethodSummary
 from gleansr.files import sha256_of
 from gleansr.inference.devices import find_device, find_precision
@@ -62,15 +61,12 @@ class Comparison:
     participants: Sequence[Participant]
     suite: MetricSuite
     compute: ComputeConfig
-    batch_size: int = 1
-    jobs: int = 1
-    """Number of images that a search processes at once."""
     groups: Mapping[str, str] = field(default_factory=dict)
     """Group of each image by name; empty: no results by group."""
 
     def jobs_of(self, entry: ComparedMethod) -> int:
         """Number of processes of a method; a network has one, so that nothing else disturbs its time."""
-        return self.jobs if entry.searches else 1
+        return self.compute.jobs if entry.searches else 1
 
     def compute_of(self, entry: ComparedMethod) -> ComputeConfig:
         """Device and arithmetic of each process of a method; the processes share the threads."""
@@ -88,8 +84,8 @@ class Comparison:
             "pictures": len(self.gts),
             "task": asdict(self.task),
             "low": Path(without_query(self.lr)).name if self.lr else _LR_TEXTS[self.task.degradation],
-            "batch_size": self.batch_size,
-            "jobs": self.jobs,
+            "batch_size": self.compute.batch_size,
+            "jobs": self.compute.jobs,
             "judge": {"metrics": [metric.name for metric in self.suite.metrics]} | self.suite.protocol,
             "place": machine(find_device(self.compute.device)) | precision | {"threads": self.compute.threads or torch.get_num_threads()},
             "versions": {"gleansr": version(), "torch": torch.__version__},
@@ -112,20 +108,10 @@ def plan(
     entries: Sequence[ComparedMethod],
     *,
     scale: int,
-    metrics: Sequence[str] | None = None,
-    rounding: Rounding = "8-bit",
-    crop: int = 0,
-    files: MetricFiles | None = None,
-    size: int | None = None,
-    lr: str | None = None,
-    limit: int | None = None,
+    images: GroundTruthConfig = GroundTruthConfig(),
+    metrics: MetricConfig = MetricConfig(),
+    compute: ComputeConfig = ComputeConfig(),
     limit_slow: int | None = None,
-    aspect: Aspect | None = None,
-    small: Small = "refuse",
-    degradation: Degradation = "bicubic",
-    compute: ComputeConfig | None = None,
-    batch_size: int = 1,
-    jobs: int = 1,
     groups: Path | None = None,
     progress: DownloadProgress | None = None,
 ) -> Comparison:
@@ -135,42 +121,34 @@ def plan(
         data: the ground-truth images, as for `open_source`.
         entries: the methods.
         scale: scale of all methods.
-        metrics: names from `gleansr.evaluation.metric_suite.METRICS`; default: those that need only the package and `files`.
-        rounding: see `MetricSuite`, also for `crop`, `files` and `progress`.
-        size: side of the results; default: that of the methods.
-        lr: prepared low-resolution images, see `GroundTruth`.
-        limit: number of images, from the first.
+        images: size and number of the ground-truth images, and what methods receive of them.
+        metrics: metrics and how they are computed.
+        compute: of the methods; metrics use the same device. Default: a GPU if there is one.
         limit_slow: number of images of searches, from the first.
-        aspect: see `EvaluationTask`; default: "bars" for models of images between black bars, otherwise "crop".
-        small: see `EvaluationTask`, also for `degradation`.
-        compute: device and arithmetic of the methods; metrics use the same device. Default: a GPU if there is one.
-        batch_size: images per forward pass; 1 measures latency.
-        jobs: batches that a search processes at once on a CPU, each in a process with its share of the threads.
         groups: a CSV file, see `read_groups`, for results by group.
+        progress: see `MetricSuite`.
 
     Raises:
         RequestError: the arguments do not fit together.
         CheckpointError, DownloadError, ImageError: a model or the first image cannot be used.
     """
-    compute = compute or ComputeConfig()
     check_labels(entries)
     if not entries:
         raise RequestError("no method to compare; give some with --methods")
-    if batch_size < 1:
-        raise RequestError(f"--batch-size must be at least 1, not {batch_size}")
-    if jobs < 1:
-        raise RequestError(f"--jobs must be at least 1, not {jobs}")
+    if compute.batch_size < 1:
+        raise RequestError(f"--batch-size must be at least 1, not {compute.batch_size}")
+    if compute.jobs < 1:
+        raise RequestError(f"--jobs must be at least 1, not {compute.jobs}")
     if limit_slow is not None and limit_slow < 1:
         raise RequestError(f"--limit-slow must be at least 1, not {limit_slow}")
     find_precision(compute.precision, device := find_device(compute.device))
-    if jobs > 1 and device.type != "cpu":
-        raise RequestError(f"--jobs {jobs} is for searches on a CPU; on a GPU use --batch-size")
+    if compute.jobs > 1 and device.type != "cpu":
+        raise RequestError(f"--jobs {compute.jobs} is for searches on a CPU; on a GPU use --batch-size")
     upscalers = {entry.label: entry.load(scale, "cpu") for entry in entries}
     loaded = upscalers.values()
-    task = EvaluationTask(
-        _common_size(upscalers, size), scale, aspect or default_aspect(loaded), small, default_border(loaded), degradation
-    )
-    gts = GroundTruth(data, task, lr=lr, limit=limit)
+    size, aspect = _common_size(upscalers, images.size), images.aspect or default_aspect(loaded)
+    task = EvaluationTask(size, scale, aspect, images.small, default_border(loaded), images.degradation)
+    gts = GroundTruth(data, task, lr=images.lr, limit=images.limit)
     groups_by_name = {} if groups is None else read_groups(groups, gts.names)
     participants = []
     for entry in entries:
@@ -180,15 +158,15 @@ def plan(
         licence = upscalers[entry.label].license
         participants.append(Participant(replace(entry, model=model), n, path and path.name, path and sha256_of(path), licence))
     fewest = min(participant.images for participant in participants)
-    names = default_metrics(files, task.size - 2 * crop) if metrics is None else list(metrics)
+    names = metrics.names or default_metrics(metrics, task.size - 2 * metrics.crop)
     sets = [name for name in names if name in METRICS and METRICS[name].of_set] if fewest < 2 else []
-    if sets and metrics is not None:
+    if sets and metrics.names:
         raise RequestError(f"{' and '.join(sets)} need at least 2 images, not {fewest}: raise --limit or leave them out")
     names = [name for name in names if name not in sets]
-    suite = MetricSuite(names, rounding=rounding, crop=crop, device=device, files=files, progress=progress)
+    suite = MetricSuite(names, rounding=metrics.rounding, crop=metrics.crop, device=device, files=metrics, progress=progress)
     example = gts[0]
     suite(example.inside(example.lr), example.inside(example.gt), example.inside(example.gt))
-    return Comparison(data, gts, lr, participants, suite, compute, batch_size, jobs, groups_by_name)
+    return Comparison(data, gts, images.lr, participants, suite, compute, groups_by_name)
 
 
 def read_groups(file: Path, names: Sequence[str]) -> dict[str, str]:

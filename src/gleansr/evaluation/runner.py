@@ -20,28 +20,15 @@ import torch
 from torch import Tensor
 
 from gleansr.errors import GleansrError, InternalError
+from gleansr.evaluation.config import ComputeConfig
 from gleansr.evaluation.entries import ComparedMethod
 from gleansr.inference.method import StepReport
-from gleansr.inference.precision import Precision, full_name
 
 _STEP_SECONDS = 0.2  # between two progress reports within an image
 
 
 class MethodError(GleansrError):
     """A method raised an error, or its process ended."""
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """Device and arithmetic of methods."""
-
-    device: str = "auto"
-    precision: Precision = "auto"
-    threads: int | None = None
-    """CPU threads; None: torch's default."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "precision", full_name(self.precision))
 
 
 @dataclass(frozen=True, eq=False)

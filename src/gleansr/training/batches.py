@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gleansr.data.fit import Border, Content
+from gleansr.data.choices import Border
+from gleansr.data.fit import Content
 from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores

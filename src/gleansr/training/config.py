@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from gleansr.configs import Range, check, from_dict, merge, parse_override
+from gleansr.data.choices import Aspect, Border
 from gleansr.data.degradation import RealConfig
-from gleansr.data.fit import Aspect, Border
 from gleansr.documents import read_toml
 from gleansr.errors import RequestError
 from gleansr.inference.precision import full_name
