@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -422,7 +423,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(networks.PRESETS, "full", tiny)
     monkeypatch.setitem(networks.PRESETS, "light", lambda *sizes: lighten(tiny(*sizes)))
     monkeypatch.setattr(networks, "read_peer", copy.deepcopy)
-    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
     monkeypatch.delitem(sys.modules, "mmagic_glean", raising=False)
     return tmp_path
 
@@ -504,10 +505,10 @@ def test_wrong_requests_are_refused_in_one_line_before_any_work(
 
 def test_what_mmagic_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mmagic_glean.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
-    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "mmcv" else name)
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "mmcv" else ModuleSpec(name, None))
     with pytest.raises(RequestError, match="--peer needs mmcv; "):
         measure.mmagic(str(tmp_path))
-    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
     monkeypatch.delitem(sys.modules, "mmagic_glean", raising=False)
     with pytest.raises(RequestError, match=r"needs a package: .*a_package_that_is_not_there"):
         measure.mmagic(str(tmp_path))
