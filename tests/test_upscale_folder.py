@@ -9,6 +9,7 @@ import gleansr
 from gleansr.cli import main
 from gleansr.errors import RequestError
 from gleansr.jobs import JobResult
+from gleansr.jobs.folder import describe_run
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def test_it_resumes_what_it_and_the_command_did(folder: Path, tiny_model: Path, 
     main(["upscale", str(folder), "--model", str(tiny_model), "--device", "cpu"])
     again = gleansr.upscale_folder(folder, model=tiny_model, device="cpu")
     assert (again.done, again.skipped) == (0, 4)
+    assert str(again) == f"Nothing to do: all 4 images are already in {folder.with_name('cats_4x')}"
     other = gleansr.upscale_folder(folder, model=tiny_model, device="cpu", quality=80)
     assert other.done == 4
 
@@ -69,6 +71,22 @@ def test_wrong_options_write_nothing(folder: Path, tiny_model: Path, options: di
 def test_one_image_is_for_load(folder: Path, tiny_model: Path):
     with pytest.raises(RequestError, match="is not a folder"):
         gleansr.upscale_folder(folder / "a.png", model=tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ((3, 0, 2), "3 images → out (4x, tiny) in 1 s; 2 done before"),
+        ((0, 1, 2), "No image was upscaled (4x, tiny); 1 failed; 2 done before"),
+        ((0, 0, 1), "Nothing to do: the image is already in out"),
+    ],
+)
+def test_a_run_is_one_line(counts: tuple[int, int, int], line: str):
+    assert describe_run(*counts, "out", "4x, tiny", pace=" in 1 s") == line
+
+
+def test_a_run_that_was_stopped_while_it_skipped_has_something_to_do():
+    assert describe_run(0, 0, 2, "out", "4x, tiny", missing=5) == "No image was upscaled (4x, tiny); 2 done before; 5 not begun"
 
 
 def test_an_upscaler_says_what_it_is(tiny_model: Path):

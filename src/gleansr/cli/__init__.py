@@ -150,7 +150,7 @@ def _print_overview() -> None:
     print(f"Exit status: {EXIT_STATUS}")
 
 
-def _print_actions(name: str, actions: "dict[str, Callable[..., None]]") -> None:
+def _print_actions(name: str, actions: dict[str, Callable[..., None]]) -> None:
     print(f"usage: gleansr {name} [{'|'.join(actions)}] [OPTIONS]\n")
     examples = []
     for action, function in actions.items():

@@ -18,6 +18,7 @@ from rich.text import Text
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.files import printable
 from gleansr.jobs import Destination, InputCounts, JobResult, Manifest, OutputError, UnreadableFolder, Work
+from gleansr.jobs.folder import describe_run
 from gleansr.signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Tally:
             self.total += 1
             self._fail(result.folder, f"the folder cannot be read: {result.reason}", 1)
         elif result.error:
-            self._fail(result.job.source, str(result.error).removeprefix(f"{result.job.source}: "), result.error.exit_code)
+            self._fail(result.job.source, result.reason, result.error.exit_code)
         elif result.status == "skipped":
             self.skipped += 1
         else:
@@ -214,20 +215,11 @@ class Tally:
         if quiet:
             return
         folder = " and ".join(where[:2]) + (f" and {len(where) - 2} more folders" if len(where) > 2 else "")
-        if self.skipped and not self.done and not self.failed:
-            self._print(f"Nothing to do: {'the image is' if self.skipped == 1 else f'all {self.skipped:,} images are'} already in {folder}")
-            return
-        images = f"{self.done:,} {'image' if self.done == 1 else 'images'}"
-        parts = [f"{images} → {folder} ({what}) in {_duration(seconds)}" if self.done else f"No image was upscaled ({what})"]
+        pace = f" in {_duration(seconds)}"
         if self.done > FEW and not self.failed:
-            parts[0] += f", {self.done / max(seconds, 1e-9):.3g} images/s"
-        if self.failed:
-            parts.append(f"{self.failed:,} failed")
-        if self.skipped:
-            parts.append(f"{self.skipped:,} done before")
-        if missing := self.remaining - self.done - self.failed:
-            parts.append(f"{missing:,} not begun")
-        self._print("; ".join(parts))
+            pace += f", {self.done / max(seconds, 1e-9):.3g} images/s"
+        missing = self.remaining - self.done - self.failed
+        self._print(describe_run(self.done, self.failed, self.skipped, folder, what, missing=missing, pace=pace))
 
     def _table(self, manifests: Sequence[Path | str]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title="Failures", title_justify="left")

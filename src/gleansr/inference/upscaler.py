@@ -128,8 +128,7 @@ class Upscaler:
         from the result. A square image of its input size is assumed to have bars, and keeps them. A model trained with repeated rows
         instead of bars gets repeated rows here too.
         """
-        if fit not in get_args(Fit):
-            raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
+        check_fit(fit)
         height, width = image.size
         if self.input_size is None or self.output_size is None or self.content_height is None:
             keep = (0, 0, height * self.scale, width * self.scale)
@@ -220,6 +219,12 @@ class Upscaler:
         if note := "; ".join(filter(None, [fitted.note, note])):
             image.info["gleansr"] = note
         return image
+
+
+def check_fit(fit: str) -> None:
+    """Raises RequestError unless `fit` is one of `Fit`."""
+    if fit not in get_args(Fit):
+        raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
 
 
 def _planes(image: DecodedImage, rows: slice, columns: slice) -> Tensor:

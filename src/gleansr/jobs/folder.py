@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from gleansr import checkpoints
 from gleansr.errors import RequestError
@@ -14,7 +14,7 @@ from gleansr.files import sha256_of
 from gleansr.inference.devices import find_precision
 from gleansr.inference.precision import Precision
 from gleansr.inference.tasks import Enlarge
-from gleansr.inference.upscaler import Fit, Upscaler, load
+from gleansr.inference.upscaler import Fit, Upscaler, check_fit, load
 from gleansr.jobs.jobs import UnreadableFolder, destinations
 from gleansr.jobs.manifest import Manifest
 from gleansr.jobs.pipeline import run
@@ -24,7 +24,7 @@ from gleansr.jobs.walk import count, walk
 
 @dataclass(frozen=True)
 class FolderSummary:
-    """What became of a folder's images."""
+    """Numbers of a folder run, and its failures."""
 
     destination: Path
     """Folder of the results."""
@@ -41,10 +41,29 @@ class FolderSummary:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.done:,} {'image' if self.done == 1 else 'images'} → {self.destination} ({self.scale}x, {self.model})"]
-        parts += [f"{len(self.failures):,} failed"] if self.failures else []
-        parts += [f"{self.skipped:,} done before"] if self.skipped else []
-        return "; ".join(parts)
+        return describe_run(self.done, len(self.failures), self.skipped, str(self.destination), f"{self.scale}x, {self.model}")
+
+
+def describe_run(done: int, failed: int, skipped: int, where: str, what: str, *, missing: int = 0, pace: str = "") -> str:
+    """One line on a run that has ended.
+
+    Args:
+        done: images upscaled by this run.
+        failed: images and folders.
+        skipped: images whose results were there already.
+        where: folders of the results.
+        what: scale and model.
+        missing: images that a stopped run did not begin.
+        pace: how long it took, such as " in 3 s".
+    """
+    if skipped and not (done or failed or missing):
+        return f"Nothing to do: {'the image is' if skipped == 1 else f'all {skipped:,} images are'} already in {where}"
+    images = f"{done:,} {'image' if done == 1 else 'images'}"
+    parts = [f"{images} → {where} ({what}){pace}" if done else f"No image was upscaled ({what})"]
+    parts += [f"{failed:,} failed"] if failed else []
+    parts += [f"{skipped:,} done before"] if skipped else []
+    parts += [f"{missing:,} not begun"] if missing else []
+    return "; ".join(parts)
 
 
 def run_settings(upscaler: Upscaler, precision: Precision, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -96,8 +115,7 @@ def upscale_folder(
     started = time.monotonic()
     if not Path(source).is_dir():
         raise RequestError(f"{source} is not a folder; `gleansr.load(model)(image)` upscales one image")
-    if fit not in get_args(Fit):
-        raise RequestError(f"fit is {fit!r}, but must be one of {', '.join(get_args(Fit))}")
+    check_fit(fit)
     if not 1 <= quality <= 100:
         raise RequestError(f"quality must be 1 to 100, not {quality}")
     if not 0 <= back_projection <= 1:
@@ -127,7 +145,7 @@ def upscale_folder(
             if isinstance(result, UnreadableFolder):
                 failures[result.folder] = result.reason
             elif result.error:
-                failures[result.job.source] = str(result.error).removeprefix(f"{result.job.source}: ")
+                failures[result.job.source] = result.reason
             else:
                 statuses[result.status] += 1
             if progress:

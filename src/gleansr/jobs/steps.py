@@ -74,6 +74,11 @@ class JobResult:
     error: GleansrError | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def reason(self) -> str:
+        """The error without the name of the image that it begins with; empty without one."""
+        return str(self.error or "").removeprefix(f"{self.job.source}: ")
+
 
 @dataclass(frozen=True, eq=False)
 class DecodedJob:
