@@ -1,4 +1,4 @@
-"""A sheet of examples of the bundled models: lr, bicubic, GLEAN, ground truth. The pictures of the README and the model cards.
+"""A sheet of examples of the bundled models: lr, bicubic, GLEAN, ground truth. Of the README and the model cards.
 
     python -m benchmarks.gallery -o docs/gallery.jpg
     python -m benchmarks.gallery --models faces-16x --drawn 5 -o docs/models/faces-16x.jpg
@@ -10,7 +10,7 @@ bicubic, 8 bits) and as thumbnails are (`--degradation real` of `gleansr evaluat
 
 import argparse
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 import gleansr
 from gleansr.checkpoints import zoo
-from gleansr.data.degradation import degrade_real, fixed_seed
-from gleansr.images.pixels import from_bytes, to_bytes
-from gleansr.images.resize import degrade, resize
+from gleansr.evaluation.config import Degradation
+from gleansr.evaluation.ground_truth import EvaluationTask
+from gleansr.images.codec import decode
+from gleansr.images.pixels import to_bytes
+from gleansr.images.resize import resize
 from gleansr.models.stylegan2 import StyleGAN2
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,37 +33,33 @@ COLUMNS = ("lr", "bicubic", "GLEAN", "ground truth")
 
 
 def ground_truths(category: str, drawn: int) -> list[Tensor]:
-    """The category's photo and `drawn` images of its bank, each (1, 3, 256, 256) in [-1, 1] with values of 8 bits."""
-    images = []
-    if category in PHOTOS:
-        with Image.open(EXAMPLES / PHOTOS[category]) as photo:
-            pixels = torch.frombuffer(bytearray(photo.convert("RGB").tobytes()), dtype=torch.uint8)
-        images.append(pixels.view(SIZE, SIZE, 3).permute(2, 0, 1)[None])
+    """The category's photo and `drawn` images of its bank, each (3, 256, 256) in [0, 1]."""
+    images = [decode(EXAMPLES / PHOTOS[category]).premultiplied()] if category in PHOTOS else []
     if drawn:
         bank = cast("StyleGAN2", gleansr.load_model(f"{category}-bank", part="generator"))
         for seed in range(drawn):
             z = torch.randn(1, bank.config.code_dim, generator=torch.Generator().manual_seed(seed))
             with torch.inference_mode():
-                images.append(to_bytes(bank(z, truncation=0.8)))
-    return [from_bytes(image) for image in images]
+                images.append((bank(z, truncation=0.8)[0].clamp(-1, 1) + 1) / 2)
+    return images
 
 
-def row(upscaler: gleansr.Upscaler, gt: Tensor, index: int, degradation: str) -> Tensor:
-    """(3, 256, 4 * 256) uint8: lr, bicubic, result and ground truth."""
-    scale = upscaler.scale
-    lr = from_bytes(degrade_real(to_bytes(gt[0]), scale, fixed_seed(index))[None]) if degradation == "real" else degrade(gt, scale)
-    sr = upscaler.method(lr).images
-    cells = F.interpolate(lr, size=SIZE), resize(lr, size=SIZE), sr, gt
+def row(upscaler: gleansr.Upscaler, image: Tensor, index: int, degradation: Degradation) -> Tensor:
+    """(3, 256, 4 * 256) uint8: lr, bicubic, result and ground truth, as `gleansr evaluate` has them."""
+    task = EvaluationTask(SIZE, upscaler.scale, degradation=degradation)
+    gt, content = task.fit(image)
+    lr = task.degrade(gt, content, index)
+    cells = F.interpolate(lr, size=SIZE), resize(lr, size=SIZE), upscaler.method(lr).images, gt
     return to_bytes(torch.cat([cell[0] for cell in cells], 2))
 
 
 def sheet(models: list[str], drawn: int) -> Image.Image:
     """Two rows beside each other per image: clean and real."""
-    rows = []
+    rows, degradations = [], get_args(Degradation)
     for name in models:
         upscaler, category = gleansr.load(name, device="cpu"), zoo.find(name).category
         for index, gt in enumerate(ground_truths(category, drawn)):
-            rows.append((f"{name}", [row(upscaler, gt, index, degradation) for degradation in ("clean", "real")]))
+            rows.append((name, [row(upscaler, gt, index, degradation) for degradation in degradations]))
     width = 2 * len(COLUMNS) * SIZE + 3 * GAP
     image = Image.new("RGB", (width, HEADER + len(rows) * (SIZE + GAP)), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
