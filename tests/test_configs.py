@@ -235,6 +235,13 @@ def test_what_does_not_go_with_the_kind_of_network(name: str, change: str, compl
         load_recipe(NetworkRecipe, name, [change])
 
 
+@pytest.mark.parametrize(("patch", "refused"), [(8, True), (16, False)])
+def test_the_checkerboard_penalty_needs_two_squares_a_side(patch: int, refused: bool):
+    with pytest.raises(RequestError) as caught:  # of the discriminator's size at least
+        load_recipe(NetworkRecipe, "plain-cats-8x-compact", ["checkerboard_weight=1", f"data.patch={patch}"])
+    assert ("at least two a side, but the images have 8" in str(caught.value)) == refused
+
+
 def test_something_must_tie_the_results_to_the_images():
     assert load_recipe(NetworkRecipe, "cats-8x", ["pixel_weight=0"]).pixel_weight == 0
     with pytest.raises(RequestError, match="pixel_weight and perceptual_weight are both 0"):

@@ -318,6 +318,10 @@ class NetworkRecipe:
                 "lattice_weight uses windows of 8x8 low-resolution pixels, but the images have fewer; leave it out",
             ),
             (
+                not self.checkerboard_weight or size >= 2 * min(network.out_size // network.in_size, 8),
+                f"checkerboard_weight compares squares of up to 8x8 px, at least two a side, but the images have {size}; leave it out",
+            ),
+            (
                 not self.spectrum_weight or size >= 32,
                 f"spectrum_weight uses patches of 32x32 px, but the images have {size}; leave it out",
             ),
