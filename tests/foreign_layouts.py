@@ -194,6 +194,13 @@ def rrdbnet_tensors(scale, features=6, growth=4, n_blocks=2):
     return t | conv("conv_last", features, 3)
 
 
+def srvgg_tensors(scale, features=6, n_convs=3):
+    t = conv("body.0", 3, features)
+    for k in range(n_convs + 1):
+        t |= {f"body.{2 * k + 1}.weight": randn(features)} | conv(f"body.{2 * k + 2}", features, features if k < n_convs else 3 * scale**2)
+    return t
+
+
 def glean_tensors(in_size, channels, code=16, n_dense=3, features=6, growth=4, n_blocks=2, out_features=5):
     c = dict(zip((4 * 2**k for k in range(len(channels))), channels, strict=True))
     out_size = max(c)
@@ -340,6 +347,17 @@ def rrdbnet(t, x, scale):
     for name in ("conv_up1", "conv_up2", *(("conv_up3",) if scale == 8 else ())):
         y = plain_lrelu(conv3(t, name, y.repeat_interleave(2, 2).repeat_interleave(2, 3)))
     return conv3(t, "conv_last", plain_lrelu(conv3(t, "conv_hr", y)))
+
+
+def srvgg(t, x, scale):
+    n, _, h, w = x.shape
+    y, last = x, max(int(name.split(".")[1]) for name in t)
+    for k in range(0, last, 2):
+        y = conv3(t, f"body.{k}", y)
+        y = y.clamp(min=0) + t[f"body.{k + 1}.weight"][:, None, None] * y.clamp(max=0)
+    y = conv3(t, f"body.{last}", y)
+    y = y.reshape(n, 3, scale, scale, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 3, scale * h, scale * w)
+    return y + x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
 
 
 def glean(t, lr, out_size, code=16):

@@ -8,10 +8,12 @@ import foreign_layouts as layouts
 import pytest
 import torch
 
+from gleansr import load
 from gleansr.checkpoints import load_model, read
 from gleansr.errors import CheckpointError
 from gleansr.models.glean import GLEANConfig
 from gleansr.models.rrdb import RRDBNetConfig
+from gleansr.models.srvgg import SRVGGNetConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 
 CHANNELS = (12, 16, 10, 8)  # 32 px
@@ -114,6 +116,26 @@ def test_rrdbnet(scale, saved):
     x = torch.rand(2, 3, 8, 12)
     with torch.inference_mode():
         assert_equal(checkpoint.build(None, "test")(x), layouts.rrdbnet(tensors, x, scale))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_srvgg(scale, saved):
+    tensors = layouts.srvgg_tensors(scale)
+    path = saved({"params": tensors})
+    checkpoint = read(path)
+    assert checkpoint.networks["generator"].config == SRVGGNetConfig(scale, features=6, n_convs=3)
+    x = torch.rand(2, 3, 8, 12)
+    with torch.inference_mode():
+        assert_equal(checkpoint.build(None, "test")(x), layouts.srvgg(tensors, x, scale))
+    assert load(path, device="cpu").scale == scale
+
+
+def test_other_compact_networks_are_refused(saved):
+    tensors = layouts.srvgg_tensors(2)
+    with pytest.raises(CheckpointError, match=r"body.8.weight makes 5 channels, but those of a compact network are 3 \* scale\^2"):
+        read(saved({"params": tensors | layouts.conv("body.8", 6, 5)}))
+    with pytest.raises(CheckpointError, match="missing"):
+        read(saved({"params": {name: t for name, t in tensors.items() if name != "body.3.weight"}}))
 
 
 # -------------------------------------------------------------------------------------------------- what is found in files

@@ -22,6 +22,7 @@ from gleansr.models.features import SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
+from gleansr.models.srvgg import SRVGGNet, SRVGGNetConfig
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 
@@ -35,6 +36,7 @@ MODELS = {
     "stylegan-discriminator": lambda: StyleGANDiscriminator(StyleGANConfig((4, 6, 5), lod=1.0, stddev_group=None)),
     "rrdbnet": lambda: RRDBNet(RRDBNetConfig(2, 4, 2, 1)),
     "esrgan+": lambda: ESRGANPlus(ESRGANPlusConfig(8, 4, 2, 1, noise=0.0)),
+    "srvgg": lambda: SRVGGNet(SRVGGNetConfig(2, 4, 1)),
     "residual": lambda: ResidualNet(ResidualNetConfig(3, 4, 1)),
     "squeezenet": SqueezeNet,
     "biggan": lambda: BigGAN(BigGANConfig(4, 64, n_classes=3, z_chunk=2, shared_dim=4)),

@@ -28,7 +28,7 @@ def put(path: Path) -> Path:
 
 def test_every_name_is_found_once():
     names = [model.name for model in zoo.named_models()]
-    assert len(set(names)) == len(names) == 21
+    assert len(set(names)) == len(names) == 23
     assert all(zoo.find(name).name == name for name in names)
 
 
@@ -38,7 +38,10 @@ def test_the_facts_agree_with_each_other(model):
     assert model.licence
     assert model.credit
     scale = re.search(r"-(\d+)x(-light)?$", model.name)
-    if model.kind != "stylegan2":  # a network that enlarges
+    if model.kind in ("rrdbnet", "srvgg"):
+        assert (model.category, model.out_size // model.in_size) == ("any", 4)
+        assert "x4" in model.name
+    elif model.kind != "stylegan2":  # a network that enlarges
         assert scale
         assert model.out_size == model.in_size * int(scale[1])
         assert model.category in model.name or (model.category, model.name) == ("any", "general-4x")
@@ -48,8 +51,12 @@ def test_the_facts_agree_with_each_other(model):
 
 
 @pytest.mark.parametrize("model", OFFICIAL, ids=lambda model: model.name)
-def test_official_files_carry_their_hash_in_their_name(model):
+def test_official_files_have_a_hash(model):
     assert urlsplit(model.url).scheme == "https"
+    if model.licence.startswith("BSD-3-Clause"):
+        assert re.fullmatch(r"[0-9a-f]{64}", model.sha256_prefix)
+        assert model.size > 1e6
+        return
     assert re.fullmatch(r"[0-9a-f]{8}", model.sha256_prefix)
     assert zoo.file_of(model).name.endswith(f"-{model.sha256_prefix}.pth")
     assert "NC" in model.licence, "a StyleGAN2 bank may not be used commercially"

@@ -1,11 +1,13 @@
-"""StyleGAN2 and RRDBNet (ESRGAN, Real-ESRGAN) in BasicSR's layout: files {"params_ema"} or {"params"}."""
+"""StyleGAN2, RRDBNet (ESRGAN, Real-ESRGAN) and SRVGGNetCompact (Real-ESRGAN) in BasicSR's layout: files {"params_ema"} or {"params"}."""
 
+import math
 from collections.abc import Callable
 
 from gleansr.checkpoints.native import StoredNetwork
 from gleansr.checkpoints.stylegan2_layout import StyleGAN2Layout
 from gleansr.checkpoints.weights import Weights, pair
 from gleansr.models.rrdb import RRDBNetConfig
+from gleansr.models.srvgg import SRVGGNetConfig
 
 LAYOUT = StyleGAN2Layout(
     generator={
@@ -65,6 +67,21 @@ def rrdbnet(weights: Weights) -> StoredNetwork:
     for u in range(doublings):
         names |= pair(f"ups.{u}", f"conv_up{u + 1}")
     return weights.translate("rrdbnet", RRDBNetConfig(scale, features, growth, n_blocks, folded), names)
+
+
+def srvgg(weights: Weights) -> StoredNetwork:
+    """A compact network of Real-ESRGAN, with PReLU as in all published files."""
+    last = weights.count(lambda k: f"body.{k}.weight") - 1
+    channels = weights.size(f"body.{last}.weight", 0)
+    scale = math.isqrt(channels // 3)
+    if channels != 3 * scale**2 or last % 2:
+        raise weights.error(f"{weights.prefix}body.{last}.weight makes {channels} channels, but those of a compact network are 3 * scale^2")
+    config = SRVGGNetConfig(scale, weights.size("body.0.weight", 0), last // 2 - 1)
+    names: dict[str, str] = {}
+    for k in range(last + 1):
+        layer = f"body.{k}"
+        names |= pair(layer, layer) if k % 2 == 0 else {f"{layer}.weight": f"{layer}.weight"}
+    return weights.translate("srvgg", config, names)
 
 
 def enlargement(weights: Weights, first: str, doublings: int) -> tuple[int, bool]:

@@ -25,6 +25,7 @@ READERS: dict[str, tuple[str, str, Callable[[Weights], StoredNetwork]]] = {
     "constant_input.weight": ("basicsr", "generator", basicsr.generator),
     "conv_body.0.0.weight": ("basicsr", "discriminator", basicsr.discriminator),
     "conv_up1.weight": ("basicsr", "generator", basicsr.rrdbnet),
+    "body.1.weight": ("basicsr", "generator", basicsr.srvgg),
     "model.1.sub.0.RDB1.conv1x1.weight": ("esrgan", "generator", esrgan.esrgan_plus),
     "model.1.sub.0.RDB1.conv1.0.weight": ("esrgan", "generator", esrgan.older),  # ESRGAN+ has it too, but is matched first
     "RRDB_trunk.0.RDB1.conv1.weight": ("esrgan", "generator", esrgan.newer),
@@ -41,7 +42,7 @@ READERS: dict[str, tuple[str, str, Callable[[Weights], StoredNetwork]]] = {
 
 KNOWN = (
     "gleansr's own, GLEAN and StyleGAN2 of mmagic (mmediting, mmgen), StyleGAN2 of rosinality, BasicSR and NVIDIA, StyleGAN of GenForce "
-    "and PULSE, BigGAN, ESRGAN, ESRGAN+, RRDBNet of BasicSR"
+    "and PULSE, BigGAN, ESRGAN, ESRGAN+, RRDBNet and SRVGGNetCompact of BasicSR"
 )
 """The files that can be read, for messages."""
 

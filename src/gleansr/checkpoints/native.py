@@ -31,6 +31,7 @@ from gleansr.models.generator import Generator
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
+from gleansr.models.srvgg import SRVGGNet, SRVGGNetConfig
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 
@@ -64,6 +65,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "rrdbnet": (RRDBNet, RRDBNetConfig),
     "esrgan+": (ESRGANPlus, ESRGANPlusConfig),
     "residual": (ResidualNet, ResidualNetConfig),
+    "srvgg": (SRVGGNet, SRVGGNetConfig),
     "squeezenet": (SqueezeNet, NoConfig),
 }
 

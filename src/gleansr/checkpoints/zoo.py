@@ -23,7 +23,7 @@ class NamedModel:
 
     name: str
     """Name for `load` and the command line."""
-    kind: Literal["glean", "stylegan2", "residual", "esrgan+"]
+    kind: Literal["glean", "stylegan2", "residual", "esrgan+", "rrdbnet", "srvgg"]
     """The architecture."""
     category: str
     """Subject of its images."""
@@ -221,6 +221,22 @@ def _stylegan2(name: str, category: str, out_size: int, images: str, file: str, 
     )
 
 
+def _real_esrgan(name: str, kind: Literal["rrdbnet", "srvgg"], release: str, size: int, sha256: str) -> NamedModel:
+    return NamedModel(
+        name=name,
+        kind=kind,
+        category="any",
+        in_size=64,
+        out_size=256,
+        licence="BSD-3-Clause, see https://github.com/xinntao/Real-ESRGAN/blob/master/LICENSE",
+        credit="Real-ESRGAN: Wang, Xie, Dong, Shan, ICCV workshops 2021, published by the authors",
+        url=f"https://github.com/xinntao/Real-ESRGAN/releases/download/{release}/{name}.pth",
+        sha256_prefix=sha256,
+        size=size,
+        parts=("generator",),
+    )
+
+
 _MODELS = (
     _bundled("cats-8x", 32, "1163e45f386f4efc"),
     _bundled("cats-8x-light", 32, "4cd3ec65c8e05ab3"),
@@ -234,6 +250,10 @@ _MODELS = (
     _bundled("faces-64x", 4, "2a83bbf792abce65", category="faces"),
     _bundled("general-4x", 32, "daa43bd09f857ea0", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
+    _real_esrgan(
+        "realesr-general-x4v3", "srvgg", "v0.2.5.0", 4_885_111, "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
+    ),
+    _real_esrgan("RealESRGAN_x4plus", "rrdbnet", "v0.1.0", 67_040_989, "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1"),
     _glean("glean-cats-8x", "cats", 32, 256, _LSUN, "glean_cat_8x_20210614", "d3ac8683"),
     _glean("glean-cats-16x", "cats", 16, 256, _LSUN, "glean_cat_16x_20210527", "68912543"),
     _glean(

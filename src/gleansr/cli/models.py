@@ -23,9 +23,14 @@ def list_models() -> None:
     for entry in named_models():
         scale = f"{entry.out_size // entry.in_size}x" if entry.in_size else "bank"
         sizes = f"{entry.in_size} → {entry.out_size}" if entry.in_size else str(entry.out_size)
-        print(f"{entry.name:<18}{scale:<6}{sizes:<14}{entry.category}")
+        print(f"{entry.name:<22}{scale:<6}{sizes:<14}{entry.category}")
         print(f"    licence: {entry.licence}")
-        print(f"    file: {file_of(entry)}" if installed(entry) else f"    fetched on first use from {entry.url}")
+        if installed(entry):
+            print(f"    file: {file_of(entry)}")
+        else:
+            known = entry.sha256_prefix or ""
+            facts = [*([f"{entry.size / 1e6:.1f} MB"] if entry.size else []), f"SHA-256 {known}{'' if len(known) == 64 else '…'}"]
+            print(f"    fetched on first use from {entry.url} ({', '.join(facts)})")
 
 
 def info(model: tyro.conf.Positional[str], offline: bool = False) -> None:
@@ -97,14 +102,19 @@ def convert(
 
 
 def fetch(model: tyro.conf.Positional[str]) -> None:
-    """Download an official model, if it is not there, and print the path of its file.
+    """Download an official model, or all of a category, if they are not there, and print the paths of their files.
 
     - gleansr models fetch glean-faces-16x
+    - gleansr models fetch faces
 
     Args:
-        model: Name of a model.
+        model: Name of a model or a category.
     """
-    Console().print(str(fetched(model, False)), soft_wrap=True, highlight=False)
+    from gleansr.checkpoints.zoo import named_models
+
+    names = [entry.name for entry in named_models() if entry.category == model and entry.url] or [model]
+    for name in names:
+        Console().print(str(fetched(name, False)), soft_wrap=True, highlight=False)
 
 
 ACTIONS = {"list": list_models, "info": info, "convert": convert, "fetch": fetch}
