@@ -16,6 +16,7 @@ from gleansr.checkpoints import load_model, native, read
 from gleansr.checkpoints.native import About
 from gleansr.errors import CheckpointError
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
+from gleansr.models.categories import CategoryHead
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
@@ -39,6 +40,7 @@ MODELS = {
     "srvgg": lambda: SRVGGNet(SRVGGNetConfig(2, 4, 1)),
     "residual": lambda: ResidualNet(ResidualNetConfig(3, 4, 1)),
     "squeezenet": SqueezeNet,
+    "categories": CategoryHead,
     "biggan": lambda: BigGAN(BigGANConfig(4, 64, n_classes=3, z_chunk=2, shared_dim=4)),
     "biggan-discriminator": lambda: BigGANDiscriminator(BigGANConfig(4, 64, attention=(16,), n_classes=3)),
 }

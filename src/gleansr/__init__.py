@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gleansr.checkpoints import load_model
     from gleansr.images.resize import resize
+    from gleansr.inference.categories import Category, classify
     from gleansr.inference.upscaler import Upscaler, load
     from gleansr.jobs.folder import upscale_folder
     from gleansr.retouching.refine import retouch
 
     __version__: str
 
-__all__ = ["Upscaler", "load", "load_model", "resize", "retouch", "upscale_folder"]
+__all__ = ["Category", "Upscaler", "classify", "load", "load_model", "resize", "retouch", "upscale_folder"]
 
 _MODULES = {
+    "Category": "gleansr.inference.categories",
     "Upscaler": "gleansr.inference.upscaler",
+    "classify": "gleansr.inference.categories",
     "load": "gleansr.inference.upscaler",
     "load_model": "gleansr.checkpoints",
     "resize": "gleansr.images.resize",

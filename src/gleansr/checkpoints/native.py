@@ -24,6 +24,7 @@ from gleansr.documents import parse_json
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.files import replacing
 from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
+from gleansr.models.categories import CategoryHead
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
 from gleansr.models.features import SqueezeNet
@@ -67,6 +68,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "residual": (ResidualNet, ResidualNetConfig),
     "srvgg": (SRVGGNet, SRVGGNetConfig),
     "squeezenet": (SqueezeNet, NoConfig),
+    "categories": (CategoryHead, NoConfig),
 }
 
 

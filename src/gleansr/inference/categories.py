@@ -1,0 +1,103 @@
+"""What an image shows: faces, cats, cars, bedrooms, towers, or something else."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gleansr.ambient import plain_torch
+from gleansr.checkpoints import native
+from gleansr.checkpoints.bundled import squeezenet
+from gleansr.checkpoints.zoo import asset
+from gleansr.images.codec import DecodedImage, Source, decode
+from gleansr.images.resize import resize
+from gleansr.models.categories import NAMES, CategoryHead, grid_features
+from gleansr.models.features import SqueezeNet
+
+SMALL = 32
+"""Images are reduced to about this side, so that a photo and its thumbnail are classified alike."""
+_ENLARGED = 96  # about the side that SqueezeNet sees
+_MAX_ASPECT = 2.0
+_PREREDUCED = 256  # larger images are averaged to at least this side first, which is faster
+
+
+@dataclass(frozen=True)
+class Category:
+    """The category of an image."""
+
+    name: str
+    """faces, cats, cars, bedrooms, towers or other."""
+    confidence: float
+    """Probability of the category in [0, 1]; low for an "other" that may be one of the five."""
+
+
+@plain_torch()
+def classify(image: Source | DecodedImage) -> Category:
+    """Recognises what an image shows.
+
+    Args:
+        image: a path, the bytes of a file, a PIL image, an HWC uint8 array or a CHW float tensor in [0, 1], of any size and aspect ratio.
+
+    Returns:
+        The category. An image without a sufficiently probable category is "other".
+
+    Raises ImageError if the image cannot be read.
+    """
+    decoded = image if isinstance(image, DecodedImage) else decode(image)
+    network, head = _classifier()
+    logits = head(grid_features(network, network_input(small_image(decoded)[None])))[0]
+    return category_of(logits.double().softmax(0), float(head.threshold))
+
+
+def category_of(probabilities: Tensor, threshold: float) -> Category:
+    """The category by `probabilities` (6): the most probable of the five if it reaches `threshold`, otherwise "other"."""
+    best = int(probabilities[:-1].argmax())
+    chosen = best if probabilities[best] >= threshold and probabilities[best] > probabilities[-1] else len(NAMES) - 1
+    return Category(NAMES[chosen], float(probabilities[chosen]))
+
+
+def small_image(image: DecodedImage) -> Tensor:
+    """(3, h, w) in [-1, 1], on white where transparent, reduced to an area of at most 32x32; the middle of an image longer than 2:1."""
+    height, width = image.size
+    rows, columns = (_middle(side, other) for side, other in ((height, width), (width, height)))
+    step = min(rows.stop - rows.start, columns.stop - columns.start) // _PREREDUCED
+    pixels = image.premultiplied(rows, columns)
+    if image.stored_alpha is not None:
+        pixels = pixels + 1 - image.alpha_region(rows, columns)
+    if step > 1:
+        pixels = F.avg_pool2d(pixels[None], step, ceil_mode=True)[0]
+    return _reduced(pixels * 2 - 1)
+
+
+def network_input(images: Tensor) -> Tensor:
+    """Small images (N, 3, h, w), enlarged to about 96x96 by their aspect ratio."""
+    return cast("Tensor", resize(images, size=_sides(images.shape[-2:], _ENLARGED)))
+
+
+def _reduced(pixels: Tensor) -> Tensor:
+    height, width = pixels.shape[-2:]
+    if height * width <= SMALL**2:
+        return pixels
+    return cast("Tensor", resize(pixels, size=_sides((height, width), SMALL))).clamp(-1, 1)
+
+
+def _middle(side: int, other: int) -> slice:
+    kept = min(side, max(1, round(other * _MAX_ASPECT)))
+    start = (side - kept) // 2
+    return slice(start, start + kept)
+
+
+def _sides(size: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Height and width of about side x side pixels with the aspect ratio of `size`."""
+    stretch = math.sqrt(size[0] / size[1])
+    return max(1, round(side * stretch)), max(1, round(side / stretch))
+
+
+@functools.cache
+def _classifier() -> tuple[SqueezeNet, CategoryHead]:
+    path = asset("categories.safetensors")
+    head = native.read(path).build("classifier", path).requires_grad_(False)
+    return squeezenet(), cast("CategoryHead", head)

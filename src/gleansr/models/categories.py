@@ -1,0 +1,51 @@
+"""A small classifier of images by their subject, on the features of SqueezeNet."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gleansr.models.features import SqueezeNet
+
+NAMES = ("faces", "cats", "cars", "bedrooms", "towers", "other")
+"""The categories, in the order of the classifier's outputs."""
+
+CHANNELS = 256 + 384 + 512  # of fire5, fire7 and fire9
+GRID = 3
+_REDUCED = 48
+_HIDDEN = 32
+
+
+class CategoryHead(nn.Module):
+    """Standardises the features, reduces their channels, and sees the grid as a whole.
+
+    The logits of the bundled head are calibrated: their softmax is the probability of each category.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    threshold: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.reduce = nn.Linear(CHANNELS, _REDUCED)
+        self.hidden = nn.Linear(_REDUCED * GRID**2, _HIDDEN)
+        self.output = nn.Linear(_HIDDEN, len(NAMES))
+        self.register_buffer("mean", torch.zeros(CHANNELS, 1, 1))
+        self.register_buffer("deviation", torch.ones(CHANNELS, 1, 1))
+        # An image whose most probable category of the first five is below it counts as "other".
+        self.register_buffer("threshold", torch.full((1,), 0.5))
+
+    def forward(self, features: Tensor, dropout: float = 0.0) -> Tensor:
+        """features (N, 1152, 3, 3), see `grid_features` -> logits (N, 6) in the order of `NAMES`.
+
+        `dropout` is the share of the channels, and then of the reduced features, that are left out.
+        """
+        x = F.dropout2d((features - self.mean) / self.deviation, dropout)
+        x = self.reduce(x.flatten(2).mT.contiguous())  # (N, 9, channels): faster than a 1x1 convolution
+        x = F.dropout(F.relu(x).flatten(1), dropout)
+        return self.output(F.relu(self.hidden(x)))
+
+
+def grid_features(network: SqueezeNet, images: Tensor) -> Tensor:
+    """images (N, 3, H, W), RGB in [-1, 1], sides of 48 and more -> the means of fire5, fire7 and fire9 in 3x3 cells (N, 1152, 3, 3)."""
+    return torch.cat([F.adaptive_avg_pool2d(layer, GRID) for layer in network(images)[2:]], 1)
