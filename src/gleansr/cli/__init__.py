@@ -30,10 +30,11 @@ GROUPS = {
         "data": "Prepare images for training, and preview them",
         "train": "Train a GLEAN or a baseline",
         "train-bank": "Train a StyleGAN2 bank",
+        "train-classifier": "Train the classifier of what an image shows",
     },
 }
-"""Commands and what they do. The function of `train-bank` is `gleansr.cli.train.train_bank`, of any other `gleansr.cli.NAME.NAME`. In its
-place, `models` and `data` have functions by the name of an action, the first of which is the default."""
+"""Commands and what they do. The function of `train-bank` is `gleansr.cli.train.train_bank`, of `train-classifier` likewise, of any other
+`gleansr.cli.NAME.NAME`. In its place, `models` and `data` have functions by the name of an action, the first of which is the default."""
 
 EXAMPLES = """\
 gleansr upscale cat.jpg                      the result is cat_8x.png
@@ -141,7 +142,7 @@ def _print_overview() -> None:
     for group, commands in GROUPS.items():
         print(f"\n{group}:")
         for name, summary in commands.items():
-            print(f"  {name:12}{summary}")
+            print(f"  {name:18}{summary}")
     print("\nExamples:")
     print("\n".join(f"  {line}" for line in EXAMPLES.splitlines()))
     print(

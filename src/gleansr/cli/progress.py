@@ -65,6 +65,15 @@ def steps_of(progress: Progress) -> Callable[[int, int], None]:
 
 
 @contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that counts; yields what to call with the number done and the total."""
+    console = Console(stderr=True)
+    with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
 def training(total: int, *, shown: bool = True) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     """A bar over `total` images; yields what to call with the images seen and the line of the log. Warnings appear above the bar."""
     console = Console(stderr=True, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`gleansr train` and `gleansr train-bank`: recipes in, models out."""
+"""`gleansr train`, `gleansr train-bank` and `gleansr train-classifier`: recipes or images in, models out."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from gleansr.documents import parse_line
+from gleansr.training.classifier_config import ClassifierConfig
 
 if TYPE_CHECKING:
     from gleansr.training.config import NetworkRecipe
@@ -121,6 +122,53 @@ def train_bank(
     with training(resolved.run.images) as report:
         path = bank.train_bank(resolved, folder, place, report, resume)
     _say(_finished(path, resolved.run.images))
+
+
+def train_classifier(
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    data: Sources,
+    validation: Sources = (),
+    credit: str = "",
+    licence: str = "",
+    config: ClassifierConfig = ClassifierConfig(),
+) -> None:
+    """Train the classifier of gleansr.classify: what an image shows.
+
+    - gleansr train-classifier -o categories.safetensors --data faces=faces/ cats=cats.zip cars=cars/ bedrooms=bedrooms/ towers=towers/
+
+    Args:
+        output: The safetensors file to write.
+        data: CATEGORY=IMAGES of faces, cats, cars, bedrooms, towers and other, the last in addition to generated images. IMAGES is a
+            folder, a zip or tar archive or an LMDB folder. A category may be repeated.
+        validation: The same, for calibration. Of other categories a tenth of the images serves for it.
+        credit: Attribution of the images, for the file.
+        licence: Licence of the weights, for the file.
+    """
+    from gleansr.checkpoints.native import About
+    from gleansr.cli.progress import counting
+    from gleansr.training import classifier
+
+    about = About(name="categories", category="any", licence=licence or None, credit=credit or None)
+    with counting("views") as progress:
+        summary = classifier.train_classifier(output, _by_category(data), _by_category(validation), config, about, progress)
+    for problem in summary.unreadable:
+        _say(problem)
+    for name, count in summary.images.items():
+        share = f", {summary.accuracy[name]:.1%} of the views for calibration recognised" if name in summary.accuracy else ""
+        print(f"{name:10}{count:6,} images{share}")
+    print(f"{summary.path}: {summary.views:,} views, calibration error {summary.calibration_error:.3f}, threshold {summary.threshold:.2f}")
+
+
+def _by_category(specs: Sources) -> dict[str, list[str]]:
+    from gleansr.errors import RequestError
+
+    sources: dict[str, list[str]] = {}
+    for spec in specs:
+        name, equals, images = spec.partition("=")
+        if not (equals and images):
+            raise RequestError(f"--data and --validation take CATEGORY=IMAGES, such as cats=cats.zip, not {spec!r}")
+        sources.setdefault(name, []).append(images)
+    return sources
 
 
 def _changes(data: Sources, validation: Sources) -> dict[str, Any]:
