@@ -37,8 +37,11 @@ def upscaler(
     category: str | None = "cars",
     note: str = "",
     content_height: int | None = None,
+    border: str | None = None,
+    called: str = "made",
 ) -> Upscaler:
-    return Upscaler(Made(in_size, scale, change, note), About("made", category=category, content_height=content_height))
+    about = About(called, category=category, content_height=content_height, border=border)
+    return Upscaler(Made(in_size, scale, change, note), about)
 
 
 def smooth(height: int, width: int, *, channels: int = 3, seed: int = 0, cell: int = 5) -> Tensor:

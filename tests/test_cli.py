@@ -46,8 +46,10 @@ def files(folder: Path) -> list[str]:
 def test_one_image(run, tiny_model: Path, folder: Path):
     status, said = run("upscale", folder / "a.png", "-o", folder / "out.png", "--model", tiny_model)
     assert status == 0, said
-    assert size_of(folder / "out.png") == (32, 32)
-    assert "64x64: shrunk to the model's 8x8" in said
+    assert size_of(folder / "out.png") == (256, 256)
+    assert "64\N{MULTIPLICATION SIGN}64 → 256\N{MULTIPLICATION SIGN}256, tiny" in said
+    status, said = run("upscale", folder / "a.png", "-m", tiny_model, "--fit", "pad")
+    assert (status, "64x64 is larger than what tiny makes, 32x32; leave --fit out" in said) == (1, True), said
     status, said = run("upscale", folder / "a.png", "-m", tiny_model)
     assert status == 0
     assert (folder / "a_4x.png").exists()
@@ -100,7 +102,7 @@ def test_existing_results_are_kept_unless_told(run, tiny_model: Path, folder: Pa
     assert "exists" in said
     assert out.read_text() == "precious"
     assert run("upscale", folder / "a.png", "-o", out, "-m", tiny_model, "--overwrite")[0] == 0
-    assert size_of(out) == (32, 32)
+    assert size_of(out) == (256, 256)
 
 
 def test_no_command_replaces_an_input(run, tiny_model: Path, folder: Path):
@@ -192,7 +194,7 @@ def test_a_fault_of_the_program_is_not_one_of_an_image(
     """It stops the job, with a status of its own and where it was."""
     (tmp_path / "in").mkdir()
     for i in range(3):
-        cat.save(tmp_path / "in" / f"{i}.png")
+        cat.resize((8, 8)).save(tmp_path / "in" / f"{i}.png")
 
     def faulty(self: Upscaler, *_: object) -> None:
         raise TypeError("an object that is none")
@@ -292,10 +294,15 @@ def test_python_m_gleansr():
         assert option in done.stdout
 
 
-def test_results_equal_those_of_the_python_interface(run, tiny_model: Path, folder: Path):
+def test_results_equal_those_of_the_python_interface(run, tiny_model: Path, folder: Path, cat: Image.Image):
     import gleansr
 
     assert run("upscale", folder / "a.png", "-o", folder / "out.png", "-m", tiny_model, "--device", "cpu")[0] == 0
-    expected = gleansr.load(tiny_model, device="cpu")(folder / "a.png")
+    expected = gleansr.upscale(folder / "a.png", model=tiny_model, device="cpu")
+    with Image.open(folder / "out.png") as image:
+        assert np.array_equal(np.array(image), np.array(expected))
+    cat.resize((8, 8)).save(folder / "small.png")
+    assert run("upscale", folder / "small.png", "-o", folder / "out.png", "-m", tiny_model, "--device", "cpu", "--overwrite")[0] == 0
+    expected = gleansr.load(tiny_model, device="cpu")(folder / "small.png")
     with Image.open(folder / "out.png") as image:
         assert np.array_equal(np.array(image), np.array(expected))

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import signal
@@ -53,7 +54,7 @@ def test_many_results_get_one_line_and_few_one_each(run, folder: Path, tiny_mode
     assert "images/s" in said
     assert " → " not in said[: said.rindex("12 images")]
     status, said = run(folder, "-o", tmp_path / "out2", "-m", tiny_model, "--verbose")
-    assert said.count(" → ") == 13
+    assert said.count(" → ") == 25  # two for each image, one for all
     (tmp_path / "out" / "0" / "00.png").unlink()
     status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 0
@@ -225,10 +226,11 @@ def test_any_bytes_in_names(run, tiny_model: Path, folder: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--scale", 2), "tiny.safetensors enlarges 4 times; give a model of that scale, or --photo or --method bicubic"),
-        (("--aligned",), "--photo too"),
-        (("--background", "x"), "--photo too"),
-        (("--require-object",), "--photo too"),
+        (("--scale", 2, "--fit", "pad"), "with --fit, "),
+        (("--aligned", "--fit", "pad"), "--photo too"),
+        (("--background", "x", "--fit", "pad"), "--photo too"),
+        (("--require-object", "--method", "glean"), "--photo too"),
+        (("--scale", 65), "the scale must be 1 to 64, not 65"),
         (("--box", "1,2,3"), "--box takes left,top,width,height"),
         (("--back-project-strength", 2), "must be 0 to 1"),
         (("--option", "steps=1"), "--method pulse"),
@@ -271,8 +273,7 @@ class Finding:
 
 
 def test_photographs(run, folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    photos = pytest.importorskip("gleansr.photos")
-    monkeypatch.setattr(photos, "Photo", Finding)
+    monkeypatch.setattr("gleansr.jobs.plan.Photo", Finding)
     image = folder / "0" / "00.png"
     out = tmp_path / "a.png"
     status, said = run(image, "-m", tiny_model, "-o", out, "--box", "1,2,3,4", "--box=-1,2,3,4", "--sidecar")
@@ -331,3 +332,53 @@ def test_a_run_without_a_new_result_says_so(run, folder: Path, tiny_model: Path,
     status, said = run(folder, "-o", tmp_path / "out", "-m", tiny_model)
     assert status == 1
     assert "No image was upscaled (4x, tiny); 1 failed; 12 done before" in said
+
+
+def test_the_format_of_results(run, folder: Path, tiny_model: Path, tmp_path: Path):
+    image = folder / "0" / "00.png"
+    assert run(image, "-m", tiny_model, "--format", "webp", "--quality", 50)[0] == 0
+    with Image.open(image.with_name("00_4x.webp")) as result:
+        assert result.format == "WEBP"
+    assert run(folder, "-o", tmp_path / "out", "-m", tiny_model, "--format", "jpg")[0] == 0
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")}
+    assert names == {name.replace(".png", ".jpg") for name in results(folder)}
+    for options, words in (
+        (("--quality", 50), "--quality is for JPEG and WebP; results are PNG: give --format jpg or -o NAME.jpg too"),
+        (("--format", "tif", "--quality", 50), "results are TIF"),
+        (("--format", "webp", "-o", tmp_path / "a.jpg"), "has the format of its name; leave --format webp out"),
+    ):
+        status, said = run(image, "-m", tiny_model, *options)
+        assert (status, words in said) == (2, True), said
+
+
+def test_the_standard_input_and_output(folder: Path, tiny_model: Path, tmp_path: Path):
+    image, command = folder / "0" / "00.png", [sys.executable, "-m", "gleansr", "upscale"]
+    options = ["-m", str(tiny_model), "--device", "cpu"]
+    subprocess.run([*command, str(image), *options], check=True, capture_output=True)
+    expected = np.array(Image.open(image.with_name("00_4x.png")))
+    for arguments in (["-"], ["-", "-o", "-"], [str(image), "-o", "-"]):
+        ran = subprocess.run([*command, *arguments, *options], input=image.read_bytes(), check=True, capture_output=True)
+        assert np.array_equal(np.array(Image.open(io.BytesIO(ran.stdout))), expected)
+        assert " → -: 8\N{MULTIPLICATION SIGN}8 → 32\N{MULTIPLICATION SIGN}32, tiny" in ran.stderr.decode()
+    jpg = subprocess.run([*command, "-", "--format", "jpg", "-q", *options], input=image.read_bytes(), check=True, capture_output=True)
+    assert (Image.open(io.BytesIO(jpg.stdout)).format, jpg.stderr) == ("JPEG", b"")
+    out = tmp_path / "a.png"
+    subprocess.run([*command, "-", "-o", str(out), *options], input=image.read_bytes(), check=True, capture_output=True)
+    assert np.array_equal(np.array(Image.open(out)), expected)
+    again = subprocess.run([*command, "-", "-o", str(out), *options], input=image.read_bytes(), check=False, capture_output=True)
+    assert (again.returncode, b"already exists" in again.stderr) == (1, True)
+    for data, words in ((b"", b"standard input: is empty"), (b"x", b"standard input: is not an image")):
+        failed = subprocess.run([*command, "-", *options], input=data, check=False, capture_output=True)
+        assert (failed.returncode, failed.stdout, words in failed.stderr) == (1, b"", True), failed.stderr
+
+
+@pytest.mark.parametrize("arguments", [("-", "a.png"), ("-", "--sidecar"), ("-", "--manifest", "m.jsonl")])
+def test_a_pipe_takes_one_image(run, tiny_model: Path, arguments: Sequence[object]):
+    status, said = run(*arguments, "-m", tiny_model)
+    assert (status, "- is for one image" in said) == (2, True), said
+
+
+def test_an_empty_input_is_refused(run, tiny_model: Path):
+    for empty in ("", " "):
+        status, said = run(empty, "-m", tiny_model)
+        assert (status, "an input is empty" in said) == (2, True), said

@@ -414,3 +414,13 @@ def test_the_extra_is_not_imported_before_it_is_needed():
 def test_corners_of_a_frame():
     frame = Frame(10, 20, 8, 4, 90)
     assert [tuple(round(v, 6) for v in corner) for corner in frame.corners] == [(12, 16), (12, 24), (8, 24), (8, 16)]
+
+
+@pytest.mark.parametrize("border", ["repeat", None])
+def test_a_model_with_bars_sees_in_photos_what_it_sees_of_whole_images(border: str | None):
+    cars = upscaler(16, 4, category="cars", content_height=48, border=border)
+    image = photo(12, 16)
+    lr = Photo(cars, PhotoConfig(aligned=True)).prepare(image).lrs[0]
+    assert torch.equal(lr, cars.fit(image).lr)
+    assert bool((lr[:, 0] == lr[:, 2]).all()) == (border == "repeat")
+    assert bool((lr[:, 0] == -1).all()) == (border is None)

@@ -91,7 +91,7 @@ def test_ten_problems_are_listed(file):
     ("contents", "match"),
     [
         ({"layer1.weight": torch.zeros(1), "epoch": 3}, r"not a network of a known layout: it holds layer1.weight, epoch"),
-        ({"params": {"head.weight": torch.zeros(1)}}, r"it holds params\.head\.weight, .*RRDBNet of BasicSR"),
+        ({"params": {"head.weight": torch.zeros(1)}}, r"it holds params\.head\.weight, .*RRDBNet and SRVGGNetCompact of BasicSR"),
         ([torch.zeros(1)], "holds a list"),
         (torch.zeros(1), "holds a Tensor"),
         ({}, "holds an empty dict"),

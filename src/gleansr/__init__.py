@@ -1,8 +1,7 @@
 """Large-factor image super-resolution with a generative latent bank.
 
 import gleansr
-upscaler = gleansr.load("cats-8x")
-upscaler("cat.jpg").save("large.png")
+gleansr.upscale("cat.jpg").save("large.png")
 gleansr.upscale_folder("thumbnails", "large")
 """
 
@@ -14,11 +13,12 @@ if TYPE_CHECKING:
     from gleansr.inference.categories import Category, classify
     from gleansr.inference.upscaler import Upscaler, load
     from gleansr.jobs.folder import upscale_folder
+    from gleansr.photos.auto import upscale
     from gleansr.retouching.refine import retouch
 
     __version__: str
 
-__all__ = ["Category", "Upscaler", "classify", "load", "load_model", "resize", "retouch", "upscale_folder"]
+__all__ = ["Category", "Upscaler", "classify", "load", "load_model", "resize", "retouch", "upscale", "upscale_folder"]
 
 _MODULES = {
     "Category": "gleansr.inference.categories",
@@ -28,6 +28,7 @@ _MODULES = {
     "load_model": "gleansr.checkpoints",
     "resize": "gleansr.images.resize",
     "retouch": "gleansr.retouching.refine",
+    "upscale": "gleansr.photos.auto",
     "upscale_folder": "gleansr.jobs.folder",
 }
 

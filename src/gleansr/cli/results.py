@@ -18,7 +18,7 @@ from rich.text import Text
 from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.files import printable
 from gleansr.jobs import Destination, InputCounts, JobResult, Manifest, OutputError, UnreadableFolder, Work
-from gleansr.jobs.folder import describe_run
+from gleansr.jobs.folder import describe_model, describe_run
 from gleansr.signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def upscale_all(
     work: Work,
     *,
     model: str,
+    scale: int | None,
     slow: bool,
     fail_fast: bool,
     verbose: bool,
@@ -47,7 +48,8 @@ def upscale_all(
     cluster: "ClusterConfig | None" = None,
 ) -> None:
     """Runs all jobs, here or on a cluster, and reports on them. Exits unless all succeed: 1, or 3 if every failure is a photo without an
-    object, or 130 and 143 after SIGINT and SIGTERM. `model` is its name in the summary.
+    object, or 130 and 143 after SIGINT and SIGTERM. `model` is its name in the summary, `scale` None
+    if each image has its own.
 
     Raises:
         RequestError: there is nothing to do.
@@ -61,9 +63,9 @@ def upscale_all(
     except OutputError as error:
         raise OutputError(printable(f"{error}{resume}")) from error
     if tally.total != 1 or stopped_by:
-        where = [str(place.root) for place in destinations]
+        where = list(dict.fromkeys(str(place.root) for place in destinations))
         written = [manifest for manifest in manifests if isinstance(manifest, str) or manifest.exists()]
-        tally.summarise(f"{work.task.factor}x, {model}", where, written, quiet=quiet)
+        tally.summarise(describe_model(scale, model), where, written, quiet=quiet)
     if stopped_by:
         console.print(f"gleansr: stopped by {stopped_by}{resume}", style="yellow", highlight=False)
         raise SystemExit(128 + signal.Signals[stopped_by])
@@ -183,7 +185,7 @@ class Tally:
             self.done += 1
             if self._each:
                 notes = f" ({'; '.join(result.notes)})" if result.notes else ""
-                self._print(f"{result.job.source} → {result.job.target}{notes}")
+                self._print(f"{result.job.source} → {result.job.target}: {result.summary}{notes}")
         description = f"upscaling ({self.skipped:,} done before)" if self.skipped else "upscaling"
         self._progress.update(self._task, completed=self.done + self.failed, total=self.remaining, description=description)
         self._print_progress()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -11,8 +11,13 @@ from gleansr.cli.progress import fetched
 from gleansr.errors import RequestError
 
 if TYPE_CHECKING:
-    from gleansr.inference.tasks import ImageTask
     from gleansr.inference.upscaler import Upscaler
+    from gleansr.jobs.plan import TaskPlan
+    from gleansr.photos import PhotoConfig
+
+
+_ANY_SCALE = ("dgp", "pulse", "bicubic")
+"""Methods that enlarge by any scale."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,14 @@ class FileOptions:
     """What is written, and where."""
 
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """A file (.png, .jpg, .webp, .tif) for one image, otherwise a folder, which mirrors the tree of an input folder. By default NAME_8x.png
-    beside NAME, and FOLDER_8x beside FOLDER."""
+    """A file (.png, .jpg, .webp, .tif) for one image, otherwise a folder, which mirrors the tree of an input folder; - is the standard
+    output. By default NAME_8x.png beside NAME, and FOLDER_upscaled beside FOLDER."""
+    file_format: Annotated[Literal["png", "jpg", "webp", "tif"] | None, tyro.conf.arg(name="format")] = None
+    """Format of results that have no name of their own; by default png."""
     overwrite: bool = False
     """Replace existing files. Outdated results that the manifest lists are replaced anyway."""
-    quality: int = 95
-    """Quality of JPEG and WebP, 1 to 100."""
+    quality: int | None = None
+    """Quality of JPEG and WebP, 1 to 100; by default 95."""
     sidecar: bool = False
     """Write NAME.json beside each result: model, options, objects found, consistency in dB."""
     manifest: Path | None = None
@@ -46,17 +53,20 @@ class FileOptions:
 class ModelOptions:
     """Which model enlarges, and how an image is fitted to its input."""
 
-    model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None
-    """Name of a model (`gleansr models` lists them) or a file of any layout; by default cats-8x, or the one for --method and --scale."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "auto"
+    """Name of a model (`gleansr models` lists them) or a file of any layout. auto: what each image needs; with --method the bundled model
+    of that method and --scale."""
     method: Literal["auto", "glean", "esrgan+", "plain", "dgp", "pulse", "bicubic"] = "auto"
     """auto: the network in the model's file. pulse and dgp search its bank, which takes 100 to 2,000 times as long (docs/baselines.md)."""
     scale: int | None = None
-    """How many times larger the result is: of photos (1 to 64), pulse, dgp and bicubic. A network has a fixed scale."""
+    """How many times larger the result is, 1 to 64; by default that of the model for thumbnails and 4 for larger images, less if the result
+    would exceed 50 megapixels."""
     option: tuple[str, ...] = ()
     """Settings of pulse and dgp, such as steps=50 seed=1."""
     fit: Literal["auto", "crop", "pad", "stretch", "exact"] = "auto"
-    """For an image that does not have the model's input size. pad (auto): repeat the border up to a square; crop: cut out the centre
-    square; stretch: resize both sides; exact: refuse it."""
+    """With --model, for an image that does not have its input size. auto: the result is exactly --scale times as large. The others bring
+    the image to the model's input size, and the result has its output size: pad repeats the border up to a square, crop cuts out the
+    centre square, stretch resizes both sides, exact refuses the image."""
     back_project: bool = False
     """Change each result as little as possible, so that it shrinks to its input again."""
     back_project_strength: float | None = None
@@ -65,16 +75,16 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class PhotoOptions:
-    """Whole photos: faces, cats and other objects are found, enlarged by the model and pasted back (docs/photos.md)."""
+    """Photos: small faces and cats are found, enlarged by their models and pasted back (docs/photos.md)."""
 
     photo: bool = False
-    """Treat each image as a photo."""
+    """Search objects in thumbnails too; with --model, enlarge also objects that are much larger than its input."""
     box: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Left, top, width and height of an object in pixels, such as 100,50,200,200, instead of a search; repeatable. Implies --photo."""
     aligned: bool = False
     """Each image is one object."""
     background: str | None = None
-    """Model for the rest of the photo, one that takes any size; by default bicubic."""
+    """Model for the rest of the photo, one that takes any size; by default general-4x, and with --photo and --model bicubic."""
     keep_detail: float | None = None
     """How much of the photo's own detail in an object is kept, 0 to 1; by default what a sharp photo resolves, none of a blurred one."""
     require_object: bool = False
@@ -106,7 +116,7 @@ class ClusterOptions:
 
 
 def upscale(
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|VIDEO ...")] = (),
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|VIDEO ...")] = (),
     files: Annotated[FileOptions, tyro.conf.arg(name="output")] = FileOptions(),
     network: Annotated[ModelOptions, tyro.conf.arg(name="model")] = ModelOptions(),
     photos: Annotated[PhotoOptions, tyro.conf.arg(name="photo")] = PhotoOptions(),
@@ -116,22 +126,27 @@ def upscale(
 ) -> None:
     """Enlarge images, folders of images, photos and videos.
 
-    - gleansr upscale cat.jpg                        writes cat_8x.png
-    - gleansr upscale me.jpg --photo -m faces-8x     a whole photo: faces by faces-8x, the rest by bicubic
+    What an image shows is recognised, and the models that fit enlarge it; see docs/upscaling.md.
+
+    - gleansr upscale cat.jpg                        a thumbnail or a photo; writes cat_8x.png or cat_4x.png
+    - gleansr upscale me.jpg --scale 2 -o me.webp    exactly twice as large
     - gleansr upscale small/ -o large/               a folder; run it again to resume (docs/folders.md)
 
     Args:
-        inputs: Images, folders of images, videos.
+        sources: Images, folders of images, videos; - is the standard input.
     """
     from gleansr.cli.clusters import requested
+    from gleansr.cli.pipes import PIPE, upscale_piped
     from gleansr.cli.results import upscale_all
     from gleansr.cli.video import upscale_videos, videos_among
-    from gleansr.files import sha256_of
     from gleansr.inference.devices import find_device, find_precision
     from gleansr.jobs import Work
-    from gleansr.jobs.folder import run_settings
+    from gleansr.photos import Photo, PhotoConfig
     from gleansr.stores import is_url, normalize
 
+    if not all(source.strip() for source in sources):
+        raise RequestError("an input is empty: give the path of an image or a folder, or . for the current folder")
+    inputs = tuple(map(Path, sources))
     ray_cluster, device = None, computing.device
     if cluster.ray is not None:
         ray_cluster, more = requested(cluster.ray, cluster.ray_workers, cluster.ray_cores, device)
@@ -142,51 +157,75 @@ def upscale(
         raise RequestError(f"{addressed[0]}: images and results with addresses are for clusters: give --ray too")
     computing = replace(computing, device=device)
     photos = replace(photos, photo=photos.photo or bool(photos.box))
-    _check(inputs, files, photos, computing)
+    _check(inputs, files, network, photos, computing)
     request = videos_among(inputs, files.output, video=videos.video, rate=videos.rate, detect_every=videos.detect_every, photo=photos.photo)
     if request and (ray_cluster or files.manifest):
         raise RequestError("--ray and --manifest are for images, not for videos")
+    piped = PIPE in sources or files.output == Path(PIPE)
     one_file = len(inputs) == 1 and not any(source.is_dir() for source in inputs)
-    to_file = _is_file(files.output, one_file=one_file, videos=request is not None)
+    if piped and (not one_file or ray_cluster or request or files.sidecar or files.manifest):
+        raise RequestError("- is for one image, from the standard input or to the standard output, without --ray, --sidecar and --manifest")
+    to_file = not piped and _is_file(files.output, one_file=one_file, videos=request is not None)
+    extension = f".{files.file_format or 'png'}"
+    named = files.output if to_file or (piped and files.output != Path(PIPE)) else None
+    _check_format(files, named.suffix.lower() if named else extension)
     strength = _strength(network)
     boxes = tuple(_box(text) for text in photos.box)
 
     find_precision(computing.precision, find_device(device))  # before a download that would be for nothing
-    upscaler, file = _upscaler(network, computing, photo=photos.photo)
-    settings = run_settings(upscaler, computing.precision, network.option)
-    task = _task(upscaler, network, photos, boxes, strength, computing, settings, measured=files.sidecar)
-    slow = network.method in ("dgp", "pulse")
-    label = " ".join(filter(None, [network.method if network.method != "auto" else "", file.stem if file else ""]))
+    config = PhotoConfig(
+        boxes,
+        photos.aligned,
+        network.scale,
+        back_project=strength,
+        keep_detail=photos.keep_detail,
+        require_object=photos.require_object,
+        measure_consistency=files.sidecar,
+    )
+    plan = _plan(network, photos, computing, config, videos=request is not None)
+    max_pixels = round(files.max_megapixels * 1e6)
+    task, slow, quality = plan.task, network.method in ("dgp", "pulse"), files.quality or 95
     if request:
-        sha256 = sha256_of(file) if file else None
-        batch_size = computing.batch_size or upscaler.default_batch_size()
-        work = Work(task, batch_size, sha256, settings, files.quality, files.overwrite, files.sidecar)
-        upscale_videos(request, work, model=label, slow=slow, fail_fast=files.fail_fast, verbose=files.verbose, quiet=files.quiet)
+        batch_size = computing.batch_size or plan.batch_size
+        work = Work(task, batch_size, plan.sha256(), plan.settings, quality, files.overwrite, files.sidecar)
+        upscale_videos(request, work, model=plan.label, slow=slow, fail_fast=files.fail_fast, verbose=files.verbose, quiet=files.quiet)
+        return
+    if piped:
+        options = Work(task, 1, settings=plan.settings, quality=quality, max_pixels=max_pixels, allow_truncated=files.allow_truncated)
+        upscale_piped(sources[0], files.output, extension, options, overwrite=files.overwrite, quiet=files.quiet)
         return
     if ray_cluster:
         from gleansr.cluster import destinations
     else:
         from gleansr.jobs import destinations
-    found = destinations(inputs, files.output, f"_{task.factor}x", to_file=to_file, manifest=files.manifest)
+    found = destinations(inputs, files.output, plan.suffix(network.scale), to_file=to_file, manifest=files.manifest, extension=extension)
     recorded = files.sidecar or any(place.manifest for place in found)
     alone = one_file and not files.manifest  # so that all threads are for the one image
     work = Work(
         task,
-        computing.batch_size or (1 if alone and not photos.photo else upscaler.default_batch_size()),
-        sha256_of(file) if file and recorded else None,
-        settings,
-        files.quality,
+        computing.batch_size or (1 if alone and not isinstance(task, Photo) else plan.batch_size),
+        plan.sha256() if recorded else None,
+        plan.settings,
+        quality,
         files.overwrite,
         files.sidecar,
-        max_pixels=round(files.max_megapixels * 1e6),
+        max_pixels=max_pixels,
         allow_truncated=files.allow_truncated,
     )
     upscale_all(
-        found, work, model=label, slow=slow, fail_fast=files.fail_fast, verbose=files.verbose, quiet=files.quiet, cluster=ray_cluster
+        found,
+        work,
+        model=plan.label,
+        scale=plan.scale(network.scale),
+        slow=slow,
+        fail_fast=files.fail_fast,
+        verbose=files.verbose,
+        quiet=files.quiet,
+        cluster=ray_cluster,
     )
 
 
-def _check(inputs: tuple[Path, ...], files: FileOptions, photos: PhotoOptions, computing: BatchOptions) -> None:
+def _check(inputs: tuple[Path, ...], files: FileOptions, network: ModelOptions, photos: PhotoOptions, computing: BatchOptions) -> None:
     """Raises RequestError for what is wrong whatever the model is."""
     from gleansr.images.codec import FORMATS
 
@@ -194,7 +233,7 @@ def _check(inputs: tuple[Path, ...], files: FileOptions, photos: PhotoOptions, c
         raise RequestError("give at least one image, folder or video; `gleansr upscale --help` has examples")
     if computing.batch_size is not None and computing.batch_size < 1:
         raise RequestError(f"--batch-size must be at least 1, not {computing.batch_size}")
-    if not 1 <= files.quality <= 100:
+    if files.quality is not None and not 1 <= files.quality <= 100:
         raise RequestError(f"--quality must be 1 to 100, not {files.quality}")
     if not 0 < files.max_megapixels <= 1e6:
         raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {files.max_megapixels:g}")
@@ -203,10 +242,18 @@ def _check(inputs: tuple[Path, ...], files: FileOptions, photos: PhotoOptions, c
     suffix = files.manifest.suffix.lower() if files.manifest else ""
     if suffix in FORMATS or (files.sidecar and suffix == ".json"):
         raise RequestError(f"--manifest {files.manifest}: is a name of a result; give one that ends in .jsonl")
-    if not photos.photo:
+    if not photos.photo and (network.fit, network.method) != ("auto", "auto"):
         for name in ("aligned", "background", "keep_detail", "require_object"):
             if getattr(photos, name) not in (None, False):
                 raise RequestError(f"--{name.replace('_', '-')} is for photos: give --photo too")
+
+
+def _check_format(files: FileOptions, extension: str) -> None:
+    """Raises RequestError for options that the format of the results does not have."""
+    if files.file_format and extension != f".{files.file_format}":
+        raise RequestError(f"{files.output}: has the format of its name; leave --format {files.file_format} out")
+    if files.quality is not None and extension not in (".jpg", ".jpeg", ".webp"):
+        raise RequestError(f"--quality is for JPEG and WebP; results are {extension[1:].upper()}: give --format jpg or -o NAME.jpg too")
 
 
 def _is_file(output: Path | None, *, one_file: bool, videos: bool) -> bool:
@@ -236,60 +283,52 @@ def _strength(network: ModelOptions) -> float:
     return network.back_project_strength
 
 
-def _task(
-    upscaler: "Upscaler",
-    network: ModelOptions,
-    photos: PhotoOptions,
-    boxes: tuple[tuple[float, float, float, float], ...],
-    strength: float,
-    computing: BatchOptions,
-    settings: dict[str, Any],
-    *,
-    measured: bool,
-) -> "ImageTask":
-    """What is done with each image; adds the background's model to `settings`."""
-    from gleansr.files import sha256_of
-    from gleansr.inference.tasks import Enlarge
+def _plan(network: ModelOptions, photos: PhotoOptions, computing: BatchOptions, config: "PhotoConfig", *, videos: bool) -> "TaskPlan":
+    """What is done with each image."""
+    from gleansr.inference.router import GENERAL
+    from gleansr.jobs.plan import AUTO, plan_task
 
-    if not photos.photo:
-        return Enlarge(upscaler, network.fit, strength, measured=measured)
-    from gleansr.photos import Photo, PhotoConfig
-
-    background, file = _upscaler(ModelOptions(photos.background), computing) if photos.background else (None, None)
-    settings["background_sha256"] = file and sha256_of(file)
-    config = PhotoConfig(
-        boxes,
-        photos.aligned,
-        network.scale,
-        back_project=strength,
-        keep_detail=photos.keep_detail,
-        require_object=photos.require_object,
-        measure_consistency=measured,
+    if videos and network == ModelOptions(scale=network.scale) and not photos.photo:
+        network = replace(network, model=GENERAL)  # faces and cats of videos are found with --photo and a model
+    automatic = network.method == "auto" and network.model == AUTO
+    upscaler, file = (None, None) if automatic else _upscaler(network, computing, photo=photos.photo or network.fit == "auto")
+    if automatic and network.option:
+        raise RequestError("--option is for pulse and dgp: give --method pulse or --method dgp too")
+    background, background_file = _upscaler(ModelOptions(photos.background), computing) if photos.background else (None, None)
+    plan = plan_task(
+        upscaler,
+        file,
+        config=config,
+        photo=photos.photo,
+        background=background,
+        background_file=background_file,
+        fit=network.fit,
+        options=network.option,
+        device=computing.device,
+        precision=computing.precision,
     )
-    return Photo(upscaler, config, background=background)
+    return replace(plan, label=f"{network.method} {plan.label if file else ''}".strip()) if network.method != "auto" else plan
 
 
 def _upscaler(network: ModelOptions, computing: BatchOptions, *, photo: bool = False) -> "tuple[Upscaler, Path | None]":
-    """With the file of its model, if it has one. In photos `scale` is that of the photo, not of the model."""
-    scale = None if photo else network.scale
+    """With the file of its model, if it has one. `photo`: the scale of results need not be that of the model."""
+    scale = None if photo and network.method not in _ANY_SCALE else network.scale
     if network.method == "auto":
         from gleansr.inference.upscaler import load
 
         if network.option:
             raise RequestError("--option is for pulse and dgp: give --method pulse or --method dgp too")
-        name = network.model or "cats-8x"
-        file = fetched(name, computing.offline)
+        file = fetched(network.model, computing.offline)
         upscaler = load(file, device=computing.device, precision=computing.precision)
         if scale not in (None, upscaler.scale):
-            raise RequestError(
-                f"--scale {scale}: {name} enlarges {upscaler.scale} times; give a model of that scale, or --photo or --method bicubic"
-            )
+            raise RequestError(f"--scale {scale}: with --fit, {network.model} enlarges {upscaler.scale} times; leave --fit out")
         return upscaler, file
     from gleansr import baselines
     from gleansr.configs import parse_override
+    from gleansr.jobs.plan import AUTO
 
     settings = {key: value for change in network.option for key, value in parse_override(change).items()}
-    model = network.model
+    model = network.model if network.model != AUTO else None
     if model is None and network.method != "bicubic":
         model = baselines.bundled(network.method, scale or 8)
     file = fetched(model, computing.offline) if model else None

@@ -124,7 +124,7 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
     if folders and not (failed and fail_fast):
         found = [place for one, target in folders for place in destinations(one.paths, target, "")]
         try:
-            upscale_all(found, work, model=model, slow=slow, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
+            upscale_all(found, work, model=model, scale=work.task.factor, slow=slow, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
         except SystemExit as end:  # which does not know of what failed before
             if end.code not in (1, 3):
                 raise

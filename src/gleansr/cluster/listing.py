@@ -1,7 +1,7 @@
 """`destinations`, `count` and `walk` of `gleansr.jobs`, also for images or results at URLs."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,16 @@ class RemoteDestination:
     """The inputs that are folders."""
     manifest: Path | str
     """Path of the manifest, or URL of the folder of its parts."""
+    extension: str = ".png"
+    """As `jobs.Destination.extension`."""
 
     @classmethod
     def of(
-        cls, inputs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], manifest: str | os.PathLike[str] | None = None
+        cls,
+        inputs: Sequence[str | os.PathLike[str]],
+        output: str | os.PathLike[str],
+        manifest: str | os.PathLike[str] | None = None,
+        extension: str = ".png",
     ) -> "RemoteDestination":
         """Determines which inputs are folders.
 
@@ -44,16 +50,18 @@ class RemoteDestination:
         if root in paths:
             raise RequestError(f"{root}: results need a folder of their own if images or results are at URLs")
         file = f"{root}/{MANIFEST}" if manifest is None else _absolute(manifest)
-        return cls(root, paths, frozenset(path for path in paths if _is_folder(path)), file if is_url(file) else Path(file))
+        folders = frozenset(path for path in paths if _is_folder(path))
+        return cls(root, paths, folders, file if is_url(file) else Path(file), extension)
 
 
 def destinations(
     inputs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str] | None,
-    suffix: str,
+    suffix: str | Callable[[Path], str],
     *,
     to_file: bool = False,
     manifest: str | os.PathLike[str] | None = None,
+    extension: str = ".png",
 ) -> list[Destination] | list[RemoteDestination]:
     """As `jobs.destinations`. If any path is a URL, all results go into one folder, which is required.
 
@@ -61,10 +69,10 @@ def destinations(
         RequestError: the folder is missing, or an input URL does not exist.
     """
     if not any(is_url(normalize(path)) for path in (*inputs, output, manifest) if path is not None):
-        return jobs.destinations(inputs, output, suffix, to_file=to_file, manifest=manifest)
+        return jobs.destinations(inputs, output, suffix, to_file=to_file, manifest=manifest, extension=extension)
     if output is None or to_file:
         raise RequestError("URLs of images or results require a results folder: --output FOLDER or --output s3://...")
-    return [RemoteDestination.of(inputs, output, manifest)]
+    return [RemoteDestination.of(inputs, output, manifest, extension)]
 
 
 def walk(
@@ -117,7 +125,7 @@ def _walk_remote(destination: RemoteDestination, number: int = 0, counts: InputC
                         counts.leave_out(folder, (name for name in listing.others if by_suffix(name)))
                     for name in listing.folders:
                         inner.setdefault(name, []).append(path)
-            targets = iter(result_names([name for _, names in groups for name in names], ""))
+            targets = iter(result_names([name for _, names in groups for name in names], "", destination.extension))
             for folder, names in groups:
                 for name in names:
                     source, key = f"{folder}/{name}", _join(relative, next(targets))

@@ -178,8 +178,10 @@ def prepare_work(work: Work, *, gpu: bool) -> Work:
 def _task_on_gpu(task: ImageTask) -> ImageTask:
     if isinstance(task, Enlarge):
         return dataclasses.replace(task, upscaler=_to_gpu(task.upscaler))
-    from gleansr.photos import Photo
+    from gleansr.photos import AutoTask, Photo
 
+    if isinstance(task, AutoTask):
+        return cast("ImageTask", task.moved("cuda", _to_gpu))
     if isinstance(task, Photo):
         photo = Photo(_to_gpu(task.upscaler), task.config, background=task.background and _to_gpu(task.background))
         return cast("ImageTask", photo)

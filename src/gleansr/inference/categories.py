@@ -17,6 +17,9 @@ from gleansr.images.resize import resize
 from gleansr.models.categories import NAMES, CategoryHead, grid_features
 from gleansr.models.features import SqueezeNet
 
+WEIGHTS = "categories.safetensors"
+"""Name of the head's file in the package's assets."""
+OTHER = NAMES[-1]
 SMALL = 32
 """Images are reduced to about this side, so that a photo and its thumbnail are classified alike."""
 _ENLARGED = 96  # about the side that SqueezeNet sees
@@ -98,6 +101,6 @@ def _sides(size: tuple[int, ...], side: int) -> tuple[int, int]:
 
 @functools.cache
 def _classifier() -> tuple[SqueezeNet, CategoryHead]:
-    path = asset("categories.safetensors")
+    path = asset(WEIGHTS)
     head = native.read(path).build("classifier", path).requires_grad_(False)
     return squeezenet(), cast("CategoryHead", head)

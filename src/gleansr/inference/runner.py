@@ -282,6 +282,25 @@ class BatchRunner:
         return _split(self._runner(lrs, self._report), time.perf_counter() - started)
 
 
+class BatchRunners:
+    """The `BatchRunner` of each model of a task, made at its first batch."""
+
+    def __init__(self, method: Model, batch_size: int, report: StepReport | None = None):
+        """`method`: the task's own model; the rest as for a `BatchRunner`."""
+        self._batch_size, self._report = batch_size, report
+        self._runners: dict[int, BatchRunner] = {}  # by id: a method need not be hashable
+        self._default = self.of(method)
+        self.concurrency = self._default.concurrency
+
+    def of(self, method: Model | None) -> BatchRunner:
+        """The runner of a model; None: the task's own."""
+        if method is None:
+            return self._default
+        if id(method) not in self._runners:
+            self._runners[id(method)] = BatchRunner(method, self._batch_size, self._report)
+        return self._runners[id(method)]
+
+
 def _split(output: ModelOutput, seconds: float) -> list[SRResult]:
     n = len(output.images)
     return [SRResult(sr, note, seconds / n) for sr, note in zip(output.images, output.notes or [""] * n, strict=True)]

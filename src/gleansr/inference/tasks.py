@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from gleansr.ambient import plain_torch
-from gleansr.errors import RequestError
+from gleansr.errors import ImageError, RequestError
 from gleansr.images.back_projection import back_project, consistency_db
 from gleansr.images.codec import DecodedImage
 from gleansr.images.pixels import quantize
@@ -27,6 +27,10 @@ class TaskResult:
     """Notes for the user, one line each."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Measurements and detections, as plain JSON values."""
+    model: str | None = None
+    """Names of the models that made the image; None: the task's model."""
+    summary: str = ""
+    """What was recognised and which models enlarged it, for the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,8 @@ class PreparedImage:
     """Builds the output from the model's results, (3, scale * h, scale * w), on the CPU, not clamped, and their notes, "" for none."""
     eight_bits: bool = False
     """Whether `finish` accepts uint8 (`pixels.to_bytes`), which takes a quarter of the transfer from a GPU."""
+    upscalers: tuple[Upscaler, ...] = ()
+    """The model of each of `lrs`; empty: the task's for all."""
 
 
 class ImageTask(Protocol):
@@ -46,7 +52,7 @@ class ImageTask(Protocol):
 
     @property
     def upscaler(self) -> Upscaler:
-        """The Upscaler that runs the forward passes."""
+        """The Upscaler that runs the forward passes, except those for which a `PreparedImage` names others."""
         ...
 
     @property
@@ -74,6 +80,10 @@ class Enlarge:
     """Strength of back-projection, 0 to 1; see `images.back_projection`."""
     measured: bool = False
     """Whether details contain the consistency in dB, measured before padding is cut off."""
+    may_shrink: bool = True
+    """Whether a result may be smaller than its image."""
+    scale: int | None = None
+    """Results are exactly so many times as large as their images; None: as large as the model makes them. `fit` must be "pad"."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.back_projection <= 1:
@@ -81,7 +91,7 @@ class Enlarge:
 
     @property
     def factor(self) -> int:
-        return self.upscaler.scale
+        return self.scale or self.upscaler.scale
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -90,18 +100,30 @@ class Enlarge:
     @plain_torch()
     def prepare(self, decoded: DecodedImage) -> PreparedImage:
         fitted = self.upscaler.fit(decoded, self.fit)
+        if not self.may_shrink and max(decoded.size) > max(fitted.keep[2:]):
+            height, width = decoded.size
+            raise ImageError(
+                f"{decoded.name}: {width}x{height} is larger than what {self.upscaler.about.name or 'the model'} makes, "
+                f"{fitted.keep[3]}x{fitted.keep[2]}; leave --fit out to enlarge it as a photo, or --model too for the models that it needs"
+            )
         # Drop the pixels while the image waits: finishing does not need them.
         fitted = dataclasses.replace(fitted, image=DecodedImage(torch.empty(3, 0, 0)))
 
-        decoded_notes = decoded.notes
+        decoded_notes, size = decoded.notes, decoded.size
+        exact = self.scale if self.scale and (self.scale != self.upscaler.scale or not self.upscaler.takes(size)) else None
 
         @plain_torch()
         def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
             sr = back_project(fitted.lr, srs[0], strength=self.back_projection) if self.back_projection else srs[0]
-            image = self.upscaler.finish(fitted, sr, notes[0])
+            if exact:
+                image, found = self.upscaler.finish_exactly(fitted, sr, size, exact), [notes[0]]
+            else:
+                image = self.upscaler.finish(fitted, sr, notes[0])
+                found = [image.info.get("gleansr")]
             details = {}
             if self.measured:
-                details["consistency_db"] = consistency_db(fitted.lr, degrade(quantize(sr[None]), self.factor)[0])
-            return TaskResult(image, tuple(filter(None, [image.info.get("gleansr"), *decoded_notes])), details)
+                details["consistency_db"] = consistency_db(fitted.lr, degrade(quantize(sr[None]), self.upscaler.scale)[0])
+            return TaskResult(image, tuple(filter(None, [*found, *decoded_notes])), details)
 
-        return PreparedImage((fitted.lr,), finish, eight_bits=fitted.alpha is None and not (self.back_projection or self.measured))
+        eight_bits = fitted.alpha is None and not (self.back_projection or self.measured or exact)
+        return PreparedImage((fitted.lr,), finish, eight_bits=eight_bits)

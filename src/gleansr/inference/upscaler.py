@@ -44,6 +44,8 @@ class FittedImage:
     """First row of the output inside the black bars and first row after, for an image with black bars above and below."""
     grey: bool = False
     """Whether the image is grey; then the result is grey too."""
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Pixels of the image by which it was padded: left, right, top and bottom."""
 
 
 _BLACK = 8 / 255  # JPEG artefacts make bars up to this bright
@@ -117,6 +119,17 @@ class Upscaler:
             return 1
         return max(1, (2**19 if self.device.type == "cpu" else 2**23) // self.output_size**2)
 
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Whether the model takes an image of that height and width, padded at most, but not resized."""
+        return self.shrinkage(size) == 1
+
+    def shrinkage(self, size: tuple[int, int]) -> float:
+        """Pixels of an image of that height and width per pixel of the model's input, after padding; 1 for a model of any size."""
+        if self.input_size is None or self.content_height is None:
+            return 1.0
+        height, width = size
+        return max(width / self.input_size, height / (self.content_height // self.scale))
+
     @plain_torch()
     def fit(self, image: DecodedImage, fit: Fit = "auto") -> FittedImage:
         """Fits an image to the model's input size; a model without one takes it as it is.
@@ -185,7 +198,7 @@ class Upscaler:
         keep = (*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
         note = f"{width}x{height}: {', '.join(steps)}" if steps else ""
         alpha = None if image.alpha is None else planes[3:]
-        return FittedImage(image, planes[:3] * 2 - 1, alpha, keep, note, bars, image.grey)
+        return FittedImage(image, planes[:3] * 2 - 1, alpha, keep, note, bars, image.grey, pad)
 
     @plain_torch()
     def run(self, batch: Iterable[FittedImage], report: StepReport | None = None, *, back_projection: float = 0.0) -> list[Image.Image]:
@@ -219,6 +232,28 @@ class Upscaler:
         if note := "; ".join(filter(None, [fitted.note, note])):
             image.info["gleansr"] = note
         return image
+
+    @plain_torch()
+    def finish_exactly(self, fitted: FittedImage, sr: Tensor, size: tuple[int, int], scale: int) -> Image.Image:
+        """As `finish` for an image (height, width) that was padded or resized as a whole, but the result is exactly `scale` times as
+        large. `sr` is float."""
+        left, right, top, bottom = fitted.padding
+        height, width = size
+        whole = (scale * (height + top + bottom), scale * (width + left + right))
+        rows = slice(scale * top, scale * (top + height)), slice(scale * left, scale * (left + width))
+
+        def exact(planes: Tensor, density: int) -> Tensor:
+            """(C, density * in_size, density * in_size) -> (C, scale * height, scale * width), without bars."""
+            content = (self.content_height or 0) // self.scale * density
+            bar = (planes.shape[1] - content) // 2
+            return resize(planes[:, bar : bar + content], size=whole)[:, rows[0], rows[1]].clamp(0, 1)
+
+        pixels, alpha = exact((sr.clamp(-1, 1) + 1) / 2, self.scale), None
+        if fitted.alpha is not None:
+            alpha = exact(fitted.alpha, 1)
+            pixels = unpremultiply(pixels, alpha)
+        image = to_image(pixels, alpha)
+        return neutral(image) if fitted.grey else image
 
 
 def check_fit(fit: str) -> None:

@@ -2,24 +2,22 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gleansr import checkpoints
 from gleansr.errors import RequestError
-from gleansr.files import sha256_of
-from gleansr.inference.devices import find_precision
 from gleansr.inference.precision import Precision
-from gleansr.inference.tasks import Enlarge
-from gleansr.inference.upscaler import Fit, Upscaler, check_fit, load
+from gleansr.inference.upscaler import Fit, check_fit, load
 from gleansr.jobs.jobs import UnreadableFolder, destinations
 from gleansr.jobs.manifest import Manifest
 from gleansr.jobs.pipeline import run
+from gleansr.jobs.plan import AUTO, plan_task
 from gleansr.jobs.steps import JobResult, Work
 from gleansr.jobs.walk import count, walk
+from gleansr.photos import PhotoConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,8 @@ class FolderSummary:
     destination: Path
     """Folder of the results."""
     model: str
-    scale: int
+    scale: int | None
+    """None: each image has its own."""
     done: int = 0
     """Images upscaled by this call."""
     skipped: int = 0
@@ -41,7 +40,12 @@ class FolderSummary:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return describe_run(self.done, len(self.failures), self.skipped, str(self.destination), f"{self.scale}x, {self.model}")
+        return describe_run(self.done, len(self.failures), self.skipped, str(self.destination), describe_model(self.scale, self.model))
+
+
+def describe_model(scale: int | None, model: str) -> str:
+    """Scale and model for the user; the scale is None where each image has its own."""
+    return f"{scale}x, {model}" if scale else f"model {model}"
 
 
 def describe_run(done: int, failed: int, skipped: int, where: str, what: str, *, missing: int = 0, pace: str = "") -> str:
@@ -66,17 +70,12 @@ def describe_run(done: int, failed: int, skipped: int, where: str, what: str, *,
     return "; ".join(parts)
 
 
-def run_settings(upscaler: Upscaler, precision: Precision, options: Sequence[str] = ()) -> dict[str, Any]:
-    """What determines results besides model, task and quality, as the manifest records it; `options` are those of PULSE and DGP."""
-    kind = str(find_precision(precision, upscaler.device)).removeprefix("torch.")
-    return {"method": upscaler.method.name, "scale": upscaler.scale, "set": list(options), "precision": kind}
-
-
 def upscale_folder(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str] | None = None,
     *,
-    model: str | os.PathLike[str] = "cats-8x",
+    model: str | os.PathLike[str] = AUTO,
+    scale: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int | None = None,
@@ -96,10 +95,14 @@ def upscale_folder(
 
     Args:
         source: the folder.
-        destination: the folder of the results; by default FOLDER_8x beside it, after the scale.
-        model: as for `gleansr.load`, also `device` and `precision`.
+        destination: the folder of the results; by default FOLDER_8x beside it, after the scale, or FOLDER_upscaled if that depends on the
+            image.
+        model: name or file of a model for all images; "auto": what each needs, see `gleansr.upscale`.
+        scale: see `gleansr.upscale`.
+        device: as `precision`, see `gleansr.load`.
+        precision: of the models.
         batch_size: images in a forward pass; None: what suits the device.
-        fit: see `Upscaler.fit`.
+        fit: for a given model; "auto": as `gleansr.upscale`, otherwise see `Upscaler.fit`.
         back_projection: strength, 0 to 1; see `Upscaler.__call__`.
         quality: of JPEG and WebP, 1 to 100.
         overwrite: replace files that the manifest does not list.
@@ -122,20 +125,22 @@ def upscale_folder(
         raise RequestError(f"back_projection must be 0 to 1, not {back_projection}")
     if batch_size is not None and batch_size < 1:
         raise RequestError(f"batch_size must be at least 1, not {batch_size}")
-    file = checkpoints.model_path(model)
-    upscaler = load(file, device=device, precision=precision)
+    file = None if model == AUTO else checkpoints.model_path(model)
+    upscaler = file and load(file, device=device, precision=precision)
+    config = PhotoConfig(scale=scale, back_project=back_projection, measure_consistency=sidecar)
+    plan = plan_task(upscaler, file, config=config, fit=fit, device=device, precision=precision)
     work = Work(
-        Enlarge(upscaler, fit, back_projection, measured=sidecar),
-        batch_size or upscaler.default_batch_size(),
-        sha256_of(file),
-        run_settings(upscaler, precision),
+        plan.task,
+        batch_size or plan.batch_size,
+        plan.sha256(),
+        plan.settings,
         quality,
         overwrite,
         sidecar,
         max_pixels=round(max_megapixels * 1e6),
         allow_truncated=allow_truncated,
     )
-    [place] = destinations([source], destination, f"_{upscaler.scale}x")
+    [place] = destinations([source], destination, plan.suffix(scale))
     statuses = {"done": 0, "skipped": 0}
     failures: dict[str, str] = {}
     with ExitStack() as stack:
@@ -152,8 +157,8 @@ def upscale_folder(
                 progress(result)
     return FolderSummary(
         place.root,
-        file.stem,
-        upscaler.scale,
+        plan.label,
+        plan.scale(scale),
         **statuses,
         failures=failures,
         left_out={reason: group.files for reason, group in left_out.items()},

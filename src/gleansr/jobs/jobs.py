@@ -1,7 +1,7 @@
 """Jobs, one per image, and the destinations of their results."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,9 @@ from gleansr.stores import normalize
 
 MANIFEST = "gleansr.jsonl"
 """Name of the manifest in a results folder."""
+
+Suffix = str | Callable[[Path], str]
+"""Suffix of the names of results, the same for all inputs or a function of their paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,9 @@ class Destination:
     inputs: tuple[Path, ...]
     """Images, and folders whose trees are mirrored in `root`. The mirrored trees may overlap."""
     suffix: str = ""
-    """Suffix of the names of the results."""
+    """Suffix of the names of the results, before the extension."""
+    extension: str = ".png"
+    """Extension of the names of the results, which sets their format."""
     target: Path | None = None
     """Path of the result, for a single image with an explicit output name."""
     manifest: Path | None = None
@@ -61,20 +66,22 @@ class Destination:
 def destinations(
     inputs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str] | None,
-    suffix: str,
+    suffix: Suffix,
     *,
     to_file: bool = False,
     manifest: str | os.PathLike[str] | None = None,
+    extension: str = ".png",
 ) -> list[Destination]:
     """Groups `inputs` by the folders of their results.
 
     Args:
         inputs: images and folders of images. Duplicates count once.
         output: the folder of all results, or with `to_file` the file of the only result. By default FOLDER`suffix` next to each
-            folder and NAME`suffix`.png next to each image.
-        suffix: such as "_8x".
+            folder and NAME`suffix``extension` next to each image.
+        suffix: such as "_8x", or a function of the path of an input, called for those next to which results lie.
         manifest: path of the manifest, instead of gleansr.jsonl in each results folder. Results next to their images and a single named
             result have a manifest only if this is given.
+        extension: of the names of results, one of `codec.FORMATS`.
     """
     paths = tuple(dict.fromkeys(Path(normalize(path)) for path in inputs))
     folder = None if output is None else Path(normalize(output))
@@ -82,19 +89,24 @@ def destinations(
     if to_file and folder is not None:
         return [Destination(folder.parent, paths, target=folder, manifest=file)]
     grouped: dict[tuple[Path, str, bool], dict[Path, None]] = {}
+
+    def suffix_of(path: Path) -> str:
+        return suffix if isinstance(suffix, str) else suffix(path)
+
     for path in paths:
         if folder is not None:
             key = (folder, "", True)
         elif path.is_dir():
-            key = (_sibling(path, suffix), "", True)
+            key = (_sibling(path, suffix_of(path)), "", True)
         else:
-            key = (path.parent, suffix, False)
+            key = (path.parent, suffix_of(path), False)
         grouped.setdefault(key, {})[path] = None
     return [
         Destination(
             root,
             tuple(group),
             added_suffix,
+            extension,
             manifest=file or (root / MANIFEST if has_manifest else None),
             others=tuple(path for path in paths if path not in group),
         )

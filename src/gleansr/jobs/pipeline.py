@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gleansr.inference.method import StepReport
-from gleansr.inference.runner import BatchRunner, SRResult
+from gleansr.inference.runner import BatchRunners, SRResult
 from gleansr.inference.tasks import Enlarge, ImageTask
 from gleansr.jobs.batches import BatchCollector, BatchItem
 from gleansr.jobs.index import ManifestEntry
@@ -92,7 +92,7 @@ def run(
             window.release(number)
             window.post(result)
 
-    runner = BatchRunner(work.task.upscaler.method, work.batch_size, step)
+    runners = BatchRunners(work.task.upscaler.method, work.batch_size, step)
     batches = BatchCollector(work.batch_size, count // 2, memory // 2)
     images: dict[int, tuple[DecodedJob, list[SRResult | None]]] = {}
 
@@ -111,14 +111,15 @@ def run(
     with _threads(window, [read] * (threads + 1), [write] * threads, lambda: computed.put(None)), suppress(SearchStoppedError):
         while not (stopped() or (ended and not ready and not running)):
             yield from window.events()
-            if ready and len(running) < runner.concurrency:
+            if ready and len(running) < runners.concurrency:
                 batch = ready.popleft()
                 members = [images[number][0] for number in dict.fromkeys(item.image for item in batch)]
                 _begin([member.job for member in members], manifests)
                 eight_bits = all(member.prepared.eight_bits for member in members)
+                runner = runners.of(batch[0].upscaler and batch[0].upscaler.method)
                 running.append((batch, runner.start([item.lr for item in batch], eight_bits=eight_bits)))
                 continue
-            if len(running) == runner.concurrency or ended:
+            if len(running) == runners.concurrency or ended:
                 collect(*running.popleft())
                 continue
             try:
@@ -139,7 +140,7 @@ def run(
                 yield item
             elif lrs := item.prepared.lrs:
                 images[number] = item, [None] * len(lrs)
-                ready.extend(batches.add(number, weight, lrs))
+                ready.extend(batches.add(number, weight, lrs, item.prepared.upscalers))
             else:
                 _begin([item.job], manifests)
                 computed.put((number, item, []))

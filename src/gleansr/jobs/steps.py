@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import torch
 from PIL import Image
 
 from gleansr.errors import GleansrError, ImageError, InternalError, one_line
@@ -23,11 +22,14 @@ from gleansr.images.codec import FORMATS, Metadata, decode, save
 from gleansr.images.metadata import is_marked
 from gleansr.images.opening import DAMAGE
 from gleansr.inference.devices import out_of_memory
-from gleansr.inference.runner import BatchRunner, SRResult
+from gleansr.inference.runner import BatchRunners, SRResult
 from gleansr.inference.tasks import ImageTask, PreparedImage
+from gleansr.jobs.batches import BatchItem, Key
 from gleansr.jobs.index import ManifestEntry, fingerprint
 from gleansr.jobs.jobs import Job
 from gleansr.jobs.storage import FileState, FileStore, LocalStorage, OutputError
+
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,8 @@ class JobResult:
     """The manifest's line; empty if there is nothing new to record."""
     error: GleansrError | None = None
     notes: tuple[str, ...] = ()
+    summary: str = ""
+    """Sizes of the image and the result, what was recognised and which model enlarged it; empty for a job that is not done."""
 
     @property
     def reason(self) -> str:
@@ -89,6 +93,8 @@ class DecodedJob:
     sha256: str
     metadata: Metadata
     prepared: PreparedImage
+    size: tuple[int, int]
+    """Height and width of the image."""
     light: bool
     """Whether the task has released the pixels."""
     seconds: float
@@ -96,7 +102,7 @@ class DecodedJob:
 
 
 def process(
-    jobs: Sequence[Job], work: Work, known: Sequence[ManifestEntry | None] | None = None, *, runner: BatchRunner | None = None
+    jobs: Sequence[Job], work: Work, known: Sequence[ManifestEntry | None] | None = None, *, runners: BatchRunners | None = None
 ) -> Iterator[JobResult]:
     """Processes jobs in the calling thread, from the files' bytes to written results, with forward passes in batches.
 
@@ -107,7 +113,7 @@ def process(
         work: what to do.
         known: the manifest's record of each target (`Manifest.index.get(job.target_key)`), which permits skipping finished images and
             replacing earlier results.
-        runner: reuse it between calls, because it learns which batch size fits into the device's memory.
+        runners: reuse them between calls, because they learn which batch size fits into the device's memory.
 
     Yields:
         One result for each job, in any order.
@@ -115,7 +121,7 @@ def process(
     Raises:
         OutputError: nothing more can be written.
     """
-    runner = runner or BatchRunner(work.task.upscaler.method, work.batch_size)
+    runners = runners or BatchRunners(work.task.upscaler.method, work.batch_size)
     decoded: list[DecodedJob] = []
     for job, entry in zip(jobs, known or [None] * len(jobs), strict=True):
         item = decode_job(job, work, entry)
@@ -123,16 +129,20 @@ def process(
             yield item
         else:
             decoded.append(item)
-    shapes: dict[torch.Size, list[tuple[int, int]]] = {}
+    groups: dict[Key, list[BatchItem]] = {}
     for i, item in enumerate(decoded):
-        for j, lr in enumerate(item.prepared.lrs):
-            shapes.setdefault(lr.shape, []).append((i, j))
+        lrs = item.prepared.lrs
+        for j, (lr, upscaler) in enumerate(zip(lrs, item.prepared.upscalers or [None] * len(lrs), strict=True)):
+            part = BatchItem(i, j, lr, upscaler)
+            groups.setdefault(part.key, []).append(part)
     results: dict[tuple[int, int], SRResult] = {}
-    for same_shape in shapes.values():
-        for start in range(0, len(same_shape), work.batch_size):
-            batch = same_shape[start : start + work.batch_size]
-            lrs, eight_bits = [decoded[i].prepared.lrs[j] for i, j in batch], all(decoded[i].prepared.eight_bits for i, _ in batch)
-            results.update(zip(batch, runner(lrs, eight_bits=eight_bits), strict=True))
+    for (upscaler, _), group in groups.items():
+        runner = runners.of(upscaler and upscaler.method)
+        for start in range(0, len(group), work.batch_size):
+            batch = group[start : start + work.batch_size]
+            eight_bits = all(decoded[part.image].prepared.eight_bits for part in batch)
+            srs = runner([part.lr for part in batch], eight_bits=eight_bits)
+            results.update(zip([(part.image, part.part) for part in batch], srs, strict=True))
     for i, item in enumerate(decoded):
         yield write_result(item, [results[i, j] for j in range(len(item.prepared.lrs))], work)
 
@@ -161,10 +171,10 @@ def decode_job(
         check_targets(job, work, known)
         image = decode(data, name=job.source, on_open=opened, max_pixels=work.max_pixels, allow_truncated=work.allow_truncated)
         del data
-        pixels, metadata = weakref.ref(image.stored), image.metadata
+        pixels, metadata, size = weakref.ref(image.stored), image.metadata, image.size
         prepared = work.task.prepare(image)
         del image
-        return DecodedJob(job, state, digest.hexdigest(), metadata, prepared, pixels() is None, time.perf_counter() - started)
+        return DecodedJob(job, state, digest.hexdigest(), metadata, prepared, size, pixels() is None, time.perf_counter() - started)
     return caught.result
 
 
@@ -185,13 +195,13 @@ def write_result(decoded: DecodedJob, passes: Sequence[SRResult], work: Work) ->
             "bytes": decoded.state.size,
             "mtime_ns": decoded.state.mtime_ns,
             "sha256": decoded.sha256,
-            "model": work.task.upscaler.about.name,
+            "model": result.model or work.task.upscaler.about.name,
             "model_sha256": work.model_sha256,
             "options": work.options,
             "notes": [],
             "details": dict(result.details),
         }
-        data, dropped = encode_result(result.image, job.target, decoded.metadata, work)
+        data, dropped = encode_result(result.image, job.target, decoded.metadata, work, result.model)
         entry["notes"] = notes = [*result.notes, *dropped]
         entry["result_sha256"] = hashlib.sha256(data).hexdigest()
         if work.sidecar:
@@ -199,7 +209,10 @@ def write_result(decoded: DecodedJob, passes: Sequence[SRResult], work: Work) ->
             work.storage.write(sidecar(job.target), json.dumps(content, indent=2).encode() + b"\n")
         work.storage.write(job.target, data)
         seconds = decoded.seconds + sum(part.seconds for part in passes) + time.perf_counter() - started
-        return JobResult(job, "done", {**entry, "seconds": round(seconds, 4)}, notes=tuple(notes))
+        what = result.summary or work.task.upscaler.about.name or work.task.upscaler.method.name
+        sizes = [f"{width}{TIMES}{height}" for width, height in (decoded.size[::-1], result.image.size)]
+        summary = f"{' → '.join(sizes)}, {what}"
+        return JobResult(job, "done", {**entry, "seconds": round(seconds, 4)}, notes=tuple(notes), summary=summary)
     return caught.result
 
 
@@ -246,7 +259,9 @@ def failed_result(job: Job, error: GleansrError) -> JobResult:
     return JobResult(job, "failed", {"status": "failed", "source": job.source_key, "target": job.target_key, "error": str(error)}, error)
 
 
-def encode_result(image: Image.Image, target: str, metadata: Metadata, work: Work) -> tuple[bytes, tuple[str, ...]]:
+def encode_result(
+    image: Image.Image, target: str, metadata: Metadata, work: Work, model: str | None = None
+) -> tuple[bytes, tuple[str, ...]]:
     """Encodes a result in the format of its suffix. Returns the bytes and notes on metadata that the format cannot hold.
 
     PNGs use run-length compression: a fifth of the time of Pillow's default (5 instead of 25 ms for 256x256), half a percent larger.
@@ -255,7 +270,7 @@ def encode_result(image: Image.Image, target: str, metadata: Metadata, work: Wor
     file = io.BytesIO()
     options: dict[str, Any] = {"compress_type": zlib.Z_RLE, "compress_level": 1} if file_format == "PNG" else {}
     try:
-        notes = save(image, file, file_format, metadata, work.task.upscaler.about.name, work.quality, **options)
+        notes = save(image, file, file_format, metadata, model or work.task.upscaler.about.name, work.quality, **options)
     except (*DAMAGE, MemoryError) as error:  # programming errors propagate
         raise ImageError(f"{target}: cannot be written: {error or type(error).__name__}") from error
     return file.getvalue(), notes

@@ -23,7 +23,7 @@ IsResult = Callable[[str], bool]
 _MARKED_BYTES = 2**17
 """Bytes that contain the mark of a result; up to 64 KB of Exif may precede it."""
 
-_RESULT_NAME = re.compile(r"(.+)_\d+x\.png", re.DOTALL)
+_RESULT_NAME = re.compile(r"(.+)_\d+x\.(?:png|jpe?g|webp|tiff?)", re.DOTALL)
 """Names of results next to their images."""
 
 
@@ -74,8 +74,8 @@ def walk(destination: Destination, number: int = 0, is_result: IsResult | None =
     given as inputs are followed), the results folder itself, results folders of other runs (they contain a gleansr.jsonl), results next
     to their images, and, where results go into the folder of their images, marked files for which `is_result` is true.
 
-    A result has the name of its image, with .png. If several images claim one name, the .png image keeps it, and the others append their
-    suffix or a number. The assignment depends on the names alone, not on what is done.
+    A result has the name of its image, with the extension of results. If several images claim one name, the one with that extension keeps
+    it, and the others append their own or a number. The assignment depends on the names alone, not on what is done.
 
     Args:
         destination: the inputs and the results folder.
@@ -96,7 +96,7 @@ def walk(destination: Destination, number: int = 0, is_result: IsResult | None =
             yield folder
             continue
         relative, groups = folder
-        targets = iter(result_names([name for _, names in groups for name in names], destination.suffix))
+        targets = iter(result_names([name for _, names in groups for name in names], destination.suffix, destination.extension))
         replaces = input_files.of(results + relative)
         for path, names in groups:
             prefix, key = (part + relative for part in inputs[path])
@@ -272,20 +272,20 @@ def _is_input(target: Path, paths: Sequence[Path]) -> bool:
     return False
 
 
-def result_names(names: Sequence[str], suffix: str) -> list[str]:
+def result_names(names: Sequence[str], suffix: str, extension: str = ".png") -> list[str]:
     """Names of the results of the images in one folder. They are unique, also on case-insensitive file systems."""
     taken: set[str] = set()
     targets = [""] * len(names)
 
     def claim(number: int, stem: str) -> bool:
-        target = f"{stem}{suffix}.png"
+        target = f"{stem}{suffix}{extension}"
         if target.casefold() not in taken:
             taken.add(target.casefold())
             targets[number] = target
         return bool(targets[number])
 
     for number, name in enumerate(names):
-        if name.lower().endswith(".png"):
+        if name.lower().endswith(extension):
             claim(number, _stem(name))
     for number, name in enumerate(names):
         if not targets[number]:

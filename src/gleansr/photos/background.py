@@ -1,13 +1,17 @@
 """The enlarged photo around the objects, in bands of rows: by bicubic, or by a network in tiles."""
 
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gleansr.ambient import plain_torch
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import resize
 from gleansr.inference.upscaler import Upscaler
@@ -24,6 +28,7 @@ class Band(NamedTuple):
     """Returns (C, rows, width) in about [0, 1]. Thread-safe."""
 
 
+_MAX_THREADS = 16
 _ROWS = 32
 """Rows of the photo per band: few enough for a band to stay in the processor's cache during the following steps."""
 
@@ -44,10 +49,10 @@ class BackgroundModel:
     half the overlap, the result does not depend on the tiling. `gleansr.resize` brings the network's output to the requested scale.
     """
 
-    def __init__(self, upscaler: Upscaler, *, overlap: int = 32, tile: int = 192):
+    def __init__(self, upscaler: Upscaler, *, overlap: int = 32, tile: int = 448):
         """
         Args:
-            upscaler: the network; runs one tile at a time, under a lock.
+            upscaler: the network. A CPU runs a tile per core, since one tile with all cores takes longer; a GPU runs one at a time.
             overlap: pixels of the photo; rounded up to a multiple of 8, so that tiles start where pixel-unshuffling networks do.
             tile: side of a tile's own area in pixels of the photo; rounded up likewise, at least `overlap`.
 
@@ -62,7 +67,8 @@ class BackgroundModel:
         self.upscaler = upscaler
         self.overlap = -(-overlap // 8) * 8
         self.tile = max(-(-tile // 8) * 8, self.overlap)
-        self._lock = threading.Lock()
+        self._threads = min(_MAX_THREADS, os.cpu_count() or 1) if upscaler.device.type == "cpu" else 1
+        self._running = threading.Semaphore(self._threads)  # of all photos at once
 
     def bands(self, planes: Tensor, scale: int) -> Iterator[Band]:
         """Enlarges planes (3 or 4, H, W) in [0, 1]; the fourth by bicubic."""
@@ -70,12 +76,13 @@ class BackgroundModel:
         rows, columns = self._windows(height, scale), self._windows(width, scale)
         pending = torch.zeros(3, 0, width * scale)  # rows to which the next row of tiles contributes
         done = 0
+        parts = (planes[:3, top:bottom, left:right] for top, bottom, _ in rows for left, right, _ in columns)
+        tiles = in_order(partial(self._enlarge, scale=scale), parts, self._threads)
         for i, (top, bottom, down) in enumerate(rows):
             total = torch.zeros(3, bottom * scale - done, width * scale)
             total[:, : pending.shape[1]] = pending
             for left, right, across in columns:
-                tile = self._enlarge(planes[:3, top:bottom, left:right], scale)
-                total[:, top * scale - done :, left * scale : right * scale] += tile * down[:, None] * across
+                total[:, top * scale - done :, left * scale : right * scale] += next(tiles) * down[:, None] * across
             ready = rows[i + 1][0] * scale if i + 1 < len(rows) else height * scale
             band = total[:, : ready - done]
             if len(planes) > 3:
@@ -101,11 +108,30 @@ class BackgroundModel:
             tiles.append((start, end, window))
         return [(start, end, window / total[start * scale : end * scale]) for start, end, window in tiles]
 
+    @plain_torch()
     def _enlarge(self, tile: Tensor, scale: int) -> Tensor:
         """(3, h, w) in [0, 1] -> (3, scale * h, scale * w) in [0, 1]."""
-        with self._lock:
+        with self._running:
             sr = self.upscaler.runner([tile * 2 - 1]).images[0]
         if not bool(sr.isfinite().all()):
             raise ImageError("the background network made NaN or infinite values; try --precision float32")
         image = (sr.clamp(-1, 1) + 1) / 2
         return resize(image, size=(tile.shape[1] * scale, tile.shape[2] * scale)) if self.upscaler.scale != scale else image
+
+
+def in_order(compute: Callable[[Tensor], Tensor], parts: Iterable[Tensor], threads: int) -> Iterator[Tensor]:
+    """The results for all parts, in order. Several threads compute a few ahead, with one core each."""
+    torch_threads = torch.get_num_threads()
+    running: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(threads, "gleansr-tile", partial(torch.set_num_threads, 1)) as pool:
+        try:
+            for part in parts:
+                running.append(pool.submit(compute, part))
+                if len(running) > threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+            torch.set_num_threads(torch_threads)  # the workers' setting is partly global

@@ -51,14 +51,18 @@ class Cats:
     Searches the photo upright and tilted, and at all other angles only if that finds nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_angles: bool = True) -> None:
         """
+        Args:
+            all_angles: whether to search at angles beyond the tilts, which takes four times as long as all the rest.
+
         Raises:
             RequestError: OpenCV is missing, or is version 5, which has no cascades.
         """
         self._cv2 = optional_module("cv2")
         if not hasattr(self._cv2, "CascadeClassifier") or not hasattr(self._cv2, "data"):
             raise missing_extra("cats", "OpenCV, of a version below 5")
+        self._rotations = _ROTATIONS if all_angles else ()
         self._local = threading.local()  # a cascade is not thread-safe
 
     def detect(self, photo: Tensor, *, min_score: float | None = None, rotated: bool = True) -> list[Detection]:
@@ -74,7 +78,7 @@ class Cats:
         detections += self._detect_at_angles(grey, (width, height), density, tilts, threshold)
         if rotated and not inside_photo(detections, height, width):
             threshold = _MIN_SCORE_ROTATED if min_score is None else min_score
-            detections = self._detect_at_angles(grey, (width, height), density, _ROTATIONS, threshold)
+            detections = self._detect_at_angles(grey, (width, height), density, self._rotations, threshold)
         return non_maximum_suppression(inside_photo(detections, height, width))
 
     def _detect_close_ups(self, photo: Tensor, angles: Sequence[float], min_score: float) -> list[Detection]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from gleansr.errors import RequestError
 
@@ -54,7 +55,7 @@ class PhotoConfig:
         if self.boxes and self.aligned:
             raise RequestError("--aligned means that the whole image is the object; use either --aligned or --box")
         if self.scale is not None and not 1 <= self.scale <= 64:
-            raise RequestError(f"the scale of a photo must be 1 to 64, not {self.scale}")
+            raise RequestError(f"the scale must be 1 to 64, not {self.scale}")
         shares = {"back_project": (self.back_project, 1), "keep_detail": (self.keep_detail or 0, 1), "feather": (self.feather or 0, 0.5)}
         for name, (value, maximum) in shares.items():
             if not 0 <= value <= maximum:
@@ -65,3 +66,18 @@ class PhotoConfig:
             raise RequestError(f"min_score must be a finite number, not {self.min_score}")
         if not 8 <= self.overlap <= 256:
             raise RequestError(f"overlap must be 8 to 256 pixels, not {self.overlap}")
+
+    def record(self) -> dict[str, Any]:
+        """What determines a result, as manifests record it; they compare these keys and values."""
+        return {
+            "boxes": [list(box) for box in self.boxes],
+            "aligned": self.aligned,
+            "factor": self.scale,
+            "feather": self.feather,
+            "consistent": self.back_project,
+            "keep": self.keep_detail,
+            "most": self.max_objects,
+            "least_score": self.min_score,
+            "turned": self.rotated,
+            "overlap": self.overlap,
+        }

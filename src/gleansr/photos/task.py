@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from gleansr.ambient import plain_torch
 from gleansr.errors import ImageError, NoObjectError, RequestError
 from gleansr.images.back_projection import back_project, consistency_db
 from gleansr.images.codec import DecodedImage, Source, decode, neutral
-from gleansr.inference.tasks import PreparedImage, TaskResult
+from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler, load
-from gleansr.photos.align import Frame, crop, frame_around
+from gleansr.photos.align import crop, frame_around
 from gleansr.photos.background import BackgroundModel, bicubic_bands
 from gleansr.photos.config import MAX_MEGAPIXELS, Box, PhotoConfig
 from gleansr.photos.detect import Detection, Detector, nouns
@@ -30,12 +31,13 @@ _MAX_FRAME = 4
 """Largest ratio of a frame's width to the photo's longer side."""
 
 
-def load_detector(category: str | None, model: str) -> Detector:
+def load_detector(category: str | None, model: str, *, all_angles: bool = True) -> Detector:
     """The detector for a model's category.
 
     Args:
         category: of the model.
         model: name of the model, for the error.
+        all_angles: see `Cats`.
 
     Raises:
         RequestError: the category has no detector, or the extra `photos` is not installed.
@@ -48,7 +50,7 @@ def load_detector(category: str | None, model: str) -> Detector:
     if plural == "cats":
         from gleansr.photos.cats import Cats
 
-        return Cats()
+        return Cats(all_angles=all_angles)
     raise RequestError(
         f"{model} is a model of {category or 'an unnamed category'}, for which there is no detector (only for faces and cats): give the "
         "objects' positions with --box x,y,w,h, or use --aligned if the whole image is one object"
@@ -88,7 +90,6 @@ class Photo:
         self.upscaler = upscaler
         self.config = config or PhotoConfig()
         self.background = background
-        self._size, self._rows = upscaler.input_size, upscaler.content_height // upscaler.scale
         self._network = background and BackgroundModel(background, overlap=self.config.overlap)
         self._detections = detections
         fixed = self.config.boxes or self.config.aligned or detections is not None
@@ -101,18 +102,8 @@ class Photo:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        config = self.config
-        options = {  # manifests compare these keys and values
-            "boxes": [list(box) for box in config.boxes],
-            "aligned": config.aligned,
-            "factor": config.scale,
-            "feather": config.feather,
-            "consistent": config.back_project,
-            "keep": config.keep_detail,
-            "most": config.max_objects,
-            "least_score": config.min_score,
-            "turned": config.rotated,
-            "overlap": config.overlap,
+        options = {
+            **self.config.record(),
             "background": self.background and {"name": self.background.about.name, "scale": self.background.scale},
         }
         if self._detections is not None:
@@ -129,72 +120,23 @@ class Photo:
             NoObjectError: no object is found, and the config requires one.
             ImageError: the result would be too large.
         """
-        height, width = decoded.size
-        scale, notes = self._scale(decoded)
+        scale, notes = choose_scale(decoded.size, decoded.name, self.config.scale, self.upscaler.scale)
         planes = decoded.premultiplied()
         detections, summary = self._detect(decoded.name, planes)
-        lrs = tuple(self._lr(planes, detection.frame) for detection in detections)
-        notes = [summary, *notes, *self._warnings(detections, scale)]
-        size, rows, bar = self._size, self._rows, (self._size - self._rows) // 2
-        keep = self.config.keep_detail
-        octaves = [measure_octaves(planes, detection.frame, rows, size) if keep is None else () for detection in detections]
-
-        @plain_torch()
-        def finish(srs: Sequence[Tensor], model_notes: Sequence[str]) -> TaskResult:
-            config, model_scale = self.config, self.upscaler.scale
-            if config.back_project:
-                srs = [back_project(lr, sr, strength=config.back_project) for lr, sr in zip(lrs, srs, strict=True)]
-            details, patches = [], []
-            for detection, own, lr, sr in zip(detections, octaves, lrs, srs, strict=True):
-                columns = resolved_columns(own, sr[:, bar * model_scale : (bar + rows) * model_scale], detection.frame)
-                consistency = consistency_db(lr, shrink_stored(sr, model_scale)) if config.measure_consistency else None
-                details.append(_details(detection, consistency, columns, size))
-                patches.append(Patch(detection.frame, lr, sr, bar, float(columns is not None) if keep is None else keep, columns))
-            sharp = sum(patch.resolved is not None for patch in patches)
-            kept = f"{sharp} of {len(patches)} keep detail of the photo that the model does not see" if sharp else ""
-            photo = planes if decoded.alpha is None else torch.cat([planes, decoded.alpha])
-            bands = self._network.bands(photo, scale) if self._network else bicubic_bands(photo, scale)
-            image = paste(bands, (height, width), scale, patches, feather=config.feather)
-            image = neutral(image) if decoded.grey else image
-            unique_notes = dict.fromkeys([*notes, kept, *model_notes, *decoded.notes])
-            return TaskResult(image, tuple(filter(None, unique_notes)), {"factor": scale, "objects": details})
-
-        return PreparedImage(lrs, finish)
-
-    def _scale(self, photo: DecodedImage) -> tuple[int, list[str]]:
-        """The scale of the result, and notes about it."""
-        height, width = photo.size
-        scale, notes = self.factor, []
-        if self.config.scale is None:
-            while scale > 1 and height * width * scale**2 > MAX_MEGAPIXELS * 1e6:
-                scale //= 2
-            if scale != self.factor:
-                notes = [f"enlarged {scale}x instead of {self.factor}x, to at most {MAX_MEGAPIXELS} megapixels (--scale overrides)"]
-        elif height * width * scale**2 > _MAX_PIXELS and scale > 1:
-            largest = max(1, math.isqrt(_MAX_PIXELS // (height * width)))
-            raise ImageError(
-                f"{photo.name}: {width}x{height} pixels enlarged {scale}x exceed {_MAX_PIXELS / 1e6:g} megapixels; "
-                f"use --scale {largest} or less"
-            )
-        return scale, notes
+        objects = [PhotoObject(detection, self.upscaler) for detection in detections]
+        return prepare_objects(
+            decoded, planes, objects, scale, self.config, self._network, [summary, *notes, *size_warnings(objects, scale)]
+        )
 
     def _detect(self, name: str, planes: Tensor) -> tuple[list[Detection], str]:
         """The objects, and a summary of their number."""
         height, width = planes.shape[-2:]
-        aspect = self._rows / self._size
         if self.config.aligned:
-            return [Detection((0, 0, width, height), frame_around((0, 0, width, height), aspect))], ""
+            return [whole_object((0, 0, width, height), self.upscaler, (height, width), name).detection], ""
         if self._detections is not None:
             return list(self._detections.get(name, ()))[: self.config.max_objects], ""
         if self._detector is None:
-            detections = [Detection(box, frame_around(box, aspect)) for box in self.config.boxes]
-            for detection in detections:
-                left, top, right, bottom = detection.frame.bounds
-                x, y, w, h = detection.box
-                if min(x + w, right, width - x, width - left) <= 0 or min(y + h, bottom, height - y, height - top) <= 0:
-                    raise RequestError(f"{name}: the box {_text(detection.box)} lies outside of the photo's {width}x{height} pixels")
-                if detection.frame.width > _MAX_FRAME * max(height, width):
-                    raise RequestError(f"{name}: the box {_text(detection.box)} is much larger than the photo's {width}x{height} pixels")
+            detections = [whole_object(box, self.upscaler, (height, width), name).detection for box in self.config.boxes]
             (noun, plural), verb = ("box", "boxes"), "given"
         else:
             detections = self._detector.detect(planes, min_score=self.config.min_score, rotated=self.config.rotated)
@@ -206,37 +148,161 @@ class Photo:
             raise NoObjectError(f"{name}: {summary}; give --box x,y,w,h, or use --aligned if the whole image is {article} {noun}")
         return detections[:most], summary + (f", {most} of them enlarged by the model" if count > most else "")
 
-    def _lr(self, planes: Tensor, frame: Frame) -> Tensor:
-        """The model's input for a frame, (3, in_size, in_size) in [-1, 1], between black bars if the model uses them."""
-        lr = crop(planes, frame, self._rows, self._size)
-        bar = (self._size - self._rows) // 2
-        return torch.nn.functional.pad(lr, (0, 0, bar, self._size - self._rows - bar)) * 2 - 1
 
-    def _warnings(self, detections: Sequence[Detection], scale: int) -> list[str]:
-        """Notes about objects that are too large or too small for the model."""
-        output, size, count = self._size * self.upscaler.scale, self._size, len(detections)
-        large = sum(detection.frame.width * scale > 1.05 * output for detection in detections)
-        small = sum(detection.frame.width < size / 4 for detection in detections)
-        notes = []
-        if large:
-            notes.append(f"{large} of {count} are larger in the result than the model's {output} pixels and get soft detail")
-        if small:
-            notes.append(f"{small} of {count} have less than a quarter of the model's {size} pixels: most of their detail is guessed")
-        return notes
+def choose_scale(size: tuple[int, int], name: str, scale: int | None, default: int) -> tuple[int, list[str]]:
+    """The scale of a photo's result, and notes about it.
+
+    Args:
+        size: height and width of the photo.
+        name: for the error.
+        scale: the requested scale.
+        default: the scale without a request, which is halved until the result has at most `MAX_MEGAPIXELS`.
+
+    Raises:
+        ImageError: the result would be too large.
+    """
+    height, width = size
+    if scale is None:
+        scale = default
+        while scale > 1 and height * width * scale**2 > MAX_MEGAPIXELS * 1e6:
+            scale //= 2
+        if scale != default:
+            return scale, [f"enlarged {scale}x instead of {default}x, to at most {MAX_MEGAPIXELS} megapixels (--scale overrides)"]
+    elif height * width * scale**2 > _MAX_PIXELS and scale > 1:
+        largest = max(1, math.isqrt(_MAX_PIXELS // (height * width)))
+        raise ImageError(
+            f"{name}: {width}x{height} pixels enlarged {scale}x exceed {_MAX_PIXELS / 1e6:g} megapixels; use --scale {largest} or less"
+        )
+    return scale, []
 
 
-def run(task: Photo, photo: DecodedImage) -> TaskResult:
-    """Processes a photo, with its forward passes in batches."""
-    prepared, upscaler = task.prepare(photo), task.upscaler
-    srs: list[Tensor] = []
-    notes: list[str] = []
-    size = upscaler.default_batch_size()
-    for first in range(0, len(prepared.lrs), size):
-        batch = prepared.lrs[first : first + size]
-        output = upscaler.runner(batch)
-        srs += output.images
-        notes += output.notes or [""] * len(batch)
-    return prepared.finish(srs, notes)
+@dataclass(frozen=True, eq=False)
+class PhotoObject:
+    """An object of a photo, and the model that enlarges it."""
+
+    detection: Detection
+    upscaler: Upscaler
+
+    @property
+    def columns(self) -> int:
+        """Width of the model's input."""
+        return self.upscaler.input_size or 0
+
+    @property
+    def rows(self) -> int:
+        """Height of the model's input without its bars."""
+        return (self.upscaler.content_height or 0) // self.upscaler.scale
+
+    @property
+    def bar(self) -> int:
+        """Rows of each bar, above and below."""
+        return (self.columns - self.rows) // 2
+
+    def lr(self, planes: Tensor) -> Tensor:
+        """The model's input (3, in_size, in_size) in [-1, 1] from a photo (3, H, W) in [0, 1], between bars if the model has them."""
+        content = crop(planes, self.detection.frame, self.rows, self.columns)
+        padding = (0, 0, self.bar, self.columns - self.rows - self.bar)
+        if self.upscaler.border == "repeat":
+            return torch.nn.functional.pad(content[None], padding, mode="replicate")[0] * 2 - 1
+        return torch.nn.functional.pad(content, padding) * 2 - 1
+
+
+def whole_object(box: Box, upscaler: Upscaler, size: tuple[int, int], name: str) -> PhotoObject:
+    """The object in a box of a photo of that size (height, width), in the smallest frame of the model's aspect ratio.
+
+    Raises:
+        RequestError: the box lies outside of the photo.
+    """
+    height, width = size
+    frame = frame_around(box, (upscaler.content_height or 1) / (upscaler.output_size or 1))
+    left, top, right, bottom = frame.bounds
+    x, y, w, h = box
+    if min(x + w, right, width - x, width - left) <= 0 or min(y + h, bottom, height - y, height - top) <= 0:
+        raise RequestError(f"{name}: the box {_text(box)} lies outside of the photo's {width}x{height} pixels")
+    if frame.width > _MAX_FRAME * max(height, width):
+        raise RequestError(f"{name}: the box {_text(box)} is much larger than the photo's {width}x{height} pixels")
+    return PhotoObject(Detection(box, frame), upscaler)
+
+
+def prepare_objects(
+    decoded: DecodedImage,
+    planes: Tensor,
+    objects: Sequence[PhotoObject],
+    scale: int,
+    config: PhotoConfig,
+    background: BackgroundModel | None,
+    notes: Sequence[str],
+) -> PreparedImage:
+    """A photo whose objects wait for their models. Returns one `lrs` per object.
+
+    Args:
+        decoded: the photo.
+        planes: its pixels (3, H, W) in [0, 1], colour premultiplied.
+        objects: what the models enlarge.
+        scale: of the result.
+        config: settings of pasting.
+        background: the model for the area around the objects; None: bicubic.
+        notes: for the user.
+    """
+    height, width = decoded.size
+    lrs = tuple(one.lr(planes) for one in objects)
+    keep = config.keep_detail
+    octaves = [measure_octaves(planes, one.detection.frame, one.rows, one.columns) if keep is None else () for one in objects]
+
+    @plain_torch()
+    def finish(srs: Sequence[Tensor], model_notes: Sequence[str]) -> TaskResult:
+        if config.back_project:
+            srs = [back_project(lr, sr, strength=config.back_project) for lr, sr in zip(lrs, srs, strict=True)]
+        details, patches = [], []
+        for one, own, lr, sr in zip(objects, octaves, lrs, srs, strict=True):
+            frame, bar, model_scale = one.detection.frame, one.bar, one.upscaler.scale
+            columns = resolved_columns(own, sr[:, bar * model_scale : (bar + one.rows) * model_scale], frame)
+            consistency = consistency_db(lr, shrink_stored(sr, model_scale)) if config.measure_consistency else None
+            details.append(_details(one, consistency, columns))
+            patches.append(Patch(frame, lr, sr, bar, float(columns is not None) if keep is None else keep, columns))
+        sharp = sum(patch.resolved is not None for patch in patches)
+        kept = f"{sharp} of {len(patches)} keep detail of the photo that the model does not see" if sharp else ""
+        photo = planes if decoded.alpha is None else torch.cat([planes, decoded.alpha])
+        bands = background.bands(photo, scale) if background else bicubic_bands(photo, scale)
+        image = paste(bands, (height, width), scale, patches, feather=config.feather)
+        image = neutral(image) if decoded.grey else image
+        unique_notes = dict.fromkeys([*notes, kept, *model_notes, *decoded.notes])
+        return TaskResult(image, tuple(filter(None, unique_notes)), {"factor": scale, "objects": details})
+
+    return PreparedImage(lrs, finish, upscalers=tuple(one.upscaler for one in objects))
+
+
+def size_warnings(objects: Sequence[PhotoObject], scale: int) -> list[str]:
+    """Notes about objects that are too large or too small for their models."""
+    count = len(objects)
+    large = [one for one in objects if one.detection.frame.width * scale > 1.05 * (one.upscaler.output_size or 0)]
+    small = [one for one in objects if one.detection.frame.width < one.columns / 4]
+    notes = []
+    if large:
+        pixels = max(one.upscaler.output_size or 0 for one in large)
+        notes.append(f"{len(large)} of {count} are larger in the result than the model's {pixels} pixels and get soft detail")
+    if small:
+        pixels = min(one.columns for one in small)
+        notes.append(f"{len(small)} of {count} have less than a quarter of the model's {pixels} pixels: most of their detail is guessed")
+    return notes
+
+
+def run(task: ImageTask, photo: DecodedImage) -> TaskResult:
+    """Processes a photo, with its forward passes in batches of equal models."""
+    prepared = task.prepare(photo)
+    srs: list[Tensor | None] = [None] * len(prepared.lrs)
+    notes = [""] * len(prepared.lrs)
+    groups: dict[Upscaler, list[int]] = {}
+    for number, upscaler in enumerate(prepared.upscalers or [task.upscaler] * len(prepared.lrs)):
+        groups.setdefault(upscaler, []).append(number)
+    for upscaler, numbers in groups.items():
+        size = upscaler.default_batch_size()
+        for first in range(0, len(numbers), size):
+            batch = numbers[first : first + size]
+            output = upscaler.runner([prepared.lrs[number] for number in batch])
+            for number, sr, note in zip(batch, output.images, output.notes or [""] * len(batch), strict=True):
+                srs[number], notes[number] = sr, note
+    return prepared.finish([sr for sr in srs if sr is not None], notes)
 
 
 @plain_torch()
@@ -270,8 +336,9 @@ def upscale_photo(
     return result.image
 
 
-def _details(detection: Detection, consistency: float | None, resolved: int | None, size: int) -> dict[str, Any]:
+def _details(one: PhotoObject, consistency: float | None, resolved: int | None) -> dict[str, Any]:
     """An object as plain JSON values; see docs/photos.md."""
+    detection = one.detection
 
     def rounded(values: Sequence[float]) -> list[float]:
         return [round(float(value), 2) for value in values]
@@ -281,7 +348,7 @@ def _details(detection: Detection, consistency: float | None, resolved: int | No
         "landmarks": None if detection.landmarks is None else [rounded(point) for point in detection.landmarks],
         "frame": [rounded(corner) for corner in detection.frame.corners],
         "angle": round(detection.frame.angle, 2),
-        "scale": round(detection.frame.width / size, 4),
+        "scale": round(detection.frame.width / one.columns, 4),
         "score": None if detection.score is None else round(detection.score, 3),
         "consistency_db": consistency,
         "resolved": resolved,

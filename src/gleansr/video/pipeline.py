@@ -15,7 +15,7 @@ import torch
 from gleansr.errors import ImageError
 from gleansr.images.codec import DecodedImage
 from gleansr.inference.method import StepReport
-from gleansr.inference.runner import BatchRunner, FeedForwardModel, SRResult
+from gleansr.inference.runner import BatchRunners, FeedForwardModel, SRResult
 from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
 from gleansr.jobs.batches import BatchCollector, BatchItem
 from gleansr.jobs.pipeline import MEMORY, SearchStoppedError, estimated_bytes, finishing_threads
@@ -111,7 +111,7 @@ def process_frames(
             return
         limit = max(2, min(4 * batch_size + 4, memory // first.memory))
         size = min(batch_size, limit // 2)
-        runner, batches = BatchRunner(task.upscaler.method, size, step), BatchCollector(size, limit, limit)
+        runners, batches = BatchRunners(task.upscaler.method, size, step), BatchCollector(size, limit, limit)
         min_size = size if isinstance(task.upscaler.method, FeedForwardModel) and task.upscaler.device.type != "cpu" else 1
         ended = False
         while True:
@@ -121,11 +121,12 @@ def process_frames(
                 writing.popleft().result()
             while not ended and len(reading) <= size and len(reading) + len(pending) + len(writing) < limit:
                 reading.append(reader.submit(read))
-            if ready and len(running) < runner.concurrency:
+            if ready and len(running) < runners.concurrency:
                 batch = ready.popleft()
                 lrs = [item.lr for item in batch]
+                runner = runners.of(batch[0].upscaler and batch[0].upscaler.method)
                 running.append((batch, runner.start(lrs + lrs[:1] * (min_size - len(lrs)))))
-            elif running and (len(running) == runner.concurrency or not (reading and reading[0].done())):
+            elif running and (len(running) == runners.concurrency or not (reading and reading[0].done())):
                 collect()
             elif reading:
                 frame = reading.popleft().result()
@@ -135,7 +136,7 @@ def process_frames(
                     ready.extend(batches.rest())
                 else:
                     pending[read_count] = frame
-                    ready.extend(batches.add(read_count, 0, frame.prepared.lrs))
+                    ready.extend(batches.add(read_count, 0, frame.prepared.lrs, frame.prepared.upscalers))
                     read_count += 1
                     submit_finished()
             elif writing:

@@ -1,0 +1,346 @@
+"""The task that decides by itself what an image shows, and which models enlarge it."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gleansr.ambient import plain_torch
+from gleansr.errors import NoObjectError, RequestError
+from gleansr.images.codec import DecodedImage, Source, decode
+from gleansr.inference.categories import OTHER, Category, classify
+from gleansr.inference.precision import Precision
+from gleansr.inference.router import GENERAL, LARGEST, NOUNS, Models, best_model, thumbnail_size
+from gleansr.inference.tasks import Enlarge, PreparedImage, TaskResult
+from gleansr.inference.upscaler import Upscaler, load
+from gleansr.photos.align import crop, frame_around
+from gleansr.photos.background import BackgroundModel
+from gleansr.photos.config import Box, PhotoConfig
+from gleansr.photos.detect import Detection, Detector, nouns
+from gleansr.photos.task import PhotoObject, choose_scale, load_detector, prepare_objects, run, size_warnings, whole_object
+
+_DETECTED = ("faces", "cats")
+"""Categories with detectors."""
+_MIN_THUMBNAIL = 4
+"""Longer side in pixels from which an image is recognised."""
+_MAX_SHRINKAGE = 1.5
+"""Up to so many pixels per pixel of the model's input, a thumbnail is simply shrunk for the model. Beyond, its own detail is kept. By the
+measurements in docs/upscaling.md."""
+_WHOLE = 448**2
+"""Pixels of an image that the general model enlarges in one pass."""
+_CROP = 32
+"""Pixels at which the object in a box is recognised."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done with an image."""
+
+    scale: int
+    objects: Sequence[PhotoObject]
+    summary: str
+    """What was recognised, for the user."""
+    notes: Sequence[str] = ()
+    category: Category | None = None
+    """Of a thumbnail."""
+
+
+class _LargeError(Exception):
+    """An image is larger than a thumbnail; its size."""
+
+
+class AutoTask:
+    """Recognises each image, and enlarges it by the models that fit. A `tasks.ImageTask`.
+
+    A thumbnail that one object fills is enlarged as a whole by the model of its category. In a larger image faces and cats are detected;
+    those up to twice the input size of a model are enlarged by it, and all else by the general model. A result is exactly `scale` times as
+    large as its image.
+    """
+
+    def __init__(
+        self,
+        config: PhotoConfig | None = None,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        model: Upscaler | None = None,
+        background: Upscaler | None = None,
+        photo: bool = False,
+    ):
+        """
+        Args:
+            config: settings of detection and pasting. The default scale is that of the model for thumbnails, otherwise 4, halved for
+                large photos (see `choose_scale`).
+            device: for the models, as `precision`; see `gleansr.load`.
+            model: enlarges all objects, instead of a choice. If it takes images of any size, it enlarges whole images.
+            background: enlarges what surrounds the objects, and images without any; by default the general model.
+            photo: search objects in thumbnails too.
+
+        Raises:
+            RequestError: `model` takes images of any size, and there are boxes or a background.
+        """
+        self.config = config or PhotoConfig()
+        self._models = Models(device=device, precision=precision)
+        self._whole_images = model is not None and model.input_size is None
+        if model and self._whole_images:
+            if self.config.boxes or self.config.aligned or background:
+                raise RequestError(f"{model.about.name or 'the model'} takes images of any size: it needs no box and no background")
+            model, background = None, model
+        self._model, self._background = model, background
+        self._photo = photo
+        self._lock, self._told = threading.Lock(), False
+
+    @property
+    def upscaler(self) -> Upscaler:
+        """The general model, or what replaces it."""
+        return self._background or self._models[GENERAL]
+
+    @property
+    def factor(self) -> int:
+        """The requested scale, or that of larger images."""
+        return self.config.scale or self.upscaler.scale
+
+    @property
+    def common_scale(self) -> int | None:
+        """The scale of all results, unless one would be too large; None if it depends on what the image shows."""
+        if self.config.scale or self._whole_images:
+            return self.factor
+        return self._model.scale if self._model and (self.config.aligned or not self._detects) else None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        names = {"model": self._model, "background": self._background}
+        return {**self.config.record(), "photo": self._photo, "auto": {key: one and one.about.name for key, one in names.items()}}
+
+    def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "AutoTask":
+        """The same task on another device; `move` brings a loaded model there."""
+        model, background = (one and move(one) for one in (self._model, self._background))
+        if self._whole_images:
+            model, background = background, None
+        return AutoTask(self.config, device=device, precision=self._models.precision, model=model, background=background, photo=self._photo)
+
+    def scale_of(self, source: Source, name: str | None = None) -> int:
+        """The scale of an image's result. Reads the pixels of thumbnails only.
+
+        Raises:
+            ImageError: the image cannot be read, or its result would be too large.
+        """
+
+        def stop_if_large(width: int, height: int) -> None:
+            if not self._is_thumbnail(height, width):
+                raise _LargeError(choose_scale((height, width), str(name or source), self.config.scale, self.upscaler.scale)[0])
+
+        try:
+            decoded = decode(source, name=name, on_open=stop_if_large)
+        except _LargeError as large:
+            return large.args[0]
+        return self._plan(decoded, decoded.premultiplied()).scale
+
+    @plain_torch()
+    def prepare(self, decoded: DecodedImage) -> PreparedImage:
+        """Recognises the image, or detects its objects. Returns one `lrs` per object that a model enlarges.
+
+        Raises:
+            RequestError: a box lies outside of the image, or the model's category has no detector.
+            NoObjectError: no object is found, and the config requires one.
+            ImageError: the result would be too large.
+        """
+        planes = decoded.premultiplied()
+        plan = self._plan(decoded, planes)
+        fills = len(plan.objects) == 1 and plan.category is not None
+        if whole := self._as_a_whole(plan, decoded.size, fills=fills):
+            prepared = whole.prepare(decoded)
+        else:
+            background = None if fills else self._background_model
+            notes = plan.notes if fills else [*plan.notes, *size_warnings(plan.objects, plan.scale)]
+            prepared = prepare_objects(decoded, planes, plan.objects, plan.scale, self.config, background, notes)
+        models = [one.upscaler for one in plan.objects] + ([] if fills else [self.upscaler])
+        names = ", ".join(dict.fromkeys(one.about.name or one.method.name for one in models))
+
+        def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
+            result = prepared.finish(srs, notes)
+            category = plan.category and {"name": plan.category.name, "confidence": round(plan.category.confidence, 4)}
+            summary = ", ".join(filter(None, [plan.summary, names]))
+            details = {"objects": [], **result.details, "factor": plan.scale, "category": category}
+            result_notes = tuple(dict.fromkeys([*plan.notes, *result.notes]))
+            return replace(result, notes=result_notes, details=details, model=names, summary=summary)
+
+        return replace(prepared, finish=finish, upscalers=(whole.upscaler,) if whole else prepared.upscalers)
+
+    @cached_property
+    def _background_model(self) -> BackgroundModel:
+        return BackgroundModel(self.upscaler, overlap=self.config.overlap)
+
+    def _as_a_whole(self, plan: Plan, size: tuple[int, int], *, fills: bool) -> Enlarge | None:
+        """The task for an image that one model enlarges in one pass, so that nothing is to be pasted; None for others."""
+        upscaler = plan.objects[0].upscaler if fills else self.upscaler
+        if fills:
+            possible = upscaler.shrinkage(size) <= _MAX_SHRINKAGE
+        else:
+            in_one_pass = bool(self.config.back_project) or size[0] * size[1] <= _WHOLE
+            possible = not plan.objects and plan.scale == upscaler.scale and in_one_pass
+        if not possible:
+            return None
+        return Enlarge(upscaler, "pad", self.config.back_project, measured=self.config.measure_consistency, scale=plan.scale)
+
+    def _is_thumbnail(self, height: int, width: int) -> bool:
+        """Whether the whole image is taken for one object."""
+        if self.config.aligned or self._photo or self._whole_images:
+            return self.config.aligned
+        if not self._detects:
+            return True
+        size = self._model.input_size if self._model else None
+        return max(height, width) <= (LARGEST * size if size else thumbnail_size())
+
+    @property
+    def _detects(self) -> bool:
+        """Whether there is a detector for what the model enlarges."""
+        return self._model is None or nouns(self._model.category)[1] in _DETECTED
+
+    def default_batch_size(self) -> int:
+        """The batch size for thumbnails."""
+        return self._model.default_batch_size() if self._model else (8 if self.upscaler.device.type == "cpu" else 128)
+
+    def _plan(self, decoded: DecodedImage, planes: Tensor) -> Plan:
+        height, width = decoded.size
+        category, notes = None, list[str]()
+        if self._whole_images:
+            objects, summary = [], ""
+        elif self.config.boxes:
+            objects = [one for box in self.config.boxes if (one := self._in_box(box, planes, decoded.name))]
+            given = len(self.config.boxes)
+            summary = f"{given} {'box' if given == 1 else 'boxes'} given"
+        elif self._is_thumbnail(height, width):
+            category = self._recognise(decoded)
+            upscaler = self._choose(category.name, max(height, width))
+            objects = [whole_object((0, 0, width, height), upscaler, (height, width), decoded.name)] if upscaler else []
+            summary = "" if self._model else describe(category)
+        else:
+            objects, summary, notes = self._detect(planes, decoded.name)
+        default = objects[0].upscaler.scale if category and objects else self.upscaler.scale
+        scale, more = choose_scale((height, width), decoded.name, self.config.scale, default)
+        return Plan(scale, objects, summary, [*notes, *more], category)
+
+    def _in_box(self, box: Box, planes: Tensor, name: str) -> PhotoObject | None:
+        """The object in a box; None if it has no model of its own."""
+        content = crop(planes, frame_around(box), _CROP, _CROP)
+        upscaler = self._choose(self._recognise(content).name, max(box[2:]))
+        return upscaler and whole_object(box, upscaler, (planes.shape[-2], planes.shape[-1]), name)
+
+    def _recognise(self, image: DecodedImage | Tensor) -> Category:
+        if self._model:
+            return Category(self._model.category or OTHER, 1.0)
+        size = image.size if isinstance(image, DecodedImage) else image.shape[-2:]
+        return classify(image) if max(size) >= _MIN_THUMBNAIL else Category(OTHER, 1.0)
+
+    def _choose(self, category: str, pixels: float) -> Upscaler | None:
+        """The model for an object of a category and so many pixels."""
+        if self._model:
+            return self._model
+        model = best_model(category, pixels) if category in NOUNS else None
+        return self._models[model.name] if model else None
+
+    def _detect(self, planes: Tensor, name: str) -> tuple[list[PhotoObject], str, list[str]]:
+        """The objects of a photo that models enlarge, how many were found, and notes."""
+        counts: list[str] = []
+        objects: list[PhotoObject] = []
+        config = self.config
+        search = partial(self._search, planes)
+        with ThreadPoolExecutor(len(self._detectors) or 1, "gleansr-detect", partial(torch.set_num_threads, 1)) as pool:
+            found_by_category = dict(zip(self._detectors, pool.map(search, self._detectors), strict=True))
+        for category, detections in found_by_category.items():
+            if detections:
+                counts.append(f"{len(detections)} {nouns(category)[len(detections) > 1]}")
+            for detection in detections:
+                upscaler = self._choose(category, detection.frame.width)
+                if upscaler and detection.frame.width <= LARGEST * (upscaler.input_size or 0):
+                    objects.append(PhotoObject(detection, upscaler))
+        sought = " or ".join(nouns(category)[0] for category in self._detectors)
+        summary = ", ".join(counts) or (f"no {sought} found" if sought else "")
+        if not counts and config.require_object:
+            raise NoObjectError(f"{name}: {summary}; give --box x,y,w,h, or use --aligned if the whole image is one object")
+        found = sum(map(len, found_by_category.values()))
+        large = found - len(objects)
+        notes = [f"{large} of {found} enlarged like the rest: more pixels than the models take"] if large else []
+        return objects, summary, [*notes, *self._missing_extras()]
+
+    @plain_torch()
+    def _search(self, planes: Tensor, category: str) -> list[Detection]:
+        config = self.config
+        detections = self._detectors[category].detect(planes, min_score=config.min_score, rotated=config.rotated)
+        if not self._model:  # several detectors find more by mistake than one
+            detections = [one for one in detections if classify(crop(planes, one.frame, _CROP, _CROP)).name == category]
+        return detections[: config.max_objects]
+
+    @cached_property
+    def _detectors(self) -> dict[str, Detector]:
+        """By category: of the model, or all that are installed."""
+        if self._model:
+            return {nouns(self._model.category)[1]: load_detector(self._model.category, self._model.about.name or "the model")}
+        detectors: dict[str, Detector] = {}
+        for category in _DETECTED:
+            with suppress(RequestError):
+                detectors[category] = load_detector(category, GENERAL, all_angles=False)
+        return detectors
+
+    def _missing_extras(self) -> list[str]:
+        """A note for the first image, if a detector is not installed."""
+        missing = [] if self._model else [category for category in _DETECTED if category not in self._detectors]
+        with self._lock:
+            if not missing or self._told:
+                return []
+            self._told = True
+        return [f"{' and '.join(missing)} are not looked for: pip install 'gleansr[photos]' adds that"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_detectors", "_background_model")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+def describe(category: Category) -> str:
+    """What was recognised, for the user."""
+    return f"{NOUNS[category.name]} ({category.confidence:.0%})" if category.name in NOUNS else "nothing recognised"
+
+
+def upscale(
+    image: Source | DecodedImage,
+    *,
+    scale: int | None = None,
+    model: str | os.PathLike[str] | Upscaler = "auto",
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> Image.Image:
+    """Enlarges any image. The result is exactly `scale` times as large.
+
+    A thumbnail that a face, a cat, a car, a bedroom or a tower fills is enlarged by the model of its category. In a larger image, small
+    faces and cats are detected (`pip install 'gleansr[photos]'`) and enlarged by their models, and all else by a general model.
+
+    Args:
+        image: a path, the bytes of a file, a PIL image, an HWC uint8 array or a CHW float tensor in [0, 1], RGB.
+        scale: 1 to 64; by default that of the model for a thumbnail, otherwise 4, or less so that the result has at most 50 megapixels.
+        model: name or file of the model instead of a choice, or an Upscaler.
+        device: as `precision`, see `gleansr.load`.
+        precision: of the models.
+
+    Returns:
+        An RGB or RGBA image. Its `info["gleansr"]` says what was recognised and which models enlarged it.
+
+    Raises:
+        ImageError: the image cannot be read, or the result would be too large.
+        RequestError: an option is out of range, or the model does not exist.
+    """
+    upscaler = model if isinstance(model, Upscaler) else None if model == "auto" else load(model, device=device, precision=precision)
+    task = AutoTask(PhotoConfig(scale=scale, measure_consistency=False), device=device, precision=precision, model=upscaler)
+    result = run(task, image if isinstance(image, DecodedImage) else decode(image))
+    result.image.info["gleansr"] = "; ".join([result.summary, *result.notes])
+    return result.image
