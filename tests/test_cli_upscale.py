@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from gleansr.cli import main
 from gleansr.errors import ImageError
 from gleansr.images.codec import DecodedImage
 from gleansr.inference.tasks import PreparedImage, TaskResult
@@ -351,25 +352,48 @@ def test_the_format_of_results(run, folder: Path, tiny_model: Path, tmp_path: Pa
         assert (status, words in said) == (2, True), said
 
 
-def test_the_standard_input_and_output(folder: Path, tiny_model: Path, tmp_path: Path):
-    image, command = folder / "0" / "00.png", [sys.executable, "-m", "gleansr", "upscale"]
-    options = ["-m", str(tiny_model), "--device", "cpu"]
-    subprocess.run([*command, str(image), *options], check=True, capture_output=True)
-    expected = np.array(Image.open(image.with_name("00_4x.png")))
-    for arguments in (["-"], ["-", "-o", "-"], [str(image), "-o", "-"]):
-        ran = subprocess.run([*command, *arguments, *options], input=image.read_bytes(), check=True, capture_output=True)
-        assert np.array_equal(np.array(Image.open(io.BytesIO(ran.stdout))), expected)
-        assert " → -: 8\N{MULTIPLICATION SIGN}8 → 32\N{MULTIPLICATION SIGN}32, tiny" in ran.stderr.decode()
-    jpg = subprocess.run([*command, "-", "--format", "jpg", "-q", *options], input=image.read_bytes(), check=True, capture_output=True)
-    assert (Image.open(io.BytesIO(jpg.stdout)).format, jpg.stderr) == ("JPEG", b"")
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., tuple[int, bytes, str]]:
+    """Runs `gleansr upscale` with these bytes at the standard input; returns its exit status and what it wrote."""
+
+    def call(data: bytes, *arguments: object) -> tuple[int, bytes, str]:
+        status: int | str | None = 0
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        try:
+            main(["upscale", *map(str, arguments)])
+        except SystemExit as end:
+            status = end.code
+        written = capfdbinary.readouterr()
+        return int(status or 0), written.out, written.err.decode()
+
+    return call
+
+
+def test_the_standard_input_and_output(pipe, folder: Path, tiny_model: Path, tmp_path: Path):
+    image, options = folder / "0" / "00.png", ["-m", tiny_model, "--device", "cpu"]
+    data = image.read_bytes()
+    pipe(b"", image, *options)
+    expected = pixels_of(image.with_name("00_4x.png"))
+    for arguments in (["-"], ["-", "-o", "-"], [image, "-o", "-"]):
+        status, written, said = pipe(data, *arguments, *options)
+        assert status == 0
+        assert np.array_equal(pixels_of(io.BytesIO(written)), expected)
+        assert " → -: 8\N{MULTIPLICATION SIGN}8 → 32\N{MULTIPLICATION SIGN}32, tiny" in said
+    status, written, said = pipe(data, "-", "--format", "jpg", "-q", *options)
+    assert (status, written[:3], said) == (0, b"\xff\xd8\xff", "")
     out = tmp_path / "a.png"
-    subprocess.run([*command, "-", "-o", str(out), *options], input=image.read_bytes(), check=True, capture_output=True)
-    assert np.array_equal(np.array(Image.open(out)), expected)
-    again = subprocess.run([*command, "-", "-o", str(out), *options], input=image.read_bytes(), check=False, capture_output=True)
-    assert (again.returncode, b"already exists" in again.stderr) == (1, True)
-    for data, words in ((b"", b"standard input: is empty"), (b"x", b"standard input: is not an image")):
-        failed = subprocess.run([*command, "-", *options], input=data, check=False, capture_output=True)
-        assert (failed.returncode, failed.stdout, words in failed.stderr) == (1, b"", True), failed.stderr
+    assert pipe(data, "-", "-o", out, *options)[:2] == (0, b"")
+    assert np.array_equal(pixels_of(out), expected)
+    status, _, said = pipe(data, "-", "-o", out, *options)
+    assert (status, "already exists" in said) == (1, True)
+    for wrong, words in ((b"", "standard input: is empty"), (b"x", "standard input: is not an image")):
+        status, written, said = pipe(wrong, "-", *options)
+        assert (status, written, words in said) == (1, b"", True), said
+
+
+def pixels_of(file: Any) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image)
 
 
 @pytest.mark.parametrize("arguments", [("-", "a.png"), ("-", "--sidecar"), ("-", "--manifest", "m.jsonl")])

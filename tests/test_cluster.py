@@ -154,13 +154,14 @@ def test_files_and_manifest_are_those_of_folder_mode(
     assert [outcome.status for outcome in again] == ["skipped"] * COUNT
 
 
-def test_the_command(images: Path, expected: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    given = ["upscale", "--model", str(tiny_model), "-o", str(tmp_path), "--batch-size", "1"]
-    for ray in (["--ray", str(images)], ["--ray", "--ray-workers", "1", str(images)]):
+def test_the_command(images: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    given, results = ["upscale", "--model", str(tiny_model), "--batch-size", "1"], tmp_path / "results"
+    runs = [["-o", str(tmp_path / "here")], ["-o", str(results), "--ray"], ["-o", str(results), "--ray", "--ray-workers", "1"]]
+    for options in runs:
         with pytest.raises(SystemExit) as ended:
-            main([*given, *ray])
+            main([*given, *options, str(images)])
         assert ended.value.code == 1
-        assert tree(tmp_path) == tree(expected)
+    assert tree(results) == tree(tmp_path / "here")
     told = capsys.readouterr().err
     assert f"{COUNT} images → " in told
     assert f"{COUNT} done before" in told

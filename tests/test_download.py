@@ -29,6 +29,7 @@ class Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
+        self.number = len(self.server.sent)  # an interrupted answer may end after the next one began
         self.server.seen.append(dict(self.headers))
         self.server.sent.append(0)
         if self.server.script:
@@ -51,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body) - start))
         self.send_header(self.server.version_header, self.server.version)
         self.end_headers()
-        self.server.sent[-1] = self.wfile.write(body[start:upto])
+        self.server.sent[self.number] = self.wfile.write(body[start:upto])
         return None
 
     def answer(self, status: int, headers: dict[str, str]) -> None:
