@@ -268,7 +268,7 @@ def test_the_scale_of_an_image_is_known_before_it_is_enlarged(shows: Shows, tmp_
         scale = AutoTask().scale_of(path)
         assert run(AutoTask(), decode(path)).image.size == (scale * size[0], scale * size[1])
     Image.new("RGB", (5000, 4000)).save(path)
-    assert AutoTask().scale_of(path) == 1  # 20 megapixels: at most 50
+    assert AutoTask().scale_of(path) == 2
     Image.new("RGB", (3000, 2000)).save(path)
     assert AutoTask().scale_of(path) == 2
     assert AutoTask(PhotoConfig(scale=4)).scale_of(path) == 4

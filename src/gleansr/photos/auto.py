@@ -327,7 +327,7 @@ def upscale(
 
     Args:
         image: a path, the bytes of a file, a PIL image, an HWC uint8 array or a CHW float tensor in [0, 1], RGB.
-        scale: 1 to 64; by default that of the model for a thumbnail, otherwise 4, or less so that the result has at most 50 megapixels.
+        scale: 1 to 64; by default that of the model for a thumbnail, otherwise 4, or 2 if the result would exceed 50 megapixels.
         model: name or file of the model instead of a choice, or an Upscaler.
         device: as `precision`, see `gleansr.load`.
         precision: of the models.

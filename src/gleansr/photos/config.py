@@ -23,8 +23,8 @@ class PhotoConfig:
     aligned: bool = False
     """The whole image is the object; disables detection."""
     scale: int | None = None
-    """Ratio of the result's sides to the photo's, 1 to 64. By default the model's scale, halved until the result has at most 50
-    megapixels."""
+    """Ratio of the result's sides to the photo's, 1 to 64. By default the model's scale, halved down to 2 until the result has at
+    most 50 megapixels."""
     feather: float | None = None
     """Width of the fade at the border of an object, as a share of its side, 0 to 0.5; by default 0.12."""
     back_project: float = 0.0

@@ -156,18 +156,18 @@ def choose_scale(size: tuple[int, int], name: str, scale: int | None, default: i
         size: height and width of the photo.
         name: for the error.
         scale: the requested scale.
-        default: the scale without a request, which is halved until the result has at most `MAX_MEGAPIXELS`.
+        default: the scale without a request, which is halved until the result has at most `MAX_MEGAPIXELS`, but remains 2 if possible.
 
     Raises:
         ImageError: the result would be too large.
     """
     height, width = size
     if scale is None:
-        scale = default
-        while scale > 1 and height * width * scale**2 > MAX_MEGAPIXELS * 1e6:
+        scale, least = default, 2 if height * width * 2**2 <= _MAX_PIXELS else 1
+        while scale > least and height * width * scale**2 > MAX_MEGAPIXELS * 1e6:
             scale //= 2
         if scale != default:
-            return scale, [f"enlarged {scale}x instead of {default}x, to at most {MAX_MEGAPIXELS} megapixels (--scale overrides)"]
+            return scale, [f"enlarged {scale}x, as {default}x would exceed {MAX_MEGAPIXELS} megapixels (--scale overrides)"]
     elif height * width * scale**2 > _MAX_PIXELS and scale > 1:
         largest = max(1, math.isqrt(_MAX_PIXELS // (height * width)))
         raise ImageError(
