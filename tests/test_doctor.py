@@ -16,6 +16,13 @@ from gleansr.inference.devices import find_device
 from gleansr.inference.export import export
 from gleansr.inference.method import ModelOutput
 from gleansr.inference.runner import FeedForwardModel
+from gleansr.inference.upscaler import Upscaler
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default batch of a tiny model has 512 images, whose timing takes most of a minute."""
+    monkeypatch.setattr(Upscaler, "default_batch_size", lambda _: 2)
 
 
 def test_all_is_well_here(tiny_model: Path):
