@@ -100,7 +100,12 @@ class AutoTask:
 
     @property
     def upscaler(self) -> Upscaler:
-        """The general model, or what replaces it."""
+        """The model that enlarges all images as a whole; if there is none, that of all but the objects."""
+        return self._model if self._model and (self.config.aligned or not self._detects) else self._rest
+
+    @property
+    def _rest(self) -> Upscaler:
+        """Enlarges what surrounds objects: the general model, or what replaces it."""
         return self._background or self._models[GENERAL]
 
     @property
@@ -136,7 +141,7 @@ class AutoTask:
 
         def stop_if_large(width: int, height: int) -> None:
             if not self._is_thumbnail(height, width):
-                raise _LargeError(choose_scale((height, width), str(name or source), self.config.scale, self.upscaler.scale)[0])
+                raise _LargeError(choose_scale((height, width), str(name or source), self.config.scale, self._rest.scale)[0])
 
         try:
             decoded = decode(source, name=name, on_open=stop_if_large)
@@ -162,7 +167,7 @@ class AutoTask:
             background = None if fills else self._background_model
             notes = plan.notes if fills else [*plan.notes, *size_warnings(plan.objects, plan.scale)]
             prepared = prepare_objects(decoded, planes, plan.objects, plan.scale, self.config, background, notes)
-        models = [one.upscaler for one in plan.objects] + ([] if fills else [self.upscaler])
+        models = [one.upscaler for one in plan.objects] + ([] if fills else [self._rest])
         names = ", ".join(dict.fromkeys(one.about.name or one.method.name for one in models))
 
         def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
@@ -177,11 +182,11 @@ class AutoTask:
 
     @cached_property
     def _background_model(self) -> BackgroundModel:
-        return BackgroundModel(self.upscaler, overlap=self.config.overlap)
+        return BackgroundModel(self._rest, overlap=self.config.overlap)
 
     def _as_a_whole(self, plan: Plan, size: tuple[int, int], *, fills: bool) -> Enlarge | None:
         """The task for an image that one model enlarges in one pass, so that nothing is to be pasted; None for others."""
-        upscaler = plan.objects[0].upscaler if fills else self.upscaler
+        upscaler = plan.objects[0].upscaler if fills else self._rest
         if fills:
             possible = upscaler.shrinkage(size) <= _MAX_SHRINKAGE
         else:
@@ -207,7 +212,7 @@ class AutoTask:
 
     def default_batch_size(self) -> int:
         """The batch size for thumbnails."""
-        return self._model.default_batch_size() if self._model else (8 if self.upscaler.device.type == "cpu" else 128)
+        return self._model.default_batch_size() if self._model else (8 if self._rest.device.type == "cpu" else 128)
 
     def _plan(self, decoded: DecodedImage, planes: Tensor) -> Plan:
         height, width = decoded.size
@@ -225,7 +230,7 @@ class AutoTask:
             summary = "" if self._model else describe(category)
         else:
             objects, summary, notes = self._detect(planes, decoded.name)
-        default = objects[0].upscaler.scale if category and objects else self.upscaler.scale
+        default = objects[0].upscaler.scale if category and objects else self._rest.scale
         scale, more = choose_scale((height, width), decoded.name, self.config.scale, default)
         return Plan(scale, objects, summary, [*notes, *more], category)
 
