@@ -324,6 +324,7 @@ def test_a_worker_reads_and_writes_in_a_store(fill: Callable[[list[str]], Path],
         local = Job(str(root / job.target_key), str(expected), "", "", 0)
         [outcome] = folders.process([local], work)
         assert outcome.status == "done"
+        assert outcome.summary in [one.summary for _, one in outcomes if one.job == job]
         assert RemoteStorage().read(job.target) == expected.read_bytes()
         expected.unlink()
 

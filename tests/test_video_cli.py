@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +280,15 @@ def test_an_error_of_the_task_names_the_frame(run, tmp_path: Path):
     status, said = run(clip(tmp_path / "a.mp4", numbered(2)), work=Work(Enlarge(upscaler(None, 2, broken)), 4))
     assert status == 1
     assert said.strip() == f"gleansr: {tmp_path / 'a.mp4'}: frame 1: too bad"
+
+
+def test_quality_is_for_videos_and_the_format_of_images_is_not(
+    command: Callable[..., tuple[int, str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[Work] = []
+    monkeypatch.setattr("gleansr.cli.video.upscale_videos", lambda _, work, **__: asked.append(work))
+    source = clip(tmp_path / "a.mp4", numbered(2))
+    assert command("upscale", source, "-o", tmp_path / "b.mkv", "--quality", 100, "-m", tiny_model)[0] == 0
+    assert asked[0].quality == 100
+    status, said = command("upscale", source, "--format", "jpg", "-m", tiny_model)
+    assert (status, "--format is for images" in said) == (2, True), said

@@ -167,8 +167,11 @@ def upscale(
         raise RequestError("- is for one image, from the standard input or to the standard output, without --ray, --sidecar and --manifest")
     to_file = not piped and _is_file(files.output, one_file=one_file, videos=request is not None)
     extension = f".{files.file_format or 'png'}"
-    named = files.output if to_file or (piped and files.output != Path(PIPE)) else None
-    _check_format(files, named.suffix.lower() if named else extension)
+    if request is None:
+        named = files.output if to_file or (piped and files.output != Path(PIPE)) else None
+        _check_format(files, named.suffix.lower() if named else extension)
+    elif files.file_format:
+        raise RequestError(f"--format is for images: give a video a name with its format, such as -o {inputs[0].stem}.mkv")
     strength = _strength(network)
     boxes = tuple(_box(text) for text in photos.box)
 

@@ -160,7 +160,7 @@ def unpack_portions(packed: bytes) -> list[Portion]:
 
 def pack_results(results: Sequence[tuple[int, JobResult]], stop: GleansrError | None, note: str = "") -> bytes:
     """Packs results, by the number of their job, the error that ends the run, and a note."""
-    rows = [(number, one.status, dict(one.entry), _sendable(one.error), one.notes) for number, one in results]
+    rows = [(number, one.status, dict(one.entry), _sendable(one.error), one.notes, one.summary) for number, one in results]
     return zlib.compress(pickle.dumps((rows, _sendable(stop), note)), 1)
 
 
