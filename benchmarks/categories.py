@@ -16,7 +16,7 @@ from gleansr.checkpoints.zoo import asset
 from gleansr.data.degradation import fixed_seed
 from gleansr.data.sources import open_source
 from gleansr.images.codec import decode, to_image
-from gleansr.inference.categories import classify
+from gleansr.inference.categories import WEIGHTS, classify
 from gleansr.models.categories import NAMES
 from gleansr.training.classifier import small_view
 
@@ -58,7 +58,7 @@ def main() -> None:
     for category in dict.fromkeys(category for category, _ in taken):
         print(f"| {category} | " + " | ".join(str(taken[category, name]) for name in NAMES) + " |")
     print(f"\ncalibration error {_calibration_error(judged):.3f}, median of {sorted(seconds)[len(seconds) // 2] * 1000:.1f} ms an image, ")
-    print(f"{torch.get_num_threads()} threads, weights of {asset('categories.safetensors').stat().st_size:,} bytes")
+    print(f"{torch.get_num_threads()} threads, weights of {asset(WEIGHTS).stat().st_size:,} bytes")
 
 
 def _calibration_error(judged: list[tuple[str, bool, float]], bins: int = 15) -> float:

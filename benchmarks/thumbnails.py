@@ -20,6 +20,7 @@ from gleansr.data.sources import open_source
 from gleansr.evaluation.ground_truth import read_image
 from gleansr.images.back_projection import psnr
 from gleansr.images.codec import decode, to_image
+from gleansr.images.pixels import from_bytes
 from gleansr.inference.router import GENERAL, Models, models_of
 from gleansr.models.features import feature_distance
 from gleansr.photos import AutoTask, run
@@ -61,7 +62,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 def signed(image: Image.Image) -> Tensor:
     """(1, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    return from_bytes(torch.from_numpy(np.array(image)).permute(2, 0, 1))[None]
 
 
 if __name__ == "__main__":

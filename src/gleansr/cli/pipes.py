@@ -9,7 +9,7 @@ from gleansr.cli.progress import warnings_above
 from gleansr.errors import ImageError, RequestError
 from gleansr.files import check_not_input, printable
 from gleansr.images.codec import check_output, decode, encode
-from gleansr.jobs.steps import TIMES, Work, encode_result
+from gleansr.jobs.steps import Work, describe_result, encode_result
 from gleansr.photos import run
 
 PIPE = "-"
@@ -52,8 +52,6 @@ def upscale_piped(source: str, output: Path | None, extension: str, work: Work, 
             sys.stdout.buffer.write(encoded)
             sys.stdout.buffer.flush()
     if not quiet:
-        height, width = decoded.size
-        sizes = f"{width}{TIMES}{height} → {result.image.width}{TIMES}{result.image.height}"
         notes = f" ({'; '.join(result.notes)})" if result.notes else ""
-        what = result.summary or model or work.task.upscaler.method.name
-        console.print(printable(f"{name} → {file or PIPE}: {sizes}, {what}{notes}"), markup=False, highlight=False)
+        line = f"{name} → {file or PIPE}: {describe_result(decoded.size, result, work)}{notes}"
+        console.print(printable(line), markup=False, highlight=False)

@@ -38,7 +38,7 @@ class FileOptions:
     manifest: Path | None = None
     """File that records finished images, instead of gleansr.jsonl in the output folder; works without --output too."""
     max_megapixels: float = 200
-    """Largest image that is read. Decoding takes about 8 MB per megapixel, up to 24 MB with --photo."""
+    """Largest image that is read. Decoding takes about 8 MB per megapixel, enlarging up to 24 MB more."""
     allow_truncated: bool = False
     """Read truncated files as far as they go; missing rows are black, and their number is reported."""
     fail_fast: bool = False

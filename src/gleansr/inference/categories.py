@@ -14,7 +14,7 @@ from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.zoo import asset
 from gleansr.images.codec import DecodedImage, Source, decode
 from gleansr.images.resize import resize
-from gleansr.models.categories import NAMES, CategoryHead, grid_features
+from gleansr.models.categories import NAMES, CategoryHead, choose, grid_features
 from gleansr.models.features import SqueezeNet
 
 WEIGHTS = "categories.safetensors"
@@ -56,9 +56,8 @@ def classify(image: Source | DecodedImage) -> Category:
 
 
 def category_of(probabilities: Tensor, threshold: float) -> Category:
-    """The category by `probabilities` (6): the most probable of the five if it reaches `threshold`, otherwise "other"."""
-    best = int(probabilities[:-1].argmax())
-    chosen = best if probabilities[best] >= threshold and probabilities[best] > probabilities[-1] else len(NAMES) - 1
+    """The category by `probabilities` (6), see `choose`."""
+    chosen = int(choose(probabilities[None], threshold))
     return Category(NAMES[chosen], float(probabilities[chosen]))
 
 

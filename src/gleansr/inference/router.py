@@ -12,7 +12,7 @@ from gleansr.inference.precision import Precision
 from gleansr.inference.upscaler import Upscaler, load
 
 GENERAL = "general-4x"
-"""The model of everything that has no model of its own category. It takes images of any size."""
+"""The model of what belongs to no category that has models. It takes images of any size."""
 
 NOUNS = {"faces": "face", "cats": "cat", "cars": "car", "bedrooms": "bedroom", "towers": "tower"}
 """Categories with models, and the name of one object."""

@@ -28,6 +28,12 @@ class BatchItem:
         return self.upscaler, tuple(self.lr.shape)
 
 
+def items_of(image: int, lrs: Sequence[Tensor], upscalers: Sequence[Upscaler] = ()) -> list[BatchItem]:
+    """The LR tensors of an image, with the model of each if it is not the task's."""
+    pairs = zip(lrs, upscalers or [None] * len(lrs), strict=True)
+    return [BatchItem(image, part, lr, upscaler) for part, (lr, upscaler) in enumerate(pairs)]
+
+
 class BatchCollector:
     """Collects LR tensors by model and shape.
 
@@ -42,9 +48,8 @@ class BatchCollector:
 
     def add(self, image: int, weight: int, lrs: Sequence[Tensor], upscalers: Sequence[Upscaler] = ()) -> Iterator[list[BatchItem]]:
         """Adds the LR tensors of an image, and the model of each if it is not the task's; yields the batches to run now."""
-        for part, (lr, upscaler) in enumerate(zip(lrs, upscalers or [None] * len(lrs), strict=True)):
+        for item in items_of(image, lrs, upscalers):
             self._weights[image] = weight
-            item = BatchItem(image, part, lr, upscaler)
             waiting = self._waiting.setdefault(item.key, [])
             waiting.append(item)
             if len(waiting) == self._size:

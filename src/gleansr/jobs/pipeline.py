@@ -42,8 +42,9 @@ def run(
 ) -> Iterator[JobResult | UnreadableFolder]:
     """Processes all jobs; yields each result as soon as it is known, in the order of completion.
 
-    Reader threads decode and prepare a few images ahead. This thread runs the forward passes, in batches of LR tensors of one shape, in
-    the order of the jobs. Writer threads finish, encode and write. Which images share a batch depends on the jobs alone, not on timing.
+    Reader threads decode and prepare a few images ahead. This thread runs the forward passes, in batches of LR tensors of one model and
+    one shape, in the order of the jobs. Writer threads finish, encode and write. Which images share a batch depends on the jobs alone,
+    not on timing.
     Finished images (see `is_done`) are not read. This function calls `Manifest.begin` and `Manifest.add`.
 
     Args:

@@ -23,13 +23,13 @@ from gleansr.images.metadata import is_marked
 from gleansr.images.opening import DAMAGE
 from gleansr.inference.devices import out_of_memory
 from gleansr.inference.runner import BatchRunners, SRResult
-from gleansr.inference.tasks import ImageTask, PreparedImage
-from gleansr.jobs.batches import BatchItem, Key
+from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
+from gleansr.jobs.batches import BatchItem, Key, items_of
 from gleansr.jobs.index import ManifestEntry, fingerprint
 from gleansr.jobs.jobs import Job
 from gleansr.jobs.storage import FileState, FileStore, LocalStorage, OutputError
 
-TIMES = "\N{MULTIPLICATION SIGN}"
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +131,7 @@ def process(
             decoded.append(item)
     groups: dict[Key, list[BatchItem]] = {}
     for i, item in enumerate(decoded):
-        lrs = item.prepared.lrs
-        for j, (lr, upscaler) in enumerate(zip(lrs, item.prepared.upscalers or [None] * len(lrs), strict=True)):
-            part = BatchItem(i, j, lr, upscaler)
+        for part in items_of(i, item.prepared.lrs, item.prepared.upscalers):
             groups.setdefault(part.key, []).append(part)
     results: dict[tuple[int, int], SRResult] = {}
     for (upscaler, _), group in groups.items():
@@ -209,11 +207,16 @@ def write_result(decoded: DecodedJob, passes: Sequence[SRResult], work: Work) ->
             work.storage.write(sidecar(job.target), json.dumps(content, indent=2).encode() + b"\n")
         work.storage.write(job.target, data)
         seconds = decoded.seconds + sum(part.seconds for part in passes) + time.perf_counter() - started
-        what = result.summary or work.task.upscaler.about.name or work.task.upscaler.method.name
-        sizes = [f"{width}{TIMES}{height}" for width, height in (decoded.size[::-1], result.image.size)]
-        summary = f"{' → '.join(sizes)}, {what}"
+        summary = describe_result(decoded.size, result, work)
         return JobResult(job, "done", {**entry, "seconds": round(seconds, 4)}, notes=tuple(notes), summary=summary)
     return caught.result
+
+
+def describe_result(size: tuple[int, int], result: TaskResult, work: Work) -> str:
+    """Sizes of an image (height, width) and its result, what was recognised and which model enlarged it."""
+    upscaler = work.task.upscaler
+    sizes = [f"{width}{_TIMES}{height}" for width, height in (size[::-1], result.image.size)]
+    return f"{' → '.join(sizes)}, {result.summary or upscaler.about.name or upscaler.method.name}"
 
 
 def check_targets(job: Job, work: Work, known: ManifestEntry | None) -> None:

@@ -46,6 +46,13 @@ class CategoryHead(nn.Module):
         return self.output(F.relu(self.hidden(x)))
 
 
+def choose(probabilities: Tensor, threshold: float) -> Tensor:
+    """The category (N), an index in `NAMES`, by probabilities (N, 6): the most probable of the five if it reaches `threshold` and
+    exceeds "other", otherwise "other"."""
+    best, names = probabilities[:, :-1].max(1)
+    return torch.where((best >= threshold) & (best > probabilities[:, -1]), names, len(NAMES) - 1)
+
+
 def grid_features(network: SqueezeNet, images: Tensor) -> Tensor:
     """images (N, 3, H, W), RGB in [-1, 1], sides of 48 and more -> the means of fire5, fire7 and fire9 in 3x3 cells (N, 1152, 3, 3)."""
     return torch.cat([F.adaptive_avg_pool2d(layer, GRID) for layer in network(images)[2:]], 1)

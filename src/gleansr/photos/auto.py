@@ -54,7 +54,7 @@ class Plan:
 
 
 class _LargeError(Exception):
-    """An image is larger than a thumbnail; its size."""
+    """An image is larger than a thumbnail; its argument is the scale."""
 
 
 class AutoTask:
@@ -257,7 +257,6 @@ class AutoTask:
         """The objects of a photo that models enlarge, how many were found, and notes."""
         counts: list[str] = []
         objects: list[PhotoObject] = []
-        config = self.config
         search = partial(self._search, planes)
         with ThreadPoolExecutor(len(self._detectors) or 1, "gleansr-detect", partial(torch.set_num_threads, 1)) as pool:
             found_by_category = dict(zip(self._detectors, pool.map(search, self._detectors), strict=True))
@@ -270,7 +269,7 @@ class AutoTask:
                     objects.append(PhotoObject(detection, upscaler))
         sought = " or ".join(nouns(category)[0] for category in self._detectors)
         summary = ", ".join(counts) or (f"no {sought} found" if sought else "")
-        if not counts and config.require_object:
+        if not counts and self.config.require_object:
             raise NoObjectError(f"{name}: {summary}; give --box x,y,w,h, or use --aligned if the whole image is one object")
         found = sum(map(len, found_by_category.values()))
         large = found - len(objects)

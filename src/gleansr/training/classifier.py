@@ -1,6 +1,6 @@
 """Training of the classifier of `gleansr.classify`: images by category in, weights out.
 
-Each image gives several views: framed anew, of 8 to 64 pixels, half of them with the "real" degradation. Their features are computed once
+Each image gives several views: framed anew, of 8 to 64 pixels, 60 % of them with the "real" degradation. Their features are computed once
 by the frozen SqueezeNet, so that fitting the head takes a minute.
 """
 
@@ -29,7 +29,7 @@ from gleansr.images.codec import decode, to_image
 from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.categories import network_input, small_image
-from gleansr.models.categories import NAMES, CategoryHead, grid_features
+from gleansr.models.categories import NAMES, CategoryHead, choose, grid_features
 from gleansr.training.classifier_config import ClassifierConfig
 
 Progress = Callable[[int, int], object]
@@ -256,7 +256,7 @@ def _stacked(group: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 
 
 def view_of(image: Image.Image, rng: Random, *, detail: bool = False) -> Tensor:
-    """A random view (3, h, w), uint8, of about a side of `SIZES`: framed and coloured anew, half of the time with the real degradation."""
+    """A random view (3, h, w), uint8, of about a side of `SIZES`: framed and coloured anew, 60 % of them with the real degradation."""
     image = _detail(image, rng) if detail else _framed(image, rng)
     image = ImageOps.mirror(image) if rng.random() < 0.5 else image.copy()
     size = int(SIZES[int(rng.integers(len(SIZES)))])
@@ -360,9 +360,7 @@ def calibrate(head: CategoryHead, logits: Tensor, labels: Tensor, passing: float
 
 def accuracies(probabilities: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
     """Share recognised of the images whose `probabilities` (N, 6) these are, by category; categories without images are left out."""
-    best, names = probabilities[:, :_OTHER].max(1)
-    passes = (best >= threshold) & (best > probabilities[:, _OTHER])
-    chosen = torch.where(passes, names, torch.full_like(names, _OTHER))
+    chosen = choose(probabilities, threshold)
     return {name: float((chosen[labels == i] == i).float().mean()) for i, name in enumerate(NAMES) if bool((labels == i).any())}
 
 
