@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,11 @@ def blotchy(seed: int, size: int = 64) -> Image.Image:
     """An image of random smooth colours."""
     seeds = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(seeds).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def thumbnail(seed: int) -> Image.Image:
+    """As `blotchy`, of the model's input size."""
+    return blotchy(seed, 8)
 
 
 def painted(image: Image.Image) -> Image.Image:
@@ -106,7 +111,7 @@ class Asked:
         """Sends an image and returns once its forward pass has started; the pass waits for the gate."""
         self.method.open.clear()
         self.method.begun.clear()
-        first = asyncio.create_task(self.upscale(blotchy(99), **headers))
+        first = asyncio.create_task(self.upscale(thumbnail(99), **headers))
         assert await asyncio.to_thread(self.method.begun.wait, 10)
         self.method.batches.clear()
         return first
@@ -154,6 +159,10 @@ class Client:
 
     def post(self, path: str, **options: Any) -> httpx.Response:
         return self._do(self._client.post(path, **options))
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Calls a function in the service's event loop."""
+        self._loop.call_soon_threadsafe(function, *arguments)
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)

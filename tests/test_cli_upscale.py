@@ -335,6 +335,16 @@ def test_a_run_without_a_new_result_says_so(run, folder: Path, tiny_model: Path,
     assert "No image was upscaled (4x, tiny); 1 failed; 12 done before" in said
 
 
+def test_a_large_image_shows_its_progress(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gleansr.photos.auto._DETECTED", ())
+    monkeypatch.setattr("gleansr.cli.results.INTERVAL", 0)
+    Image.new("RGB", (460, 24)).save(tmp_path / "wide.png")
+    status, said = run(tmp_path / "wide.png", "--scale", 2)
+    assert status == 0
+    assert "1 of 2 tiles (50%), about " in said
+    assert "2 of 2" not in said
+
+
 def test_the_format_of_results(run, folder: Path, tiny_model: Path, tmp_path: Path):
     image = folder / "0" / "00.png"
     assert run(image, "-m", tiny_model, "--format", "webp", "--quality", 50)[0] == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,8 +29,8 @@ TOKEN = "correct-horse-battery-staple"  # noqa: S105
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[str]:
-    """The address of the service with a real model."""
-    with running("--models", "cats-8x", "cats-16x", OMP_NUM_THREADS="2") as service:
+    """The address of the service with the bundled models."""
+    with running(OMP_NUM_THREADS="2") as service:
         yield service.url
 
 
@@ -335,11 +336,18 @@ def test_a_small_image_is_enlarged_saved_and_retouched(drive: Callable[..., Driv
     driver.choose("upscale")
     driver.page.set_input_files("#file", str(EXAMPLES / "chelsea-32.png"))
     driver.says("Enlarged in")
+    assert re.search(r"cat \(\d+%\), cats-8x", driver.status())
     driver.page.locator("#pair-split").fill("30")
     driver.shot("upscale")
     saved = driver.save(tmp_path / "large.png")
     assert _pixels(saved).shape == (256, 256, 3)
     assert np.abs(_pixels(saved) - _pixels(CAT)).mean() < 12
+    assert driver.page.is_disabled("#fitting")
+    driver.page.select_option("#enlarger", "cats-16x")
+    driver.until("document.querySelector('#status').textContent.includes('cats-16x')")
+    assert driver.page.is_enabled("#fitting")
+    driver.page.select_option("#enlarger", "cats-8x")
+    driver.until("document.querySelector('#status').textContent.includes('s. cats-8x')")
     driver.page.set_input_files("#file", str(EXAMPLES.parent / "pyproject.toml"))
     driver.until("!document.querySelector('#problem').hidden")
     assert "send PNG" in driver.page.inner_text("#problem")

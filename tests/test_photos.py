@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -281,13 +282,12 @@ def test_the_default_scale_depends_on_the_size_of_the_photo(monkeypatch: pytest.
     small = run(Photo(model, config), photo(20, 30))
     assert small.image.size == (240, 160)
     assert Photo(model, config).factor == 8
-    monkeypatch.setattr("gleansr.photos.task.MAX_MEGAPIXELS", 20 * 30 * 4 / 1e6)
-    less = run(Photo(model, config), photo(20, 30))
+    less = run(Photo(model, replace(config, max_megapixels=20 * 30 * 4 / 1e6)), photo(20, 30))
     assert less.image.size == (60, 40)
     assert less.details["factor"] == 2
     assert less.notes[1].startswith("enlarged 2x, as 8x would exceed ")
-    monkeypatch.setattr("gleansr.photos.task.MAX_MEGAPIXELS", 20 * 30 / 1e6)
-    assert run(Photo(model, config), photo(20, 30)).details["factor"] == 2  # a photo is enlarged by itself
+    smallest = replace(config, max_megapixels=20 * 30 / 1e6)
+    assert run(Photo(model, smallest), photo(20, 30)).details["factor"] == 2  # a photo is enlarged by itself
     assert run(Photo(model, PhotoConfig(((2, 2, 8, 8),), scale=3)), photo(20, 30)).image.size == (90, 60)
     monkeypatch.setattr("gleansr.photos.task._MAX_PIXELS", 20 * 30 * 9)
     with pytest.raises(ImageError, match=r"photo: 30x20 pixels enlarged 4x exceed .* megapixels; use --scale 3 or less"):

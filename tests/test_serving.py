@@ -1,5 +1,6 @@
 """The contract of the service: results equal the library's, and errors are JSON problems."""
 
+import base64
 import json
 import logging
 import struct
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serving_parts import Client, blotchy, decoded, encoded, form, gated, painted, problem, save_vivid
+from serving_parts import Client, blotchy, decoded, encoded, form, gated, painted, problem, save_vivid, thumbnail
 
 import gleansr
 from gleansr.errors import RequestError
@@ -25,7 +26,8 @@ from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.problems import PROBLEMS
 
-PICTURE = encoded(blotchy(0))
+PICTURE = encoded(thumbnail(0))
+EDITED = encoded(blotchy(0))
 MULTIPART = {"content-type": "multipart/form-data; boundary=edge"}
 
 
@@ -53,23 +55,54 @@ def asked(upscaler: Upscaler, **config: Any) -> Client:
 
 
 def test_upscaling_equals_the_library(client: Client, upscaler: Upscaler):
-    wanted = upscaler(blotchy(1))
-    response = client.post("/v1/upscale", files={"picture": encoded(blotchy(1))})
+    wanted = upscaler(thumbnail(1))
+    assert "gleansr" not in wanted.info
+    response = client.post("/v1/upscale", files={"picture": encoded(thumbnail(1))})
     assert response.status_code == 200
     assert np.array_equal(decoded(response.content), np.asarray(wanted))
     assert response.headers["gleansr-model"] == "vivid"
     assert response.headers["gleansr-size"] == "32x32"
-    assert unquote(response.headers["gleansr-note"]) == wanted.info["gleansr"]
+    assert "gleansr-note" not in response.headers
     assert 0 < float(response.headers["gleansr-seconds"]) < 10
     assert response.headers["cache-control"] == "no-store"
 
 
 def test_fields_of_upscaling(client: Client, upscaler: Upscaler):
-    wide = blotchy(2, 96).crop((0, 0, 96, 48))
-    for fit in ("auto", "crop", "pad", "stretch"):
+    wide = blotchy(2, 24).crop((0, 0, 24, 12))
+    for fit in ("crop", "pad", "stretch"):
         response = client.post("/v1/upscale", files={"picture": encoded(wide)}, data={"fit": fit, "model": "other"})
-        assert np.array_equal(decoded(response.content), np.asarray(upscaler(wide, fit=fit))), fit
+        wanted = upscaler(wide, fit=fit)
+        assert np.array_equal(decoded(response.content), np.asarray(wanted)), fit
+        assert unquote(response.headers["gleansr-note"]) == wanted.info["gleansr"]
         assert response.headers["gleansr-model"] == "other"
+    for scale in (None, 3):
+        wanted = gleansr.upscale(wide, model=upscaler, scale=scale)
+        response = client.post("/v1/upscale", files={"picture": encoded(wide)}, data={"scale": str(scale or "")})
+        assert np.array_equal(decoded(response.content), np.asarray(wanted))
+        assert wanted.size == (24 * (scale or 4), 12 * (scale or 4))
+
+
+def test_a_response_as_json_says_what_was_done(client: Client, upscaler: Upscaler):
+    files = {"picture": encoded(thumbnail(1))}
+    response = client.post("/v1/upscale", files=files, data={"format": "webp"}, headers={"accept": "text/html, application/json;q=0.9"})
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["gleansr-model"] == "vivid"
+    answer = response.json()
+    image = base64.b64decode(answer.pop("image"))
+    assert decoded(image).shape == (32, 32, 3)
+    assert b"compositeWithTrainedAlgorithmicMedia" in image
+    assert answer.pop("seconds") > 0
+    assert answer == {
+        "media_type": "image/webp",
+        "width": 32,
+        "height": 32,
+        "scale": 4,
+        "model": "vivid",
+        "summary": "vivid",
+        "category": {"name": "blobs", "confidence": 1},
+        "objects": [],
+        "notes": [],
+    }
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
@@ -82,7 +115,7 @@ def test_all_formats_mark_synthetic_detail(client: Client, kind: str):
 
 
 def test_transparency_and_metadata_are_kept(client: Client, upscaler: Upscaler):
-    image = blotchy(3).convert("RGBA")
+    image = thumbnail(3).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     exif = Image.Exif()
     exif[0x010E] = "a blot"
@@ -139,7 +172,7 @@ def test_a_mask_and_an_untouched_image_take_no_forward_pass(vivid: Path):
 
 
 def test_the_first_frame_of_an_animation_is_used_and_noted(client: Client, upscaler: Upscaler):
-    frames = [blotchy(seed).quantize(64) for seed in (7, 8)]
+    frames = [thumbnail(seed).quantize(64) for seed in (7, 8)]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     response = client.post("/v1/upscale", files={"picture": animation})
     assert "picture: is animated, its first frame was used" in unquote(response.headers["gleansr-note"])
@@ -166,7 +199,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
     "an empty file": ("upscale", {"picture": ("a.png", b"")}, {}, 400, "bad-picture", "is empty"),
     "a truncated JPEG": ("upscale", {"picture": JPEG[: len(JPEG) // 2]}, {}, 400, "bad-picture", "truncated"),
     "half a header": ("upscale", {"picture": JPEG[:15]}, {}, 400, "bad-picture", "picture:"),
-    "a truncated original": ("retouch", {"edited": PICTURE, "original": PICTURE[:200]}, {}, 400, "bad-picture", "original:"),
+    "a truncated original": ("retouch", {"edited": EDITED, "original": EDITED[:200]}, {}, 400, "bad-picture", "original:"),
     "PostScript": (
         "upscale",
         {"picture": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"},
@@ -177,20 +210,20 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
     ),
     "a bomb": ("upscale", {"picture": bomb(60_000, 60_000)}, {}, 413, "too-many-pixels", "send a smaller image"),
     "a lesser bomb": ("upscale", {"picture": bomb(9_000, 9_000)}, {}, 413, "too-many-pixels", "9000x9000"),
-    "a bomb as mask": ("retouch", {"edited": PICTURE, "mask": bomb(1_500, 1_500)}, {}, 413, "too-many-pixels", "mask:"),
+    "a bomb as mask": ("retouch", {"edited": EDITED, "mask": bomb(1_500, 1_500)}, {}, 413, "too-many-pixels", "mask:"),
     "no image": ("upscale", {}, {"fit": "crop"}, 422, "missing-field", "curl -F picture=@FILE"),
-    "no edited image": ("retouch", {"original": PICTURE}, {}, 422, "missing-field", "edited"),
-    "another size": ("retouch", {"edited": PICTURE, "original": encoded(blotchy(1, 65))}, {}, 422, "unfit", "65x65"),
+    "no edited image": ("retouch", {"original": EDITED}, {}, 422, "missing-field", "edited"),
+    "another size": ("retouch", {"edited": EDITED, "original": encoded(blotchy(1, 65))}, {}, 422, "unfit", "65x65"),
     "a small image": ("upscale", {"picture": SMALL}, {"fit": "exact"}, 422, "unfit", "fit crop, pad or stretch"),
     "a small region": ("retouch", {"edited": SMALL}, {}, 422, "unfit", "smaller than the model's input"),
-    "a box outside": ("retouch", {"edited": PICTURE}, {"box": "60,60,50"}, 422, "unfit", "not within"),
-    "a factor beyond the model": ("retouch", {"edited": PICTURE}, {"factor": "64"}, 422, "unfit", "2 to 8"),
-    "an odd factor": ("retouch", {"edited": PICTURE}, {"factor": "3"}, 400, "bad-field", "power of two"),
-    "too strong": ("retouch", {"edited": PICTURE}, {"strength": "2"}, 400, "bad-field", "strength is '2'"),
-    "no number": ("retouch", {"edited": PICTURE}, {"strength": "nan"}, 400, "bad-field", "0 to 1"),
-    "digits of another script": ("retouch", {"edited": PICTURE}, {"feather": "٣"}, 400, "bad-field", "an integer"),
-    "a long number": ("retouch", {"edited": PICTURE}, {"box": "0,0," + "9" * 900}, 400, "bad-field", "left,top,side"),
-    "a long field": ("retouch", {"edited": PICTURE}, {"box": "9" * 2000}, 400, "bad-field", "longer than 1000"),
+    "a box outside": ("retouch", {"edited": EDITED}, {"box": "60,60,50"}, 422, "unfit", "not within"),
+    "a factor beyond the model": ("retouch", {"edited": EDITED}, {"factor": "64"}, 422, "unfit", "2 to 8"),
+    "an odd factor": ("retouch", {"edited": EDITED}, {"factor": "3"}, 400, "bad-field", "power of two"),
+    "too strong": ("retouch", {"edited": EDITED}, {"strength": "2"}, 400, "bad-field", "strength is '2'"),
+    "no number": ("retouch", {"edited": EDITED}, {"strength": "nan"}, 400, "bad-field", "0 to 1"),
+    "digits of another script": ("retouch", {"edited": EDITED}, {"feather": "٣"}, 400, "bad-field", "an integer"),
+    "a long number": ("retouch", {"edited": EDITED}, {"box": "0,0," + "9" * 900}, 400, "bad-field", "left,top,side"),
+    "a long field": ("retouch", {"edited": EDITED}, {"box": "9" * 2000}, 400, "bad-field", "longer than 1000"),
     "an unknown model": ("upscale", {"picture": PICTURE}, {"model": "dogs"}, 400, "bad-field", "vivid, other"),
     "an unknown format": ("upscale", {"picture": PICTURE}, {"format": "tiff"}, 400, "bad-field", "png, jpeg, webp"),
     "a misspelt field": ("upscale", {"picture": PICTURE}, {"modl": "vivid"}, 400, "bad-field", "did you mean model?"),
@@ -224,7 +257,7 @@ def test_malformed_forms_are_refused(client: Client):
         assert problem(response)[:2] == (status, kind), (headers, body[:50])
     empty = form({"picture": b""}).replace(b"a.png", b"")  # of an input in a browser in which nothing was chosen
     assert problem(client.post("/v1/upscale", content=empty, headers=MULTIPART))[:2] == (422, "missing-field")
-    both = empty.replace(b"picture", b"mask").replace(b"--edge--\r\n", b"") + form({"edited": PICTURE})
+    both = empty.replace(b"picture", b"mask").replace(b"--edge--\r\n", b"") + form({"edited": EDITED})
     assert client.post("/v1/retouch", content=both, headers=MULTIPART).status_code == 200
 
 

@@ -1,7 +1,8 @@
 """The queue: batches, slots, replacement, abortion. A gate controls the model's forward passes."""
 
 import asyncio
-import io
+import gc
+import weakref
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from serving_parts import Asked, asking, blotchy, decoded, encoded, form, gated, painted, problem, save_vivid
+from serving_parts import Asked, asking, blotchy, decoded, encoded, form, gated, painted, problem, save_vivid, thumbnail
 
 import gleansr
+from gleansr.inference.upscaler import Upscaler
 from gleansr.serving import admission
 from gleansr.serving.admission import TOTAL_SHARE, Admission
 from gleansr.serving.app import App
@@ -45,7 +47,7 @@ def test_waiting_requests_form_the_next_batch_and_get_their_own_results(vivid: P
     async def test() -> None:
         async with asking(vivid, batch_size=4) as asked:
             first = await asked.busy()
-            images = [blotchy(seed) for seed in range(6)]
+            images = [thumbnail(seed) for seed in range(6)]
             sent = [asyncio.create_task(asked.upscale(image)) for image in images]
             await asked.until(waiting=6)
             asked.method.open.set()
@@ -65,7 +67,7 @@ def test_upscaling_and_retouching_share_a_batch(vivid: Path):
         async with asking(vivid) as asked:
             await asked.busy()
             files = {"edited": encoded(painted(blotchy(1))), "original": encoded(blotchy(1))}
-            sent = [asyncio.create_task(asked.upscale(blotchy(2))), asyncio.create_task(asked.client.post("/v1/retouch", files=files))]
+            sent = [asyncio.create_task(asked.upscale(thumbnail(2))), asyncio.create_task(asked.client.post("/v1/retouch", files=files))]
             await asked.until(waiting=2)
             asked.method.open.set()
             assert [(await one).status_code for one in sent] == [200, 200]
@@ -78,13 +80,14 @@ def test_models_take_turns_by_age(vivid: Path):
     upscalers, methods = zip(*(gated(vivid) for _ in range(2)), strict=True)
 
     async def test() -> None:
-        worker = ModelWorker({"one": upscalers[0], "two": upscalers[1]}, 2, Metrics())
+        worker = ModelWorker(2, Metrics())
         lr, order = torch.zeros(3, 8, 8), []
 
-        def job(name: str, model: str) -> "asyncio.Task[Any]":
-            return asyncio.create_task(worker.forward(model, lr, lambda: order.append(name)))
+        def job(name: str, upscaler: Upscaler) -> "asyncio.Task[Any]":
+            return asyncio.create_task(worker.forward(upscaler, lr, lambda: order.append(name)))
 
-        jobs = [job("a1", "one"), job("b1", "two"), job("a2", "one"), job("a3", "one"), job("b2", "two")]
+        one, two = upscalers
+        jobs = [job("a1", one), job("b1", two), job("a2", one), job("a3", one), job("b2", two)]
         await asyncio.sleep(0)
         working = asyncio.create_task(worker.run())
         await asyncio.gather(*jobs)
@@ -134,7 +137,7 @@ def test_disconnected_clients_cost_no_forward_pass(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             first = await asked.busy()
-            sent = await ask_and_go(asked, form({"picture": encoded(blotchy(1))}))
+            sent = await ask_and_go(asked, form({"picture": encoded(thumbnail(1))}))
             assert len(asked.app.service.worker) == 0
             assert len(asked.app.service.admission) == 1  # the first
             asked.method.open.set()
@@ -149,7 +152,7 @@ def test_disconnected_clients_cost_no_forward_pass(vivid: Path):
 def test_clients_that_disconnect_while_sending_are_forgotten(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
-            sent = await ask_and_go(asked, form({"picture": encoded(blotchy(1))})[:200], at_once=True)
+            sent = await ask_and_go(asked, form({"picture": encoded(thumbnail(1))})[:200], at_once=True)
             assert sent[0]["status"] == 499
             assert len(asked.app.service.admission) == 0
             assert counted(asked, 'outcomes_total{outcome="client-gone"}') == 1
@@ -163,18 +166,18 @@ def test_the_newest_request_of_an_editor_replaces_waiting_ones(vivid: Path):
         async with asking(vivid, queue=3) as asked:
             editor = {"gleansr-editor": "tab-1"}
             running = await asked.busy(**editor)
-            older = asyncio.create_task(asked.upscale(blotchy(2), **editor))
-            other = asyncio.create_task(asked.upscale(blotchy(3), **{"gleansr-editor": "tab-2"}))
+            older = asyncio.create_task(asked.upscale(thumbnail(2), **editor))
+            other = asyncio.create_task(asked.upscale(thumbnail(3), **{"gleansr-editor": "tab-2"}))
             await asked.until(waiting=2)
-            assert (await asked.upscale(blotchy(5))).status_code == 429  # no place is left
-            newer = asyncio.create_task(asked.upscale(blotchy(4), **editor))  # but it takes the one of the older
+            assert (await asked.upscale(thumbnail(5))).status_code == 429  # no place is left
+            newer = asyncio.create_task(asked.upscale(thumbnail(4), **editor))  # but it takes the one of the older
             assert problem(await older)[:2] == (409, "superseded")
             await asked.until(waiting=2)
             asked.method.open.set()
             assert [(await one).status_code for one in (running, other, newer)] == [200, 200, 200]
             assert asked.method.batches == [1, 2]
             assert counted(asked, 'outcomes_total{outcome="superseded"}') == 1
-            assert np.abs(decoded((await newer).content).astype(int) - np.asarray(gleansr.load(vivid)(blotchy(4)))).max() <= 1
+            assert np.abs(decoded((await newer).content).astype(int) - np.asarray(gleansr.load(vivid)(thumbnail(4)))).max() <= 1
             assert len(asked.app.service.admission) == 0
 
     run(test())
@@ -186,7 +189,7 @@ def test_a_replaced_request_gets_a_problem_at_any_stage(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             begun, replaced = asyncio.Event(), asyncio.Event()
-            body = form({"picture": encoded(blotchy(1))})
+            body = form({"picture": encoded(thumbnail(1))})
 
             async def slow() -> AsyncIterator[bytes]:
                 yield body[:100]
@@ -222,19 +225,19 @@ def test_a_full_queue_answers_with_an_estimate(vivid: Path):
     async def test() -> None:
         async with asking(vivid, queue=3, batch_size=1) as asked:
             first = await asked.busy()
-            waiting = [asyncio.create_task(asked.upscale(blotchy(seed))) for seed in range(2)]
+            waiting = [asyncio.create_task(asked.upscale(thumbnail(seed))) for seed in range(2)]
             await asked.until(waiting=2)
-            refused = await asked.upscale(blotchy(5))
+            refused = await asked.upscale(thumbnail(5))
             assert problem(refused)[:2] == (429, "busy")
             assert refused.headers["retry-after"] == "1"
             asked.app.service.worker._seconds = 2.5  # as if passes took that long
-            refused = await asked.upscale(blotchy(5))
+            refused = await asked.upscale(thumbnail(5))
             assert refused.headers["retry-after"] == "8"  # three places of 2.5 s each
             assert "8 s" in problem(refused)[2]
             assert (await asked.client.get("/readyz")).status_code == 200
             asked.method.open.set()
             assert {(await one).status_code for one in (first, *waiting)} == {200}
-            assert (await asked.upscale(blotchy(5))).status_code == 200
+            assert (await asked.upscale(thumbnail(5))).status_code == 200
 
     run(test())
 
@@ -246,7 +249,7 @@ def test_the_estimate_follows_the_forward_passes(vivid: Path):
             assert 0 < worker.estimate_seconds(1) < 1
             worker._seconds = 100.0
             for _ in range(30):
-                await asked.upscale(blotchy(1))
+                await asked.upscale(thumbnail(1))
             assert worker.estimate_seconds(10) < 10
 
     run(test())
@@ -257,9 +260,10 @@ def test_the_total_size_of_images_is_bounded(vivid: Path):
         side = 64
         async with asking(vivid, max_pixels=side**2, max_bytes=20_000) as asked:
             first = await asked.busy()
-            waiting = [asyncio.create_task(asked.upscale(blotchy(seed, side))) for seed in range(TOTAL_SHARE - 1)]
+            # With their results, images of half that side take 1.25 times the pixels that one image may have.
+            waiting = [asyncio.create_task(asked.upscale(blotchy(seed, side // 2))) for seed in range(TOTAL_SHARE - 1)]
             await asked.until(waiting=TOTAL_SHARE - 1)
-            assert problem(await asked.upscale(blotchy(7, side)))[:2] == (429, "busy")
+            assert problem(await asked.upscale(blotchy(7, side // 2)))[:2] == (429, "busy")
             asked.method.open.set()
             assert {(await one).status_code for one in (first, *waiting)} == {200}
             assert (await asked.upscale(blotchy(7, side))).status_code == 200
@@ -339,7 +343,7 @@ def test_time_is_bounded_while_waiting_and_while_sending(vivid: Path):
     async def test() -> None:
         async with asking(vivid, timeout=0.3) as asked:
             first = await asked.busy()
-            assert problem(await asked.upscale(blotchy(1)))[:2] == (504, "timeout")
+            assert problem(await asked.upscale(thumbnail(1)))[:2] == (504, "timeout")
             assert problem(await first)[:2] == (504, "timeout")
             assert len(asked.app.service.worker) == 0
 
@@ -351,7 +355,7 @@ def test_time_is_bounded_while_waiting_and_while_sending(vivid: Path):
             response = await asked.client.post("/v1/upscale", content=slow(), headers=headers)
             assert problem(response)[:2] == (408, "slow-upload")
             asked.method.open.set()
-            assert (await asked.upscale(blotchy(1))).status_code == 200
+            assert (await asked.upscale(thumbnail(1))).status_code == 200
             assert asked.method.batches == [1, 1]  # the one that was given up while it ran, and the last
 
     run(test())
@@ -374,13 +378,13 @@ def test_a_failed_batch_fails_its_own_images_only(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             first = await asked.busy()
-            waiting = [asyncio.create_task(asked.upscale(blotchy(seed))) for seed in range(2)]
+            waiting = [asyncio.create_task(asked.upscale(thumbnail(seed))) for seed in range(2)]
             await asked.until(waiting=2)
             asked.method.error = RuntimeError("CUDA out of memory")
             asked.method.open.set()
             assert {problem(await one)[:2] for one in (first, *waiting)} == {(500, "failed")}
             asked.method.error = None
-            assert (await asked.upscale(blotchy(1))).status_code == 200
+            assert (await asked.upscale(thumbnail(1))).status_code == 200
 
     run(test())
 
@@ -395,7 +399,7 @@ def test_readiness_ends_with_the_service(vivid: Path):
             service.stopping = True
             assert problem(await asked.client.get("/readyz"))[:2] == (503, "stopping")
             assert (await asked.client.get("/healthz")).status_code == 200
-            assert (await asked.upscale(blotchy(1))).status_code == 200  # what still comes in is served
+            assert (await asked.upscale(thumbnail(1))).status_code == 200  # what still comes in is served
         assert not service.ready
 
     run(test())
@@ -403,14 +407,14 @@ def test_readiness_ends_with_the_service(vivid: Path):
 
 def test_waiting_requests_do_not_keep_large_images(vivid: Path):
     """Only the model's input remains in memory."""
+    from gleansr.images.codec import decode
     from gleansr.serving import endpoints
-    from gleansr.serving.forms import Form
 
-    upscaler = gleansr.load(vivid)
-    values = {name: one.default for name, one in endpoints.make_endpoints(("vivid",))[0].fields.items()}
-    ready = endpoints.upscale(Form({"picture": io.BytesIO(encoded(blotchy(1, 600)))}, values), upscaler, 10**6, lambda _: None)
-    kept = ready.finish.__closure__ or ()
-    tensors = [getattr(cell.cell_contents, "image", None) for cell in kept]
-    assert [image.pixels.numel() for image in tensors if image is not None] == [0]
-    assert ready.lr is not None
-    assert ready.lr.untyped_storage().nbytes() == 3 * 8 * 8 * 4
+    endpoint = endpoints.make_endpoints({"vivid": gleansr.load(vivid)}, None, 10**8)[0]
+    values = {name: one.default for name, one in endpoint.fields.items()}
+    image = decode(blotchy(1, 12))
+    ready, pixels = endpoint.prepare({"picture": image}, values, lambda _done, _total: None), weakref.ref(image)
+    del image
+    gc.collect()
+    assert pixels() is None
+    assert [lr.untyped_storage().nbytes() for lr in ready.lrs] == [3 * 8 * 8 * 4]

@@ -52,13 +52,13 @@ def fetching(name: str) -> Iterator[Callable[[int, int | None], None]]:
         yield received
 
 
-def steps_of(progress: Progress) -> Callable[[int, int], None]:
-    """A second bar for the steps of a slow method, shown from its first step on."""
+def steps_of(progress: Progress, what: str = "searching") -> Callable[[int, int], None]:
+    """A second bar for the steps of a slow method, or the tiles of a large image, shown from the first one on."""
     tasks: list[TaskID] = []
 
     def report(done: int, total: int) -> None:
         if not tasks:
-            tasks.append(progress.add_task("searching", total=total))
+            tasks.append(progress.add_task(what, total=total))
         progress.update(tasks[0], completed=done, total=total)
 
     return report

@@ -19,6 +19,7 @@ from gleansr.cli.progress import COUNTED, steps_of, warnings_above
 from gleansr.files import printable
 from gleansr.jobs import Destination, InputCounts, JobResult, Manifest, OutputError, UnreadableFolder, Work
 from gleansr.jobs.folder import describe_model, describe_run
+from gleansr.photos import AutoTask
 from gleansr.signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -107,9 +108,12 @@ def _run(
         _report_left_out(console, counted)
         stop = stack.enter_context(stop_on_signal())
         stack.enter_context(warnings_above(console))
-        silent = not console.is_terminal or (total == 1 and not slow)
+        tiled = work.task if total == 1 and isinstance(work.task, AutoTask) else None
+        silent = not console.is_terminal or (total == 1 and not slow and not tiled)
         progress = stack.enter_context(Progress(*COUNTED, console=console, transient=True, disable=silent))
         tally = Tally(console, progress, total, expected, each=not quiet and (verbose or total <= FEW), lines=not quiet)
+        if tiled and not quiet:
+            tiled.report = steps_of(progress, "enlarging") if console.is_terminal else tally.print_tiles
         jobs = itertools.chain.from_iterable(walk(place, i, one) for i, (place, one) in enumerate(zip(destinations, ours, strict=True)))  # pyright: ignore[reportArgumentType]
         for result in run(
             jobs,
@@ -201,6 +205,15 @@ class Tally:
         failed = f", {self.failed:,} failed" if self.failed else ""
         left = (now - self._started) / ended * (self.remaining - ended)
         self._print(f"{ended:,} of {self.remaining:,} images ({ended / self.remaining:.0%}){failed}, about {_duration(left)} left")
+
+    def print_tiles(self, done: int, total: int) -> None:
+        """A line on the tiles of a large image, for logs."""
+        now = time.monotonic()
+        if now - self._printed >= INTERVAL and done < total:
+            self._printed = now
+            self._print(
+                f"{done:,} of {total:,} tiles ({done / total:.0%}), about {_duration((now - self._started) / done * (total - done))} left"
+            )
 
     def summarise(self, what: str, where: Sequence[str], manifests: Sequence[Path | str], *, quiet: bool) -> None:
         """Prints how many images are where, and a table of failures.

@@ -21,8 +21,8 @@ def serve(
     """Enlarge and retouch in the browser, and serve both over HTTP (docs/serving.md).
 
     - gleansr serve --open
+    - curl -F picture=@photo.jpg http://127.0.0.1:8008/v1/upscale -o large.png
     - gleansr serve --models faces-8x cats-8x --port 9000
-    - curl -F picture=@small.png http://127.0.0.1:8008/v1/upscale -o large.png
 
     Args:
         config: What is served, to whom, and within which limits.
@@ -35,14 +35,14 @@ def serve(
         raise RequestError(f"serving needs {error.name}: pip install 'gleansr[serve]'") from None
 
     with server.listen(config.host, config.port) as listener:  # what is not possible is said before the models are loaded
-        models = server.load_models(config, partial(fetched, offline=offline))
+        upscalers, models = server.load_models(config, partial(fetched, offline=offline))
 
         def started(url: str) -> None:
-            device = next(iter(models.values())).device
+            device = next(iter(upscalers.values())).device
             Console(stderr=True, soft_wrap=True).print(
-                f"gleansr: serving {', '.join(models)} on {device} at {url} (Ctrl-C stops)", markup=False, highlight=False
+                f"gleansr: serving {', '.join(config.models)} on {device} at {url} (Ctrl-C stops)", markup=False, highlight=False
             )
             if open_page:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-        server.run(config, models, listener, started)
+        server.run(config, upscalers, models, listener, started)

@@ -46,9 +46,15 @@ def best_model(category: str, pixels: float) -> NamedModel | None:
     return min(models_of(category), key=lambda model: abs(math.log2(pixels / (model.in_size or 1)) + _BIAS), default=None)
 
 
+def bundled_models() -> tuple[NamedModel, ...]:
+    """The bundled GLEANs of the categories, as `named_models` lists them, of each category and input size the first."""
+    chosen = [model for category in NOUNS for model in models_of(category)]
+    return tuple(model for model in named_models() if model.asset and model in chosen)
+
+
 def thumbnail_size() -> int:
     """Longer side in pixels up to which an image is taken for a thumbnail: `LARGEST` times the largest input of the bundled models."""
-    return LARGEST * max(model.in_size or 0 for category in NOUNS for model in models_of(category) if model.asset)
+    return LARGEST * max(model.in_size or 0 for model in bundled_models())
 
 
 def fingerprint() -> str:

@@ -17,6 +17,7 @@ from gleansr.ambient import plain_torch
 from gleansr.errors import NoObjectError, RequestError
 from gleansr.images.codec import DecodedImage, Source, decode
 from gleansr.inference.categories import OTHER, Category, classify
+from gleansr.inference.method import StepReport
 from gleansr.inference.precision import Precision
 from gleansr.inference.router import GENERAL, LARGEST, NOUNS, Models, best_model, thumbnail_size
 from gleansr.inference.tasks import Enlarge, PreparedImage, TaskResult
@@ -71,6 +72,7 @@ class AutoTask:
         *,
         device: str = "auto",
         precision: Precision = "auto",
+        models: Models | None = None,
         model: Upscaler | None = None,
         background: Upscaler | None = None,
         photo: bool = False,
@@ -80,6 +82,8 @@ class AutoTask:
             config: settings of detection and pasting. The default scale is that of the model for thumbnails, otherwise 4, halved for
                 large photos (see `choose_scale`).
             device: for the models, as `precision`; see `gleansr.load`.
+            precision: of the models.
+            models: those to choose from, already on a device; by default all on this machine.
             model: enlarges all objects, instead of a choice. If it takes images of any size, it enlarges whole images.
             background: enlarges what surrounds the objects, and images without any; by default the general model.
             photo: search objects in thumbnails too.
@@ -88,7 +92,9 @@ class AutoTask:
             RequestError: `model` takes images of any size, and there are boxes or a background.
         """
         self.config = config or PhotoConfig()
-        self._models = Models(device=device, precision=precision)
+        self.report: StepReport | None = None
+        """Receives the number of finished tiles of an image, and of all its tiles."""
+        self.models = models or Models(device=device, precision=precision)
         self._whole_images = model is not None and model.input_size is None
         if model and self._whole_images:
             if self.config.boxes or self.config.aligned or background:
@@ -106,7 +112,7 @@ class AutoTask:
     @property
     def _rest(self) -> Upscaler:
         """Enlarges what surrounds objects: the general model, or what replaces it."""
-        return self._background or self._models[GENERAL]
+        return self._background or self.models[GENERAL]
 
     @property
     def factor(self) -> int:
@@ -130,7 +136,7 @@ class AutoTask:
         model, background = (one and move(one) for one in (self._model, self._background))
         if self._whole_images:
             model, background = background, None
-        return AutoTask(self.config, device=device, precision=self._models.precision, model=model, background=background, photo=self._photo)
+        return AutoTask(self.config, device=device, precision=self.models.precision, model=model, background=background, photo=self._photo)
 
     def scale_of(self, source: Source, name: str | None = None) -> int:
         """The scale of an image's result. Reads the pixels of thumbnails only.
@@ -140,8 +146,9 @@ class AutoTask:
         """
 
         def stop_if_large(width: int, height: int) -> None:
-            if not self._is_thumbnail(height, width):
-                raise _LargeError(choose_scale((height, width), str(name or source), self.config.scale, self._rest.scale)[0])
+            if not self.is_thumbnail(height, width):
+                config, default = self.config, self._rest.scale
+                raise _LargeError(choose_scale((height, width), str(name or source), config.scale, default, config.max_megapixels)[0])
 
         try:
             decoded = decode(source, name=name, on_open=stop_if_large)
@@ -150,8 +157,13 @@ class AutoTask:
         return self._plan(decoded, decoded.premultiplied()).scale
 
     @plain_torch()
-    def prepare(self, decoded: DecodedImage) -> PreparedImage:
+    def prepare(self, decoded: DecodedImage, *, scale: int | None = None, report: StepReport | None = None) -> PreparedImage:
         """Recognises the image, or detects its objects. Returns one `lrs` per object that a model enlarges.
+
+        Args:
+            decoded: the image.
+            scale: instead of the config's.
+            report: instead of the attribute. An exception that it raises ends `finish`.
 
         Raises:
             RequestError: a box lies outside of the image, or the model's category has no detector.
@@ -159,14 +171,15 @@ class AutoTask:
             ImageError: the result would be too large.
         """
         planes = decoded.premultiplied()
-        plan = self._plan(decoded, planes)
+        plan = self._plan(decoded, planes, scale)
         fills = len(plan.objects) == 1 and plan.category is not None
         if whole := self._as_a_whole(plan, decoded.size, fills=fills):
             prepared = whole.prepare(decoded)
         else:
             background = None if fills else self._background_model
             notes = plan.notes if fills else [*plan.notes, *size_warnings(plan.objects, plan.scale)]
-            prepared = prepare_objects(decoded, planes, plan.objects, plan.scale, self.config, background, notes)
+            report = report or self.report
+            prepared = prepare_objects(decoded, planes, plan.objects, plan.scale, self.config, background, notes, report)
         models = [one.upscaler for one in plan.objects] + ([] if fills else [self._rest])
         names = ", ".join(dict.fromkeys(one.about.name or one.method.name for one in models))
 
@@ -196,7 +209,7 @@ class AutoTask:
             return None
         return Enlarge(upscaler, "pad", self.config.back_project, measured=self.config.measure_consistency, scale=plan.scale)
 
-    def _is_thumbnail(self, height: int, width: int) -> bool:
+    def is_thumbnail(self, height: int, width: int) -> bool:
         """Whether the whole image is taken for one object."""
         if self.config.aligned or self._photo or self._whole_images:
             return self.config.aligned
@@ -214,7 +227,7 @@ class AutoTask:
         """The batch size for thumbnails."""
         return self._model.default_batch_size() if self._model else (8 if self._rest.device.type == "cpu" else 128)
 
-    def _plan(self, decoded: DecodedImage, planes: Tensor) -> Plan:
+    def _plan(self, decoded: DecodedImage, planes: Tensor, scale: int | None = None) -> Plan:
         height, width = decoded.size
         category, notes = None, list[str]()
         if self._whole_images:
@@ -223,7 +236,7 @@ class AutoTask:
             objects = [one for box in self.config.boxes if (one := self._in_box(box, planes, decoded.name))]
             given = len(self.config.boxes)
             summary = f"{given} {'box' if given == 1 else 'boxes'} given"
-        elif self._is_thumbnail(height, width):
+        elif self.is_thumbnail(height, width):
             category = self._recognise(decoded)
             upscaler = self._choose(category.name, max(height, width))
             objects = [whole_object((0, 0, width, height), upscaler, (height, width), decoded.name)] if upscaler else []
@@ -231,7 +244,7 @@ class AutoTask:
         else:
             objects, summary, notes = self._detect(planes, decoded.name)
         default = objects[0].upscaler.scale if category and objects else self._rest.scale
-        scale, more = choose_scale((height, width), decoded.name, self.config.scale, default)
+        scale, more = choose_scale((height, width), decoded.name, scale or self.config.scale, default, self.config.max_megapixels)
         return Plan(scale, objects, summary, [*notes, *more], category)
 
     def _in_box(self, box: Box, planes: Tensor, name: str) -> PhotoObject | None:
@@ -251,7 +264,7 @@ class AutoTask:
         if self._model:
             return self._model
         model = best_model(category, pixels) if category in NOUNS else None
-        return self._models[model.name] if model else None
+        return self.models[model.name] if model else None
 
     def _detect(self, planes: Tensor, name: str) -> tuple[list[PhotoObject], str, list[str]]:
         """The objects of a photo that models enlarge, how many were found, and notes."""
@@ -305,10 +318,11 @@ class AutoTask:
         return [f"{' and '.join(missing)} are not looked for: pip install 'gleansr[photos]' adds that"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_detectors", "_background_model")}
+        own = ("_lock", "_detectors", "_background_model", "report")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), report=None)
 
 
 def describe(category: Category) -> str:

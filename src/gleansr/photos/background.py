@@ -14,6 +14,7 @@ from torch import Tensor
 from gleansr.ambient import plain_torch
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import resize
+from gleansr.inference.method import StepReport
 from gleansr.inference.upscaler import Upscaler
 from gleansr.photos.sampling import enlarge
 
@@ -70,12 +71,12 @@ class BackgroundModel:
         self._threads = min(_MAX_THREADS, os.cpu_count() or 1) if upscaler.device.type == "cpu" else 1
         self._running = threading.Semaphore(self._threads)  # of all photos at once
 
-    def bands(self, planes: Tensor, scale: int) -> Iterator[Band]:
-        """Enlarges planes (3 or 4, H, W) in [0, 1]; the fourth by bicubic."""
+    def bands(self, planes: Tensor, scale: int, report: StepReport | None = None) -> Iterator[Band]:
+        """Enlarges planes (3 or 4, H, W) in [0, 1]; the fourth by bicubic. `report` receives the number of finished tiles, and of all."""
         height, width = planes.shape[-2:]
         rows, columns = self._windows(height, scale), self._windows(width, scale)
         pending = torch.zeros(3, 0, width * scale)  # rows to which the next row of tiles contributes
-        done = 0
+        done = finished = 0
         parts = (planes[:3, top:bottom, left:right] for top, bottom, _ in rows for left, right, _ in columns)
         tiles = in_order(partial(self._enlarge, scale=scale), parts, self._threads)
         for i, (top, bottom, down) in enumerate(rows):
@@ -83,6 +84,9 @@ class BackgroundModel:
             total[:, : pending.shape[1]] = pending
             for left, right, across in columns:
                 total[:, top * scale - done :, left * scale : right * scale] += next(tiles) * down[:, None] * across
+                finished += 1
+                if report:
+                    report(finished, len(rows) * len(columns))
             ready = rows[i + 1][0] * scale if i + 1 < len(rows) else height * scale
             band = total[:, : ready - done]
             if len(planes) > 3:

@@ -24,7 +24,7 @@ class PhotoConfig:
     """The whole image is the object; disables detection."""
     scale: int | None = None
     """Ratio of the result's sides to the photo's, 1 to 64. By default the model's scale, halved down to 2 until the result has at
-    most 50 megapixels."""
+    most `max_megapixels`."""
     feather: float | None = None
     """Width of the fade at the border of an object, as a share of its side, 0 to 0.5; by default 0.12."""
     back_project: float = 0.0
@@ -41,6 +41,8 @@ class PhotoConfig:
     """Minimum score of an object, in the detector's own unit; by default a measured threshold."""
     rotated: bool = True
     """Whether to detect heads that lie on their side or upside down, which takes several times as long."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Largest result at the default scale, unless twice the photo's size is larger."""
     overlap: int = 32
     """Overlap of the background network's tiles in pixels of the photo, 8 to 256."""
     measure_consistency: bool = True
@@ -54,6 +56,8 @@ class PhotoConfig:
                 )
         if self.boxes and self.aligned:
             raise RequestError("--aligned means that the whole image is the object; use either --aligned or --box")
+        if not self.max_megapixels > 0:
+            raise RequestError(f"max_megapixels must be above 0, not {self.max_megapixels}")
         if self.scale is not None and not 1 <= self.scale <= 64:
             raise RequestError(f"the scale must be 1 to 64, not {self.scale}")
         shares = {"back_project": (self.back_project, 1), "keep_detail": (self.keep_detail or 0, 1), "feather": (self.feather or 0, 0.5)}

@@ -15,6 +15,7 @@ from gleansr.ambient import plain_torch
 from gleansr.errors import ImageError, NoObjectError, RequestError
 from gleansr.images.back_projection import back_project, consistency_db
 from gleansr.images.codec import DecodedImage, Source, decode, neutral
+from gleansr.inference.method import StepReport
 from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.photos.align import crop, frame_around
@@ -120,13 +121,12 @@ class Photo:
             NoObjectError: no object is found, and the config requires one.
             ImageError: the result would be too large.
         """
-        scale, notes = choose_scale(decoded.size, decoded.name, self.config.scale, self.upscaler.scale)
+        config = self.config
+        scale, notes = choose_scale(decoded.size, decoded.name, config.scale, self.upscaler.scale, config.max_megapixels)
         planes = decoded.premultiplied()
         detections, summary = self._detect(decoded.name, planes)
         objects = [PhotoObject(detection, self.upscaler) for detection in detections]
-        return prepare_objects(
-            decoded, planes, objects, scale, self.config, self._network, [summary, *notes, *size_warnings(objects, scale)]
-        )
+        return prepare_objects(decoded, planes, objects, scale, config, self._network, [summary, *notes, *size_warnings(objects, scale)])
 
     def _detect(self, name: str, planes: Tensor) -> tuple[list[Detection], str]:
         """The objects, and a summary of their number."""
@@ -149,14 +149,17 @@ class Photo:
         return detections[:most], summary + (f", {most} of them enlarged by the model" if count > most else "")
 
 
-def choose_scale(size: tuple[int, int], name: str, scale: int | None, default: int) -> tuple[int, list[str]]:
+def choose_scale(
+    size: tuple[int, int], name: str, scale: int | None, default: int, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[int, list[str]]:
     """The scale of a photo's result, and notes about it.
 
     Args:
         size: height and width of the photo.
         name: for the error.
         scale: the requested scale.
-        default: the scale without a request, which is halved until the result has at most `MAX_MEGAPIXELS`, but remains 2 if possible.
+        default: the scale without a request, which is halved until the result has at most `max_megapixels`, but remains 2 if possible.
+        max_megapixels: see `PhotoConfig`.
 
     Raises:
         ImageError: the result would be too large.
@@ -164,10 +167,10 @@ def choose_scale(size: tuple[int, int], name: str, scale: int | None, default: i
     height, width = size
     if scale is None:
         scale, least = default, 2 if height * width * 2**2 <= _MAX_PIXELS else 1
-        while scale > least and height * width * scale**2 > MAX_MEGAPIXELS * 1e6:
+        while scale > least and height * width * scale**2 > max_megapixels * 1e6:
             scale //= 2
         if scale != default:
-            return scale, [f"enlarged {scale}x, as {default}x would exceed {MAX_MEGAPIXELS} megapixels (--scale overrides)"]
+            return scale, [f"enlarged {scale}x, as {default}x would exceed {max_megapixels:g} megapixels (--scale overrides)"]
     elif height * width * scale**2 > _MAX_PIXELS and scale > 1:
         largest = max(1, math.isqrt(_MAX_PIXELS // (height * width)))
         raise ImageError(
@@ -232,6 +235,7 @@ def prepare_objects(
     config: PhotoConfig,
     background: BackgroundModel | None,
     notes: Sequence[str],
+    report: StepReport | None = None,
 ) -> PreparedImage:
     """A photo whose objects wait for their models. Returns one `lrs` per object.
 
@@ -243,6 +247,7 @@ def prepare_objects(
         config: settings of pasting.
         background: the model for the area around the objects; None: bicubic.
         notes: for the user.
+        report: receives the number of finished tiles of the background, and of all.
     """
     height, width = decoded.size
     lrs = tuple(one.lr(planes) for one in objects)
@@ -263,7 +268,7 @@ def prepare_objects(
         sharp = sum(patch.resolved is not None for patch in patches)
         kept = f"{sharp} of {len(patches)} keep detail of the photo that the model does not see" if sharp else ""
         photo = planes if decoded.alpha is None else torch.cat([planes, decoded.alpha])
-        bands = background.bands(photo, scale) if background else bicubic_bands(photo, scale)
+        bands = background.bands(photo, scale, report) if background else bicubic_bands(photo, scale)
         image = paste(bands, (height, width), scale, patches, feather=config.feather)
         image = neutral(image) if decoded.grey else image
         unique_notes = dict.fromkeys([*notes, kept, *model_notes, *decoded.notes])

@@ -16,8 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gleansr.inference.router import Models
 from gleansr.inference.upscaler import Upscaler
-from gleansr.serving import endpoints
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.metrics import RequestMetrics
 from gleansr.serving.middleware import BrowserHeaders, CloseUnread, Guard
@@ -48,14 +48,16 @@ class ServedModel:
 @dataclass(frozen=True)
 class ServedModels:
     models: list[ServedModel]
+    automatic: bool
+    """Whether upscaling without a model recognises the image and chooses."""
 
 
 class App:
     """The service as an ASGI application."""
 
-    def __init__(self, config: ServingConfig, models: Mapping[str, Upscaler]):
-        """`models` by name, each with an input size; the first is the default."""
-        self.service = Service(config, models)
+    def __init__(self, config: ServingConfig, upscalers: Mapping[str, Upscaler], models: Models | None = None):
+        """`upscalers` by name, each with an input size; the first is the default, unless there are `models` to choose from."""
+        self.service = Service(config, upscalers, models)
         self.requests = RequestMetrics(BrowserHeaders(CloseUnread(Guard(_routes(self.service), config))), self.service.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +76,6 @@ def _routes(service: Service) -> ASGIApp:
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_failure)
-    upscale_endpoint, retouch_endpoint = endpoints.make_endpoints(tuple(service.models))
 
     def get(path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """A route for GET and HEAD; the server omits the body for HEAD."""
@@ -90,32 +91,37 @@ def _routes(service: Service) -> ASGIApp:
         summary="Enlarge an image",
         response_class=Response,
         **image_route(
-            upscale_endpoint,
+            service.upscaling,
             "/v1/upscale",
             "-F picture=@small.png -o large.png",
-            "-F picture=@small.png -F fit=crop -F format=jpeg -o large.jpg",
+            "-F picture=@photo.jpg -F scale=2 -F format=jpeg -o large.jpg",
+            "-F picture=@small.png -H 'Accept: application/json'",
+            "-F picture=@small.png -F model=cats-8x -F fit=crop -o large.png",
         ),
     )
     async def upscale(request: Request) -> Response:
-        return await service.answer(request, upscale_endpoint)
+        return await service.answer(request, service.upscaling)
 
     @app.post(
         "/v1/retouch",
         summary="Make a retouched image realistic",
         response_class=Response,
         **image_route(
-            retouch_endpoint,
+            service.retouching,
             "/v1/retouch",
             "-F edited=@edited.png -F original=@original.png -o retouched.png",
             "-F edited=@edited.png -F original=@original.png -F output=mask -o mask.png",
         ),
     )
     async def retouch(request: Request) -> Response:
-        return await service.answer(request, retouch_endpoint)
+        return await service.answer(request, service.retouching)
 
     @get("/v1/models", summary="List the models", responses=problems("unauthorized"))
     async def list_models() -> ServedModels:
-        return ServedModels([_served(name, upscaler, name == next(iter(service.models))) for name, upscaler in service.models.items()])
+        return ServedModels(
+            [_served(name, upscaler, name == next(iter(service.upscalers))) for name, upscaler in service.upscalers.items()],
+            service.automatic,
+        )
 
     @get("/healthz", summary="Liveness probe", response_class=PlainTextResponse)
     async def healthz() -> str:

@@ -22,8 +22,8 @@ class ServingConfig:
     """Address to listen on. An address that other machines can reach requires a token."""
     port: Annotated[int, Range(0, 65535)] = 8008
     """Port to listen on; 0 chooses a free port and prints it."""
-    models: tuple[str, ...] = ("cats-8x", "cats-16x")
-    """Names or files of the models; the first is the default."""
+    models: tuple[str, ...] = ("auto",)
+    """Names or files of the models; the first is the default. "auto" serves all bundled ones, and chooses for requests without a model."""
     token: str | None = field(default=None, repr=False)
     """Secret that requests send as `Authorization: Bearer TOKEN`. Default: the environment variable GLEANSR_TOKEN, which, unlike this
     option, is hidden from other users of the machine."""
@@ -40,8 +40,8 @@ class ServingConfig:
     max_bytes: Annotated[int, Range(1024, 2**32)] = 64 * 2**20
     """Maximum size of a request in bytes."""
     max_pixels: Annotated[int, Range(1, 2**28)] = 25_000_000
-    """Maximum number of pixels of an image."""
-    timeout: Annotated[float, Range(0.1, 86_400)] = 60.0
+    """Maximum number of pixels of an image; a result may have four times as many."""
+    timeout: Annotated[float, Range(0.1, 86_400)] = 300.0
     """Seconds until an unfinished request is aborted."""
     header_timeout: Annotated[float, Range(0.1, 86_400)] = 10.0
     """Seconds until a connection without the complete head of a request is closed."""

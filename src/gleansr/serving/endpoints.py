@@ -1,12 +1,14 @@
 """Upscaling and retouching: the fields of their forms, and the work on images before and after a forward pass."""
 
+import base64
 import ctypes
-import dataclasses
 import io
+import json
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
 
@@ -17,7 +19,12 @@ from torch import Tensor
 from gleansr.errors import ImageError, RequestError, TooLargeError
 from gleansr.images.codec import MAX_PIXELS, DecodedImage, Metadata, decode, save
 from gleansr.images.opening import ALLOW_TRUNCATED
+from gleansr.inference.method import StepReport
+from gleansr.inference.router import Models
+from gleansr.inference.tasks import Enlarge, TaskResult
 from gleansr.inference.upscaler import Upscaler
+from gleansr.photos import AutoTask, PhotoConfig
+from gleansr.photos.config import MAX_MEGAPIXELS
 from gleansr.retouching.refine import RetouchConfig, prepare
 from gleansr.serving import forms
 from gleansr.serving.forms import Field, Form
@@ -27,28 +34,33 @@ INPUT_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Accepted formats, by Pillow's names; fewer than the command line's, since the files are untrusted."""
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+AUTO = "auto"
+"""Instead of a model's name: chooses by what an image shows."""
+Images = Mapping[str, DecodedImage]
+Values = Mapping[str, Any]
 Hold = Callable[[int], None]
 """Reserves memory for an image, by its number of pixels, before it is decoded; raises Problem if there is none."""
 
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request before its forward pass."""
+    """A request before its forward passes."""
 
-    lr: Tensor | None
-    """The model's input; None if no forward pass is needed."""
-    finish: Callable[[Tensor | None], Image.Image]
-    """Builds the result from the model's output, (3, out, out) in [-1, 1]."""
+    lrs: tuple[Tensor, ...]
+    """Inputs of models; empty if no forward pass is needed."""
+    upscalers: tuple[Upscaler, ...]
+    """The model of each of `lrs`."""
+    finish: Callable[[Sequence[Tensor], Sequence[str]], TaskResult]
+    """Builds the result from the models' outputs, (3, out, out) in [-1, 1], and their notes, "" for none."""
     metadata: Metadata = field(default_factory=Metadata)
-    notes: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     synthetic: bool = True
     """Whether the result has detail invented by a model."""
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """An encoded image with its headers."""
+class EncodedResult:
+    """A response: the encoded image, or JSON that contains it, with its headers."""
 
     contents: bytes
     media_type: str
@@ -60,26 +72,49 @@ class Endpoint:
     """An endpoint that processes images."""
 
     fields: Mapping[str, Field]
-    prepare: Callable[[Form, Upscaler, int, Hold], PreparedRequest]
-    """Called with the form, the model, the maximum number of pixels of an image, and `Hold`."""
+    prepare: Callable[[Images, Values, StepReport], PreparedRequest]
+    """The report receives the progress of `finish` on a photo, and ends it by raising an exception."""
+    is_photo: Callable[[Images, Values], bool] = lambda _images, _values: False
+    """Whether a request takes much longer than a thumbnail."""
+    result_pixels: Callable[[Images, Values], int] = lambda _images, _values: 0
+    """Largest number of pixels of the result that the request may need beyond those of its images."""
 
 
-def make_endpoints(models: tuple[str, ...]) -> tuple[Endpoint, Endpoint]:
-    """Upscaling and retouching with these models."""
-    shared = {
-        "model": forms.choice("Name of the model, see /v1/models", *models),
-        "format": forms.choice("Format of the result", "png", "jpeg", "webp"),
-    }
+def make_endpoints(upscalers: Mapping[str, Upscaler], models: Models | None, max_pixels: int) -> tuple[Endpoint, Endpoint]:
+    """Upscaling and retouching.
+
+    Args:
+        upscalers: the models that requests may name; the first is the default for retouching.
+        models: those to choose from for requests without a model; None: the first of `upscalers` is the default here too.
+        max_pixels: of a result.
+    """
+    config = PhotoConfig(measure_consistency=False, max_megapixels=min(MAX_MEGAPIXELS, max_pixels / 1e6))
+    tasks = {AUTO: AutoTask(config, models=models)} if models else {}
+    tasks |= {name: AutoTask(config, model=upscaler, models=models) for name, upscaler in upscalers.items()}
+    shared = {"format": forms.choice("Format of the result", "png", "jpeg", "webp")}
+    model = "Name of the model, see /v1/models"
     upscale_fields = {
         "picture": forms.file("The image to enlarge: PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF", required=True),
+        "model": forms.choice(f"{model}; auto recognises the image and chooses" if models else model, *tasks),
+        "scale": forms.integer(
+            "The result is exactly so many times as large; by default the model's scale for thumbnails, otherwise 4, or 2 for large photos",
+            1,
+            64,
+        ),
         "fit": forms.choice(
-            "How to fit an image that does not have the model's input size; auto pads", "auto", "crop", "pad", "stretch", "exact"
+            "How a named model takes a thumbnail of another size than its own; auto loses nothing, and enlarges larger images as photos",
+            "auto",
+            "crop",
+            "pad",
+            "stretch",
+            "exact",
         ),
     }
     retouch_fields = {
         "edited": forms.file("The retouched image", required=True),
         "original": forms.file("The original image, of the same size: only differences from it are refined"),
         "mask": forms.file("Opacity of the refined image, white for opaque, of the same size"),
+        "model": forms.choice(model, *upscalers),
         "strength": forms.number("0 shows the retouched image, 1 the refined one", 0, 1, 1),
         "factor": forms.integer(
             "Ratio of the model's output to the size at which it sees the image: larger means that more is painted anew; "
@@ -92,39 +127,63 @@ def make_endpoints(models: tuple[str, ...]) -> tuple[Endpoint, Endpoint]:
         "box": forms.box("Left, top and width of the region that the model sees; by default chosen from the edits"),
         "output": forms.choice("The image, or the opacity of the refined image as a grey PNG, without a forward pass", "picture", "mask"),
     }
-    return Endpoint(upscale_fields | shared, upscale), Endpoint(retouch_fields | shared, retouch)
+
+    def is_photo(images: Images, values: Values) -> bool:
+        return values["fit"] == "auto" and not tasks[values["model"]].is_thumbnail(*images["picture"].size)
+
+    def result_pixels(images: Images, values: Values) -> int:
+        """At most. Thumbnails that models enlarge 8 to 64 times are too small to matter."""
+        height, width = images["picture"].size
+        if values["scale"]:
+            return height * width * values["scale"] ** 2
+        return max(min(16 * height * width, round(config.max_megapixels * 1e6)), 4 * height * width)
+
+    upscaling = Endpoint(upscale_fields | shared, partial(upscale, tasks, upscalers), is_photo, result_pixels)
+    return upscaling, Endpoint(retouch_fields | shared, partial(retouch, upscalers))
 
 
-def upscale(form: Form, upscaler: Upscaler, max_pixels: int, hold: Hold) -> PreparedRequest:
+def upscale(
+    tasks: Mapping[str, AutoTask], upscalers: Mapping[str, Upscaler], images: Images, values: Values, report: StepReport
+) -> PreparedRequest:
     """Raises Problem."""
-    image = read("picture", form.files["picture"], max_pixels, hold)
-    fitted = _checked(upscaler.fit, image, form.values["fit"])
-    # Frees the pixels, which `finish` does not need.
-    fitted = dataclasses.replace(fitted, image=DecodedImage(torch.empty(3, 0, 0)))
+    image, scale, fit = images["picture"], values["scale"], values["fit"]
+    task = tasks[values["model"]]
+    if fit == "auto":
+        prepared = _checked(task.prepare, image, scale=scale, report=report)
+    elif upscaler := upscalers.get(values["model"]):
+        if scale not in (None, upscaler.scale):
+            raise Problem("unfit", f"with fit, {values['model']} enlarges {upscaler.scale} times, not {scale}; leave fit or scale out")
+        task = Enlarge(upscaler, fit, may_shrink=False)
+        prepared = _checked(task.prepare, image)
+    else:
+        raise Problem("unfit", "fit is for one model: name it too; without it, each image is fitted to the model that it needs")
+    chosen = prepared.upscalers or (task.upscaler,) * len(prepared.lrs)
+    return PreparedRequest(prepared.lrs, chosen, prepared.finish, image.metadata)
 
-    def finish(sr: Tensor | None) -> Image.Image:
-        assert sr is not None  # noqa: S101, upscaling always has a forward pass
-        return upscaler.finish(fitted, sr)
 
-    return PreparedRequest(fitted.lr, finish, image.metadata, image.notes)
-
-
-def retouch(form: Form, upscaler: Upscaler, max_pixels: int, hold: Hold) -> PreparedRequest:
+def retouch(upscalers: Mapping[str, Upscaler], images: Images, values: Values, _report: StepReport) -> PreparedRequest:
     """Raises Problem."""
-    images: dict[str, DecodedImage] = {}
-    for name in ("edited", "original", "mask"):
-        if name in form.files:
-            images[name] = read(name, form.files[name], max_pixels, hold)
-    values = form.values
+    upscaler = upscalers[values["model"]]
     config = RetouchConfig(values["strength"], values["factor"], values["feather"], values["box"])
     prepared = _checked(prepare, images["edited"], images.get("original"), upscaler, config, mask=images.get("mask"))
     headers = {"Gleansr-Box": ",".join(map(str, prepared.box))}
     if values["output"] == "mask":
-        mask, notes = prepared.mask, [note for image in images.values() for note in image.notes]
-        return PreparedRequest(None, lambda _: mask, notes=tuple(notes), headers=headers, synthetic=False)
+        mask, notes = prepared.mask, tuple(note for image in images.values() for note in image.notes)
+        return PreparedRequest((), (), lambda _srs, _notes: TaskResult(mask, notes), headers=headers, synthetic=False)
     metadata = images.get("original", images["edited"]).metadata
-    notes = [note for name, image in images.items() if name != "edited" for note in image.notes]  # `finish` adds those of `edited`
-    return PreparedRequest(prepared.lr, prepared.finish, metadata, tuple(notes), headers)
+    read_notes = [note for name, image in images.items() if name != "edited" for note in image.notes]
+
+    def finish(srs: Sequence[Tensor], _: Sequence[str]) -> TaskResult:
+        image = prepared.finish(srs[0] if srs else None)
+        return TaskResult(image, tuple(filter(None, [image.info.get("gleansr"), *read_notes])))  # it has those of `edited`
+
+    lrs = () if prepared.lr is None else (prepared.lr,)
+    return PreparedRequest(lrs, (upscaler,) * len(lrs), finish, metadata, headers)
+
+
+def decode_all(form: Form, max_pixels: int, hold: Hold) -> Images:
+    """The images of a form. Raises Problem, as `read`."""
+    return {name: read(name, file, max_pixels, hold) for name, file in form.files.items()}
 
 
 def read(name: str, file: BinaryIO, max_pixels: int, hold: Hold) -> DecodedImage:
@@ -155,14 +214,12 @@ def release_memory() -> None:
         trim(0)
 
 
-def warm_up(upscaler: Upscaler) -> None:
-    """Runs a request, since the first one takes longer."""
-    fields, size, out = make_endpoints(("any",))[1].fields, upscaler.input_size or 1, upscaler.output_size or 1
-    file = io.BytesIO()
-    Image.new("RGB", (size, size)).save(file, "PNG")
-    form = Form({"edited": file}, {name: field.default for name, field in fields.items()})
-    prepared = retouch(form, upscaler, size**2, lambda _: None)
-    encode(prepared.finish(torch.zeros(3, out, out)), prepared, "png", None)
+def warm_up(endpoint: Endpoint, upscaler: Upscaler) -> None:
+    """Retouches an image with the endpoint's default model, since the first request takes longer."""
+    size, out = upscaler.input_size or 1, upscaler.output_size or 1
+    values = {name: field.default for name, field in endpoint.fields.items()}
+    prepared = endpoint.prepare({"edited": decode(Image.new("RGB", (size, size)))}, values, lambda _done, _total: None)
+    encode(prepared.finish([torch.zeros(3, out, out)], [""]), prepared, "png", None)
 
 
 def _checked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -173,16 +230,49 @@ def _checked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise Problem("unfit", str(error).replace("--", "")) from None  # options such as --fit are fields here
 
 
-def encode(image: Image.Image, prepared: PreparedRequest, output_format: OutputFormat, model: str | None) -> EncodedImage:
-    """Encodes a result in memory. Marks synthetic detail in the metadata."""
-    notes = "; ".join(filter(None, [image.info.get("gleansr"), *prepared.notes]))
-    headers = {**prepared.headers, "Gleansr-Size": f"{image.width}x{image.height}"}
-    if notes:
-        headers["Gleansr-Note"] = quote(notes)
+def encode(
+    result: TaskResult,
+    prepared: PreparedRequest,
+    output_format: OutputFormat,
+    model: str | None,
+    *,
+    seconds: float = 0,
+    as_json: bool = False,
+) -> EncodedResult:
+    """Encodes a result in memory. Marks synthetic detail in the metadata.
+
+    Args:
+        result: the image.
+        prepared: its request.
+        output_format: of the image, unless it is not synthetic: then PNG.
+        model: names the model in the metadata.
+        seconds: duration of the forward passes.
+        as_json: whether the response is JSON with the image in base64, and what was done.
+    """
+    image, notes = result.image, "; ".join(result.notes)
     file, output_format = io.BytesIO(), output_format if prepared.synthetic else "png"
     fast: dict[str, Any] = {"compress_level": 1, "compress_type": zlib.Z_RLE} if output_format == "png" else {}
     if prepared.synthetic:
         save(image, file, output_format.upper(), prepared.metadata, model, **fast)
     else:
         image.save(file, "PNG", **fast)
-    return EncodedImage(file.getvalue(), f"image/{output_format}", headers)
+    media_type = f"image/{output_format}"
+    if as_json:
+        details = {"scale" if name == "factor" else name: value for name, value in result.details.items()}  # its name in manifests
+        facts = {
+            "image": base64.b64encode(file.getbuffer()).decode(),
+            "media_type": media_type,
+            "width": image.width,
+            "height": image.height,
+            "model": model,
+            "summary": result.summary,
+            "notes": result.notes,
+            "seconds": round(seconds, 4),
+            **details,
+        }
+        return EncodedResult(json.dumps(facts).encode(), "application/json", prepared.headers)
+    headers = {**prepared.headers, "Gleansr-Size": f"{image.width}x{image.height}"}
+    for name, text in {"Gleansr-Note": notes, "Gleansr-Summary": result.summary}.items():
+        if text:
+            headers[name] = quote(text)
+    return EncodedResult(file.getvalue(), media_type, headers)

@@ -23,11 +23,30 @@ _PROBLEM = {
     "required": ["type", "title", "status", "detail"],
 }
 _HEADERS = {
-    "Gleansr-Model": ("string", "Name of the model"),
+    "Gleansr-Model": ("string", "Names of the models that made the image, percent-encoded"),
     "Gleansr-Note": ("string", "Notes about the result, percent-encoded; absent if none"),
-    "Gleansr-Seconds": ("number", "Duration of the forward pass of the whole batch; absent if there was none"),
+    "Gleansr-Seconds": ("number", "Duration of the forward passes, of their whole batches; absent if there were none"),
+    "Gleansr-Summary": ("string", "What was recognised, and the models, percent-encoded; absent if retouching"),
     "Gleansr-Size": ("string", "Width and height in pixels, such as 256x256"),
 }
+_FACTS = {
+    "image": {"type": "string", "contentEncoding": "base64"},
+    "media_type": {"type": "string", "example": "image/png"},
+    "width": {"type": "integer"},
+    "height": {"type": "integer"},
+    "scale": {"type": "integer"},
+    "model": {"type": "string", "description": "Names of the models that made the image", "example": "general-4x, faces-4x"},
+    "summary": {"type": "string", "description": "What was recognised, and the models", "example": "cat (98%), cats-8x"},
+    "category": {
+        "type": ["object", "null"],
+        "description": "Of a thumbnail",
+        "properties": {"name": {"type": "string"}, "confidence": {"type": "number"}},
+    },
+    "objects": {"type": "array", "items": {"type": "object"}, "description": "Of a photo, as in docs/photos.md"},
+    "notes": {"type": "array", "items": {"type": "string"}},
+    "seconds": {"type": "number", "description": "Of the forward passes"},
+}
+"""Of a response in JSON, which a request with `Accept: application/json` gets."""
 _DETAILS = {
     "bad-field": "strength is '2', but must be a number from 0 to 1",
     "bad-picture": "picture: is not an image of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
@@ -47,10 +66,11 @@ def image_route(endpoint: Endpoint, path: str, *examples: str) -> dict[str, Any]
     if "box" in endpoint.fields:
         headers["Gleansr-Box"] = ("string", "Left, top and width of the region that the model saw")
     image = {"schema": {"type": "string", "format": "binary"}}
+    facts = {"schema": {"type": "object", "properties": _FACTS, "required": ["image", "media_type", "width", "height"]}}
     success = {
         "description": "The image, with synthetic detail marked in its metadata",
         "headers": {name: {"description": text, "schema": {"type": schema}} for name, (schema, text) in headers.items()},
-        "content": {f"image/{name}": image for name in ("png", "jpeg", "webp")},
+        "content": {**{f"image/{name}": image for name in ("png", "jpeg", "webp")}, "application/json": facts},
     }
     editor = {
         "name": "Gleansr-Editor",

@@ -13,29 +13,37 @@ from types import FrameType
 import uvicorn
 
 from gleansr.errors import RequestError
+from gleansr.inference.router import Models, bundled_models
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.connections import Connection, Connections, Http
+from gleansr.serving.endpoints import AUTO
 
 
-def load_models(config: ServingConfig, fetch: Callable[[str], Path]) -> dict[str, Upscaler]:
-    """Loads the models, by the name in their file or else the file's name.
+def load_models(config: ServingConfig, fetch: Callable[[str], Path]) -> tuple[dict[str, Upscaler], Models | None]:
+    """Loads the models, by the name in their file or else the file's name; for "auto" the bundled ones, also as those to choose from.
 
     `fetch` returns the file of a model. Raises RequestError for a model that cannot be served.
     """
-    models: dict[str, Upscaler] = {}
+    upscalers: dict[str, Upscaler] = {}
+    models = None
+    if AUTO in config.models:
+        models = Models(device=config.device, precision=config.precision)
+        upscalers = {model.name: models[model.name] for model in bundled_models()}
     for model in config.models:
+        if model == AUTO:
+            continue
         upscaler = load(fetch(model), device=config.device, precision=config.precision)
         name = upscaler.about.name or Path(model).stem
         if upscaler.input_size is None:
             raise RequestError(
                 f"{model}: {upscaler.method.name} takes images of any size; only models with an input size are served, a GLEAN"
             )
-        if name in models:
+        if name in upscalers:
             raise RequestError(f"{model}: another model has the name {name!r} too; remove one from --models")
-        models[name] = upscaler
-    return models
+        upscalers[name] = upscaler
+    return upscalers, models
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -58,7 +66,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(config: ServingConfig, models: Mapping[str, Upscaler], listener: socket.socket, started: Callable[[str], None]) -> App:
+def run(
+    config: ServingConfig,
+    upscalers: Mapping[str, Upscaler],
+    models: Models | None,
+    listener: socket.socket,
+    started: Callable[[str], None],
+) -> App:
     """Serves until SIGTERM or SIGINT, then answers the admitted requests. Calls `started` with the address when ready."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -69,7 +83,7 @@ def run(config: ServingConfig, models: Mapping[str, Upscaler], listener: socket.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.getLogger("uvicorn.error").addFilter(_not_a_client_error)
     warnings.filterwarnings("ignore", module="PIL")
-    app = App(config, models)
+    app = App(config, upscalers, models)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     settings = uvicorn.Config(

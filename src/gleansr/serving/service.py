@@ -4,8 +4,9 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gleansr.errors import GleansrError
+from gleansr.inference.router import GENERAL, Models
 from gleansr.inference.upscaler import Upscaler
 from gleansr.serving import endpoints, forms
 from gleansr.serving.admission import PROGRESS_BYTES, Admission, Ticket
@@ -29,6 +31,8 @@ log = logging.getLogger("gleansr.serving")
 
 _GONE = "the connection was closed before the response was ready"
 
+RESULT_SHARE = 4
+"""A result may have so many times the pixels of an image."""
 LARGE = 2**22
 """Pixels of a request above which its memory is returned to the system at once."""
 
@@ -36,15 +40,20 @@ LARGE = 2**22
 class Service:
     """Serves models. Runs on the event loop, except for the work on images, which must not block it."""
 
-    def __init__(self, config: ServingConfig, models: Mapping[str, Upscaler]):
-        self.config, self.models = config, models
+    def __init__(self, config: ServingConfig, upscalers: Mapping[str, Upscaler], models: Models | None = None):
+        """As `make_endpoints`."""
+        self.config, self.upscalers, self.automatic = config, upscalers, models is not None
+        self.upscaling, self.retouching = endpoints.make_endpoints(upscalers, models, RESULT_SHARE * config.max_pixels)
         self.metrics = Metrics()
-        self.worker = ModelWorker(models, config.batch_size, self.metrics)
+        self.worker = ModelWorker(config.batch_size, self.metrics)
+        self._warm = [*upscalers.values(), *([models[GENERAL]] if models else [])]
         self.admission = Admission(config.queue, config.max_bytes, config.max_pixels, self._estimate_seconds)
         self._recent_seconds = 0.0  # moving average per request
         # Each thread uses one core, beside the forward pass.
         threads = max(2, min(16, torch.get_num_threads()))
         self._pool = ThreadPoolExecutor(threads, "gleansr-images", lambda: torch.set_num_threads(1))
+        # Photos take minutes: one at a time, in another thread, so that thumbnails never wait for them.
+        self._photo_pool = ThreadPoolExecutor(1, "gleansr-photos", lambda: torch.set_num_threads(1))
         self._worker_task: asyncio.Task[None] | None = None
         self.stopping = False
         """Whether the service ends once all admitted requests are answered."""
@@ -55,8 +64,9 @@ class Service:
         return self._worker_task is not None and not self._worker_task.done() and not self.stopping
 
     async def start(self) -> None:
-        await self.worker.warm_up()
-        await asyncio.get_running_loop().run_in_executor(self._pool, endpoints.warm_up, next(iter(self.models.values())))
+        await self.worker.warm_up(self._warm)
+        default = next(iter(self.upscalers.values()))
+        await asyncio.get_running_loop().run_in_executor(self._pool, endpoints.warm_up, self.retouching, default)
         self._worker_task = asyncio.create_task(self.worker.run())
 
     async def stop(self) -> None:
@@ -66,7 +76,8 @@ class Service:
             self._worker_task.cancel()
             await asyncio.wait({self._worker_task})
         self.worker.close()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._photo_pool):
+            pool.shutdown(cancel_futures=True)
 
     async def answer(self, request: Request, endpoint: endpoints.Endpoint) -> Response:
         """Raises Problem."""
@@ -104,35 +115,60 @@ class Service:
             raise Problem("client-gone", _GONE) from None
         ticket.received = True
         self.metrics.seconds.labels("reading").observe(time.perf_counter() - started)
-        model, output_format = form.values["model"], form.values["format"]
+        values = form.values
         watch = asyncio.create_task(self._watch(request, ticket))
         try:
-            hold = partial(ticket.hold, 0)
-            prepared = await self._in_pool("preparing", endpoint.prepare, form, self.models[model], self.config.max_pixels, hold)
+            images = await self._in(self._pool, "decoding", self._decode, form, endpoint, ticket)
             del form
-            output = None if prepared.lr is None else await self.worker.forward(model, prepared.lr, ticket.start_forward)
-            result = await self._in_pool("finishing", self._finish, prepared, output, output_format, model)
+            pool = self._photo_pool if endpoint.is_photo(images, values) else self._pool
+            prepared = await self._in(pool, "preparing", endpoint.prepare, images, values, partial(_stop_if_gone, ticket))
+            del images
+            outputs = await self._forward(prepared, ticket)
+            result = await self._in(pool, "finishing", self._finish, prepared, outputs, values, _accepts_json(request))
         finally:
             watch.cancel()
-        headers = {**result.headers, "Gleansr-Model": quote(model)}
-        if output:
-            headers["Gleansr-Seconds"] = f"{output.seconds:.4f}"
-        return Response(result.contents, headers=headers, media_type=result.media_type)
+        return Response(result.contents, headers=result.headers, media_type=result.media_type)
+
+    def _decode(self, form: forms.Form, endpoint: endpoints.Endpoint, ticket: Ticket) -> endpoints.Images:
+        """Also reserves memory for the result, whose pixels take a quarter of those of an image that is processed."""
+        images = endpoints.decode_all(form, self.config.max_pixels, partial(ticket.hold, 0))
+        pixels, limit = endpoint.result_pixels(images, form.values), RESULT_SHARE * self.config.max_pixels
+        if pixels > limit:
+            raise Problem("too-many-pixels", f"the result would have {pixels} pixels, more than {limit}; send a lower scale")
+        ticket.hold(0, pixels // RESULT_SHARE)
+        return images
+
+    async def _forward(self, prepared: endpoints.PreparedRequest, ticket: Ticket) -> list[ForwardResult]:
+        """The forward passes of a request, which may share batches with each other and with those of other requests."""
+        inputs = zip(prepared.upscalers, prepared.lrs, strict=True)
+        try:
+            async with asyncio.TaskGroup() as group:
+                passes = [group.create_task(self.worker.forward(upscaler, lr, ticket.start_forward)) for upscaler, lr in inputs]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [one.result() for one in passes]
 
     def _finish(
-        self, prepared: endpoints.PreparedRequest, output: ForwardResult | None, output_format: endpoints.OutputFormat, model: str
-    ) -> endpoints.EncodedImage:
+        self, prepared: endpoints.PreparedRequest, outputs: Sequence[ForwardResult], values: endpoints.Values, as_json: bool
+    ) -> endpoints.EncodedResult:
+        model = values["model"]
         try:
-            image = prepared.finish(output and output.sr)
-            return endpoints.encode(image, prepared, output_format, self.models[model].about.name)
+            result = prepared.finish([output.sr for output in outputs], [output.note for output in outputs])
+            seconds = sum({output.batch: output.seconds for output in outputs}.values())
+            named = self.upscalers[model].about.name if model in self.upscalers else result.model
+            encoded = endpoints.encode(result, prepared, values["format"], named, seconds=seconds, as_json=as_json)
         except GleansrError as error:
             log.exception("the result of %s cannot be written", model)
             raise Problem("failed", f"the result cannot be written: {error}") from None
+        headers = {**encoded.headers, "Gleansr-Model": quote(model if model in self.upscalers else result.model or model)}
+        if outputs:
+            headers["Gleansr-Seconds"] = f"{seconds:.4f}"
+        return replace(encoded, headers=headers)
 
-    async def _in_pool(self, stage: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    async def _in(self, pool: ThreadPoolExecutor, stage: str, call: Callable[..., Any], *arguments: Any) -> Any:
         started = time.perf_counter()
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+            result = await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
         except MemoryError:
             log.exception("out of memory")
             raise Problem("failed", "the service is out of memory; send a smaller image, or try later") from None
@@ -163,6 +199,18 @@ class Service:
             ticket.stop(Problem("timeout", f"the image was not finished within {limit}; try again when the service is less busy"))
         else:
             ticket.stop(Problem("slow-upload", f"the request did not arrive within {limit}; send a smaller image"))
+
+
+def _stop_if_gone(ticket: Ticket, _done: int, _total: int) -> None:
+    """Ends the work on a photo between two tiles, once nobody waits for it."""
+    if not ticket.active:
+        raise Problem("client-gone", _GONE)
+
+
+def _accepts_json(request: Request) -> bool:
+    """Whether the client asks for JSON rather than for the image."""
+    kinds = [kind.partition(";")[0].strip().lower() for kind in request.headers.get("accept", "").split(",")]
+    return "application/json" in kinds
 
 
 def _editor(request: Request) -> str | None:

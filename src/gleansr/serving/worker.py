@@ -4,11 +4,12 @@ Unlike `jobs.pipeline`, never delays an input to fill a batch: requests need low
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from gleansr.inference.method import Model
 from gleansr.inference.upscaler import Upscaler
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.problems import Problem
@@ -33,28 +33,34 @@ class ForwardResult:
 
     sr: Tensor
     """(3, out, out), RGB in [-1, 1], not clamped, float32 on the CPU."""
+    note: str
+    """A note of the runner, "" for none."""
     seconds: float
     """Duration of the forward pass of the whole batch."""
+    batch: int
+    """Number of the batch, the same for all its images."""
 
 
 @dataclass(frozen=True, eq=False)
 class _QueuedInput:
-    model: str
+    upscaler: Upscaler
     lr: Tensor
     on_start: Callable[[], None]
     result: asyncio.Future[ForwardResult]
     since: float
 
+    def fits(self, other: "_QueuedInput") -> bool:
+        """Whether both can share a batch."""
+        return self.upscaler is other.upscaler and self.lr.shape == other.lr.shape
+
 
 class ModelWorker:
     """Runs the models of one device in a thread. The queue belongs to the event loop and needs no locks."""
 
-    def __init__(self, models: Mapping[str, Upscaler], batch_size: int | None, metrics: Metrics):
-        """`batch_size` is the maximum number of images in a forward pass; None: depends on the device."""
-        self._methods: dict[str, Model] = {name: upscaler.method for name, upscaler in models.items()}
-        self._runners = {name: upscaler.runner for name, upscaler in models.items()}
-        self._limits = {name: batch_size or default_batch_size(upscaler) for name, upscaler in models.items()}
-        self._metrics = metrics
+    def __init__(self, batch_size: int | None, metrics: Metrics):
+        """`batch_size` is the maximum number of images in a forward pass; None: depends on the device and the model."""
+        self._batch_size, self._metrics = batch_size, metrics
+        self._batches = itertools.count()
         self._queue: deque[_QueuedInput] = deque()
         self._filled = asyncio.Event()
         self._seconds = 0.0  # moving average per image
@@ -69,22 +75,22 @@ class ModelWorker:
         """Estimated time for a number of images, from recent ones."""
         return images * self._seconds
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, models: Iterable[Upscaler]) -> None:
         """Runs each model twice, since first passes take longer."""
         loop = asyncio.get_running_loop()
         disable_spinning(torch.get_num_threads())
-        for name, method in self._methods.items():
-            lr = torch.zeros(1, 3, method.in_size or 1, method.in_size or 1)
+        for upscaler in models:
+            size = upscaler.input_size or 1
             for _ in range(2):
-                _, seconds = await loop.run_in_executor(self._thread, self._forward, name, list(lr))
+                *_, seconds = await loop.run_in_executor(self._thread, self._forward, upscaler, [torch.zeros(3, size, size)])
             self._seconds = max(self._seconds, seconds)
 
-    async def forward(self, model: str, lr: Tensor, on_start: Callable[[], None]) -> ForwardResult:
-        """Queues `lr` (3, in, in), in [-1, 1], and returns the model's output. Leaves the queue if cancelled.
+    async def forward(self, upscaler: Upscaler, lr: Tensor, on_start: Callable[[], None]) -> ForwardResult:
+        """Queues `lr` (3, h, w), in [-1, 1], and returns the model's output. Leaves the queue if cancelled.
 
         Calls `on_start` when its batch starts.
         """
-        queued = _QueuedInput(model, lr, on_start, asyncio.get_running_loop().create_future(), time.perf_counter())
+        queued = _QueuedInput(upscaler, lr, on_start, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._queue.append(queued)
         self._metrics.queue.set(len(self._queue))
         self._filled.set()
@@ -102,45 +108,53 @@ class ModelWorker:
             while not self._queue:
                 self._filled.clear()
                 await self._filled.wait()
-            batch = self._next_batch()
+            batch, number = self._next_batch(), next(self._batches)
+            upscaler, lrs = batch[0].upscaler, [queued.lr for queued in batch]
             try:
-                images, seconds = await loop.run_in_executor(self._thread, self._forward, batch[0].model, [queued.lr for queued in batch])
+                images, notes, seconds = await loop.run_in_executor(self._thread, self._forward, upscaler, lrs)
             except Exception:  # drivers raise errors of any type; the next batch may succeed
-                log.exception("a batch of %d through %s failed", len(batch), batch[0].model)
+                log.exception("a batch of %d through %s failed", len(batch), _name(upscaler))
                 for queued in batch:
                     if not queued.result.done():
                         queued.result.set_exception(Problem("failed", _FAILED))
                 continue
             self._metrics.seconds.labels("forward").observe(seconds)
             self._seconds += 0.2 * (seconds / len(batch) - self._seconds)
-            for queued, sr in zip(batch, images, strict=True):
+            for queued, sr, note in zip(batch, images, notes, strict=True):
                 if not queued.result.done():
-                    queued.result.set_result(ForwardResult(sr, seconds))
-            del batch, images, queued, sr  # frees their memory while waiting
+                    queued.result.set_result(ForwardResult(sr, note, seconds, number))
+            del batch, lrs, images, queued, sr  # frees their memory while waiting
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
     def _next_batch(self) -> list[_QueuedInput]:
-        """The oldest input, and others of the same model."""
-        model = self._queue[0].model
-        batch = [queued for queued in self._queue if queued.model == model][: self._limits[model]]
+        """The oldest input, and others of the same model and size."""
+        oldest = self._queue[0]
+        limit = self._batch_size or default_batch_size(oldest.upscaler)
+        batch = [queued for queued in self._queue if queued.fits(oldest)][:limit]
         now = time.perf_counter()
         for queued in batch:
             self._queue.remove(queued)
             queued.on_start()
             self._metrics.seconds.labels("waiting").observe(now - queued.since)
         self._metrics.queue.set(len(self._queue))
-        self._metrics.batches.labels(model).observe(len(batch))
+        self._metrics.batches.labels(_name(oldest.upscaler)).observe(len(batch))
         return batch
 
-    def _forward(self, model: str, lrs: list[Tensor]) -> tuple[list[Tensor], float]:
+    def _forward(self, upscaler: Upscaler, lrs: list[Tensor]) -> tuple[list[Tensor], Sequence[str], float]:
         """Runs in the worker's thread."""
         started = time.perf_counter()
-        sr = self._runners[model](lrs).images.float()
+        output = upscaler.runner(lrs)
+        sr = output.images.float()
         seconds = time.perf_counter() - started
         # Copies, so that no image keeps the whole batch in memory.
-        return [sr[0]] if len(sr) == 1 else [image.clone() for image in sr], seconds
+        images = [sr[0]] if len(sr) == 1 else [image.clone() for image in sr]
+        return images, output.notes or [""] * len(images), seconds
+
+
+def _name(upscaler: Upscaler) -> str:
+    return upscaler.about.name or upscaler.method.name
 
 
 @cache

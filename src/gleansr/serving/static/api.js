@@ -26,9 +26,9 @@ export class Service {
     this.asking = null;
   }
 
-  /** The models that are served; see the service's documentation. */
+  /** The models that are served, and whether it chooses; see the service's documentation. */
   async models(options) {
-    return (await (await this.send("v1/models", { ...options })).json()).models;
+    return (await this.send("v1/models", { ...options })).json();
   }
 
   /**
@@ -37,7 +37,7 @@ export class Service {
    * @param {Object<string, Blob|string|number|null>} fields of the form; those that are null are left out
    * @param {{signal?: AbortSignal, editor?: string, waits?: (why: string) => void}} options
    *   editor: by which a newer request replaces an older one; waits: is told why nothing happens yet
-   * @returns {Promise<{blob: Blob, model: string, note: string, seconds: number}>}
+   * @returns {Promise<{blob: Blob, model: string, note: string, summary: string, seconds: number}>}
    * @throws {Problem} and an AbortError when aborted
    */
   async picture(what, fields, { editor, ...options } = {}) {
@@ -46,11 +46,13 @@ export class Service {
       if (value instanceof Blob) body.append(name, value, `${name}.${value.type.split("/")[1] || "bin"}`);
       else if (value !== null && value !== undefined) body.append(name, value);
     }
+    const text = (name) => decodeURIComponent(response.headers.get(name) ?? "");
     const response = await this.send(`v1/${what}`, { method: "POST", body, headers: editor ? { "Gleansr-Editor": editor } : {}, ...options });
     return {
       blob: await response.blob(),
-      model: response.headers.get("Gleansr-Model") ?? "",
-      note: decodeURIComponent(response.headers.get("Gleansr-Note") ?? ""),
+      model: text("Gleansr-Model"),
+      note: text("Gleansr-Note"),
+      summary: text("Gleansr-Summary"),
       seconds: Number(response.headers.get("Gleansr-Seconds") ?? NaN),
     };
   }

@@ -9,6 +9,9 @@ const checked = (name) => document.querySelector(`input[name=${name}]:checked`);
 /** The tool that is chosen; "pick" while a colour is being taken from the picture. */
 export const tool = () => $("pick").ariaPressed === "true" ? "pick" : checked("tool").value;
 
+/** Whether the page's second mode is shown. */
+export const upscaling = () => document.body.dataset.mode === "upscale";
+
 /** "refined", "edit" or "compare". */
 export const shown = () => checked("show").value;
 
@@ -35,7 +38,7 @@ export class Controls {
     $("pick").addEventListener("click", () => this.pick($("pick").ariaPressed !== "true"));
     for (const input of document.querySelectorAll("input[name=tool]")) input.addEventListener("change", () => { this.pick(false); this.write(); });
     for (const input of document.querySelectorAll("input[name=show]")) input.addEventListener("change", () => this.write());
-    $("model").addEventListener("change", () => this.describe());
+    for (const id of ["model", "enlarger"]) $(id).addEventListener("change", () => this.describe());
     this.write();
   }
 
@@ -66,25 +69,30 @@ export class Controls {
     this.pick(false);
   }
 
-  /** Fills the chooser with the models that are served. */
-  offer(models) {
+  /** Fills the choosers with the models that are served; `automatic`: the service can choose for enlarging. */
+  offer({ models, automatic }) {
     this.models = models;
-    const options = models.map((model) => new Option(`${model.name} · ${model.category}, ${model.scale}×`, model.name, model.default));
-    $("model").replaceChildren(...options);
+    const options = () => models.map((model) => new Option(`${model.name} · ${model.category}, ${model.scale}×`, model.name, model.default));
+    $("model").replaceChildren(...options());
+    $("enlarger").replaceChildren(...automatic ? [new Option("the one that fits the picture", "auto", true)] : [], ...options());
+    if (automatic) $("enlarger").value = "auto";
     this.describe();
   }
 
+  /** The model that retouches. */
   model() {
     return this.models.find((model) => model.name === $("model").value) ?? null;
   }
 
   describe() {
-    const model = this.model();
+    const model = this.model(), shown = upscaling() ? this.models.find(({ name }) => name === $("enlarger").value) : model;
     if (!model) return;
-    const facts = {
-      Takes: `${model.input_size}×${model.input_size} pixels`, Makes: `${model.output_size}×${model.output_size} pixels`,
-      Licence: model.licence, Credit: model.credit,
-    };
+    $("fitting").disabled = !shown;
+    if (!shown) $("fitting").value = "auto";
+    const facts = shown ? {
+      Takes: `${shown.input_size}×${shown.input_size} pixels`, Makes: `${shown.output_size}×${shown.output_size} pixels`,
+      Licence: shown.licence, Credit: shown.credit,
+    } : {};
     $("facts").replaceChildren(...Object.entries(facts).filter(([, text]) => text).flatMap(([term, text]) => [
       Object.assign(document.createElement("dt"), { textContent: term }), Object.assign(document.createElement("dd"), { textContent: text }),
     ]));

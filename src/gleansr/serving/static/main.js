@@ -1,6 +1,6 @@
 // The page's wiring: opening and saving, what happens after a stroke, buttons and keys.
 import { Service } from "./api.js";
-import { choose, Controls, nudge, shown, tool } from "./controls.js";
+import { choose, Controls, nudge, shown, tool, upscaling } from "./controls.js";
 import { Document } from "./document.js";
 import { Editor } from "./editor.js";
 import { download, open } from "./files.js";
@@ -20,7 +20,6 @@ let mine = null;  // the part of the picture that the user chose for the model t
 let saved = 0;  // the state of the document that was last saved
 let pending = Promise.resolve();
 
-const upscaling = () => document.body.dataset.mode === "upscale";
 
 // ---------------------------------------------------------------------------------------------------------- from stroke to result
 
@@ -273,6 +272,7 @@ function show() {
 function setMode(mode) {
   document.body.dataset.mode = mode;
   problem(null);
+  controls.describe();
   show();
   buttons();
 }

@@ -13,7 +13,7 @@ export class Upscale {
     Object.assign(this, { service, controls, done, file: null, name: "", result: null, controller: null, addresses: new Map() });
     $("pair-split").addEventListener("input", () => this.cut(Number($("pair-split").value)));
     $("squares").addEventListener("change", () => this.squares());
-    for (const id of ["fitting", "model"]) $(id).addEventListener("change", () => { if (this.shown()) this.run(); });
+    for (const id of ["fitting", "enlarger"]) $(id).addEventListener("change", () => this.run());
     $("again").addEventListener("click", () => this.run());
     const pair = $("pair"), under = (event) => {
       const { left, width } = pair.getBoundingClientRect();
@@ -29,10 +29,6 @@ export class Upscale {
     this.cut(50);
   }
 
-  shown() {
-    return document.body.dataset.mode === "upscale";
-  }
-
   /** Opens a picture and upscales it. */
   async open(file) {
     this.file = file;
@@ -41,19 +37,20 @@ export class Upscale {
   }
 
   async run() {
-    const { file } = this, model = this.controls.model();
+    const { file } = this, model = $("enlarger").value;
     if (!file || !model) return;
     this.cancel();
     problem(null);
-    const controller = this.controller = new AbortController(), begun = performance.now(), text = `Enlarging ${model.scale}×…`;
+    const controller = this.controller = new AbortController(), begun = performance.now(), text = "Enlarging…";
     working(text, () => { this.cancel(); working(null); say("Cancelled."); });
     try {
-      const fields = { picture: file, model: model.name, fit: $("fitting").value };
+      const fields = { picture: file, model, fit: $("fitting").value };
       const answer = await this.service.picture("upscale", fields, { signal: controller.signal, waits: (why) => waiting(why, text) });
       if (controller.signal.aborted) return;
       Object.assign(this, { result: answer, name: (file.name ?? "picture").replace(/\.\w+$/, "") });
       await this.show(answer.blob);
-      say(`Enlarged in ${((performance.now() - begun) / 1000).toFixed(1)} s.${answer.note ? ` ${answer.note}.` : ""}`);
+      const said = [`Enlarged in ${((performance.now() - begun) / 1000).toFixed(1)} s`, answer.summary, answer.note].filter(Boolean);
+      say(`${said.join(". ")}.`);
     } catch (error) {
       if (controller.signal.aborted) return;
       problem(error, () => this.run());
@@ -102,7 +99,7 @@ export class Upscale {
 
   /** Offers the server's file to be saved. */
   save() {
-    download(this.result.blob, `${this.name}-${this.result.model}.png`);
+    download(this.result.blob, `${this.name}-${this.result.model.replaceAll(", ", "-")}.png`);
     say("Saved.");
   }
 }
