@@ -296,9 +296,9 @@ def test_other_containers_are_read_from_0(suffix: str, codec: str, tmp_path: Pat
     assert [float(frame.time * footage.time_base) for frame in frames] == pytest.approx([i / 25 for i in range(8)], abs=0.002)
     ordered = order([frame.image.pixels for frame in frames])
     assert ordered == sorted(ordered)
-    assert videos_among([source], None, video=False, rate=None, detect_every=None, photo=False)
+    assert videos_among([source], None, video=False, rate=None, detect_every=None, detects=False)
     bare = source.rename(tmp_path / "bare")
-    assert videos_among([bare], None, video=False, rate=None, detect_every=None, photo=False)
+    assert videos_among([bare], None, video=False, rate=None, detect_every=None, detects=False)
     assert len(list(Clip(bare).frames())) == 8
 
 
@@ -316,6 +316,6 @@ def test_suffixes_that_contradict_the_content(tmp_path: Path):
     with pytest.raises(ImageError, match=r"a\.mp4: is not a video but a PNG image: rename it to a\.png"):
         Clip(tmp_path / "a.mp4")
     clip(tmp_path / "b.mkv", numbered(2)).rename(tmp_path / "b.png")
-    assert videos_among([tmp_path / "b.png"], None, video=False, rate=None, detect_every=None, photo=False) is None
+    assert videos_among([tmp_path / "b.png"], None, video=False, rate=None, detect_every=None, detects=False) is None
     with pytest.raises(ImageError, match=r"b\.png: is a video \(Matroska\), not an image: rename it to b\.mkv"):
         decode(tmp_path / "b.png")

@@ -37,7 +37,7 @@ def run(capsys: pytest.CaptureFixture[str]):
         status: object = 0
         work = work or Work(Enlarge(upscaler(None, 2)), 4)
         try:
-            videos = videos_among(inputs, output, video=video, rate=rate, detect_every=None, photo=isinstance(work.task, Photo))
+            videos = videos_among(inputs, output, video=video, rate=rate, detect_every=None, detects=isinstance(work.task, Photo))
             assert videos
             upscale_videos(videos, work, model="still", slow=False, fail_fast=fail_fast, verbose=False, quiet=False)
         except SystemExit as end:
@@ -94,7 +94,7 @@ def test_what_is_a_video(tmp_path: Path):
     def among(*names: str, output: str | None = None, video: bool = False) -> bool:
         inputs = [tmp_path / name for name in names]
         target = tmp_path / output if output else None
-        return videos_among(inputs, target, video=video, rate=None, detect_every=None, photo=False) is not None
+        return videos_among(inputs, target, video=video, rate=None, detect_every=None, detects=False) is not None
 
     assert among("a.gif")
     assert among("a.gif", output="b.mp4")
@@ -117,14 +117,14 @@ def test_what_is_a_video(tmp_path: Path):
         (["a.mp4"], "c.mp4", {"rate": 30}, "keeps its times"),
         (["folder"], "c.mp4", {"video": True, "rate": 1e9}, "0.01 to 1000"),
         (["a.mp4"], None, {"detect_every": 3}, "give --photo too"),
-        (["a.mp4"], None, {"detect_every": 0, "photo": True}, "interval of searched frames"),
+        (["a.mp4"], None, {"detect_every": 0, "detects": True}, "interval of searched frames"),
         (["a.png"], None, {"video": True}, "--video is for videos"),
         (["a.png"], None, {"rate": 25}, "--rate is for videos"),
     ],
 )
 def test_requests_that_cannot_be_met(tmp_path: Path, inputs: list[str], output: str | None, options: dict[str, float], words: str):
     (tmp_path / "folder").mkdir()
-    usual = {"video": False, "rate": None, "detect_every": None, "photo": False}
+    usual = {"video": False, "rate": None, "detect_every": None, "detects": False}
     with pytest.raises(RequestError, match=words):
         videos_among([tmp_path / name for name in inputs], tmp_path / output if output else None, **usual | options)  # type: ignore[arg-type]
 

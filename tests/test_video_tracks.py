@@ -1,9 +1,12 @@
 """Tracking of objects through a video: linking, dropping, filling and smoothing."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from torch import Tensor
 
 from gleansr.errors import NoObjectError, RequestError
 from gleansr.images.codec import DecodedImage
+from gleansr.inference.categories import Category
+from gleansr.inference.router import Models
 from gleansr.inference.tasks import TaskResult
 from gleansr.jobs import Work
-from gleansr.photos import Photo, PhotoConfig
+from gleansr.photos import AutoTask, Photo, PhotoConfig, auto
 from gleansr.photos.align import Frame, crop, make_frame
 from gleansr.photos.detect import Detection
 from gleansr.video import Clip, TrackConfig, needs_tracking, run, upscale
@@ -149,7 +154,8 @@ def spots(places: Sequence[int | None], brightness: Sequence[float] | None = Non
 
 
 def track(frames: Iterator[VideoFrame], detector: Spot, config: TrackConfig, **options: bool) -> TrackedObjects:
-    return track_objects(frames, Fraction(1, 25), Fraction(25), detector, config, PhotoConfig(**options))  # type: ignore[arg-type]
+    [found] = track_objects(frames, Fraction(1, 25), Fraction(25), [detector], config, PhotoConfig(**options))  # type: ignore[arg-type]
+    return found
 
 
 def test_few_images_are_searched_and_the_others_are_interpolated():
@@ -227,6 +233,33 @@ def test_a_video_without_an_object_is_enlarged_or_refused(tmp_path: Path, monkey
     with pytest.raises(NoObjectError, match="no cats found"):
         upscale(Clip(source), tmp_path / "c.mkv", Work(task, 4))
     assert not (tmp_path / "c.mkv").exists()
+
+
+def test_a_video_gets_the_models_that_its_objects_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    detectors = {"faces": Spot(blind=True), "cats": Spot()}
+    models = {"cats-2x": upscaler(16, 2, stripes, called="cats-2x"), "general-4x": upscaler(None, 2, called="general-4x")}
+    monkeypatch.setattr(auto, "load_detector", lambda category, *_, **__: detectors[category])
+    monkeypatch.setattr(auto, "classify", lambda _: Category("cats", 1.0))  # so that the face is a mistake
+    monkeypatch.setattr(auto, "best_model", lambda *_: SimpleNamespace(name="cats-2x"))
+    task = AutoTask(PhotoConfig(scale=2, keep_detail=0), models=cast("Models", models), photo=True)
+    assert needs_tracking(task)
+    source = moving(tmp_path)
+    work = Work(task, 4, quality=100, sidecar=True)
+    summary = upscale(Clip(source), tmp_path / "b.mkv", work, EVERY)
+    assert summary.notes[0] == "1 cat tracked in 12 of 12 frames"
+    [said] = summary.details["objects"]
+    assert (said["category"], said["found"]) == ("cats", 12)
+    assert "known" in json.loads((tmp_path / "b.json").read_text())["options"]
+    results: list[TaskResult] = []
+    process_frames(Clip(source).frames(), task.with_objects({}), 4, lambda _, result: results.append(result))
+    for i, (frame, without) in enumerate(zip(Clip(tmp_path / "b.mkv").frames(), results, strict=True)):
+        changed = (frame.image.pixels * 255 - torch.from_numpy(np.array(without.image)).permute(2, 0, 1)).abs().amax(0) > 2
+        assert changed.nonzero().float().mean(0).tolist() == pytest.approx([33, 2 * (16.5 + 2 * i)], abs=1.5)
+    monkeypatch.setattr(auto, "LARGEST", 0.5)
+    assert "1 of 1 enlarged like the rest" in upscale(Clip(source), tmp_path / "c.mkv", work, EVERY).notes[1]
+    monkeypatch.setattr(auto, "classify", lambda _: Category("other", 1.0))
+    assert upscale(Clip(source), tmp_path / "d.mkv", work, EVERY).notes[0] == "no face or cat found"
+    assert not needs_tracking(AutoTask(PhotoConfig(aligned=True), models=cast("Models", models), photo=True))
 
 
 def test_options_depend_on_the_given_detections(tmp_path: Path):

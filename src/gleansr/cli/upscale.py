@@ -158,7 +158,15 @@ def upscale(
     computing = replace(computing, device=device)
     photos = replace(photos, photo=photos.photo or bool(photos.box))
     _check(inputs, files, network, photos, computing)
-    request = videos_among(inputs, files.output, video=videos.video, rate=videos.rate, detect_every=videos.detect_every, photo=photos.photo)
+    automatic = (network.method, network.model, network.fit) == ("auto", "auto", "auto")
+    request = videos_among(
+        inputs,
+        files.output,
+        video=videos.video,
+        rate=videos.rate,
+        detect_every=videos.detect_every,
+        detects=photos.photo or automatic,
+    )
     if request and (ray_cluster or files.manifest):
         raise RequestError("--ray and --manifest are for images, not for videos")
     piped = PIPE in sources or files.output == Path(PIPE)
@@ -288,11 +296,8 @@ def _strength(network: ModelOptions) -> float:
 
 def _plan(network: ModelOptions, photos: PhotoOptions, computing: BatchOptions, config: "PhotoConfig", *, videos: bool) -> "TaskPlan":
     """What is done with each image."""
-    from gleansr.inference.router import GENERAL
     from gleansr.jobs.plan import AUTO, plan_task
 
-    if videos and network == ModelOptions(scale=network.scale) and not photos.photo:
-        network = replace(network, model=GENERAL)  # faces and cats of videos are found with --photo and a model
     automatic = network.method == "auto" and network.model == AUTO
     upscaler, file = (None, None) if automatic else _upscaler(network, computing, photo=photos.photo or network.fit == "auto")
     if automatic and network.option:
@@ -302,7 +307,7 @@ def _plan(network: ModelOptions, photos: PhotoOptions, computing: BatchOptions, 
         upscaler,
         file,
         config=config,
-        photo=photos.photo,
+        photo=photos.photo or (automatic and videos),
         background=background,
         background_file=background_file,
         fit=network.fit,

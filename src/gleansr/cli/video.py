@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -20,7 +20,7 @@ from gleansr.signals import Stop, stop_on_signal
 if TYPE_CHECKING:
     from gleansr.inference.tasks import ImageTask
     from gleansr.jobs import Work
-    from gleansr.video import Footage, FrameFolder, TrackConfig
+    from gleansr.video import Footage, FrameFolder, TrackConfig, Tracking
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Videos:
 
 
 def videos_among(
-    inputs: Sequence[Path], output: Path | None, *, video: bool, rate: float | None, detect_every: int | None, photo: bool
+    inputs: Sequence[Path], output: Path | None, *, video: bool, rate: float | None, detect_every: int | None, detects: bool
 ) -> Videos | None:
     """The videos that are asked for; None where it is images.
 
     A file is a video by the suffix of its name, or by its contents where that is not the suffix of images; a .gif where it moves, and no
-    image is to be made of it. A folder is one where `video` says so.
+    image is to be made of it. A folder is one where `video` says so. `detects`: objects of videos are detected.
 
     Raises:
         RequestError: the request cannot be met.
@@ -68,7 +68,7 @@ def videos_among(
         raise RequestError("--rate is for numbered frames that become a video; a video keeps its times")
     if rate is not None and not 0.01 <= rate <= 1000:
         raise RequestError(f"--rate must be 0.01 to 1000 frames per second, not {rate}")
-    if detect_every is not None and not photo:
+    if detect_every is not None and not detects:
         raise RequestError("--detect-every is for photos: give --photo too")
     return Videos(tuple(dict.fromkeys(inputs)), output, None if rate is None else _rational(rate), TrackConfig(detect_every))
 
@@ -172,30 +172,31 @@ def _followed(
     console: Console, progress: Progress, stop: Stop, folders: "Sequence[FrameFolder]", work: "Work", config: "TrackConfig"
 ) -> "tuple[ImageTask, dict[str, GleansrError]]":
     """The task for folders of frames, with the objects of each followed through it, and the errors of folders of which that failed."""
-    from gleansr.photos import Photo
+    from gleansr.photos import AutoTask, Photo
     from gleansr.video import needs_tracking, track_video
 
     for one in folders:
         for note in one.notes:
             _say(console, f"{one.name}: {note}")
     task = work.task
-    if not isinstance(task, Photo) or not needs_tracking(task):
+    if not isinstance(task, (Photo, AutoTask)) or not needs_tracking(task):
         return task, {}
-    known: dict[str, Any] = {}
+    tracked: list[Tracking] = []
     lacking: dict[str, GleansrError] = {}
     for one in folders:
         finding = progress.add_task("finding", total=one.expected)
         seen = partial(_advance, progress, finding)
         frames = one.frames(lenient=True)
         try:
-            objects = track_video(one, task, config, stopped=lambda: stop.name is not None, on_read=seen, frames=frames)
-            known |= objects.detections
+            tracked.append(track_video(one, task, config, stopped=lambda: stop.name is not None, on_read=seen, frames=frames))
+            if isinstance(task, AutoTask):
+                _say(console, f"{one.name}: {'; '.join(tracked[-1].notes)}")
         except ImageError as error:  # of this folder
             lacking[one.name] = error
             _say(console, f"gleansr: {error}", "red")
         finally:
             progress.remove_task(finding)
-    return Photo(task.upscaler, task.config, background=task.background, detections=known), lacking
+    return tracked[0].task_with_objects(*tracked[1:]) if tracked else task, lacking
 
 
 def _advance(progress: Progress, task: TaskID, count: int) -> None:

@@ -1,5 +1,6 @@
 """The task that decides by itself what an image shows, and which models enlarge it."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,17 @@ class _LargeError(Exception):
     """An image is larger than a thumbnail; its argument is the scale."""
 
 
+class _Recognising:
+    """Drops detections that the classifier takes for something else: several detectors find more by mistake than one. A `Detector`."""
+
+    def __init__(self, detector: Detector, category: str):
+        self._detector, self._category = detector, category
+
+    def detect(self, photo: Tensor, *, min_score: float | None, rotated: bool) -> list[Detection]:
+        detections = self._detector.detect(photo, min_score=min_score, rotated=rotated)
+        return [one for one in detections if classify(crop(photo, one.frame, _CROP, _CROP)).name == self._category]
+
+
 class AutoTask:
     """Recognises each image, and enlarges it by the models that fit. A `tasks.ImageTask`.
 
@@ -76,6 +88,7 @@ class AutoTask:
         model: Upscaler | None = None,
         background: Upscaler | None = None,
         photo: bool = False,
+        objects: Mapping[str, Sequence[PhotoObject]] | None = None,
     ):
         """
         Args:
@@ -87,6 +100,7 @@ class AutoTask:
             model: enlarges all objects, instead of a choice. If it takes images of any size, it enlarges whole images.
             background: enlarges what surrounds the objects, and images without any; by default the general model.
             photo: search objects in thumbnails too.
+            objects: those of each image, by its name; disables detection. Other images have none.
 
         Raises:
             RequestError: `model` takes images of any size, and there are boxes or a background.
@@ -101,7 +115,7 @@ class AutoTask:
                 raise RequestError(f"{model.about.name or 'the model'} takes images of any size: it needs no box and no background")
             model, background = None, model
         self._model, self._background = model, background
-        self._photo = photo
+        self._photo, self._objects = photo, objects
         self._lock, self._told = threading.Lock(), False
 
     @property
@@ -129,14 +143,32 @@ class AutoTask:
     @property
     def options(self) -> Mapping[str, Any]:
         names = {"model": self._model, "background": self._background}
-        return {**self.config.record(), "photo": self._photo, "auto": {key: one and one.about.name for key, one in names.items()}}
+        options = {**self.config.record(), "photo": self._photo, "auto": {key: one and one.about.name for key, one in names.items()}}
+        if self._objects is not None:
+            known = [[(one.detection.frame, one.upscaler.about.name) for one in objects] for objects in self._objects.values()]
+            options["known"] = hashlib.sha256(repr(known).encode()).hexdigest()
+        return options
+
+    @property
+    def tracks(self) -> bool:
+        """Whether objects are detected in every image, so that those of a video can be tracked."""
+        return self._photo and self._objects is None and not (self.config.boxes or self.config.aligned)
 
     def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "AutoTask":
         """The same task on another device; `move` brings a loaded model there."""
+        return self._copy(Models(device=device, precision=self.models.precision), move, self._objects)
+
+    def with_objects(self, objects: Mapping[str, Sequence[PhotoObject]]) -> "AutoTask":
+        """The same task with known objects, by the name of their image."""
+        return self._copy(self.models, lambda upscaler: upscaler, objects)
+
+    def _copy(
+        self, models: Models, move: Callable[[Upscaler], Upscaler], objects: Mapping[str, Sequence[PhotoObject]] | None
+    ) -> "AutoTask":
         model, background = (one and move(one) for one in (self._model, self._background))
         if self._whole_images:
             model, background = background, None
-        return AutoTask(self.config, device=device, precision=self.models.precision, model=model, background=background, photo=self._photo)
+        return AutoTask(self.config, models=models, model=model, background=background, photo=self._photo, objects=objects)
 
     def scale_of(self, source: Source, name: str | None = None) -> int:
         """The scale of an image's result. Reads the pixels of thumbnails only.
@@ -232,13 +264,15 @@ class AutoTask:
         category, notes = None, list[str]()
         if self._whole_images:
             objects, summary = [], ""
+        elif self._objects is not None:
+            objects, summary = list(self._objects.get(decoded.name, ()))[: self.config.max_objects], ""
         elif self.config.boxes:
             objects = [one for box in self.config.boxes if (one := self._in_box(box, planes, decoded.name))]
             given = len(self.config.boxes)
             summary = f"{given} {'box' if given == 1 else 'boxes'} given"
         elif self.is_thumbnail(height, width):
             category = self._recognise(decoded)
-            upscaler = self._choose(category.name, max(height, width))
+            upscaler = self.choose(category.name, max(height, width))
             objects = [whole_object((0, 0, width, height), upscaler, (height, width), decoded.name)] if upscaler else []
             summary = "" if self._model else describe(category)
         else:
@@ -250,7 +284,7 @@ class AutoTask:
     def _in_box(self, box: Box, planes: Tensor, name: str) -> PhotoObject | None:
         """The object in a box; None if it has no model of its own."""
         content = crop(planes, frame_around(box), _CROP, _CROP)
-        upscaler = self._choose(self._recognise(content).name, max(box[2:]))
+        upscaler = self.choose(self._recognise(content).name, max(box[2:]))
         return upscaler and whole_object(box, upscaler, (planes.shape[-2], planes.shape[-1]), name)
 
     def _recognise(self, image: DecodedImage | Tensor) -> Category:
@@ -259,8 +293,8 @@ class AutoTask:
         size = image.size if isinstance(image, DecodedImage) else image.shape[-2:]
         return classify(image) if max(size) >= _MIN_THUMBNAIL else Category(OTHER, 1.0)
 
-    def _choose(self, category: str, pixels: float) -> Upscaler | None:
-        """The model for an object of a category and so many pixels."""
+    def choose(self, category: str, pixels: float) -> Upscaler | None:
+        """The model for an object of a category and so many pixels, see `best_model`."""
         if self._model:
             return self._model
         model = best_model(category, pixels) if category in NOUNS else None
@@ -270,47 +304,51 @@ class AutoTask:
         """The objects of a photo that models enlarge, how many were found, and notes."""
         counts: list[str] = []
         objects: list[PhotoObject] = []
-        search = partial(self._search, planes)
-        with ThreadPoolExecutor(len(self._detectors) or 1, "gleansr-detect", partial(torch.set_num_threads, 1)) as pool:
-            found_by_category = dict(zip(self._detectors, pool.map(search, self._detectors), strict=True))
+        config = self.config
+
+        @plain_torch()
+        def search(detector: Detector) -> list[Detection]:
+            return detector.detect(planes, min_score=config.min_score, rotated=config.rotated)[: config.max_objects]
+
+        with ThreadPoolExecutor(len(self.detectors) or 1, "gleansr-detect", partial(torch.set_num_threads, 1)) as pool:
+            found_by_category = dict(zip(self.detectors, pool.map(search, self.detectors.values()), strict=True))
         for category, detections in found_by_category.items():
             if detections:
                 counts.append(f"{len(detections)} {nouns(category)[len(detections) > 1]}")
             for detection in detections:
-                upscaler = self._choose(category, detection.frame.width)
-                if upscaler and detection.frame.width <= LARGEST * (upscaler.input_size or 0):
+                if upscaler := self.choose_for_frame(category, detection.frame.width):
                     objects.append(PhotoObject(detection, upscaler))
-        sought = " or ".join(nouns(category)[0] for category in self._detectors)
-        summary = ", ".join(counts) or (f"no {sought} found" if sought else "")
+        summary = ", ".join(counts) or self.nothing_found
         if not counts and self.config.require_object:
             raise NoObjectError(f"{name}: {summary}; give --box x,y,w,h, or use --aligned if the whole image is one object")
         found = sum(map(len, found_by_category.values()))
-        large = found - len(objects)
-        notes = [f"{large} of {found} enlarged like the rest: more pixels than the models take"] if large else []
-        return objects, summary, [*notes, *self._missing_extras()]
+        return objects, summary, [*large_objects(found - len(objects), found), *self.missing_extras()]
 
-    @plain_torch()
-    def _search(self, planes: Tensor, category: str) -> list[Detection]:
-        config = self.config
-        detections = self._detectors[category].detect(planes, min_score=config.min_score, rotated=config.rotated)
-        if not self._model:  # several detectors find more by mistake than one
-            detections = [one for one in detections if classify(crop(planes, one.frame, _CROP, _CROP)).name == category]
-        return detections[: config.max_objects]
+    def choose_for_frame(self, category: str, width: float) -> Upscaler | None:
+        """The model for a detected object; None if it has more pixels than the models take."""
+        upscaler = self.choose(category, width)
+        return upscaler if upscaler and width <= LARGEST * (upscaler.input_size or 0) else None
+
+    @property
+    def nothing_found(self) -> str:
+        """The note on an image without objects; "" if none were sought."""
+        sought = " or ".join(nouns(category)[0] for category in self.detectors)
+        return f"no {sought} found" if sought else ""
 
     @cached_property
-    def _detectors(self) -> dict[str, Detector]:
+    def detectors(self) -> Mapping[str, Detector]:
         """By category: of the model, or all that are installed."""
         if self._model:
             return {nouns(self._model.category)[1]: load_detector(self._model.category, self._model.about.name or "the model")}
         detectors: dict[str, Detector] = {}
         for category in _DETECTED:
             with suppress(RequestError):
-                detectors[category] = load_detector(category, GENERAL, all_angles=False)
+                detectors[category] = _Recognising(load_detector(category, GENERAL, all_angles=False), category)
         return detectors
 
-    def _missing_extras(self) -> list[str]:
+    def missing_extras(self) -> list[str]:
         """A note for the first image, if a detector is not installed."""
-        missing = [] if self._model else [category for category in _DETECTED if category not in self._detectors]
+        missing = [] if self._model else [category for category in _DETECTED if category not in self.detectors]
         with self._lock:
             if not missing or self._told:
                 return []
@@ -318,11 +356,16 @@ class AutoTask:
         return [f"{' and '.join(missing)} are not looked for: pip install 'gleansr[photos]' adds that"]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_detectors", "_background_model", "report")
+        own = ("_lock", "detectors", "_background_model", "report")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), report=None)
+
+
+def large_objects(large: int, found: int) -> list[str]:
+    """A note on objects that no model takes, if there are any."""
+    return [f"{large} of {found} enlarged like the rest: more pixels than the models take"] if large else []
 
 
 def describe(category: Category) -> str:

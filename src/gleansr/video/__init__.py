@@ -9,7 +9,7 @@ Frames are independent, except that the boxes of objects are smoothed over time 
 
 from gleansr.video.pyav import READ, WRITTEN
 from gleansr.video.reading import RATE, Clip, Footage, FrameFolder
-from gleansr.video.run import Summary, needs_tracking, track_video, upscale
+from gleansr.video.run import Summary, Tracking, needs_tracking, track_video, upscale
 from gleansr.video.tracking import TrackConfig
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "FrameFolder",
     "Summary",
     "TrackConfig",
+    "Tracking",
     "needs_tracking",
     "track_video",
     "upscale",

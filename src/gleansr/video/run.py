@@ -12,14 +12,16 @@ from gleansr.errors import NoObjectError
 from gleansr.files import sha256_of
 from gleansr.inference.method import StepReport
 from gleansr.inference.tasks import ImageTask, TaskResult
+from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import Work
 from gleansr.jobs.steps import sidecar
-from gleansr.photos import Photo
+from gleansr.photos import AutoTask, Photo
+from gleansr.photos.auto import large_objects
 from gleansr.photos.detect import nouns
-from gleansr.photos.task import load_detector
+from gleansr.photos.task import PhotoObject, load_detector
 from gleansr.video.pipeline import process_frames
 from gleansr.video.reading import Footage, VideoFrame
-from gleansr.video.tracking import TrackConfig, TrackedObjects, track_objects
+from gleansr.video.tracking import Track, TrackConfig, TrackedObjects, track_objects
 from gleansr.video.writing import check_target, open_sink
 
 _MAX_NOTES = 8
@@ -36,21 +38,75 @@ class Summary:
     """Measurements and tracked objects, as plain JSON values."""
 
 
+@dataclass(frozen=True, eq=False)
+class Tracking:
+    """The tracked objects of a video, and the task that enlarges them."""
+
+    task: Photo | AutoTask
+    """Of which the settings of the detector apply."""
+    objects: Mapping[str, TrackedObjects]
+    """By category."""
+
+    def task_with_objects(self, *others: "Tracking") -> ImageTask:
+        """The task with the known objects of this video, and of others."""
+        known: dict[str, list[Any]] = {}
+        for tracking in (self, *others):
+            known |= tracking._known()
+        if isinstance(self.task, Photo):
+            return Photo(self.task.upscaler, self.task.config, background=self.task.background, detections=known)
+        return self.task.with_objects(known)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found, for the user."""
+        counts = [_count(category, objects) for category, objects in self.objects.items() if objects.tracks]
+        if isinstance(self.task, Photo):
+            category = nouns(self.task.upscaler.category)[1]
+            return counts or [f"no {category} found in {self.objects[category].searched} searched frames"]
+        tracks = [(category, track) for category, objects in self.objects.items() for track in objects.tracks]
+        chosen = [self._upscaler(category, track) for category, track in tracks]
+        return [
+            *(counts or filter(None, [self.task.nothing_found])),
+            *large_objects(chosen.count(None), len(chosen)),
+            *self.task.missing_extras(),
+        ]
+
+    def _known(self) -> dict[str, list[Any]]:
+        """The detections of a Photo, or the objects of an AutoTask, by the name of the image."""
+        if isinstance(self.task, Photo):
+            [objects] = self.objects.values()
+            return dict(objects.detections)
+        known: dict[str, list[Any]] = {}
+        for category, objects in self.objects.items():
+            for track in objects.tracks:
+                if upscaler := self._upscaler(category, track):
+                    for number, detection in track.smoothed.items():
+                        known.setdefault(objects.names[number], []).append(PhotoObject(detection, upscaler))
+        return known
+
+    def _upscaler(self, category: str, track: Track) -> Upscaler | None:
+        """The model of an object, the same in all frames, so that it does not flicker."""
+        assert isinstance(self.task, AutoTask)  # noqa: S101, a Photo has one model
+        return self.task.choose_for_frame(category, statistics.median(one.frame.width for one in track.detections))
+
+
 def needs_tracking(task: ImageTask) -> bool:
     """Whether a task's objects must be tracked first: it detects them, instead of using given boxes."""
+    if isinstance(task, AutoTask):
+        return task.tracks
     return isinstance(task, Photo) and not (task.config.boxes or task.config.aligned)
 
 
 def track_video(
     footage: Footage,
-    task: Photo,
+    task: Photo | AutoTask,
     config: TrackConfig,
     *,
     stopped: Callable[[], bool] = lambda: False,
     on_read: Callable[[int], object] | None = None,
     frames: Iterator[VideoFrame] | None = None,
-) -> TrackedObjects:
-    """Tracks the objects of a task's category through a video; see `track_objects`.
+) -> Tracking:
+    """Tracks the objects of a task's categories through a video; see `track_objects`.
 
     Args:
         footage: the video.
@@ -64,15 +120,28 @@ def track_video(
         NoObjectError: no object is found, and the task's config requires one.
         SearchStoppedError, ImageError: as `track_objects`.
     """
-    detector = load_detector(task.upscaler.category, task.upscaler.about.name or "the model")
-    objects = track_objects(
-        frames or footage.frames(), footage.time_base, footage.rate, detector, config, task.config, stopped=stopped, on_read=on_read
+    if isinstance(task, AutoTask):
+        detectors = task.detectors
+    else:
+        category = nouns(task.upscaler.category)[1]
+        detectors = {category: load_detector(task.upscaler.category, task.upscaler.about.name or "the model")}
+    if not detectors:  # none is installed
+        return Tracking(task, {})
+    found = track_objects(
+        frames or footage.frames(),
+        footage.time_base,
+        footage.rate,
+        list(detectors.values()),
+        config,
+        task.config,
+        stopped=stopped,
+        on_read=on_read,
     )
-    if task.config.require_object and not objects.tracks:
-        raise NoObjectError(
-            f"{footage.name}: {_count(objects, task)}; give --box x,y,w,h, or use --aligned if each whole frame is one object"
-        )
-    return objects
+    tracking = Tracking(task, dict(zip(detectors, found, strict=True)))
+    if task.config.require_object and not any(objects.tracks for objects in found):
+        said = "; ".join(tracking.notes)
+        raise NoObjectError(f"{footage.name}: {said}; give --box x,y,w,h, or use --aligned if each whole frame is one object")
+    return tracking
 
 
 def upscale(
@@ -104,11 +173,11 @@ def upscale(
         GleansrError: the video cannot be read or written.
     """
     check_target(target, overwrite=work.overwrite, sidecar=work.sidecar)
-    task, objects, notes = work.task, None, list[str]()
-    if isinstance(task, Photo) and needs_tracking(task):
-        objects = track_video(footage, task, config or TrackConfig(), stopped=stopped, on_read=on_read)
-        notes.append(_count(objects, task))
-        task = Photo(task.upscaler, task.config, background=task.background, detections=objects.detections)
+    task, tracking, notes = work.task, None, list[str]()
+    if isinstance(task, (Photo, AutoTask)) and needs_tracking(task):
+        tracking = track_video(footage, task, config or TrackConfig(), stopped=stopped, on_read=on_read)
+        notes += tracking.notes
+        task = tracking.task_with_objects()
     image_notes: Counter[str] = Counter()
     consistencies: list[float] = []
     written = 0
@@ -129,15 +198,17 @@ def upscale(
     details: dict[str, Any] = {"frames": written}
     if consistencies:
         details["consistency_db"] = {"mean": round(statistics.fmean(consistencies), 2), "least": min(consistencies)}
-    if objects:
-        details["cuts"] = [round(objects.times[number], 4) for number in objects.cuts]
+    if tracking:
+        details["cuts"] = [round(objects.times[number], 4) for objects in [*tracking.objects.values()][:1] for number in objects.cuts]
         details["objects"] = [
             {
+                "category": category,
                 "from": round(objects.times[track.numbers[0]], 4),
                 "to": round(objects.times[track.numbers[-1]], 4),
                 "found": len(track.numbers),
                 "score": round(track.score, 3),
             }
+            for category, objects in tracking.objects.items()
             for track in objects.tracks
         ]
     summary = Summary(written, tuple(dict.fromkeys(notes)), details)
@@ -146,13 +217,10 @@ def upscale(
     return summary
 
 
-def _count(objects: TrackedObjects, task: Photo) -> str:
+def _count(category: str, objects: TrackedObjects) -> str:
     """A note on the number of tracked objects."""
-    singular, plural = nouns(task.upscaler.category)
-    count, frames = len(objects.tracks), sum(bool(detections) for detections in objects.detections.values())
-    if not count:
-        return f"no {plural} found in {objects.searched} searched frames"
-    return f"{count} {singular if count == 1 else plural} tracked in {frames} of {len(objects.names)} frames"
+    count, frames = len(objects.tracks), sum(map(bool, objects.detections.values()))
+    return f"{count} {nouns(category)[count > 1]} tracked in {frames} of {len(objects.names)} frames"
 
 
 def _summarise(notes: Counter[str], total: int) -> Sequence[str]:

@@ -69,8 +69,10 @@ class Track:
     """One object and its detections."""
 
     numbers: list[int] = field(default_factory=list)
-    """Numbers of the video frames, ascending."""
+    """Numbers of the searched video frames that show it, ascending."""
     detections: list[Detection] = field(default_factory=list)
+    smoothed: dict[int, Detection] = field(default_factory=dict)
+    """By the number of the video frame, in all between the first and the last one. A box is its frame without rotation."""
 
     @property
     def score(self) -> float:
@@ -82,8 +84,6 @@ class Track:
 class TrackedObjects:
     """The objects of a video."""
 
-    detections: Mapping[str, Sequence[Detection]]
-    """Per image name, by descending score, as `photos.Photo` expects. A box is its frame without rotation."""
     tracks: Sequence[Track]
     names: Sequence[str]
     """Of the images."""
@@ -94,19 +94,28 @@ class TrackedObjects:
     searched: int
     """Number of images in which objects were detected."""
 
+    @property
+    def detections(self) -> dict[str, list[Detection]]:
+        """Per image name, as `photos.Photo` expects."""
+        found: dict[str, list[Detection]] = {name: [] for name in self.names}
+        for track in self.tracks:
+            for number, detection in track.smoothed.items():
+                found[self.names[number]].append(detection)
+        return found
+
 
 def track_objects(
     frames: Iterator[VideoFrame],
     time_base: Fraction,
     rate: Fraction,
-    detector: Detector,
+    detectors: Sequence[Detector],
     config: TrackConfig,
     photo: PhotoConfig,
     *,
     stopped: Callable[[], bool] = lambda: False,
     on_read: Callable[[int], object] | None = None,
-) -> TrackedObjects:
-    """Reads a video once, detects its objects and tracks them.
+) -> list[TrackedObjects]:
+    """Reads a video once, detects the objects of each detector and tracks them.
 
     A search for rotated objects takes several times as long as one for upright objects. It runs in the first image of each scene, about
     once a second, and wherever the upright search finds fewer objects than the search before.
@@ -115,7 +124,7 @@ def track_objects(
         frames: of the video.
         time_base: of their times, in seconds.
         rate: approximate frames per second.
-        detector: of the model's category.
+        detectors: of one category each.
         config: of the tracking.
         photo: settings of the detector.
         stopped: called for each image; stops the pass if true.
@@ -129,7 +138,8 @@ def track_objects(
     names: list[str] = []
     times: list[float] = []
     cuts: list[int] = []
-    search = _Search(detector, photo)
+    searches = [_Search(detector, photo) for detector in detectors]
+    searched = 0  # number of the last searched image
     unsearched: tuple[int, float, Tensor] | None = None  # the previous image
     previous: Tensor | None = None  # its histogram
     try:
@@ -141,12 +151,14 @@ def track_objects(
             cut = previous is not None and float((histogram - previous).abs().sum() / 2) > _CUT
             if cut:
                 cuts.append(number)
-                if unsearched:
-                    search(*unsearched)
-                search.start_scene()
-            if number == 0 or cut or number - search.last >= interval:
-                search(number, time, planes)
-                unsearched = None
+                for search in searches:
+                    if unsearched:
+                        search(*unsearched)
+                    search.start_scene()
+            if number == 0 or cut or number - searched >= interval:
+                for search in searches:
+                    search(number, time, planes)
+                searched, unsearched = number, None
             else:
                 unsearched = number, time, planes
             names.append(frame.image.name)
@@ -154,17 +166,20 @@ def track_objects(
             previous = histogram
             if on_read:
                 on_read(number + 1)
-        if unsearched:
-            search(*unsearched)
+        for search in searches:
+            if unsearched:
+                search(*unsearched)
     finally:
         getattr(frames, "close", lambda: None)()
-    tracks = link(search.detections, times, cuts, config)
-    detections: dict[str, list[Detection]] = {name: [] for name in names}
-    for track in tracks:
-        for number, frame in smooth_frames(track, times, config).items():
-            box = (frame.x - frame.width / 2, frame.y - frame.height / 2, frame.width, frame.height)
-            detections[names[number]].append(Detection(box, frame, track.score))
-    return TrackedObjects(detections, tracks, names, times, cuts, len(search.detections))
+    found = []
+    for search in searches:
+        tracks = link(search.detections, times, cuts, config)
+        for track in tracks:
+            for number, frame in smooth_frames(track, times, config).items():
+                box = (frame.x - frame.width / 2, frame.y - frame.height / 2, frame.width, frame.height)
+                track.smoothed[number] = Detection(box, frame, track.score)
+        found.append(TrackedObjects(tracks, names, times, cuts, len(search.detections)))
+    return found
 
 
 class _Search:
@@ -174,8 +189,6 @@ class _Search:
         self._detector, self._photo = detector, photo
         self.detections: dict[int, Sequence[Detection]] = {}
         """By the number of the image."""
-        self.last = 0
-        """Number of the last searched image."""
         self.start_scene()
 
     def start_scene(self) -> None:
@@ -189,7 +202,7 @@ class _Search:
         if rotated and (time - self._full_search >= _FULL_SEARCH or len(detections) < self._count):
             detections = self._detector.detect(planes, min_score=min_score, rotated=True)
             self._full_search = time
-        self.detections[number], self.last, self._count = detections, number, len(detections)
+        self.detections[number], self._count = detections, len(detections)
 
 
 def _histogram(planes: Tensor) -> Tensor:
