@@ -16,7 +16,9 @@ from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import resize
+from gleansr.inference.categories import Category
 from gleansr.inference.method import ModelOutput
+from gleansr.inference.router import Models
 from gleansr.inference.upscaler import Upscaler
 from gleansr.retouching.mask import _connected, bounding_box, dilate, feather_mask, find_edits
 from gleansr.retouching.refine import RetouchConfig, prepare, retouch
@@ -315,3 +317,24 @@ def test_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
         main(arguments)
     assert exit_.value.code == 1
     assert "already exists" in capsys.readouterr().err
+
+
+def test_the_model_suits_what_the_region_shows(monkeypatch: pytest.MonkeyPatch):
+    models, examples = Models(device="cpu"), Path(__file__).parents[1] / "examples"
+    cat, face = (Image.open(examples / f"{name}-256.png").convert("RGB") for name in ("chelsea", "astronaut"))
+    for image, scale, chosen in ((cat, None, "cats-8x"), (face, None, "faces-8x"), (face, 16, "faces-16x")):
+        prepared = prepare(image, None, models, RetouchConfig(scale=scale))
+        assert prepared.upscaler.about.name == chosen
+        assert prepared.summary.endswith(f"%), {chosen}")
+    # Of a collage, what the box shows; of the original, not of the edits on it.
+    collage, edited = Image.new("RGB", (512, 256)), Image.new("RGB", (512, 256))
+    for result, right in ((collage, face), (edited, cat)):
+        result.paste(cat, (0, 0))
+        result.paste(right, (256, 0))
+    assert prepare(collage, None, models, RetouchConfig(box=(256, 0, 256))).upscaler.about.name == "faces-8x"
+    assert prepare(edited, collage, models, RetouchConfig(box=(256, 0, 256))).upscaler.about.name == "faces-8x"
+    monkeypatch.setattr("gleansr.retouching.refine.most_probable", lambda *_: Category("cats", 0.3))
+    assert "unsure" in prepare(collage, None, models).summary
+    monkeypatch.setattr("gleansr.retouching.refine.most_probable", lambda *_: Category("cats", 0.01))
+    with pytest.raises(RequestError, match="nothing recognised"):
+        prepare(collage, None, models)

@@ -41,7 +41,8 @@ def retouch(
         original: The image before the retouch, of the same size. Only what differs is refined, all else stays bit for bit. Without it, the
             whole image is refined.
         mask: An image, white where the refinement may show, instead of the difference from the original.
-        model: Name of a model (`gleansr models` lists them) or a file of any layout; by default cats-8x, or cats-16x for --scale 16.
+        model: Name of a model (`gleansr models` lists them) or a file of any layout. By default what the region shows is recognised, and
+            the bundled model of its category that suits --scale refines it.
         strength: Blend of both images: 0 is the retouched one, 1 the refined one.
         scale: How many times the image is shrunk before it is refined; the more, the more is repainted. By default the model's scale.
         feather: Pixels over which the refinement fades; by default a 32nd of the region's width.
@@ -56,8 +57,9 @@ def retouch(
     from gleansr.files import check_not_input
     from gleansr.images.codec import check_output, decode, encode
     from gleansr.inference.devices import find_device, find_precision
+    from gleansr.inference.router import Models
     from gleansr.inference.upscaler import load
-    from gleansr.retouching.refine import RetouchConfig, default_model, prepare, refine
+    from gleansr.retouching.refine import RetouchConfig, prepare, refine
 
     target = check_output(output or edited.with_name(f"{edited.stem}_retouched.png"), overwrite=overwrite)
     check_not_input(target, (edited, original, mask))
@@ -72,11 +74,16 @@ def retouch(
         raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {max_megapixels:g}")
     read = partial(decode, max_pixels=round(max_megapixels * 1e6))
     image = read(edited)
-    upscaler = load(fetched(model or default_model(scale), computing.offline), device=computing.device, precision=computing.precision)
-    prepared = prepare(image, original and read(original), upscaler, config, mask=mask and read(mask))
-    encode(refine(prepared, upscaler), target, metadata=image.metadata, model=upscaler.about.name, quality=quality, overwrite=overwrite)
+    device, precision = computing.device, computing.precision
+    if model:
+        models = load(fetched(model, computing.offline), device=device, precision=precision)
+    else:
+        models = Models(device=device, precision=precision)
+    prepared = prepare(image, original and read(original), models, config, mask=mask and read(mask))
+    name = prepared.upscaler.about.name
+    encode(refine(prepared), target, metadata=image.metadata, model=name, quality=quality, overwrite=overwrite)
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"{edited} → {target} ({prepared.note})", markup=False, highlight=False)
+    console.print(f"{edited} → {target}: {prepared.summary} ({prepared.note})", markup=False, highlight=False)
     if save_mask is not None:
         encode(prepared.mask, save_mask, quality=quality, overwrite=overwrite)
         console.print(f"mask → {save_mask}", markup=False, highlight=False)

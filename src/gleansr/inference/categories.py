@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,16 +50,30 @@ def classify(image: Source | DecodedImage) -> Category:
 
     Raises ImageError if the image cannot be read.
     """
-    decoded = image if isinstance(image, DecodedImage) else decode(image)
-    network, head = _classifier()
-    logits = head(grid_features(network, network_input(small_image(decoded)[None])))[0]
-    return category_of(logits.double().softmax(0), float(head.threshold))
+    _, head = _classifier()
+    return category_of(_probabilities(image), float(head.threshold))
+
+
+@plain_torch()
+def most_probable(image: Source | DecodedImage, names: Collection[str]) -> Category:
+    """The most probable of some categories, however improbable it is. The image as for `classify`."""
+    probabilities: dict[str, float] = dict(zip(NAMES, _probabilities(image).tolist(), strict=True))
+    name = max(names, key=probabilities.__getitem__)
+    return Category(name, probabilities[name])
 
 
 def category_of(probabilities: Tensor, threshold: float) -> Category:
     """The category by `probabilities` (6), see `choose`."""
     chosen = int(choose(probabilities[None], threshold))
     return Category(NAMES[chosen], float(probabilities[chosen]))
+
+
+def _probabilities(image: Source | DecodedImage) -> Tensor:
+    """Of the six `NAMES`."""
+    decoded = image if isinstance(image, DecodedImage) else decode(image)
+    network, head = _classifier()
+    logits = head(grid_features(network, network_input(small_image(decoded)[None])))[0]
+    return logits.double().softmax(0)
 
 
 def small_image(image: DecodedImage) -> Tensor:

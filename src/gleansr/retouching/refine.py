@@ -2,6 +2,7 @@
 enlarges it again with new detail, in a single forward pass."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,18 @@ from gleansr.ambient import plain_torch
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import DecodedImage, Source, decode, neutral, to_image, unpremultiply
 from gleansr.images.resize import resize
+from gleansr.inference.categories import most_probable
+from gleansr.inference.router import NOUNS, Models, best_model, models_of
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.retouching.mask import TOLERANCE, bounding_box, dilate, feather_mask, find_edits
+
+_USUAL_SCALE = 8
+SIZE = 256
+"""Output size of the bundled models."""
+_RECOGNISED = 0.05
+"""Least probability of a category."""
+_VIEWS = (0.75, 0.55)
+"""Sides of smaller views of a region, as shares of its own: the classifier knows heads that fill an image."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,10 @@ class PreparedRetouch:
     scale: int
     strength: float
     note: str
+    upscaler: Upscaler
+    """The model."""
+    summary: str
+    """What was recognised, and the model."""
     grey: bool = False
     """Whether both images are grey, and so is the result."""
 
@@ -141,7 +156,7 @@ class PreparedRetouch:
 def prepare(
     edited: Source | DecodedImage,
     original: Source | DecodedImage | None,
-    upscaler: Upscaler,
+    model: Upscaler | Models,
     config: RetouchConfig | None = None,
     *,
     mask: Source | DecodedImage | None = None,
@@ -151,7 +166,7 @@ def prepare(
     Args:
         edited: the retouched image.
         original: the original image, of the same size. Without it, the whole image is refined.
-        upscaler: the model, which must have an input size.
+        model: the model, which must have an input size, or those to choose from by what the region shows.
         config: of the refinement.
         mask: upper limit of the opacity of the refined image, white for opaque; replaces the detection of edits.
 
@@ -166,7 +181,6 @@ def prepare(
     _check_size(old, new)
     transparent = any(image.alpha is not None for image in (new, old))
     new_planes, old_planes = (_planes(image, transparent) for image in (new, old))
-    size, scale = _geometry(upscaler, config)
     limit = None
     if mask is not None:
         image = mask if isinstance(mask, DecodedImage) else decode(mask)
@@ -179,6 +193,13 @@ def prepare(
         edits = find_edits(new_planes, old_planes, config.tolerance)
     else:
         edits = torch.ones(height, width, dtype=torch.bool)
+    if isinstance(model, Models):
+        square = _region(config.box, (height, width), (1, 1), bounding_box(edits), new.name)
+        views = [view.crop(old_planes[:3]) for view in _views(square, bounding_box(edits))]
+        upscaler, summary = _choose(views, model, config.scale, old.name)
+    else:
+        upscaler, summary = model, model.about.name or model.method.name
+    size, scale = _geometry(upscaler, config)
     region = _region(config.box, (height, width), size, bounding_box(edits), new.name)
     _check_large_enough(region, upscaler, new.name)
     feather = max(4, region.width // 32) if config.feather is None else config.feather
@@ -189,7 +210,37 @@ def prepare(
     note = _note(new, weights, edits, region, size)
     original_image = to_image(old.pixels, old.alpha)
     grey = new.grey and old.grey
-    return PreparedRetouch(new_planes, old_planes, original_image, weights, region, lr, size, scale, config.strength, note, grey)
+    return PreparedRetouch(
+        new_planes, old_planes, original_image, weights, region, lr, size, scale, config.strength, note, upscaler, summary, grey
+    )
+
+
+def _views(region: Region, edits: tuple[int, int, int, int] | None) -> list[Region]:
+    """Squares in which the object may be, from the whole square region to the smallest: at its centre, above it, and around the edits."""
+    left, top, right, bottom = edits or (region.left, region.top, region.left + region.width, region.top + region.width)
+    views = [region]
+    for share in _VIEWS:
+        side = max(1, round(share * region.width))
+        spare = region.width - side
+        around = min(max((left + right - side) // 2 - region.left, 0), spare), min(max((top + bottom - side) // 2 - region.top, 0), spare)
+        places = dict.fromkeys([(spare // 2, spare // 2), (spare // 2, spare // 4), around])
+        views += [Region(region.left + x, region.top + y, side, side) for x, y in places]
+    return views
+
+
+def _choose(views: Sequence[Tensor], models: Models, scale: int | None, name: str) -> tuple[Upscaler, str]:
+    """The model for what views (3, h, w) in [0, 1] show, and a summary for the user. A retouch is of something that a model is for, so that
+    the most probable category of any view is taken, also if the classifier is unsure."""
+    categories = [category for category in NOUNS if models_of(category)]
+    category = max((most_probable(view, categories) for view in views), key=lambda category: category.confidence)
+    if category.confidence < _RECOGNISED:
+        raise RequestError(
+            f"{name}: nothing recognised in the region that the model sees; name a model with --model, or give --box around it"
+        )
+    chosen = best_model(category.name, SIZE / (scale or _USUAL_SCALE))
+    assert chosen  # noqa: S101, there are models of the category
+    unsure = ", unsure: --model names another" if category.confidence < 0.5 else ""
+    return models[chosen.name], f"{NOUNS[category.name]} ({category.confidence:.0%}{unsure}), {chosen.name}"
 
 
 @plain_torch()
@@ -213,7 +264,8 @@ def retouch(
             bit for bit. Without it, the whole image is refined.
         strength: see `RetouchConfig`, as `scale`, `feather`, `box` and `tolerance`.
         mask: see `prepare`.
-        model: name or file of a GLEAN, or an Upscaler; by default the bundled model for cats that suits `scale`.
+        model: name or file of a GLEAN, or an Upscaler; by default the region that the model sees is recognised, and the bundled model of
+            its category that suits `scale` refines it.
 
     Returns:
         The whole image, RGB or RGBA. Its `info["gleansr"]` is a note.
@@ -223,21 +275,16 @@ def retouch(
         ImageError: an image cannot be read.
     """
     config = RetouchConfig(strength, scale, feather, box, tolerance)
-    upscaler = model if isinstance(model, Upscaler) else load(model or default_model(scale))
-    return refine(prepare(edited, original, upscaler, config, mask=mask), upscaler)
+    models = model if isinstance(model, Upscaler) else load(model) if model else Models()
+    return refine(prepare(edited, original, models, config, mask=mask))
 
 
 @plain_torch()
-def refine(prepared: PreparedRetouch, upscaler: Upscaler) -> Image.Image:
-    """Runs the forward pass, if there are edits, with the model of `prepare`; see `PreparedRetouch.finish`."""
+def refine(prepared: PreparedRetouch) -> Image.Image:
+    """Runs the forward pass, if there are edits; see `PreparedRetouch.finish`."""
     if prepared.lr is None:
         return prepared.finish(None)
-    return prepared.finish(upscaler.runner([prepared.lr]).images[0])
-
-
-def default_model(scale: int | None) -> str:
-    """The bundled model for an image shrunk by `scale`."""
-    return "cats-16x" if scale is not None and scale > 8 else "cats-8x"
+    return prepared.finish(prepared.upscaler.runner([prepared.lr]).images[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------- geometry

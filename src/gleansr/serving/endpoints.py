@@ -114,7 +114,7 @@ def make_endpoints(upscalers: Mapping[str, Upscaler], models: Models | None, max
         "edited": forms.file("The retouched image", required=True),
         "original": forms.file("The original image, of the same size: only differences from it are refined"),
         "mask": forms.file("Opacity of the refined image, white for opaque, of the same size"),
-        "model": forms.choice(model, *upscalers),
+        "model": forms.choice(f"{model}; auto recognises the region" if models else model, *([AUTO] if models else []), *upscalers),
         "strength": forms.number("0 shows the retouched image, 1 the refined one", 0, 1, 1),
         "factor": forms.integer(
             "Ratio of the model's output to the size at which it sees the image: larger means that more is painted anew; "
@@ -139,7 +139,7 @@ def make_endpoints(upscalers: Mapping[str, Upscaler], models: Models | None, max
         return max(min(16 * height * width, round(config.max_megapixels * 1e6)), 4 * height * width)
 
     upscaling = Endpoint(upscale_fields | shared, partial(upscale, tasks, upscalers), is_photo, result_pixels)
-    return upscaling, Endpoint(retouch_fields | shared, partial(retouch, upscalers))
+    return upscaling, Endpoint(retouch_fields | shared, partial(retouch, upscalers, models))
 
 
 def upscale(
@@ -161,11 +161,13 @@ def upscale(
     return PreparedRequest(prepared.lrs, chosen, prepared.finish, image.metadata)
 
 
-def retouch(upscalers: Mapping[str, Upscaler], images: Images, values: Values, _report: StepReport) -> PreparedRequest:
+def retouch(
+    upscalers: Mapping[str, Upscaler], models: Models | None, images: Images, values: Values, _report: StepReport
+) -> PreparedRequest:
     """Raises Problem."""
-    upscaler = upscalers[values["model"]]
+    model = upscalers.get(values["model"], models)
     config = RetouchConfig(values["strength"], values["factor"], values["feather"], values["box"])
-    prepared = _checked(prepare, images["edited"], images.get("original"), upscaler, config, mask=images.get("mask"))
+    prepared = _checked(prepare, images["edited"], images.get("original"), model, config, mask=images.get("mask"))
     headers = {"Gleansr-Box": ",".join(map(str, prepared.box))}
     if values["output"] == "mask":
         mask, notes = prepared.mask, tuple(note for image in images.values() for note in image.notes)
@@ -175,10 +177,11 @@ def retouch(upscalers: Mapping[str, Upscaler], images: Images, values: Values, _
 
     def finish(srs: Sequence[Tensor], _: Sequence[str]) -> TaskResult:
         image = prepared.finish(srs[0] if srs else None)
-        return TaskResult(image, tuple(filter(None, [image.info.get("gleansr"), *read_notes])))  # it has those of `edited`
+        notes = tuple(filter(None, [image.info.get("gleansr"), *read_notes]))  # the image has those of `edited`
+        return TaskResult(image, notes, model=prepared.upscaler.about.name, summary=prepared.summary)
 
     lrs = () if prepared.lr is None else (prepared.lr,)
-    return PreparedRequest(lrs, (upscaler,) * len(lrs), finish, metadata, headers)
+    return PreparedRequest(lrs, (prepared.upscaler,) * len(lrs), finish, metadata, headers)
 
 
 def decode_all(form: Form, max_pixels: int, hold: Hold) -> Images:
@@ -215,9 +218,10 @@ def release_memory() -> None:
 
 
 def warm_up(endpoint: Endpoint, upscaler: Upscaler) -> None:
-    """Retouches an image with the endpoint's default model, since the first request takes longer."""
+    """Retouches an image with the endpoint's last model, since the first request takes longer."""
     size, out = upscaler.input_size or 1, upscaler.output_size or 1
     values = {name: field.default for name, field in endpoint.fields.items()}
+    values["model"] = endpoint.fields["model"].schema["enum"][-1]
     prepared = endpoint.prepare({"edited": decode(Image.new("RGB", (size, size)))}, values, lambda _done, _total: None)
     encode(prepared.finish([torch.zeros(3, out, out)], [""]), prepared, "png", None)
 

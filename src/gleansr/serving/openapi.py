@@ -26,7 +26,7 @@ _HEADERS = {
     "Gleansr-Model": ("string", "Names of the models that made the image, percent-encoded"),
     "Gleansr-Note": ("string", "Notes about the result, percent-encoded; absent if none"),
     "Gleansr-Seconds": ("number", "Duration of the forward passes, of their whole batches; absent if there were none"),
-    "Gleansr-Summary": ("string", "What was recognised, and the models, percent-encoded; absent if retouching"),
+    "Gleansr-Summary": ("string", "What was recognised, and the models, percent-encoded"),
     "Gleansr-Size": ("string", "Width and height in pixels, such as 256x256"),
 }
 _FACTS = {

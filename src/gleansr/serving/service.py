@@ -65,8 +65,8 @@ class Service:
 
     async def start(self) -> None:
         await self.worker.warm_up(self._warm)
-        default = next(iter(self.upscalers.values()))
-        await asyncio.get_running_loop().run_in_executor(self._pool, endpoints.warm_up, self.retouching, default)
+        last = list(self.upscalers.values())[-1]
+        await asyncio.get_running_loop().run_in_executor(self._pool, endpoints.warm_up, self.retouching, last)
         self._worker_task = asyncio.create_task(self.worker.run())
 
     async def stop(self) -> None:
