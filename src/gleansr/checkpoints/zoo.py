@@ -159,11 +159,14 @@ _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 
 _AFHQ = "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)"
 _PORTRAITS = "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories"
+_CARS = "Stanford Cars: Krause, Stark, Deng, Fei-Fei, 2013"
+_PLACES = "Places365: Zhou, Lapedriza, Khosla, Oliva, Torralba, 2017"
 _CREDITS = {
     "cats": _AFHQ,
     "faces": f"{_PORTRAITS}; trained on from weights of {_AFHQ}",
-    "any": f"{_AFHQ}; Stanford Cars: Krause, Stark, Deng, Fei-Fei, 2013; Places365: Zhou, Lapedriza, Khosla, Oliva, Torralba, 2017; "
-    f"churches of ImageNet: Deng et al., 2009; {_PORTRAITS}",
+    "cars": f"{_CARS}; trained on from weights of {_AFHQ}",
+    "bedrooms": f"{_PLACES}; trained on from weights of {_AFHQ}",
+    "any": f"{_AFHQ}; {_CARS}; {_PLACES}; churches of ImageNet: Deng et al., 2009; {_PORTRAITS}",
 }
 """Attributions of the bundled models by category."""
 
@@ -248,8 +251,10 @@ _MODELS = (
     _bundled("faces-16x", 16, "6a3bb0b5707b3cc2", category="faces"),
     _bundled("faces-32x", 8, "3d1bfe4090490e09", category="faces"),
     _bundled("faces-64x", 4, "2a83bbf792abce65", category="faces"),
+    _bundled("cars-8x", 32, "2b139ee6affcf082", category="cars"),
     _bundled("general-4x", 32, "daa43bd09f857ea0", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
+    _bundled("cars-bank", None, "d08178ca7d0fddc8", "stylegan2", ("generator",), "cars"),
     _real_esrgan(
         "realesr-general-x4v3", "srvgg", "v0.2.5.0", 4_885_111, "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
     ),
