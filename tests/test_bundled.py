@@ -19,7 +19,7 @@ from gleansr.images.resize import degrade, resize
 from gleansr.models.features import feature_distance
 from gleansr.models.stylegan2 import StyleGAN2
 
-UNLIKE = {"cars"}
+UNLIKE = {"cars", "bedrooms"}
 """Categories without a photo that the project may show, whose banks do not draw them well yet."""
 
 

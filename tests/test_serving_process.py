@@ -146,6 +146,7 @@ def test_examples_of_the_documentation_work(service: Running, tmp_path: Path):
     mask.paste(255, (60, 60, 120, 120))
     for name, image in {"small": blotchy(1, 8), "original": blotchy(2, 256), "edited": painted(blotchy(2, 256)), "mask": mask}.items():
         image.save(tmp_path / f"{name}.png")
+    blotchy(3, 16).save(tmp_path / "photo.jpg")
     text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
     commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert len(commands) >= 7

@@ -252,9 +252,11 @@ _MODELS = (
     _bundled("faces-32x", 8, "3d1bfe4090490e09", category="faces"),
     _bundled("faces-64x", 4, "2a83bbf792abce65", category="faces"),
     _bundled("cars-8x", 32, "2b139ee6affcf082", category="cars"),
+    _bundled("bedrooms-8x", 32, "bb2cce8bc3cdeb08", category="bedrooms"),
     _bundled("general-4x", 32, "daa43bd09f857ea0", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
     _bundled("cars-bank", None, "d08178ca7d0fddc8", "stylegan2", ("generator",), "cars"),
+    _bundled("bedrooms-bank", None, "d8ce89be4acd9c09", "stylegan2", ("generator",), "bedrooms"),
     _real_esrgan(
         "realesr-general-x4v3", "srvgg", "v0.2.5.0", 4_885_111, "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
     ),
