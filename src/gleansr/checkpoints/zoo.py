@@ -241,7 +241,7 @@ def _real_esrgan(name: str, kind: Literal["rrdbnet", "srvgg"], release: str, siz
 
 
 _MODELS = (
-    _bundled("cats-8x", 32, "1163e45f386f4efc"),
+    _bundled("cats-8x", 32, "eb7aaa881b382b02"),
     _bundled("cats-8x-light", 32, "4cd3ec65c8e05ab3"),
     _bundled("cats-16x", 16, "a15495ecc92473ba"),
     _bundled("plain-cats-8x", 32, "9d7a99ee0a98c45f", "residual"),
