@@ -104,7 +104,7 @@ def test_thumbnails_do_not_wait_for_photos_and_an_abandoned_photo_ends(models: M
     assert len(tiles) < 25
 
 
-def test_the_default_serves_all_bundled_models(monkeypatch: pytest.MonkeyPatch):
+def test_the_default_serves_all_bundled_models():
     upscalers, models = load_models(ServingConfig(device="cpu"), lambda name: pytest.fail(name))
     assert list(upscalers) == [model.name for model in bundled_models()]
     assert {upscaler.category for upscaler in upscalers.values()} >= {"cats", "faces"}

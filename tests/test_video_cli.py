@@ -209,8 +209,7 @@ def test_folders_without_numbered_frames_are_refused(run, tmp_path: Path):
 
 
 def test_tracking_skips_an_unreadable_frame(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in ("gleansr.photos.task", "gleansr.video.run"):
-        monkeypatch.setattr(f"{module}.load_detector", lambda *_: Spot())
+    monkeypatch.setattr("gleansr.photos.task.load_detector", lambda *_: Spot())
     (tmp_path / "in").mkdir()
     for i in range(8):
         pixels = np.full((32, 64, 3), 90, np.uint8)
@@ -228,8 +227,7 @@ def test_tracking_skips_an_unreadable_frame(run, tmp_path: Path, monkeypatch: py
 
 
 def test_a_folder_of_frames_without_an_object_fails_alone(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in ("gleansr.photos.task", "gleansr.video.run"):
-        monkeypatch.setattr(f"{module}.load_detector", lambda *_: Spot())
+    monkeypatch.setattr("gleansr.photos.task.load_detector", lambda *_: Spot())
     for folder in ("empty", "cats"):
         (tmp_path / folder).mkdir()
         for i in range(4):

@@ -22,7 +22,7 @@ from gleansr.jobs import Work
 from gleansr.photos import AutoTask, Photo, PhotoConfig, auto
 from gleansr.photos.align import Frame, crop, make_frame
 from gleansr.photos.detect import Detection
-from gleansr.video import Clip, TrackConfig, needs_tracking, run, upscale
+from gleansr.video import Clip, TrackConfig, needs_tracking, upscale
 from gleansr.video.pipeline import process_frames
 from gleansr.video.reading import VideoFrame
 from gleansr.video.tracking import TrackedObjects, link, local_linear_fit, median_filter, smooth_frames, track_objects
@@ -196,7 +196,6 @@ def moving(tmp_path: Path) -> Path:
 
 def test_tracked_objects_are_pasted_at_their_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gleansr.photos.task.load_detector", lambda *_: Spot())
-    monkeypatch.setattr(run, "load_detector", lambda *_: Spot())
     task = Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(scale=2, keep_detail=0))
     assert needs_tracking(task)
     assert not needs_tracking(Photo(task.upscaler, PhotoConfig(aligned=True)))
@@ -225,8 +224,7 @@ def test_a_given_box_disables_tracking(tmp_path: Path):
 
 def test_a_video_without_an_object_is_enlarged_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = clip(tmp_path / "a.mkv", [np.full((16, 16, 3), 90, np.uint8)] * 4)
-    for module in ("gleansr.photos.task", "gleansr.video.run"):
-        monkeypatch.setattr(f"{module}.load_detector", lambda *_: Spot())
+    monkeypatch.setattr("gleansr.photos.task.load_detector", lambda *_: Spot())
     task = Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(scale=2))
     assert upscale(Clip(source), tmp_path / "b.mkv", Work(task, 4)).notes == ("no cats found in 3 searched frames",)
     task = Photo(task.upscaler, PhotoConfig(scale=2, require_object=True))

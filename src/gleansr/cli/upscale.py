@@ -72,6 +72,11 @@ class ModelOptions:
     back_project_strength: float | None = None
     """Strength of back-projection, 0 to 1; by default 1. Implies --back-project."""
 
+    @property
+    def automatic(self) -> bool:
+        """Whether each image gets the models that it needs."""
+        return self.method == self.model == "auto"
+
 
 @dataclass(frozen=True)
 class PhotoOptions:
@@ -100,7 +105,8 @@ class VideoOptions:
     rate: float | None = None
     """Frames per second of a video made of numbered frames; by default 25."""
     detect_every: int | None = None
-    """Search objects in every N-th frame and interpolate in between; by default about ten times a second. For --photo."""
+    """Search objects in every N-th frame and interpolate in between; by default about ten times a second. Not where one model enlarges
+    whole frames."""
 
 
 @dataclass(frozen=True)
@@ -158,15 +164,8 @@ def upscale(
     computing = replace(computing, device=device)
     photos = replace(photos, photo=photos.photo or bool(photos.box))
     _check(inputs, files, network, photos, computing)
-    automatic = (network.method, network.model, network.fit) == ("auto", "auto", "auto")
-    request = videos_among(
-        inputs,
-        files.output,
-        video=videos.video,
-        rate=videos.rate,
-        detect_every=videos.detect_every,
-        detects=photos.photo or automatic,
-    )
+    detects = photos.photo or network.automatic
+    request = videos_among(inputs, files.output, video=videos.video, rate=videos.rate, detect_every=videos.detect_every, detects=detects)
     if request and (ray_cluster or files.manifest):
         raise RequestError("--ray and --manifest are for images, not for videos")
     piped = PIPE in sources or files.output == Path(PIPE)
@@ -296,18 +295,17 @@ def _strength(network: ModelOptions) -> float:
 
 def _plan(network: ModelOptions, photos: PhotoOptions, computing: BatchOptions, config: "PhotoConfig", *, videos: bool) -> "TaskPlan":
     """What is done with each image."""
-    from gleansr.jobs.plan import AUTO, plan_task
+    from gleansr.jobs.plan import plan_task
 
-    automatic = network.method == "auto" and network.model == AUTO
-    upscaler, file = (None, None) if automatic else _upscaler(network, computing, photo=photos.photo or network.fit == "auto")
-    if automatic and network.option:
+    upscaler, file = (None, None) if network.automatic else _upscaler(network, computing, photo=photos.photo or network.fit == "auto")
+    if network.automatic and network.option:
         raise RequestError("--option is for pulse and dgp: give --method pulse or --method dgp too")
     background, background_file = _upscaler(ModelOptions(photos.background), computing) if photos.background else (None, None)
     plan = plan_task(
         upscaler,
         file,
         config=config,
-        photo=photos.photo or (automatic and videos),
+        photo=photos.photo or (network.automatic and videos),
         background=background,
         background_file=background_file,
         fit=network.fit,
@@ -333,7 +331,7 @@ def _upscaler(network: ModelOptions, computing: BatchOptions, *, photo: bool = F
         return upscaler, file
     from gleansr import baselines
     from gleansr.configs import parse_override
-    from gleansr.jobs.plan import AUTO
+    from gleansr.inference.router import AUTO
 
     settings = {key: value for change in network.option for key, value in parse_override(change).items()}
     model = network.model if network.model != AUTO else None

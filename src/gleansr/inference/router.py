@@ -11,6 +11,9 @@ from gleansr.inference.categories import WEIGHTS
 from gleansr.inference.precision import Precision
 from gleansr.inference.upscaler import Upscaler, load
 
+AUTO = "auto"
+"""Instead of a model's name: each image gets the models that it needs."""
+
 GENERAL = "general-4x"
 """The model of what belongs to no category that has models. It takes images of any size."""
 

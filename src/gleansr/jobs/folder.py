@@ -10,11 +10,12 @@ from pathlib import Path
 from gleansr import checkpoints
 from gleansr.errors import RequestError
 from gleansr.inference.precision import Precision
+from gleansr.inference.router import AUTO
 from gleansr.inference.upscaler import Fit, check_fit, load
 from gleansr.jobs.jobs import UnreadableFolder, destinations
 from gleansr.jobs.manifest import Manifest
 from gleansr.jobs.pipeline import run
-from gleansr.jobs.plan import AUTO, plan_task
+from gleansr.jobs.plan import plan_task
 from gleansr.jobs.steps import JobResult, Work
 from gleansr.jobs.walk import count, walk
 from gleansr.photos import PhotoConfig

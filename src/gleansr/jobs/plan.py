@@ -16,9 +16,6 @@ from gleansr.inference.upscaler import Fit, Upscaler
 from gleansr.jobs.jobs import Suffix
 from gleansr.photos import AutoTask, Photo, PhotoConfig
 
-AUTO = "auto"
-"""The model that each image needs, chosen by itself."""
-
 
 @dataclass(frozen=True, eq=False)
 class TaskPlan:
@@ -113,4 +110,4 @@ def plan_task(
     settings = run_settings(upscaler or task.upscaler, precision, options)
     if photo or background_file:
         settings["background_sha256"] = background_file and sha256_of(background_file)
-    return TaskPlan(task, file.stem if file else AUTO, settings, file)
+    return TaskPlan(task, file.stem if file else router.AUTO, settings, file)

@@ -1,5 +1,6 @@
 """The task that decides by itself what an image shows, and which models enlarge it."""
 
+import copy
 import hashlib
 import os
 import threading
@@ -156,19 +157,17 @@ class AutoTask:
 
     def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "AutoTask":
         """The same task on another device; `move` brings a loaded model there."""
-        return self._copy(Models(device=device, precision=self.models.precision), move, self._objects)
-
-    def with_objects(self, objects: Mapping[str, Sequence[PhotoObject]]) -> "AutoTask":
-        """The same task with known objects, by the name of their image."""
-        return self._copy(self.models, lambda upscaler: upscaler, objects)
-
-    def _copy(
-        self, models: Models, move: Callable[[Upscaler], Upscaler], objects: Mapping[str, Sequence[PhotoObject]] | None
-    ) -> "AutoTask":
         model, background = (one and move(one) for one in (self._model, self._background))
         if self._whole_images:
             model, background = background, None
-        return AutoTask(self.config, models=models, model=model, background=background, photo=self._photo, objects=objects)
+        models = Models(device=device, precision=self.models.precision)
+        return AutoTask(self.config, models=models, model=model, background=background, photo=self._photo, objects=self._objects)
+
+    def with_objects(self, objects: Mapping[str, Sequence[PhotoObject]]) -> "AutoTask":
+        """The same task with known objects, by the name of their image."""
+        task = copy.copy(self)
+        task._objects = objects
+        return task
 
     def scale_of(self, source: Source, name: str | None = None) -> int:
         """The scale of an image's result. Reads the pixels of thumbnails only.

@@ -97,6 +97,25 @@ class Photo:
         self._detector: Detector | None = None if fixed else load_detector(upscaler.category, upscaler.about.name or "the model")
 
     @property
+    def tracks(self) -> bool:
+        """Whether objects are detected in every image, so that those of a video can be tracked."""
+        return self._detector is not None
+
+    @property
+    def detectors(self) -> Mapping[str, Detector]:
+        """By category: that of the model, if objects are detected."""
+        return {nouns(self.upscaler.category)[1]: self._detector} if self._detector else {}
+
+    def choose_for_frame(self, _category: str, _width: float) -> Upscaler | None:
+        """The model for a detected object: the only one."""
+        return self.upscaler
+
+    def with_objects(self, objects: Mapping[str, Sequence["PhotoObject"]]) -> "Photo":
+        """The same task with known objects, by the name of their image."""
+        detections = {name: [one.detection for one in known] for name, known in objects.items()}
+        return Photo(self.upscaler, self.config, background=self.background, detections=detections)
+
+    @property
     def factor(self) -> int:
         """The scale in the config, or the model's; the default is lower for large photos, see `PhotoConfig.scale`."""
         return self.config.scale or self.upscaler.scale

@@ -19,8 +19,7 @@ from gleansr.inference.upscaler import Upscaler, load
 from gleansr.retouching.mask import TOLERANCE, bounding_box, dilate, feather_mask, find_edits
 
 _USUAL_SCALE = 8
-SIZE = 256
-"""Output size of the bundled models."""
+_SIZE = 256  # of the bundled models' output
 _RECOGNISED = 0.05
 """Least probability of a category."""
 _VIEWS = (0.75, 0.55)
@@ -193,14 +192,15 @@ def prepare(
         edits = find_edits(new_planes, old_planes, config.tolerance)
     else:
         edits = torch.ones(height, width, dtype=torch.bool)
+    edited_box = bounding_box(edits)
     if isinstance(model, Models):
-        square = _region(config.box, (height, width), (1, 1), bounding_box(edits), new.name)
-        views = [view.crop(old_planes[:3]) for view in _views(square, bounding_box(edits))]
+        square = _region(config.box, (height, width), (1, 1), edited_box, new.name)
+        views = [view.crop(old_planes[:3]) for view in _views(square, edited_box)]
         upscaler, summary = _choose(views, model, config.scale, old.name)
     else:
         upscaler, summary = model, model.about.name or model.method.name
     size, scale = _geometry(upscaler, config)
-    region = _region(config.box, (height, width), size, bounding_box(edits), new.name)
+    region = _region(config.box, (height, width), size, edited_box, new.name)
     _check_large_enough(region, upscaler, new.name)
     feather = max(4, region.width // 32) if config.feather is None else config.feather
     weights = _weights(edits, region, feather, grow=limit is None and original is not None)
@@ -237,7 +237,7 @@ def _choose(views: Sequence[Tensor], models: Models, scale: int | None, name: st
         raise RequestError(
             f"{name}: nothing recognised in the region that the model sees; name a model with --model, or give --box around it"
         )
-    chosen = best_model(category.name, SIZE / (scale or _USUAL_SCALE))
+    chosen = best_model(category.name, _SIZE / (scale or _USUAL_SCALE))
     assert chosen  # noqa: S101, there are models of the category
     unsure = ", unsure: --model names another" if category.confidence < 0.5 else ""
     return models[chosen.name], f"{NOUNS[category.name]} ({category.confidence:.0%}{unsure}), {chosen.name}"

@@ -120,7 +120,7 @@ def _routes(service: Service) -> ASGIApp:
     async def list_models() -> ServedModels:
         return ServedModels(
             [_served(name, upscaler, name == next(iter(service.upscalers))) for name, upscaler in service.upscalers.items()],
-            service.automatic,
+            service.models is not None,
         )
 
     @get("/healthz", summary="Liveness probe", response_class=PlainTextResponse)

@@ -20,7 +20,7 @@ from gleansr.errors import ImageError, RequestError, TooLargeError
 from gleansr.images.codec import MAX_PIXELS, DecodedImage, Metadata, decode, save
 from gleansr.images.opening import ALLOW_TRUNCATED
 from gleansr.inference.method import StepReport
-from gleansr.inference.router import Models
+from gleansr.inference.router import AUTO, Models
 from gleansr.inference.tasks import Enlarge, TaskResult
 from gleansr.inference.upscaler import Upscaler
 from gleansr.photos import AutoTask, PhotoConfig
@@ -34,8 +34,6 @@ INPUT_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Accepted formats, by Pillow's names; fewer than the command line's, since the files are untrusted."""
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-AUTO = "auto"
-"""Instead of a model's name: chooses by what an image shows."""
 Images = Mapping[str, DecodedImage]
 Values = Mapping[str, Any]
 Hold = Callable[[int], None]
@@ -217,11 +215,10 @@ def release_memory() -> None:
         trim(0)
 
 
-def warm_up(endpoint: Endpoint, upscaler: Upscaler) -> None:
-    """Retouches an image with the endpoint's last model, since the first request takes longer."""
+def warm_up(endpoint: Endpoint, name: str, upscaler: Upscaler) -> None:
+    """Retouches an image with a model, since the first request takes longer."""
     size, out = upscaler.input_size or 1, upscaler.output_size or 1
-    values = {name: field.default for name, field in endpoint.fields.items()}
-    values["model"] = endpoint.fields["model"].schema["enum"][-1]
+    values = {key: field.default for key, field in endpoint.fields.items()} | {"model": name}
     prepared = endpoint.prepare({"edited": decode(Image.new("RGB", (size, size)))}, values, lambda _done, _total: None)
     encode(prepared.finish([torch.zeros(3, out, out)], [""]), prepared, "png", None)
 

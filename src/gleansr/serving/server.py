@@ -13,12 +13,11 @@ from types import FrameType
 import uvicorn
 
 from gleansr.errors import RequestError
-from gleansr.inference.router import Models, bundled_models
+from gleansr.inference.router import AUTO, Models, bundled_models
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.connections import Connection, Connections, Http
-from gleansr.serving.endpoints import AUTO
 
 
 def load_models(config: ServingConfig, fetch: Callable[[str], Path]) -> tuple[dict[str, Upscaler], Models | None]:

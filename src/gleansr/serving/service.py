@@ -42,11 +42,10 @@ class Service:
 
     def __init__(self, config: ServingConfig, upscalers: Mapping[str, Upscaler], models: Models | None = None):
         """As `make_endpoints`."""
-        self.config, self.upscalers, self.automatic = config, upscalers, models is not None
+        self.config, self.upscalers, self.models = config, upscalers, models
         self.upscaling, self.retouching = endpoints.make_endpoints(upscalers, models, RESULT_SHARE * config.max_pixels)
         self.metrics = Metrics()
         self.worker = ModelWorker(config.batch_size, self.metrics)
-        self._warm = [*upscalers.values(), *([models[GENERAL]] if models else [])]
         self.admission = Admission(config.queue, config.max_bytes, config.max_pixels, self._estimate_seconds)
         self._recent_seconds = 0.0  # moving average per request
         # Each thread uses one core, beside the forward pass.
@@ -64,9 +63,10 @@ class Service:
         return self._worker_task is not None and not self._worker_task.done() and not self.stopping
 
     async def start(self) -> None:
-        await self.worker.warm_up(self._warm)
-        last = list(self.upscalers.values())[-1]
-        await asyncio.get_running_loop().run_in_executor(self._pool, endpoints.warm_up, self.retouching, last)
+        general = [self.models[GENERAL]] if self.models else []
+        await self.worker.warm_up([*self.upscalers.values(), *general])
+        name, upscaler = next(iter(self.upscalers.items()))
+        await asyncio.get_running_loop().run_in_executor(self._pool, endpoints.warm_up, self.retouching, name, upscaler)
         self._worker_task = asyncio.create_task(self.worker.run())
 
     async def stop(self) -> None:

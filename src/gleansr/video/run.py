@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gleansr.errors import NoObjectError
 from gleansr.files import sha256_of
@@ -18,7 +18,7 @@ from gleansr.jobs.steps import sidecar
 from gleansr.photos import AutoTask, Photo
 from gleansr.photos.auto import large_objects
 from gleansr.photos.detect import nouns
-from gleansr.photos.task import PhotoObject, load_detector
+from gleansr.photos.task import PhotoObject
 from gleansr.video.pipeline import process_frames
 from gleansr.video.reading import Footage, VideoFrame
 from gleansr.video.tracking import Track, TrackConfig, TrackedObjects, track_objects
@@ -49,52 +49,45 @@ class Tracking:
 
     def task_with_objects(self, *others: "Tracking") -> ImageTask:
         """The task with the known objects of this video, and of others."""
-        known: dict[str, list[Any]] = {}
-        for tracking in (self, *others):
-            known |= tracking._known()
-        if isinstance(self.task, Photo):
-            return Photo(self.task.upscaler, self.task.config, background=self.task.background, detections=known)
-        return self.task.with_objects(known)
+        return self.task.with_objects({name: known for tracking in (self, *others) for name, known in tracking._known().items()})
+
+    @property
+    def cuts(self) -> list[float]:
+        """Seconds at which new scenes start."""
+        return next(([objects.times[number] for number in objects.cuts] for objects in self.objects.values()), [])
 
     @property
     def notes(self) -> list[str]:
         """What was found, for the user."""
         counts = [_count(category, objects) for category, objects in self.objects.items() if objects.tracks]
         if isinstance(self.task, Photo):
-            category = nouns(self.task.upscaler.category)[1]
-            return counts or [f"no {category} found in {self.objects[category].searched} searched frames"]
-        tracks = [(category, track) for category, objects in self.objects.items() for track in objects.tracks]
-        chosen = [self._upscaler(category, track) for category, track in tracks]
+            return counts or [f"no {category} found in {objects.searched} searched frames" for category, objects in self.objects.items()]
+        chosen = [self._upscaler(category, track) for category, objects in self.objects.items() for track in objects.tracks]
         return [
             *(counts or filter(None, [self.task.nothing_found])),
             *large_objects(chosen.count(None), len(chosen)),
             *self.task.missing_extras(),
         ]
 
-    def _known(self) -> dict[str, list[Any]]:
-        """The detections of a Photo, or the objects of an AutoTask, by the name of the image."""
-        if isinstance(self.task, Photo):
-            [objects] = self.objects.values()
-            return dict(objects.detections)
-        known: dict[str, list[Any]] = {}
+    def _known(self) -> dict[str, list[PhotoObject]]:
+        """The objects that a model enlarges, by the name of the image."""
+        known: dict[str, list[PhotoObject]] = {}
         for category, objects in self.objects.items():
+            known = {name: known.get(name, []) for name in objects.names}
             for track in objects.tracks:
                 if upscaler := self._upscaler(category, track):
                     for number, detection in track.smoothed.items():
-                        known.setdefault(objects.names[number], []).append(PhotoObject(detection, upscaler))
+                        known[objects.names[number]].append(PhotoObject(detection, upscaler))
         return known
 
     def _upscaler(self, category: str, track: Track) -> Upscaler | None:
         """The model of an object, the same in all frames, so that it does not flicker."""
-        assert isinstance(self.task, AutoTask)  # noqa: S101, a Photo has one model
         return self.task.choose_for_frame(category, statistics.median(one.frame.width for one in track.detections))
 
 
-def needs_tracking(task: ImageTask) -> bool:
+def needs_tracking(task: ImageTask) -> TypeGuard[Photo | AutoTask]:
     """Whether a task's objects must be tracked first: it detects them, instead of using given boxes."""
-    if isinstance(task, AutoTask):
-        return task.tracks
-    return isinstance(task, Photo) and not (task.config.boxes or task.config.aligned)
+    return isinstance(task, Photo | AutoTask) and task.tracks
 
 
 def track_video(
@@ -120,11 +113,7 @@ def track_video(
         NoObjectError: no object is found, and the task's config requires one.
         SearchStoppedError, ImageError: as `track_objects`.
     """
-    if isinstance(task, AutoTask):
-        detectors = task.detectors
-    else:
-        category = nouns(task.upscaler.category)[1]
-        detectors = {category: load_detector(task.upscaler.category, task.upscaler.about.name or "the model")}
+    detectors = task.detectors
     if not detectors:  # none is installed
         return Tracking(task, {})
     found = track_objects(
@@ -174,7 +163,7 @@ def upscale(
     """
     check_target(target, overwrite=work.overwrite, sidecar=work.sidecar)
     task, tracking, notes = work.task, None, list[str]()
-    if isinstance(task, (Photo, AutoTask)) and needs_tracking(task):
+    if needs_tracking(task):
         tracking = track_video(footage, task, config or TrackConfig(), stopped=stopped, on_read=on_read)
         notes += tracking.notes
         task = tracking.task_with_objects()
@@ -199,7 +188,7 @@ def upscale(
     if consistencies:
         details["consistency_db"] = {"mean": round(statistics.fmean(consistencies), 2), "least": min(consistencies)}
     if tracking:
-        details["cuts"] = [round(objects.times[number], 4) for objects in [*tracking.objects.values()][:1] for number in objects.cuts]
+        details["cuts"] = [round(time, 4) for time in tracking.cuts]
         details["objects"] = [
             {
                 "category": category,
