@@ -19,7 +19,7 @@ from gleansr.inference.categories import Category
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import Work, destinations, process, walk
 from gleansr.jobs.plan import plan_task
-from gleansr.photos import AutoTask, PhotoConfig, auto, run
+from gleansr.photos import AutoTask, PhotoConfig, auto, run, search
 from gleansr.photos.align import frame_around
 from gleansr.photos.detect import Detection
 from tests.photo_parts import photo, pixels, smooth, stripes, upscaler
@@ -40,7 +40,9 @@ class Shows:
                 self.models[name] = upscaler(size, 256 // size, stripes, category=category, called=name)
         monkeypatch.setattr(auto, "Models", lambda **_: self.models)
         monkeypatch.setattr(auto, "classify", self.classify)
-        monkeypatch.setattr(auto, "load_detector", self.load_detector)
+        monkeypatch.setattr(search, "classify", self.classify)
+        for module in (auto, search):
+            monkeypatch.setattr(module, "load_detector", self.load_detector)
 
     def classify(self, image: DecodedImage | Tensor) -> Category:
         return Category(self.category if isinstance(image, DecodedImage) else self.crops, 0.98)
@@ -56,7 +58,9 @@ class Found:
         self.boxes = boxes
 
     def detect(self, photo: Tensor, *, min_score: float | None, rotated: bool) -> list[Detection]:  # noqa: ARG002
-        return [Detection(box, frame_around(box), 1.0) for box in self.boxes]
+        height, width = photo.shape[-2:]
+        inside = [(x, y, w, h) for x, y, w, h in self.boxes if x + w <= width and y + h <= height]
+        return [Detection(box, frame_around(box), 1.0) for box in inside]
 
 
 @pytest.fixture
@@ -177,6 +181,51 @@ def test_pixels_beside_the_objects_are_those_of_the_general_model(shows: Shows):
     result, general = (pixels(run(AutoTask(), image).image), pixels(shows.models["general-4x"](image)))
     assert (result[:, :, 160:] - general[:, :, 160:]).abs().max() <= 1
     assert (result[:, 60:140, 60:140] - general[:, 60:140, 60:140]).abs().mean() > 2
+
+
+def test_a_head_that_does_not_fill_a_thumbnail_is_sought(shows: Shows):
+    """A portrait with shoulders is no bedroom, though the classifier takes some for one."""
+    shows.boxes = {"faces": [(14, 6, 24, 24)]}
+    for shows.category in ("faces", "bedrooms", "other"):
+        image, summary, found, notes = details(AutoTask(), photo(48, 48))
+        assert (image.size, summary, notes) == ((192, 192), "1 face, faces-8x, general-4x", ())
+        assert (len(found["objects"]), found["category"]) == (1, None)
+    shows.crops = "other"  # a mistake of the detector
+    assert details(AutoTask(), photo(48, 48))[1] == "nothing recognised, general-4x"
+
+
+@pytest.mark.parametrize(("side", "whole"), [(37, True), (34, False)])
+def test_a_head_that_fills_a_thumbnail_is_enlarged_as_a_whole(shows: Shows, side: int, whole: bool):
+    shows.category, shows.boxes = "faces", {"faces": [(4, 4, side, side)]}
+    assert details(AutoTask(), photo(48, 64))[1] == ("face (98%), faces-8x" if whole else "1 face, faces-8x, general-4x")
+    shows.boxes = {"faces": [(4, 4, side, side), (41, 10, 20, 20)]}
+    assert details(AutoTask(), photo(48, 64))[1] == "2 faces, faces-8x, general-4x"
+    assert details(AutoTask(PhotoConfig(aligned=True)), photo(48, 64))[1] == "face (98%), faces-8x"
+
+
+def test_no_heads_are_sought_in_a_recognised_cat_or_for_a_given_model(shows: Shows):
+    shows.category, shows.boxes, shows.crops = "cats", {"cats": [(4, 4, 20, 20)]}, "cats"
+    assert details(AutoTask(), photo(48, 48))[1] == "cat (98%), cats-8x"
+    assert details(AutoTask(model=shows.models["cats-8x"]), photo(48, 48))[1] == "cats-8x"
+    shows.category = "cars"
+    assert details(AutoTask(), photo(48, 48))[1] == "1 cat, cats-8x, general-4x"
+
+
+def test_missing_detectors_are_noted_for_a_thumbnail_that_is_not_recognised(shows: Shows):
+    shows.missing = {"faces", "cats"}
+    task = AutoTask()
+    shows.category = "faces"
+    assert details(task, photo(48, 48))[3] == ()
+    shows.category = "other"
+    assert details(task, photo(48, 48))[3] == ("faces and cats are not looked for: pip install 'gleansr[photos]' adds that",)
+
+
+def test_without_a_detector_a_portrait_is_not_taken_for_something_else(shows: Shows):
+    shows.missing, shows.category = {"faces"}, "cars"
+    shows.models["cars-8x"] = upscaler(32, 8, category="cars", called="cars-8x")
+    assert details(AutoTask(), photo(48, 48))[1] == "nothing recognised, general-4x"  # its inner parts are faces
+    shows.crops = "other"
+    assert details(AutoTask(), photo(48, 48))[1] == "car (98%), cars-8x"
 
 
 def test_a_required_object(shows: Shows):

@@ -87,7 +87,7 @@ def test_thumbnails_do_not_wait_for_photos_and_an_abandoned_photo_ends(models: M
         assert gate.wait(20)
         return ModelOutput(torch.zeros(1, 3, 4 * lrs[0].shape[1], 4 * lrs[0].shape[2]))
 
-    monkeypatch.setattr("gleansr.photos.auto._DETECTED", ())
+    monkeypatch.setattr("gleansr.photos.search.DETECTED", ())
     with Client(App(ServingConfig(), {"faces-8x": models["faces-8x"]}, models)) as client:
         monkeypatch.setattr(general, "runner", tile)
         photo = threading.Thread(target=lambda: answers.append(client.post("/v1/upscale", files={"picture": encoded(blotchy(3, 2000))})))

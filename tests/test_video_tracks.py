@@ -19,7 +19,7 @@ from gleansr.inference.categories import Category
 from gleansr.inference.router import Models
 from gleansr.inference.tasks import TaskResult
 from gleansr.jobs import Work
-from gleansr.photos import AutoTask, Photo, PhotoConfig, auto
+from gleansr.photos import AutoTask, Photo, PhotoConfig, auto, search
 from gleansr.photos.align import Frame, crop, make_frame
 from gleansr.photos.detect import Detection
 from gleansr.video import Clip, TrackConfig, needs_tracking, upscale
@@ -236,8 +236,8 @@ def test_a_video_without_an_object_is_enlarged_or_refused(tmp_path: Path, monkey
 def test_a_video_gets_the_models_that_its_objects_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     detectors = {"faces": Spot(blind=True), "cats": Spot()}
     models = {"cats-2x": upscaler(16, 2, stripes, called="cats-2x"), "general-4x": upscaler(None, 2, called="general-4x")}
-    monkeypatch.setattr(auto, "load_detector", lambda category, *_, **__: detectors[category])
-    monkeypatch.setattr(auto, "classify", lambda _: Category("cats", 1.0))  # so that the face is a mistake
+    monkeypatch.setattr(search, "load_detector", lambda category, *_, **__: detectors[category])
+    monkeypatch.setattr(search, "classify", lambda _: Category("cats", 1.0))  # so that the face is a mistake
     monkeypatch.setattr(auto, "best_model", lambda *_: SimpleNamespace(name="cats-2x"))
     task = AutoTask(PhotoConfig(scale=2, keep_detail=0), models=cast("Models", models), photo=True)
     assert needs_tracking(task)
@@ -255,7 +255,7 @@ def test_a_video_gets_the_models_that_its_objects_need(tmp_path: Path, monkeypat
         assert changed.nonzero().float().mean(0).tolist() == pytest.approx([33, 2 * (16.5 + 2 * i)], abs=1.5)
     monkeypatch.setattr(auto, "LARGEST", 0.5)
     assert "1 of 1 enlarged like the rest" in upscale(Clip(source), tmp_path / "c.mkv", work, EVERY).notes[1]
-    monkeypatch.setattr(auto, "classify", lambda _: Category("other", 1.0))
+    monkeypatch.setattr(search, "classify", lambda _: Category("other", 1.0))
     assert upscale(Clip(source), tmp_path / "d.mkv", work, EVERY).notes[0] == "no face or cat found"
     assert not needs_tracking(AutoTask(PhotoConfig(aligned=True), models=cast("Models", models), photo=True))
 

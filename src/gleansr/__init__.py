@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gleansr.inference.categories import Category, classify
     from gleansr.inference.upscaler import Upscaler, load
     from gleansr.jobs.folder import upscale_folder
-    from gleansr.photos.auto import upscale
+    from gleansr.photos.functions import upscale
     from gleansr.retouching.refine import retouch
 
     __version__: str
@@ -28,7 +28,7 @@ _MODULES = {
     "load_model": "gleansr.checkpoints",
     "resize": "gleansr.images.resize",
     "retouch": "gleansr.retouching.refine",
-    "upscale": "gleansr.photos.auto",
+    "upscale": "gleansr.photos.functions",
     "upscale_folder": "gleansr.jobs.folder",
 }
 

@@ -22,6 +22,10 @@ _MIN_SCORE_ROTATED = 0.4
 _MAX_PIXELS = 8_000_000
 _MAX_SCALE = 4.0
 """The detector needs faces of at least 80 pixels."""
+_MAX_SCALE_SMALL = 8.0
+"""Of images of at most `_SMALL` pixels. In 20 portraits with shoulders, at 32, 48 and 64 px, it finds 14, 19 and 20 faces; 4x finds 2, 17
+and 19."""
+_SMALL = 64
 _MOUTH = 1.0
 """Distance of the mouth below the eyes, in distances between the eyes; see `frame_of`."""
 _MOUTH_OF_NOSE = 1.2
@@ -49,7 +53,8 @@ class Faces:
     def detect(self, photo: Tensor, *, min_score: float | None = None, rotated: bool = True) -> list[Detection]:
         """See `Detector`. dlib's own threshold is 0, a good score is above 1."""
         height, width = photo.shape[-2:]
-        size = search_size(height, width, max_pixels=_MAX_PIXELS, max_scale=_MAX_SCALE)
+        max_scale = _MAX_SCALE_SMALL if max(height, width) <= _SMALL else _MAX_SCALE
+        size = search_size(height, width, max_pixels=_MAX_PIXELS, max_scale=max_scale)
         pixels, density = pixels_at(photo, size), math.sqrt(size[0] * size[1] / height / width)
         detections: list[Detection] = []
         for quarters in range(4 if rotated else 1):

@@ -2,22 +2,20 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.errors import ImageError, NoObjectError, RequestError
 from gleansr.images.back_projection import back_project, consistency_db
-from gleansr.images.codec import DecodedImage, Source, decode, neutral
+from gleansr.images.codec import DecodedImage, neutral
 from gleansr.inference.method import StepReport
-from gleansr.inference.tasks import ImageTask, PreparedImage, TaskResult
-from gleansr.inference.upscaler import Upscaler, load
+from gleansr.inference.tasks import PreparedImage, TaskResult
+from gleansr.inference.upscaler import Upscaler
 from gleansr.photos.align import crop, frame_around
 from gleansr.photos.background import BackgroundModel, bicubic_bands
 from gleansr.photos.config import MAX_MEGAPIXELS, Box, PhotoConfig
@@ -309,55 +307,6 @@ def size_warnings(objects: Sequence[PhotoObject], scale: int) -> list[str]:
         pixels = min(one.columns for one in small)
         notes.append(f"{len(small)} of {count} have less than a quarter of the model's {pixels} pixels: most of their detail is guessed")
     return notes
-
-
-def run(task: ImageTask, photo: DecodedImage) -> TaskResult:
-    """Processes a photo, with its forward passes in batches of equal models."""
-    prepared = task.prepare(photo)
-    srs: list[Tensor | None] = [None] * len(prepared.lrs)
-    notes = [""] * len(prepared.lrs)
-    groups: dict[Upscaler, list[int]] = {}
-    for number, upscaler in enumerate(prepared.upscalers or [task.upscaler] * len(prepared.lrs)):
-        groups.setdefault(upscaler, []).append(number)
-    for upscaler, numbers in groups.items():
-        size = upscaler.default_batch_size()
-        for first in range(0, len(numbers), size):
-            batch = numbers[first : first + size]
-            output = upscaler.runner([prepared.lrs[number] for number in batch])
-            for number, sr, note in zip(batch, output.images, output.notes or [""] * len(batch), strict=True):
-                srs[number], notes[number] = sr, note
-    return prepared.finish([sr for sr in srs if sr is not None], notes)
-
-
-@plain_torch()
-def upscale_photo(
-    photo: Source | DecodedImage,
-    model: str | os.PathLike[str] | Upscaler = "cats-8x",
-    *,
-    background: str | os.PathLike[str] | Upscaler | None = None,
-    **options: Any,
-) -> Image.Image:
-    """Enlarges a photo, with the model for the objects of its category.
-
-    Args:
-        photo: a path, the bytes of a file, a PIL image, an array or a tensor, as for an `Upscaler`.
-        model: name or file of a GLEAN, or an Upscaler.
-        background: name or file of a network of any size, or an Upscaler, for the area around the objects; by default bicubic.
-        options: fields of `PhotoConfig`.
-
-    Returns:
-        The whole photo, RGB or RGBA. Its `info["gleansr"]` holds the notes, its `info["objects"]` the details of each object.
-
-    Raises:
-        RequestError: the arguments do not fit together.
-        ImageError: the photo cannot be read, or has no object and `require_object` is set.
-    """
-    upscaler = model if isinstance(model, Upscaler) else load(model)
-    network = background if isinstance(background, Upscaler) or background is None else load(background)
-    task = Photo(upscaler, PhotoConfig(**options), background=network)
-    result = run(task, photo if isinstance(photo, DecodedImage) else decode(photo))
-    result.image.info.update(gleansr="; ".join(result.notes), objects=result.details["objects"])
-    return result.image
 
 
 def _details(one: PhotoObject, consistency: float | None, resolved: int | None) -> dict[str, Any]:

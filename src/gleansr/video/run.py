@@ -16,8 +16,8 @@ from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import Work
 from gleansr.jobs.steps import sidecar
 from gleansr.photos import AutoTask, Photo
-from gleansr.photos.auto import large_objects
 from gleansr.photos.detect import nouns
+from gleansr.photos.search import large_objects
 from gleansr.photos.task import PhotoObject
 from gleansr.video.pipeline import process_frames
 from gleansr.video.reading import Footage, VideoFrame
