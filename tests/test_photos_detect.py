@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from gleansr.images.codec import DecodedImage, decode
 from gleansr.images.resize import resize
-from gleansr.photos import Photo, PhotoConfig, run
+from gleansr.photos import AutoTask, Photo, PhotoConfig, run
 from gleansr.photos.align import crop, frame_around, make_frame
-from gleansr.photos.detect import Detection, Rotation, non_maximum_suppression, search_size
+from gleansr.photos.detect import Detection, Rotation, Spares, non_maximum_suppression, search_size
 from gleansr.photos.faces import frame_of
 from tests.photo_parts import smooth, stripes, upscaler
 
@@ -63,10 +64,20 @@ def test_a_face_is_detected_at_any_angle(angle: float):
 def test_small_faces_are_detected_in_small_photos():
     from gleansr.photos.faces import Faces
 
-    (found,) = Faces().detect(astronaut(size=60), rotated=False)
     (large,) = Faces().detect(astronaut(size=140), rotated=False)
-    assert found.box[2] < 32
-    assert (found.frame.x / 60, found.frame.y / 60) == pytest.approx((large.frame.x / 140, large.frame.y / 140), abs=0.03)
+    for size in (60, 36):
+        (found,) = Faces().detect(astronaut(size=size), rotated=False)
+        assert found.box[2] < size * 0.53
+        assert (found.frame.x / size, found.frame.y / size) == pytest.approx((large.frame.x / 140, large.frame.y / 140), abs=0.03)
+
+
+@needs_dlib
+def test_a_portrait_of_48_pixels_gets_the_model_of_faces():
+    image = astronaut(size=48)
+    result = run(AutoTask(), DecodedImage(image, name="portrait"))
+    assert (result.image.size, result.summary) == ((192, 192), "1 face, faces-8x, general-4x")
+    [frame] = [one["frame"] for one in result.details["objects"]]
+    assert 30 < math.dist(frame[0], frame[1]) < 44
 
 
 @needs_dlib
@@ -157,6 +168,18 @@ def test_a_uniform_photo_has_no_cats():
 
 
 # ---------------------------------------------------------------------------------------------------- places and frames
+
+
+def test_a_spare_is_lent_to_one_thread_at_a_time_and_used_again():
+    numbers = iter(range(9))
+    spares = Spares(lambda: next(numbers))
+    with spares.lent() as first, spares.lent() as second:
+        assert (first, second) == (0, 1)
+    with spares.lent() as again:
+        assert again in (0, 1)
+    with suppress(ValueError), spares.lent():
+        raise ValueError  # what failed is not lent again
+    assert sorted(spares._free) == [1 - again]
 
 
 def test_non_maximum_suppression():

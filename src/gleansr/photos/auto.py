@@ -306,13 +306,14 @@ class AutoTask:
     def _heads_in_thumbnail(self, planes: Tensor, category: Category) -> dict[str, list[Detection]]:
         """Heads that do not fill a thumbnail, such as those of portraits with shoulders, by category.
 
-        The classifier takes some such portraits for something else. It takes hardly any loosely framed cat for a cat.
+        The classifier takes some such portraits for something else. It takes hardly any loosely framed cat for a cat. Heads are sought
+        upright only, which takes a sixth of the time.
         """
         height, width = planes.shape[-2:]
         if self._model or self.config.aligned or category.name == "cats" or max(height, width) < _MIN_SEARCHED:
             return {}
         sought = {name: one for name, one in self.detectors.items() if category.name not in DETECTED or name == category.name}
-        found = detect_all(sought, planes, self.config)
+        found = detect_all(sought, planes, replace(self.config, rotated=False))
         heads = [one for detections in found.values() for one in detections]
         fills = category.name in found and len(heads) == 1 and heads[0].frame.width >= _FILLS * min(height, width)
         return {} if fills else found

@@ -1,7 +1,6 @@
 """Cat heads: OpenCV's cascade, with frames as in AFHQ."""
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from gleansr.photos.align import make_frame
-from gleansr.photos.detect import Detection, Rotation, inside_photo, non_maximum_suppression, pixels_at, search_size
+from gleansr.photos.detect import Detection, Rotation, Spares, inside_photo, non_maximum_suppression, pixels_at, search_size
 from gleansr.photos.extras import missing_extra, optional_module
 
 _CASCADE = "haarcascade_frontalcatface_extended.xml"
@@ -63,7 +62,7 @@ class Cats:
         if not hasattr(self._cv2, "CascadeClassifier") or not hasattr(self._cv2, "data"):
             raise missing_extra("cats", "OpenCV, of a version below 5")
         self._rotations = _ROTATIONS if all_angles else ()
-        self._local = threading.local()  # a cascade is not thread-safe
+        self._cascades = Spares(self._make_cascade)
 
     def detect(self, photo: Tensor, *, min_score: float | None = None, rotated: bool = True) -> list[Detection]:
         """See `Detector`. Scores are weights of the cascade's last stage: its threshold is 0, a good score is above 1."""
@@ -131,9 +130,10 @@ class Cats:
         )
 
     def _detect_upright(self, image: np.ndarray, rotation: Rotation, min_score: float) -> list[Detection]:
-        boxes, _, weights = self._cascade().detectMultiScale3(
-            image, scaleFactor=_STEP, minNeighbors=_NEIGHBOURS, minSize=(_MIN_SIDE,) * 2, maxSize=(_MAX_SIDE,) * 2, outputRejectLevels=True
-        )
+        sides = {"minSize": (_MIN_SIDE,) * 2, "maxSize": (_MAX_SIDE,) * 2}
+        with self._cascades.lent() as cascade:
+            found = cascade.detectMultiScale3(image, scaleFactor=_STEP, minNeighbors=_NEIGHBOURS, outputRejectLevels=True, **sides)
+        boxes, _, weights = found
         cos, sin = math.cos(math.radians(rotation.angle)), math.sin(math.radians(rotation.angle))
         detections = []
         for rectangle, score in zip(boxes, np.ravel(weights), strict=True):
@@ -146,7 +146,5 @@ class Cats:
             detections.append(Detection(box, frame, float(score)))
         return detections
 
-    def _cascade(self) -> Any:
-        if not hasattr(self._local, "cascade"):
-            self._local.cascade = self._cv2.CascadeClassifier(self._cv2.data.haarcascades + _CASCADE)
-        return self._local.cascade
+    def _make_cascade(self) -> Any:
+        return self._cv2.CascadeClassifier(self._cv2.data.haarcascades + _CASCADE)

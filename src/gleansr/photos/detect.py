@@ -1,9 +1,11 @@
 """What all detectors share: their results, the scale of the search, rotated searches, non-maximum suppression."""
 
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from gleansr.photos.align import Frame
 
+_T = TypeVar("_T")
 _SAME_OBJECT = 0.5
 """Two boxes are the same object if at least this share of the smaller one lies in the other."""
 
@@ -36,6 +39,27 @@ class Detector(Protocol):
     def detect(self, photo: Tensor, *, min_score: float | None, rotated: bool) -> list[Detection]:
         """The distinct objects in a photo (3, H, W) in [0, 1], by descending score; rotated ones only if `rotated`."""
         ...
+
+
+class Spares(Generic[_T]):
+    """Lends out what several threads must not use at a time, such as a cascade: a spare one, or a new one if none is free.
+
+    Threads come and go with each search, and to make dlib's detector takes a second, so that a copy for each thread would be made anew
+    for each image.
+    """
+
+    def __init__(self, make: Callable[[], _T]):
+        self._make = make
+        self._free: deque[_T] = deque()
+
+    @contextmanager
+    def lent(self) -> Iterator[_T]:
+        try:
+            one = self._free.pop()
+        except IndexError:
+            one = self._make()
+        yield one
+        self._free.append(one)
 
 
 def nouns(category: str | None) -> tuple[str, str]:

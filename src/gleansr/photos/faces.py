@@ -1,7 +1,6 @@
 """Human faces: dlib's detector, its five landmarks, and frames as in FFHQ."""
 
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from gleansr.photos.align import Frame, make_frame
-from gleansr.photos.detect import Detection, Rotation, inside_photo, non_maximum_suppression, pixels_at, search_size
+from gleansr.photos.detect import Detection, Rotation, Spares, inside_photo, non_maximum_suppression, pixels_at, search_size
 from gleansr.photos.extras import dlib_and_models, missing_extra
 
 LANDMARKS = "shape_predictor_5_face_landmarks.dat"
@@ -48,7 +47,7 @@ class Faces:
             raise missing_extra("faces", "dlib and its networks")
         self._dlib, folder = extra
         self._predictor = str(folder / LANDMARKS)
-        self._local = threading.local()  # a detector is not thread-safe
+        self._tools = Spares(self._make_tools)
 
     def detect(self, photo: Tensor, *, min_score: float | None = None, rotated: bool = True) -> list[Detection]:
         """See `Detector`. dlib's own threshold is 0, a good score is above 1."""
@@ -65,20 +64,19 @@ class Faces:
         return non_maximum_suppression(inside_photo(detections, height, width))
 
     def _detect_upright(self, image: np.ndarray, rotation: Rotation, min_score: float) -> list[Detection]:
-        detector, predictor = self._tools()
-        rectangles, scores, _ = detector.run(image, 0, min_score)
+        with self._tools.lent() as (detector, predictor):
+            rectangles, scores, _ = detector.run(image, 0, min_score)
+            shapes = [predictor(image, rectangle) for rectangle in rectangles]
         detections = []
-        for rectangle, score in zip(rectangles, scores, strict=True):
+        for rectangle, shape, score in zip(rectangles, shapes, scores, strict=True):
             # dlib's coordinates are pixel centres.
-            landmarks = [rotation.to_photo(point.x + 0.5, point.y + 0.5) for point in predictor(image, rectangle).parts()]
+            landmarks = [rotation.to_photo(point.x + 0.5, point.y + 0.5) for point in shape.parts()]
             box = rotation.box(rectangle.left(), rectangle.top(), rectangle.width(), rectangle.height())
             detections.append(Detection(box, frame_of(landmarks), float(score), tuple(landmarks)))
         return detections
 
-    def _tools(self) -> tuple[Any, Any]:
-        if not hasattr(self._local, "tools"):
-            self._local.tools = self._dlib.get_frontal_face_detector(), self._dlib.shape_predictor(self._predictor)
-        return self._local.tools
+    def _make_tools(self) -> tuple[Any, Any]:
+        return self._dlib.get_frontal_face_detector(), self._dlib.shape_predictor(self._predictor)
 
 
 def frame_of(landmarks: Sequence[tuple[float, float]]) -> Frame:
