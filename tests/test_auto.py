@@ -34,7 +34,7 @@ class Shows:
         self.boxes: Mapping[str, Sequence[tuple[float, float, float, float]]] = {}
         self.missing: set[str] = set()
         self.models: dict[str, Upscaler] = {"general-4x": upscaler(None, 4, category="any", called="general-4x")}
-        for category, sizes in {"faces": (32, 16, 8, 4), "cats": (32, 16)}.items():
+        for category, sizes in {"faces": (64, 32, 16, 8, 4), "cats": (64, 32, 16)}.items():
             for size in sizes:
                 name = f"{category}-{256 // size}x"
                 self.models[name] = upscaler(size, 256 // size, stripes, category=category, called=name)
@@ -201,6 +201,15 @@ def test_a_head_that_fills_a_thumbnail_is_enlarged_as_a_whole(shows: Shows, side
     shows.boxes = {"faces": [(4, 4, side, side), (41, 10, 20, 20)]}
     assert details(AutoTask(), photo(48, 64))[1] == "2 faces, faces-8x, general-4x"
     assert details(AutoTask(PhotoConfig(aligned=True)), photo(48, 64))[1] == "face (98%), faces-8x"
+
+
+def test_a_thumbnail_with_more_pixels_than_the_models_of_its_category_take_is_a_larger_image(shows: Shows, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(auto, "thumbnail_size", lambda: 128)
+    shows.models["cars-8x"] = upscaler(32, 8, category="cars", called="cars-8x")
+    shows.category = "cars"
+    assert details(AutoTask(), photo(64, 64))[1] == "car (98%), cars-8x"
+    assert details(AutoTask(), photo(65, 64))[1] == "no face or cat found, general-4x"
+    assert details(AutoTask(PhotoConfig(aligned=True)), photo(65, 64))[1] == "car (98%), cars-8x"
 
 
 def test_no_heads_are_sought_in_a_recognised_cat_or_for_a_given_model(shows: Shows):

@@ -35,6 +35,8 @@ _WHOLE = 448**2
 """Pixels of an image that the general model enlarges in one pass."""
 _MIN_SEARCHED = 24
 """Longer side in pixels from which heads are sought in a thumbnail."""
+_UPRIGHT = 64
+"""Longer side in pixels up to which they are sought upright only."""
 _FILLS = 0.75
 """Smallest frame of a head that fills a thumbnail, as a share of the shorter side. Frames in 155 thumbnails of held-out faces have 0.78 to
 1.09, in 40 of portraits with shoulders 0.24 to 0.97, on average 0.64."""
@@ -255,20 +257,19 @@ class AutoTask:
             objects = [one for box in self.config.boxes if (one := self._in_box(box, planes, decoded.name))]
             given = len(self.config.boxes)
             summary = f"{given} {'box' if given == 1 else 'boxes'} given"
-        elif self.is_thumbnail(height, width):
-            category = self._recognise(decoded)
+        elif self.is_thumbnail(height, width) and not self._exceeds(category := self._recognise(decoded), max(height, width)):
             if found := self._heads_in_thumbnail(planes, category):
                 category, (objects, summary, notes) = None, self._objects_of(found)
             else:
                 unchecked = not self._model and "faces" not in self.detectors and category.name not in (*DETECTED, OTHER)
                 if unchecked and has_face_inside(planes):
                     category = Category(OTHER, 0.0)
-                upscaler = self._choose_whole(category.name, max(height, width))
+                upscaler = self.choose(category.name, max(height, width))
                 objects = [whole_object((0, 0, width, height), upscaler, (height, width), decoded.name)] if upscaler else []
                 summary = "" if self._model else describe(category)
                 notes = self.missing_extras() if category.name == OTHER else []
         else:
-            found = detect_all(self.detectors, planes, self.config)
+            category, found = None, detect_all(self.detectors, planes, self.config)
             if not found and self.config.require_object:
                 advice = "give --box x,y,w,h, or use --aligned if the whole image is one object"
                 raise NoObjectError(f"{decoded.name}: {self.nothing_found}; {advice}")
@@ -297,23 +298,23 @@ class AutoTask:
         model = best_model(category, pixels) if category in NOUNS else None
         return self.models[model.name] if model else None
 
-    def _choose_whole(self, category: str, pixels: int) -> Upscaler | None:
-        """The model for a thumbnail of so many pixels; None if it has more than the models of its category take."""
-        upscaler = self.choose(category, pixels)
-        limited = not (self._model or self.config.aligned)
-        return None if upscaler and limited and pixels > LARGEST * (upscaler.input_size or 0) else upscaler
+    def _exceeds(self, category: Category, pixels: int) -> bool:
+        """Whether a thumbnail of so many pixels has more than the models of its category take."""
+        model = None if self._model or self.config.aligned else best_model(category.name, pixels)
+        return model is not None and pixels > LARGEST * (model.in_size or 0)
 
     def _heads_in_thumbnail(self, planes: Tensor, category: Category) -> dict[str, list[Detection]]:
         """Heads that do not fill a thumbnail, such as those of portraits with shoulders, by category.
 
-        The classifier takes some such portraits for something else. It takes hardly any loosely framed cat for a cat. Heads are sought
-        upright only, which takes a sixth of the time.
+        The classifier takes some such portraits for something else. It takes hardly any loosely framed cat for a cat. In the smallest,
+        heads are sought upright only, which takes a sixth of the time.
         """
         height, width = planes.shape[-2:]
         if self._model or self.config.aligned or category.name == "cats" or max(height, width) < _MIN_SEARCHED:
             return {}
         sought = {name: one for name, one in self.detectors.items() if category.name not in DETECTED or name == category.name}
-        found = detect_all(sought, planes, replace(self.config, rotated=False))
+        rotated = self.config.rotated and max(height, width) > _UPRIGHT
+        found = detect_all(sought, planes, replace(self.config, rotated=rotated))
         heads = [one for detections in found.values() for one in detections]
         fills = category.name in found and len(heads) == 1 and heads[0].frame.width >= _FILLS * min(height, width)
         return {} if fills else found
