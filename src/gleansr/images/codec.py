@@ -334,7 +334,7 @@ def _decode_file(
         return _decode_image(image, name, notes, cicp, owned=True)
 
 
-def _decode_tiff(layout: tiff.Layout, file: BinaryIO, name: str, notes: list[str]) -> DecodedImage:
+def _decode_tiff(layout: tiff.TIFFLayout, file: BinaryIO, name: str, notes: list[str]) -> DecodedImage:
     values = layout.read(file)
     colours, alpha = torch.from_numpy(values[: layout.colours]), None
     if layout.alpha is not None:

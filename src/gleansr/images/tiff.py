@@ -22,7 +22,7 @@ _MIN_VALUE = -0.05
 
 
 @dataclass(frozen=True)
-class Layout:
+class TIFFLayout:
     """How the samples of a TIFF's first image are stored."""
 
     width: int
@@ -140,8 +140,8 @@ def white_level(kind: str, bits: int, largest: float) -> int:
     return next((level for level in levels if largest <= level), levels[-1])
 
 
-def layout(file: BinaryIO) -> Layout | None:
-    """The layout of a TIFF to read with `Layout.read`; None for other files and TIFFs that Pillow reads correctly or refuses.
+def layout(file: BinaryIO) -> TIFFLayout | None:
+    """The layout of a TIFF to read with `TIFFLayout.read`; None for other files and TIFFs that Pillow reads correctly or refuses.
 
     Raises ValueError, which names the layout and a remedy, for a TIFF that neither reads correctly.
     """
@@ -169,7 +169,7 @@ class _UnreadError(ValueError):
     """An unsupported layout."""
 
 
-def _layout(tags: Any, order: str, big: bool) -> Layout | None:
+def _layout(tags: Any, order: str, big: bool) -> TIFFLayout | None:
     def many(tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
         value = tags.get(tag, default)
         values = value if isinstance(value, tuple) else (value,)
@@ -222,7 +222,7 @@ def _layout(tags: Any, order: str, big: bool) -> Layout | None:
     sizes = many(325 if tiled else 279, ())
     if len(sizes) < len(offsets):
         sizes = (-(-block_size[0] * bits * (1 if planar else samples) // 8) * block_size[1],) * len(offsets)
-    return Layout(
+    return TIFFLayout(
         width,
         height,
         kind,
