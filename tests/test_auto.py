@@ -212,6 +212,24 @@ def test_a_thumbnail_with_more_pixels_than_the_models_of_its_category_take_is_a_
     assert details(AutoTask(PhotoConfig(aligned=True)), photo(65, 64))[1] == "car (98%), cars-8x"
 
 
+def test_compression_is_removed_from_a_thumbnail_whose_own_detail_is_kept(shows: Shows):
+    shows.category = "faces"
+    cleaned: list[tuple[int, ...]] = []
+
+    def record(sr: Tensor) -> Tensor:
+        cleaned.append(tuple(sr.shape))
+        return sr
+
+    shows.models["general-4x"] = upscaler(None, 4, record, category="any", called="general-4x")
+    for quality, size, removed in ((60, 60, True), (95, 60, False), (60, 40, False), (None, 60, False)):
+        cleaned.clear()
+        image = DecodedImage(photo(size, size).stored, jpeg_quality=quality)
+        _, summary, _, notes = details(AutoTask(), image)
+        assert summary == "face (98%), faces-8x"
+        assert cleaned == ([(1, 3, 4 * size, 4 * size)] if removed else [])
+        assert ("compression removed first, by the general model" in notes) == removed
+
+
 def test_no_heads_are_sought_in_a_recognised_cat_or_for_a_given_model(shows: Shows):
     shows.category, shows.boxes, shows.crops = "cats", {"cats": [(4, 4, 20, 20)]}, "cats"
     assert details(AutoTask(), photo(48, 48))[1] == "cat (98%), cats-8x"

@@ -783,3 +783,20 @@ def test_a_mistake_in_the_writer_is_no_fault_of_the_image(kind: type[Exception],
     work = SimpleNamespace(task=SimpleNamespace(upscaler=SimpleNamespace(about=SimpleNamespace(name="x"))), quality=95)
     with pytest.raises(kind, match="a bug"):
         encode_result(Image.new("RGB", (4, 4)), "a.png", Metadata(), cast("Any", work))
+
+
+@pytest.mark.parametrize("quality", [30, 50, 75, 90, 95])
+def test_the_quality_of_a_jpeg_is_known(quality: int):
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(data, "JPEG", quality=quality)
+    assert decode(data.getvalue()).jpeg_quality == pytest.approx(quality, abs=0.5)
+    assert decode(Image.open(data)).jpeg_quality == pytest.approx(quality, abs=0.5)
+
+
+def test_other_images_have_no_quality():
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    assert decode(data.getvalue()).jpeg_quality is None
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "JPEG", qtables=[[1] * 64, [255] * 64])
+    assert decode(data.getvalue()).jpeg_quality == pytest.approx(99, abs=0.2)

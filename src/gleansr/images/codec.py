@@ -19,6 +19,7 @@ from gleansr.errors import ImageError, RequestError, TooLargeError, one_line
 from gleansr.files import replacing
 from gleansr.images import formats, opening, png, tiff
 from gleansr.images.formats import readable_suffixes
+from gleansr.images.jpeg import jpeg_quality
 from gleansr.images.metadata import EDITED, GENERATED, TOOL_TEXT, Metadata, read_metadata, software, writer_options
 from gleansr.images.opening import DAMAGE, reading
 from gleansr.images.planes import to_planes, to_srgb_planes
@@ -66,6 +67,7 @@ class DecodedImage:
         metadata: Metadata | None = None,
         name: str = "image",
         notes: tuple[str, ...] = (),
+        jpeg_quality: float | None = None,
     ):
         """
         Args:
@@ -74,11 +76,13 @@ class DecodedImage:
             metadata: the metadata that results keep.
             name: the name for messages, such as a path.
             notes: problems that did not stop decoding, one line each, such as a broken colour profile.
+            jpeg_quality: of a JPEG, see `gleansr.images.jpeg`.
         """
         self.stored, self.stored_alpha = pixels, alpha
         self.metadata = metadata or Metadata()
         self.name = name
         self.notes = notes
+        self.jpeg_quality = jpeg_quality
 
     @property
     def size(self) -> tuple[int, int]:
@@ -362,6 +366,7 @@ def _decode_image(
         return _decode_tiff(layout, file, name, notes)
     if file and image.format == "PNG":
         cicp = png.read_cicp(file)
+    quality = jpeg_quality(image)
     image.load()  # before reading metadata, which loads too but hides errors
     colours, alpha = to_planes(image, name, notes, cicp)
     text = {}
@@ -369,7 +374,9 @@ def _decode_image(
         text = getattr(image, "text", {})
     if owned:
         image.im = Image.new(image.mode, (1, 1)).im
-    return _with_metadata(colours, alpha, image.getexif, image.info, text, name, notes)
+    decoded = _with_metadata(colours, alpha, image.getexif, image.info, text, name, notes)
+    decoded.jpeg_quality = quality
+    return decoded
 
 
 def _with_metadata(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gleansr.ambient import plain_torch
@@ -31,6 +32,8 @@ _MIN_THUMBNAIL = 4
 _MAX_SHRINKAGE = 1.5
 """Up to so many pixels per pixel of the model's input, a thumbnail is simply shrunk for the model. Beyond, its own detail is kept. By the
 measurements in docs/upscaling.md."""
+_CLEAN_QUALITY = 90
+"""JPEG quality from which a thumbnail's own detail is kept as it is; below, cleaning is nearer to the ground truth (docs/upscaling.md)."""
 _WHOLE = 448**2
 """Pixels of an image that the general model enlarges in one pass."""
 _MIN_SEARCHED = 24
@@ -197,6 +200,8 @@ class AutoTask:
         else:
             background = None if fills else self._background_model
             notes = plan.notes if fills else [*plan.notes, *size_warnings(plan.objects, plan.scale)]
+            if fills and (decoded.jpeg_quality or 100) < _CLEAN_QUALITY and not self.config.back_project:
+                planes, notes = self._cleaned(planes), [*notes, "compression removed first, by the general model"]
             report = report or self.report
             prepared = prepare_objects(decoded, planes, plan.objects, plan.scale, self.config, background, notes, report)
         models = [one.upscaler for one in plan.objects] + ([] if fills else [self._rest])
@@ -215,6 +220,10 @@ class AutoTask:
     @cached_property
     def _background_model(self) -> BackgroundModel:
         return BackgroundModel(self._rest, overlap=self.config.overlap)
+
+    def _cleaned(self, planes: Tensor) -> Tensor:
+        """A compressed image (3, H, W) in [0, 1] as the general model sees it: without blocks and noise, at its own size."""
+        return torch.cat([band.compute() for band in self._background_model.bands(planes, 1)], 1)
 
     def _as_a_whole(self, plan: Plan, size: tuple[int, int], *, fills: bool) -> Enlarge | None:
         """The task for an image that one model enlarges in one pass, so that nothing is to be pasted; None for others."""
