@@ -19,7 +19,7 @@ from gleansr.images.resize import degrade, resize
 from gleansr.models.features import feature_distance
 from gleansr.models.stylegan2 import StyleGAN2
 
-UNLIKE = {"cars", "bedrooms"}
+UNLIKE = {"cars", "bedrooms", "towers"}
 """Categories without a photo that the project may show, whose banks do not draw them well yet."""
 
 
@@ -95,7 +95,7 @@ def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int, gt: torch.Ten
     assert max(_grid(_tensor(upscaler((lr[0] + 1) / 2)), min(scale, 8))) < 1.6
 
 
-@pytest.mark.parametrize(("photo", "share"), [("astronaut-256.png", 0.85), ("chelsea-256.png", 1.1)])  # it paints fur with strokes
+@pytest.mark.parametrize(("photo", "share"), [("astronaut-256.png", 0.85), ("chelsea-256.png", 1.13)])  # it paints fur with strokes
 @pytest.mark.parametrize("quality", [None, 75])
 def test_general_4x_sharpens_any_image_and_leaves_no_grid(photo: str, share: float, quality: int | None):
     gt, network = _tensor(EXAMPLES / photo), squeezenet()
@@ -112,6 +112,18 @@ def test_general_4x_sharpens_any_image_and_leaves_no_grid(photo: str, share: flo
     errors = [float((img - gt).square().mean()) for img in (bicubic, result)]
     assert errors[1] < 1.05 * errors[0]
     assert max(_grid(result, 4)) < 1.6
+
+
+def test_general_4x_leaves_flat_colours_flat():
+    """In screenshots and drawings: no weave of 4 pixels, and the same colour."""
+    steps = torch.linspace(0, 1, 4)
+    colours = torch.cartesian_prod(steps, steps, steps)[..., None, None]
+    upscaler = gleansr.load("general-4x", device="cpu", precision="float32")
+    for colour in colours:
+        result = _tensor(upscaler(colour.expand(3, 20, 20)))[0, :, 24:56, 24:56]
+        lattice = torch.nn.functional.pixel_unshuffle(result, 4).mean((1, 2)).reshape(3, 16) * 127.5
+        assert float((lattice.amax(1) - lattice.amin(1)).max()) < 3
+        assert float((lattice.mean(1) - colour.flatten() * 255 + 127.5).abs().max()) < 2
 
 
 def test_the_light_one_is_within_its_budget_and_near_the_full_one():
@@ -138,7 +150,7 @@ def test_a_bank_draws_many_images(name: str):
         drawn = bank(torch.randn(6, bank.config.code_dim, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
         pairs = [network(drawn[list(pair)]) for pair in itertools.combinations(range(6), 2)]
         apart = [float(feature_distance(*([level[i : i + 1] for level in pair] for i in range(2)))) for pair in pairs]
-    mean, least = (4, 3) if name == "cats-bank" else (3.3, 1.5)
+    mean, least = {"cats-bank": (4, 3), "cats-bank-first": (2.8, 1.5)}.get(name, (3.3, 1.5))
     assert sum(apart) / len(apart) > mean
     assert min(apart) > least
     entry = zoo.find(name)

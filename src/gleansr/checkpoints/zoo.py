@@ -160,13 +160,15 @@ _LSUN = "LSUN (its own terms, see https://www.yf.io/p/lsun)"
 _AFHQ = "AFHQ: Choi, Uh, Yoo, Ha, StarGAN v2, CVPR 2020 (NAVER Corporation)"
 _PORTRAITS = "portraits of people who do not exist, made by StyleGAN-like networks, collected from public repositories"
 _CARS = "Stanford Cars: Krause, Stark, Deng, Fei-Fei, 2013"
+_CHURCHES = "churches of ImageNet: Deng et al., 2009"
 _PLACES = "Places365: Zhou, Lapedriza, Khosla, Oliva, Torralba, 2017"
 _CREDITS = {
     "cats": _AFHQ,
     "faces": f"{_PORTRAITS}; trained on from weights of {_AFHQ}",
     "cars": f"{_CARS}; trained on from weights of {_AFHQ}",
     "bedrooms": f"{_PLACES}; trained on from weights of {_AFHQ}",
-    "any": f"{_AFHQ}; {_CARS}; {_PLACES}; churches of ImageNet: Deng et al., 2009; {_PORTRAITS}",
+    "towers": f"{_CHURCHES}; trained on from weights of {_PLACES} and of {_AFHQ}",
+    "any": f"{_AFHQ}; {_CARS}; {_PLACES}; {_CHURCHES}; {_PORTRAITS}",
 }
 """Attributions of the bundled models by category."""
 
@@ -242,21 +244,24 @@ def _real_esrgan(name: str, kind: Literal["rrdbnet", "srvgg"], release: str, siz
 
 _MODELS = (
     _bundled("cats-8x", 32, "eb7aaa881b382b02"),
-    _bundled("cats-8x-light", 32, "4cd3ec65c8e05ab3"),
-    _bundled("cats-16x", 16, "a15495ecc92473ba"),
+    _bundled("cats-8x-light", 32, "cd49798e33542ff1"),
+    _bundled("cats-16x", 16, "28ada21c7da2998f"),
     _bundled("plain-cats-8x", 32, "9d7a99ee0a98c45f", "residual"),
     _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
     _bundled("cats-bank", None, "593c74b648e554bb", "stylegan2", ("generator", "discriminator", "encoder")),
+    _bundled("cats-bank-first", None, "054a62f3f32c0377", "stylegan2", ("generator",)),
     _bundled("faces-8x", 32, "e2dec27aed8a5f2f", category="faces"),
     _bundled("faces-16x", 16, "6a3bb0b5707b3cc2", category="faces"),
     _bundled("faces-32x", 8, "3d1bfe4090490e09", category="faces"),
     _bundled("faces-64x", 4, "2a83bbf792abce65", category="faces"),
     _bundled("cars-8x", 32, "2b139ee6affcf082", category="cars"),
     _bundled("bedrooms-8x", 32, "bb2cce8bc3cdeb08", category="bedrooms"),
-    _bundled("general-4x", 32, "daa43bd09f857ea0", "residual", category="any", out_size=128),
+    _bundled("towers-8x", 32, "37090e4773971c9e", category="towers"),
+    _bundled("general-4x", 32, "9b4cd4d3d1eefc72", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
     _bundled("cars-bank", None, "d08178ca7d0fddc8", "stylegan2", ("generator",), "cars"),
     _bundled("bedrooms-bank", None, "d8ce89be4acd9c09", "stylegan2", ("generator",), "bedrooms"),
+    _bundled("towers-bank", None, "77f3aafc755b2b11", "stylegan2", ("generator",), "towers"),
     _real_esrgan(
         "realesr-general-x4v3", "srvgg", "v0.2.5.0", 4_885_111, "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
     ),
