@@ -232,7 +232,9 @@ def test_compression_is_removed_from_a_thumbnail_whose_own_detail_is_kept(shows:
 
 def test_no_heads_are_sought_in_a_recognised_cat_or_for_a_given_model(shows: Shows):
     shows.category, shows.boxes, shows.crops = "cats", {"cats": [(4, 4, 20, 20)]}, "cats"
-    assert details(AutoTask(), photo(48, 48))[1] == "cat (98%), cats-8x"
+    task = AutoTask()
+    assert details(task, photo(48, 48))[1] == "cat (98%), cats-8x"
+    assert "detectors" not in vars(task)  # not even loaded
     assert details(AutoTask(model=shows.models["cats-8x"]), photo(48, 48))[1] == "cats-8x"
     shows.category = "cars"
     assert details(AutoTask(), photo(48, 48))[1] == "1 cat, cats-8x, general-4x"

@@ -270,8 +270,9 @@ class AutoTask:
             if found := self._heads_in_thumbnail(planes, category):
                 category, (objects, summary, notes) = None, self._objects_of(found)
             else:
-                unchecked = not self._model and "faces" not in self.detectors and category.name not in (*DETECTED, OTHER)
-                if unchecked and has_face_inside(planes):
+                # The detectors come last: a recognised face or cat needs none of those that are not loaded yet.
+                unsure = not self._model and category.name not in (*DETECTED, OTHER)
+                if unsure and "faces" not in self.detectors and has_face_inside(planes):
                     category = Category(OTHER, 0.0)
                 upscaler = self.choose(category.name, max(height, width))
                 objects = [whole_object((0, 0, width, height), upscaler, (height, width), decoded.name)] if upscaler else []
