@@ -113,7 +113,7 @@ def test_the_bundled_bank_serves_the_searches_at_every_scale(method: str):
         ({"method": "bicubic", "model": "cats-8x"}, "bicubic takes no model"),
         ({"method": "bicubic", "scale": 65}, "scale must be 2 to 64, not 65"),
         ({"method": "bicubic", "settings": {"steps": 3}}, "bicubic has no settings: leave steps out"),
-        ({"method": "glean", "scale": 32}, "no model of glean at 32x is bundled"),
+        ({"method": "glean", "scale": 32}, "no model of glean for cats at 32x is bundled"),
         ({"method": "glean", "model": "cats-8x", "scale": 16}, "has a scale of 8x, not 16x"),
         ({"method": "plain", "model": "cats-8x"}, "holds a GLEAN, not a network of the method plain"),
         ({"method": "pulse", "settings": {"stepps": 3}}, "settings of pulse: unknown key stepps, did you mean steps"),

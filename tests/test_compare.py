@@ -482,10 +482,16 @@ def test_entries_of_a_command_line():
         ComparedMethod("glean", "glean", "cats-16x"),
         ComparedMethod("pulse", "pulse", "cats-bank"),
     ]
+    assert parse_entries("glean,dgp", [], [], 32, "faces") == [
+        ComparedMethod("glean", "glean", "faces-32x"),
+        ComparedMethod("dgp", "dgp", "faces-bank"),
+    ]
+    with pytest.raises(RequestError, match=r"^plain needs a file: --models plain=FILE$"):  # there is no recipe for it
+        parse_entries("bicubic,plain", [], [], 8, "faces")
 
 
 def test_the_error_for_a_missing_model_names_the_recipe(monkeypatch: pytest.MonkeyPatch):
-    def bundled(method: str, scale: int) -> str:
+    def bundled(method: str, scale: int, category: str) -> str:
         raise RequestError("none")
 
     monkeypatch.setattr("gleansr.baselines.bundled", bundled)

@@ -16,6 +16,7 @@ from PIL import Image
 
 import gleansr
 from gleansr.baselines import load
+from gleansr.cli.figure import ColumnOptions, _columns
 from gleansr.errors import RequestError
 from gleansr.evaluation import figure_sheets as sheets
 from gleansr.evaluation.comparison_folder import ComparisonFolder
@@ -494,6 +495,20 @@ def test_scales_and_retouching(run, photos: Path, tmp_path: Path, tiny_model: Pa
     assert run(8, *one, "--models", f"glean={tiny_model}", "--scale", 4, *options)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("number", "options", "columns"),
+    [
+        (3, ColumnOptions(), {"16": "cats-16x"}),
+        (3, ColumnOptions(category="faces"), {"16": "faces-16x", "32": "faces-32x", "64": "faces-64x"}),
+        (1, ColumnOptions(category="faces"), {"pulse": "faces-bank", "glean": "faces-8x"}),
+        (5, ColumnOptions(methods="bicubic,glean"), {"bicubic": None, "glean": "cars-8x"}),
+        (7, ColumnOptions(methods="pulse,glean"), {"pulse": "towers-bank", "glean": "towers-8x"}),
+    ],
+)
+def test_figures_take_the_bundled_models_of_their_category(number: int, options: ColumnOptions, columns: dict[str, str | None]):
+    assert {label: entry and entry.model for label, entry in _columns(number, options, None).items()} == columns
+
+
 def test_a_search_tells_its_seed_and_settings(run, photos: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "home"))
     models = ("--models", f"glean={tiny_model}", f"pulse={tiny_model}", "--option", "pulse.steps=1", "pulse.fit_samples=50", "pulse.seed=4")
@@ -570,8 +585,9 @@ def test_wrong_requests_exit_2_in_one_line_and_write_nothing(run, photos: Path, 
     for arguments, words in {
         (9, photos): "there is no figure 9; there are 1: random examples",
         (2, photos, "--models", "dgp=cats-8x"): "needs the bank's own discriminator",  # a GLEAN's file is without
-        (5, photos, "--methods", "bicubic,glean"): "--models glean=FILE",
-        (6, photos): "no models of bedrooms come with the package: give --models dgp=FILE esrgan+=FILE glean=FILE",
+        (5, photos, "--methods", "bicubic,glean", "--scale", 32): "--models glean=FILE",
+        (6, photos): "esrgan+ needs a file: --models esrgan+=FILE",  # bedrooms-bank and bedrooms-8x are bundled
+        (7, photos, "--category", "cats"): "--category is for figures 1, 2, 3, 8, not for figure 7",
         (1, *both): "give a folder, an archive or an image or a comparison",
         (1, photos, *both, "-o", tmp_path / "x.svg"): "use .png or .pdf",
         (1, photos, *both, "-o", there): "--overwrite",

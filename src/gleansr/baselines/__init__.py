@@ -106,12 +106,12 @@ def _dgp_config(settings: dict[str, Any]) -> DGPConfig:
     return from_dict(DGPConfig, merge(dataclasses.asdict(PRESETS[preset]()), settings), "settings of dgp")
 
 
-def bundled(method: str, scale: int) -> str:
+def bundled(method: str, scale: int, category: str = "cats") -> str:
     """The name of the bundled model of a method at a scale; searches use one bank for all scales. Raises RequestError if there is none."""
     names = [model.name for model in zoo.named_models() if model.asset]
-    name = "cats-bank" if method in SEARCHES else f"cats-{scale}x" if method == "glean" else f"{method}-cats-{scale}x"
+    name = f"{category}-bank" if method in SEARCHES else f"{category}-{scale}x" if method == "glean" else f"{method}-{category}-{scale}x"
     if name not in names:
-        raise RequestError(f"no model of {method} at {scale}x is bundled: give one")
+        raise RequestError(f"no model of {method} for {category} at {scale}x is bundled: give one")
     return name
 
 

@@ -9,7 +9,7 @@ import tyro
 
 from gleansr.cli.comparisons import Output, finish, watching
 from gleansr.cli.options import DeviceOptions
-from gleansr.evaluation.config import ComputeConfig, GroundTruthConfig, MetricConfig
+from gleansr.evaluation.config import Category, ComputeConfig, GroundTruthConfig, MetricConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class MethodOptions:
     """Enlargement."""
     methods: str = "glean,bicubic"
     """Names with commas between, of glean, esrgan+, plain, dgp, pulse and bicubic."""
+    category: Category = "cats"
+    """Category of the bundled models."""
     models: tuple[str, ...] = ()
     """METHOD=MODEL, names or files, such as plain=plain.safetensors; several of one method as METHOD:LABEL=MODEL. Without one, a method
     takes what comes with the package, PULSE and DGP the bank of the first GLEAN that is given, if one is."""
@@ -52,7 +54,7 @@ def compare(
 
     - gleansr compare val.zip
     - gleansr compare val.zip --methods glean,esrgan+,plain,pulse,dgp,bicubic --limit-slow 16
-    - gleansr compare val.zip --models glean=faces-8x --degradation real
+    - gleansr compare faces.zip --category faces --degradation real
 
     Writes comparison.json, comparison.csv, comparison.md, index.html and pictures/ into the output folder. Exit status 1 if a method
     failed; the others are compared all the same.
@@ -69,7 +71,7 @@ def compare(
     if computing.offline:
         os.environ["GLEANSR_OFFLINE"] = "1"  # for the processes of the methods too, and the metric networks
     scale = methods.scale
-    entries = parse_entries(methods.methods, methods.models, methods.option, scale)
+    entries = parse_entries(methods.methods, methods.models, methods.option, scale, methods.category)
     for entry in entries:
         if entry.model:
             fetched(entry.model, computing.offline)

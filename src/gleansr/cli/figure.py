@@ -15,7 +15,7 @@ from rich.progress import Progress
 from gleansr.cli.options import DeviceOptions
 from gleansr.cli.progress import COUNTED, fetched, steps_of
 from gleansr.errors import RequestError
-from gleansr.evaluation.config import FigureLayout, ImageSelection
+from gleansr.evaluation.config import Category, FigureLayout, ImageSelection
 from gleansr.files import check_not_input
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class ColumnOptions:
     """Changes to the settings of pulse and dgp, such as pulse.steps=50 dgp.seed=1."""
     scale: int | None = None
     """Enlargement, by default 8."""
+    category: Category | None = None
+    """Category of the bundled models, by default cats; figures 4 to 7 have their own."""
 
 
 def figure(
@@ -63,7 +65,7 @@ def figure(
     """Draw a figure of the paper's supplement from your images (docs/figures.md).
 
     - gleansr figure 2 cats/ -o figure2.pdf --methods bicubic,glean
-    - gleansr figure 3 cats/ -o figure3.png --models glean:8=cats-8x glean:16=cats-16x
+    - gleansr figure 3 faces/ -o figure3.png --category faces
     - gleansr figure 8 edited/ --original photos/ -o figure8.png
 
     Args:
@@ -81,6 +83,7 @@ def figure(
         "--comparison": selection.comparison,
         "--methods": columns.methods,
         "--scale": columns.scale,
+        "--category": columns.category,
         "--patch": layout.patch,
         "--gallery": selection.gallery,
         "--original": selection.original,
@@ -156,13 +159,16 @@ def _spare(path: Path, inputs: Sequence[Path]) -> None:
 
 def _columns(number: int, options: ColumnOptions, comparison: Path | None) -> "dict[str, ComparedMethod | None]":
     """What is shown, from left to right, by label: methods to be run, or None for results that the comparison has."""
+    from gleansr.checkpoints.zoo import named_models
     from gleansr.evaluation.comparison_folder import ComparisonFolder
     from gleansr.evaluation.entries import parse_entries
     from gleansr.evaluation.figures import FIGURES
 
     spec, models, settings, scale = FIGURES[number], options.models, options.option, options.scale or 8
+    category = spec.category or options.category or "cats"
     if number == 3:
-        entries = parse_entries("glean", models or ("glean:16=cats-16x",), settings, scale)
+        default = [f"glean:{s}={category}-{s}x" for s in (16, 32, 64) if any(model.name == f"{category}-{s}x" for model in named_models())]
+        entries = parse_entries("glean", models or default, settings, scale)
         for entry in entries:
             if not entry.label.isdecimal():
                 raise RequestError(f"figure 3 takes models by scale, such as --models glean:16=cats-16x glean:64=FILE, not {entry.model}")
@@ -173,11 +179,7 @@ def _columns(number: int, options: ColumnOptions, comparison: Path | None) -> "d
     wanting = [method for method in methods if method not in there]
     if not wanting and (models or settings):
         raise RequestError(f"{comparison} has all that is shown: leave {' '.join([*models, *settings])} out")
-    given = {text.partition("=")[0].partition(":")[0] for text in models} | {"bicubic"}
-    if not spec.bundled and (missing := [method for method in wanting if method not in given]):
-        wanted = " ".join(f"{method}=FILE" for method in missing)
-        raise RequestError(f"no models of {spec.title} come with the package: give --models {wanted}, or show other --methods")
-    entries = parse_entries(",".join(wanting), models, settings, folder.scale if folder else scale) if wanting else []
+    entries = parse_entries(",".join(wanting), models, settings, folder.scale if folder else scale, category) if wanting else []
     columns: dict[str, ComparedMethod | None] = {}
     for method in methods:
         columns.update({method: None} if method in there else {entry.label: entry for entry in entries if entry.method == method})

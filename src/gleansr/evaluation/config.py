@@ -10,6 +10,7 @@ from gleansr.inference.precision import Precision, full_name
 Small = Literal["refuse", "enlarge"]
 """What to do with test images smaller than the task's size, see `gleansr.evaluation.ground_truth.EvaluationTask`."""
 
+Category = Literal["faces", "cats", "cars", "bedrooms", "towers"]
 Degradation = Literal["bicubic", "real"]
 
 

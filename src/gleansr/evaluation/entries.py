@@ -46,7 +46,7 @@ class ComparedMethod:
         return baselines.load(self.method, self.model, scale=scale, device=device, precision=precision, settings=self.settings)
 
 
-def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], scale: int) -> list[ComparedMethod]:
+def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], scale: int, category: str = "cats") -> list[ComparedMethod]:
     """Parses the methods of a command line, in the order of `methods`.
 
     Args:
@@ -55,6 +55,7 @@ def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], 
             bank of the first given GLEAN.
         settings: "METHOD.name=value" or "LABEL.name=value".
         scale: scale of the bundled models.
+        category: category of the bundled models.
 
     Raises RequestError for unknown methods, duplicate labels, methods without a model, and settings of other methods.
     """
@@ -86,9 +87,9 @@ def parse_entries(methods: str, models: Sequence[str], settings: Sequence[str], 
     for name in names:
         for label, model in (given[name] or {name: None}).items():
             if model is None and name != "bicubic":
-                model = banks[0] if banks and name in baselines.SEARCHES else _bundled(name, scale)
+                model = banks[0] if banks and name in baselines.SEARCHES else _bundled(name, scale, category)
                 if model is None:
-                    problems.append(_model_needed(name, scale))
+                    problems.append(_model_needed(name, scale, category))
                     continue
             entries.append(ComparedMethod(label, name, model))
     if problems:
@@ -121,15 +122,17 @@ def _with_settings(entries: Sequence[ComparedMethod], settings: Sequence[str]) -
     return [ComparedMethod(entry.label, entry.method, entry.model, changes.get(entry.label, {})) for entry in entries]
 
 
-def _bundled(method: str, scale: int) -> str | None:
+def _bundled(method: str, scale: int, category: str) -> str | None:
     """The name of the bundled model, None if there is none."""
     try:
-        return baselines.bundled(method, scale)
+        return baselines.bundled(method, scale, category)
     except RequestError:
         return None
 
 
-def _model_needed(method: str, scale: int) -> str:
-    recipe = {"glean": "cats-{}x-compact", "esrgan+": "esrgan+-cats-{}x-compact", "plain": "plain-cats-{}x-compact"}[method].format(scale)
+def _model_needed(method: str, scale: int, category: str) -> str:
+    if method in baselines.SEARCHES:
+        return f"{method} needs a bank: --models {method}=FILE"
+    recipe = f"{category}-{scale}x-compact" if method == "glean" else f"{method}-{category}-{scale}x-compact"
     recipe_exists = (resources.files("gleansr") / "recipes" / f"{recipe}.toml").is_file()
     return f"{method} needs a file: --models {method}=FILE" + (f"; train one with `gleansr train {recipe}`" if recipe_exists else "")

@@ -37,24 +37,24 @@ class FigureSpec:
     """Default number of images."""
     options: frozenset[str] = frozenset()
     """Options of the command that only some figures have."""
-    bundled: bool = True
-    """Whether the bundled models, which are of cats, are the default."""
+    category: str | None = None
+    """The category that the figure is about; None: the one given, by default cats."""
 
 
-_COMPARED = frozenset({"--comparison", "--methods", "--scale"})
+_COMPARED = frozenset({"--comparison", "--methods", "--scale", "--category"})
 _PATCHED = _COMPARED | {"--patch"}
-_CATEGORY = _PATCHED | {"--gallery"}
+_CATEGORY = _PATCHED - {"--category"} | {"--gallery"}
 _BASELINES = ("dgp", "esrgan+", "glean")
 
 FIGURES = {
     1: FigureSpec("random examples against PULSE", ("pulse", "glean"), 10, _COMPARED),
     2: FigureSpec("comparison with DGP and ESRGAN+", _BASELINES, 3, _PATCHED),
-    3: FigureSpec("GLEAN at several scales", ("glean",), 6),
-    4: FigureSpec("cats", _BASELINES, 2, _CATEGORY),
-    5: FigureSpec("cars", _BASELINES, 2, _CATEGORY, bundled=False),
-    6: FigureSpec("bedrooms", _BASELINES, 2, _CATEGORY, bundled=False),
-    7: FigureSpec("towers", _BASELINES, 2, _CATEGORY, bundled=False),
-    8: FigureSpec("image retouching", ("glean",), 2, frozenset({"--patch", "--original", "--scale"})),
+    3: FigureSpec("GLEAN at several scales", ("glean",), 6, frozenset({"--category"})),
+    4: FigureSpec("cats", _BASELINES, 2, _CATEGORY, "cats"),
+    5: FigureSpec("cars", _BASELINES, 2, _CATEGORY, "cars"),
+    6: FigureSpec("bedrooms", _BASELINES, 2, _CATEGORY, "bedrooms"),
+    7: FigureSpec("towers", _BASELINES, 2, _CATEGORY, "towers"),
+    8: FigureSpec("image retouching", ("glean",), 2, frozenset({"--patch", "--original", "--scale", "--category"})),
 }
 """The figures by number."""
 
