@@ -27,7 +27,7 @@ from gleansr.images.resize import resize
 from gleansr.models.stylegan2 import StyleGAN2
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PHOTOS = {"cats": "chelsea-256.png", "faces": "astronaut-256.png"}
+PHOTOS = {"cats": "chelsea-256.png", "faces": "astronaut-face-256.png"}
 SIZE, GAP, HEADER = 256, 8, 28
 COLUMNS = ("lr", "bicubic", "GLEAN", "ground truth")
 
