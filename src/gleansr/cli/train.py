@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,18 +20,39 @@ Folder = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 Sources = tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a run starts."""
+
+    output: Folder = None
+    """Folder for checkpoints, log, sample sheets and the model."""
+    option: tuple[str, ...] = ()
+    """Changes of the recipe, such as run.iterations=1000 lr=2e-4."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    resume: str = "auto"
+    """auto: from the newest intact checkpoint in the folder; never: refuse a folder with checkpoints; or a file."""
+    dry_run: bool = False
+    """Check and print the resolved recipe, the number of parameters, memory and the steps of an iteration, and stop."""
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """Several GPUs or machines."""
+
+    devices: int | None = None
+    """GPUs per node, or processes on a CPU; by default the recipe's number, or as many GPUs as there are."""
+    nodes: int = 1
+    """Machines that take part; each runs the same command."""
+
+
 def train(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
-    output: Folder = None,
     bank: str | None = None,
     data: Sources = (),
     validation: Sources = (),
-    option: tuple[str, ...] = (),
-    device: str = "auto",
-    devices: int | None = None,
-    nodes: int = 1,
-    resume: str = "auto",
-    dry_run: bool = False,
+    run: TrainingOptions = TrainingOptions(),
+    processes: Annotated[ProcessOptions, tyro.conf.arg(name="process")] = ProcessOptions(),
 ) -> None:
     """Train a GLEAN around a bank, or a baseline: a plain network or an ESRGAN+. The same command resumes a run (docs/training.md).
 
@@ -40,34 +62,27 @@ def train(
 
     Args:
         recipe: A .toml file or the name of a bundled recipe.
-        output: Folder for checkpoints, log, sample sheets and the model.
         bank: The bank: a trained StyleGAN generator, whose features supply the detail. A file of any supported layout, or a
             model's name.
         data: Training images: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
         validation: Images to validate on.
-        option: Changes of the recipe, such as run.iterations=1000 lr=2e-4.
-        device: auto, cpu, cuda, cuda:1.
-        devices: GPUs per node, or processes on a CPU; by default the recipe's number, or as many GPUs as there are.
-        nodes: Machines that take part; each runs the same command.
-        resume: auto: from the newest intact checkpoint in the folder; never: refuse a folder with checkpoints; or a file.
-        dry_run: Check and print the resolved recipe, the number of parameters, memory and the steps of an iteration, and stop.
     """
     from gleansr.training.config import NetworkRecipe, load_recipe
 
     changes = _changes(data, validation) | ({"bank_file": bank} if bank else {})
-    resolved = load_recipe(NetworkRecipe, recipe, option, changes)
-    if dry_run:
+    resolved = load_recipe(NetworkRecipe, recipe, run.option, changes)
+    if run.dry_run:
         from gleansr.training.plan import network_plan
 
-        print(json.dumps(network_plan(resolved, devices), indent=2))
+        print(json.dumps(network_plan(resolved, processes.devices), indent=2))
         return
     from gleansr.cli.progress import training
     from gleansr.training.devices import find_devices, launch
     from gleansr.training.enlarge import train_network
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says of itself is in our own log
-    accelerator, chosen, machines, remark = find_devices(resolved.run, device, devices, nodes)
-    folder = _wanted(output)
+    accelerator, chosen, machines, remark = find_devices(resolved.run, run.device, processes.devices, processes.nodes)
+    folder = _wanted(run.output)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the others wait for the file
         _fetch(resolved)
     fabric = launch(accelerator, chosen, machines)
@@ -75,20 +90,16 @@ def train(
     if remark and first:
         _say(remark)
     with training(resolved.run.images, shown=first) as report:
-        path = train_network(resolved, folder, fabric, report, resume)
+        path = train_network(resolved, folder, fabric, report, run.resume)
     if first:
         _say(_finished(path, resolved.run.images))
 
 
 def train_bank(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
-    output: Folder = None,
     start: str | None = None,
     data: Sources = (),
-    option: tuple[str, ...] = (),
-    device: str = "auto",
-    resume: str = "auto",
-    dry_run: bool = False,
+    run: TrainingOptions = TrainingOptions(),
 ) -> None:
     """Train a StyleGAN2 bank. The same command resumes a run (docs/training.md).
 
@@ -97,19 +108,14 @@ def train_bank(
 
     Args:
         recipe: A .toml file or the name of a bundled recipe.
-        output: Folder for checkpoints, log, sample sheets and the bank.
         start: A bank of the same or a smaller size to start from, alone or in a GLEAN: a file or the name of a model.
         data: Training images: folders, zip archives, WebDataset shards (files or URLs, with braces) or LMDB folders.
-        option: Changes of the recipe, such as run.iterations=1000 lr=2e-3.
-        device: auto, cpu, cuda, cuda:1.
-        resume: auto: from the newest intact checkpoint in the folder; never: refuse a folder with checkpoints; or a file.
-        dry_run: Check and print the resolved recipe, the number of parameters, memory and the steps of an iteration, and stop.
     """
     from gleansr.training.config import BankRecipe, load_recipe
 
     changes = _changes(data, ()) | ({"start": start} if start else {})
-    resolved = load_recipe(BankRecipe, recipe, option, changes)
-    if dry_run:
+    resolved = load_recipe(BankRecipe, recipe, run.option, changes)
+    if run.dry_run:
         from gleansr.training.plan import bank_plan
 
         print(json.dumps(bank_plan(resolved), indent=2))
@@ -118,9 +124,9 @@ def train_bank(
     from gleansr.inference.devices import find_device
     from gleansr.training import bank
 
-    folder, place = _wanted(output), find_device(device)
+    folder, place = _wanted(run.output), find_device(run.device)
     with training(resolved.run.images) as report:
-        path = bank.train_bank(resolved, folder, place, report, resume)
+        path = bank.train_bank(resolved, folder, place, report, run.resume)
     _say(_finished(path, resolved.run.images))
 
 
