@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from gleansr.errors import NoObjectError, RequestError
@@ -24,7 +25,7 @@ from gleansr.photos.align import Frame, crop, make_frame
 from gleansr.photos.detect import Detection
 from gleansr.video import Clip, TrackConfig, needs_tracking, upscale
 from gleansr.video.pipeline import process_frames
-from gleansr.video.reading import VideoFrame
+from gleansr.video.reading import Footage, FrameFolder, VideoFrame
 from gleansr.video.tracking import TrackedObjects, link, local_linear_fit, median_filter, smooth_frames, track_objects
 from tests.photo_parts import stripes, upscaler
 from tests.video_parts import clip
@@ -197,10 +198,10 @@ def moving(tmp_path: Path) -> Path:
 def test_tracked_objects_are_pasted_at_their_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gleansr.photos.task.load_detector", lambda *_: Spot())
     task = Photo(upscaler(16, 2, stripes, category="cats"), PhotoConfig(scale=2, keep_detail=0))
-    assert needs_tracking(task)
-    assert not needs_tracking(Photo(task.upscaler, PhotoConfig(aligned=True)))
     plain = Photo(task.upscaler, PhotoConfig(scale=2), detections={})
     source = moving(tmp_path)
+    assert needs_tracking(task, Clip(source))
+    assert not needs_tracking(Photo(task.upscaler, PhotoConfig(aligned=True)), Clip(source))
     summary = upscale(Clip(source), tmp_path / "b.mkv", Work(task, 4, quality=100), EVERY)
     assert summary.notes[0] == "1 cat tracked in 12 of 12 frames"
     [said] = summary.details["objects"]
@@ -215,8 +216,8 @@ def test_tracked_objects_are_pasted_at_their_positions(tmp_path: Path, monkeypat
 
 def test_a_given_box_disables_tracking(tmp_path: Path):
     task = Photo(upscaler(16, 2, stripes), PhotoConfig(boxes=((8, 8, 16, 16),), scale=1))
-    assert not needs_tracking(task)
     source = moving(tmp_path)
+    assert not needs_tracking(task, Clip(source))
     details: list[object] = []
     process_frames(Clip(source).frames(), task, 4, lambda _, result: details.append(result.details["objects"][0]["frame"]))
     assert details == [[[8, 8], [24, 8], [24, 24], [8, 24]]] * 12
@@ -240,8 +241,8 @@ def test_a_video_gets_the_models_that_its_objects_need(tmp_path: Path, monkeypat
     monkeypatch.setattr(search, "classify", lambda _: Category("cats", 1.0))  # so that the face is a mistake
     monkeypatch.setattr(auto, "best_model", lambda *_: SimpleNamespace(name="cats-2x"))
     task = AutoTask(PhotoConfig(scale=2, keep_detail=0), models=cast("Models", models), photo=True)
-    assert needs_tracking(task)
     source = moving(tmp_path)
+    assert needs_tracking(task, Clip(source))
     work = Work(task, 4, quality=100, sidecar=True)
     summary = upscale(Clip(source), tmp_path / "b.mkv", work, EVERY)
     assert summary.notes[0] == "1 cat tracked in 12 of 12 frames"
@@ -257,7 +258,27 @@ def test_a_video_gets_the_models_that_its_objects_need(tmp_path: Path, monkeypat
     assert "1 of 1 enlarged like the rest" in upscale(Clip(source), tmp_path / "c.mkv", work, EVERY).notes[1]
     monkeypatch.setattr(search, "classify", lambda _: Category("other", 1.0))
     assert upscale(Clip(source), tmp_path / "d.mkv", work, EVERY).notes[0] == "no face or cat found"
-    assert not needs_tracking(AutoTask(PhotoConfig(aligned=True), models=cast("Models", models), photo=True))
+    assert not needs_tracking(AutoTask(PhotoConfig(aligned=True), models=cast("Models", models), photo=True), Clip(source))
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_objects_of_a_named_model_are_tracked_in_frames_larger_than_thumbnails(tmp_path: Path, *, frames: bool):
+    def footage(height: int, width: int) -> Footage:
+        images = [np.full((height, width, 3), 90, np.uint8)] * 2
+        if not frames:
+            return Clip(clip(tmp_path / f"{width}.mkv", images))
+        folder = tmp_path / f"{width}"
+        folder.mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{i}.png")
+        return FrameFolder(folder)
+
+    thumbnails, large = footage(24, 32), footage(32, 64)
+    cats, cars = (AutoTask(model=upscaler(16, 2, category=category)) for category in ("cats", "cars"))
+    assert not needs_tracking(cats, thumbnails)  # at most twice the model's input: each frame is one cat
+    assert needs_tracking(cats, large)
+    assert not needs_tracking(cars, large)  # for which there is no detector
+    assert not needs_tracking(AutoTask(model=upscaler(None, 2)), large)
 
 
 def test_options_depend_on_the_given_detections(tmp_path: Path):

@@ -138,7 +138,7 @@ def _one(
 ) -> None:
     from gleansr.video import needs_tracking, upscale
 
-    finding = progress.add_task("finding", total=footage.expected, visible=needs_tracking(work.task))
+    finding = progress.add_task("finding", total=footage.expected, visible=needs_tracking(work.task, footage))
     upscaling = progress.add_task("upscaling", total=footage.expected)
     read = 0
 
@@ -172,14 +172,14 @@ def _followed(
     console: Console, progress: Progress, stop: Stop, folders: "Sequence[FrameFolder]", work: "Work", config: "TrackConfig"
 ) -> "tuple[ImageTask, dict[str, GleansrError]]":
     """The task for folders of frames, with the objects of each followed through it, and the errors of folders of which that failed."""
-    from gleansr.photos import AutoTask
+    from gleansr.photos import AutoTask, Photo
     from gleansr.video import needs_tracking, track_video
 
     for one in folders:
         for note in one.notes:
             _say(console, f"{one.name}: {note}")
     task = work.task
-    if not needs_tracking(task):
+    if not (isinstance(task, Photo | AutoTask) and any(needs_tracking(task, one) for one in folders)):
         return task, {}
     tracked: list[Tracking] = []
     lacking: dict[str, GleansrError] = {}

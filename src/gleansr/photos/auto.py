@@ -141,10 +141,10 @@ class AutoTask:
             options["known"] = hashlib.sha256(repr(known).encode()).hexdigest()
         return options
 
-    @property
-    def tracks(self) -> bool:
-        """Whether objects are detected in every image, so that those of a video can be tracked."""
-        return self._photo and self._objects is None and not (self.config.boxes or self.config.aligned)
+    def tracks(self, height: int, width: int) -> bool:
+        """Whether objects are detected in images of this size, so that those of a video can be tracked."""
+        given = self._whole_images or self._objects is not None or self.config.boxes
+        return not given and not self.is_thumbnail(height, width)
 
     def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "AutoTask":
         """The same task on another device; `move` brings a loaded model there."""

@@ -94,9 +94,8 @@ class Photo:
         fixed = self.config.boxes or self.config.aligned or detections is not None
         self._detector: Detector | None = None if fixed else load_detector(upscaler.category, upscaler.about.name or "the model")
 
-    @property
-    def tracks(self) -> bool:
-        """Whether objects are detected in every image, so that those of a video can be tracked."""
+    def tracks(self, _height: int, _width: int) -> bool:
+        """Whether objects are detected in images of this size, so that those of a video can be tracked."""
         return self._detector is not None
 
     @property

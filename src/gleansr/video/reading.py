@@ -47,6 +47,8 @@ class Footage(Protocol):
     """Approximate frames per second."""
     expected: int | None
     """Estimated number of frames, before they are read."""
+    size: tuple[int, int]
+    """Height and width of the first frame, before a rotation; zeros if it cannot be read."""
     tags: Tags
     """Of the first frame, once that has been read."""
     notes: dict[str, None]
@@ -84,6 +86,7 @@ class Clip:
             self.expected = stream.frames or (round(length * float(self.rate)) if 0 < length < 1e6 else 0) or None
             self._declared_end = seconds if matroska and seconds else None
             width, height = stream.codec_context.width, stream.codec_context.height
+            self.size = height, width
             if width * height > images.MAX_PIXELS:
                 raise ImageError(f"{path}: frames of {width}x{height} pixels are too large; the limit is {images.MAX_PIXELS} pixels")
             # An MP4 with its index first is readable up to where it is cut off.
@@ -210,6 +213,8 @@ class FrameFolder:
             raise RequestError(printable(f"{folder}: no numbered frames in this folder, such as 0001.png"))
         self.paths = [folder / name for name in sorted(numbered, key=natural)]
         self.expected: int | None = len(numbered)
+        first = next(self.frames(lenient=True), None)
+        self.size = first.image.size if first else (0, 0)
         others = sorted(set(names) - set(numbered))
         self.notes = dict.fromkeys([_ignored(others)] if others else [])
 

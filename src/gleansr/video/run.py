@@ -85,9 +85,9 @@ class Tracking:
         return self.task.choose_for_frame(category, statistics.median(one.frame.width for one in track.detections))
 
 
-def needs_tracking(task: ImageTask) -> TypeGuard[Photo | AutoTask]:
-    """Whether a task's objects must be tracked first: it detects them, instead of using given boxes."""
-    return isinstance(task, Photo | AutoTask) and task.tracks
+def needs_tracking(task: ImageTask, footage: Footage) -> TypeGuard[Photo | AutoTask]:
+    """Whether a task's objects must be tracked first: it detects them in frames of this size, instead of using given boxes."""
+    return isinstance(task, Photo | AutoTask) and task.tracks(*footage.size)
 
 
 def track_video(
@@ -163,7 +163,7 @@ def upscale(
     """
     check_target(target, overwrite=work.overwrite, sidecar=work.sidecar)
     task, tracking, notes = work.task, None, list[str]()
-    if needs_tracking(task):
+    if needs_tracking(task, footage):
         tracking = track_video(footage, task, config or TrackConfig(), stopped=stopped, on_read=on_read)
         notes += tracking.notes
         task = tracking.task_with_objects()
