@@ -1,6 +1,6 @@
 """A sheet of examples of the bundled models: lr, bicubic, GLEAN, ground truth. Of the README and the model cards.
 
-    python -m benchmarks.gallery --models cats-8x cats-16x faces-8x faces-16x faces-32x faces-64x -o docs/gallery.jpg
+    python -m benchmarks.gallery --drawn 0 -o docs/gallery.jpg
     python -m benchmarks.gallery --models faces-16x --drawn 3 -o docs/models/faces-16x.jpg
 
 Ground truths are those that the project may show: the photos in examples/, which no model was trained on, and images that the bank of the
@@ -33,9 +33,9 @@ COLUMNS = ("lr", "bicubic", "GLEAN", "ground truth")
 
 
 def ground_truths(category: str, drawn: int) -> list[Tensor]:
-    """The category's photo and `drawn` images of its bank, each (3, 256, 256) in [0, 1]."""
+    """The category's photo and `drawn` images of its bank, at least one if there is no photo, each (3, 256, 256) in [0, 1]."""
     images = [decode(EXAMPLES / PHOTOS[category]).premultiplied()] if category in PHOTOS else []
-    if drawn:
+    if drawn := drawn if images else max(1, drawn):
         bank = cast("StyleGAN2", gleansr.load_model(f"{category}-bank", part="generator"))
         for seed in range(drawn):
             z = torch.randn(1, bank.config.code_dim, generator=torch.Generator().manual_seed(seed))
