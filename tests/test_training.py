@@ -20,6 +20,7 @@ import gleansr
 from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError, RequestError
+from gleansr.files import lock_folder
 from gleansr.models.features import VGG16
 from gleansr.models.glean import GLEAN, lighten
 from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscriminator
@@ -352,6 +353,17 @@ def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(dataset: str, ban
         assert torch.equal(tensor, _tensors(cut)[name]), name
     for run in ("whole", "cut"):
         assert [line["images"] for line in log_lines(tmp_path / run)] == [4, 8, 12, 16]
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(dataset: str, bank: str, tmp_path: Path):
+    glean(glean_recipe(dataset, bank), tmp_path / "glean")
+    train_bank(bank_recipe(dataset), tmp_path / "bank", CPU)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with lock_folder(tmp_path / "glean", "busy"), pytest.raises(RequestError, match="glean: another process is training here"):
+        glean(glean_recipe(dataset, bank), tmp_path / "glean")
+    with lock_folder(tmp_path / "bank", "busy"), pytest.raises(RequestError, match="bank: another process is training here"):
+        train_bank(bank_recipe(dataset), tmp_path / "bank", CPU)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_glean_wants_a_whole_bank(dataset: str, bank: str, tmp_path: Path):

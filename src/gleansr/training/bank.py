@@ -16,6 +16,7 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.errors import RequestError
+from gleansr.files import lock_folder
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.layers import to_channels_last
 from gleansr.models.projected import ProjectedDiscriminator
@@ -122,13 +123,13 @@ def train_bank(
                 part.load_state_dict(checkpoint[name])
         checkpoint.clear()  # as large as all networks and optimisers
 
-    log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
-    log.write(images, pictures=len(dataset), in_memory=dataset.in_memory, device=str(device), **checkpoints.resume_facts(images))
-    meter = Meter(log, run.batch_size)
-    batches = TrainingBatches(dataset, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
-    path = output / f"{recipe.about.name}.safetensors"
-    step_ended = time.perf_counter()
-    with stop_on_signal() as stop:
+    with lock_folder(output, "training"), stop_on_signal() as stop:
+        log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
+        log.write(images, pictures=len(dataset), in_memory=dataset.in_memory, device=str(device), **checkpoints.resume_facts(images))
+        meter = Meter(log, run.batch_size)
+        batches = TrainingBatches(dataset, start=images, end=run.images, batch_size=run.batch_size, seed=run.seed, device=device)
+        path = output / f"{recipe.about.name}.safetensors"
+        step_ended = time.perf_counter()
         for real, _ in batches:
             waited = time.perf_counter() - step_ended
             step = images // run.batch_size

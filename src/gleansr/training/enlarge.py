@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
+from gleansr.files import lock_folder
 from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import resize
 from gleansr.inference.runner import enlarge
@@ -150,29 +152,32 @@ def train_network(
         device=device,
         share=Share(fabric.global_rank, fabric.world_size),
     )
-    log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard) if first else None
-    if log:
-        if "run.iterations" in checkpoints.changed and recipe.schedule == "cosine":
-            before, now = checkpoints.changed["run.iterations"]
-            logger.warning("run.iterations was %s and is %s: the learning rate now falls to 0 there", f"{before:,}", f"{now:,}")
-        log.write(
-            images,
-            pictures=len(dataset),
-            in_memory=dataset.in_memory,
-            processes=fabric.world_size,
-            device=str(device),
-            perceptual_network=perceptual_name,
-            new_layers=new_layers,
-            parameters={"trainable": sum(p.numel() for p in model.trainable_parameters()), "bank": sum(t.numel() for t in frozen.values())},
-            **checkpoints.resume_facts(images),
-        )
+    with lock_folder(output, "training") if first else nullcontext(), stop_on_signal() as stop:
+        log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard) if first else None
+        if log:
+            if "run.iterations" in checkpoints.changed and recipe.schedule == "cosine":
+                before, now = checkpoints.changed["run.iterations"]
+                logger.warning("run.iterations was %s and is %s: the learning rate now falls to 0 there", f"{before:,}", f"{now:,}")
+            log.write(
+                images,
+                pictures=len(dataset),
+                in_memory=dataset.in_memory,
+                processes=fabric.world_size,
+                device=str(device),
+                perceptual_network=perceptual_name,
+                new_layers=new_layers,
+                parameters={
+                    "trainable": sum(p.numel() for p in model.trainable_parameters()),
+                    "bank": sum(t.numel() for t in frozen.values()),
+                },
+                **checkpoints.resume_facts(images),
+            )
 
-    meter = Meter(log, run.batch_size, fabric)
-    halve_at = [iteration * run.batch_size for iteration in recipe.halve_at]
-    relativistic = recipe.adversarial == "relativistic"
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
-    step_ended = time.perf_counter()
-    with stop_on_signal() as stop:
+        meter = Meter(log, run.batch_size, fabric)
+        halve_at = [iteration * run.batch_size for iteration in recipe.halve_at]
+        relativistic = recipe.adversarial == "relativistic"
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+        step_ended = time.perf_counter()
         for gt, lr in batches:
             waited = time.perf_counter() - step_ended
             # The network's own noise, if any, depends on seed, images seen and process alone.
