@@ -1,9 +1,9 @@
 """Faces of photos: how many are found, and how much they stay the same persons, in collages of portraits.
 
-    python -m benchmarks.collages PORTRAITS [--widths 40 64 96 128] [--scale 4] [-o FOLDER]
+    python -m benchmarks.collages PORTRAITS [--widths 40 64 96 128] [--quality 90] [-o FOLDER]
 
 PORTRAITS is a folder or an archive, one face in each image. For each width, all portraits are shrunk until the frame of the head has that
-many pixels in the photo, and put into one photo, a JPEG of quality 90. Each result is compared with the same collage at the result's size:
+many pixels in the photo, and put into one photo, a JPEG. Each result is compared with the same collage at the result's size:
 dlib's distance of embeddings (0: equal; below 0.6 dlib assumes the same person), PSNR and SqueezeNet distance of the heads.
 """
 
@@ -54,8 +54,8 @@ def cell(image: Image.Image, place: Place, width: int) -> Image.Image:
     return image.transform((side, side), Image.Transform.EXTENT, box, Image.Resampling.BICUBIC)
 
 
-def collage(portraits: list[Image.Image], places: list[Place], width: int, scale: int) -> tuple[Image.Image, Image.Image]:
-    """All heads in one photo, `width` pixels wide, and its ground truth, `scale` times as large."""
+def collage(portraits: list[Image.Image], places: list[Place], width: int, scale: int, quality: int) -> tuple[Image.Image, Image.Image]:
+    """All heads in one photo, a JPEG, `width` pixels wide, and its ground truth, `scale` times as large."""
     columns, side = math.isqrt(len(portraits) - 1) + 1, round(width * (1 + 2 * MARGIN))
     rows = -(-len(portraits) // columns)
     gt = Image.new("RGB", (columns * side * scale, rows * side * scale), (96, 104, 112))
@@ -66,7 +66,7 @@ def collage(portraits: list[Image.Image], places: list[Place], width: int, scale
         part = cell(small, (x / factor, y / factor, size / factor), width * scale)
         gt.paste(part, (i % columns * side * scale, i // columns * side * scale))
     file = io.BytesIO()
-    gt.resize((columns * side, rows * side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    gt.resize((columns * side, rows * side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
     return Image.open(file), gt
 
 
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("portraits")
     parser.add_argument("--widths", type=int, nargs="+", default=(40, 64, 96, 128))
     parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEG")
     parser.add_argument("-o", "--output", type=Path, help="folder for the photos and results")
     options = parser.parse_args()
     source = open_source(options.portraits)
@@ -92,7 +93,7 @@ def main() -> None:
     task, scale = AutoTask(gleansr.photos.PhotoConfig(scale=options.scale), device="cpu"), options.scale
     print("| head | found | | dlib | below 0.6 | PSNR | SqueezeNet |\n| --- | --- | --- | --- | --- | --- | --- |")
     for width in options.widths:
-        photo, gt = collage(portraits, places, width, scale)
+        photo, gt = collage(portraits, places, width, scale, options.quality)
         automatic = run(task, decode(photo))
         results = {
             "bicubic": photo.resize(gt.size, Image.Resampling.BICUBIC),

@@ -37,7 +37,7 @@ FIGURES = {
     1: Figure("faces", "pulse,glean", images=6, drawn=5),
     2: Figure("faces", "bicubic,pulse,glean", images=3),
     3: Figure("faces", images=6, drawn=5),
-    4: Figure("cats", "dgp,esrgan+,glean", drawn=6),
+    4: Figure("cats", "pulse,esrgan+,glean", drawn=6),
     5: Figure("cars", "bicubic,pulse,glean", drawn=7),
     6: Figure("bedrooms", "bicubic,pulse,glean", drawn=7),
     7: Figure("towers", "bicubic,pulse,glean", drawn=7),

@@ -75,7 +75,17 @@ def details(task: AutoTask, image: DecodedImage) -> tuple[Image.Image, str, dict
 
 @pytest.mark.parametrize(
     ("pixels", "name"),
-    [(64, "faces-8x"), (32, "faces-8x"), (20, "faces-8x"), (16, "faces-16x"), (10, "faces-16x"), (8, "faces-32x"), (4, "faces-64x")],
+    [
+        (64, "faces-4x"),
+        (41, "faces-4x"),
+        (40, "faces-8x"),
+        (32, "faces-8x"),
+        (18, "faces-8x"),
+        (16, "faces-16x"),
+        (10, "faces-16x"),
+        (8, "faces-32x"),
+        (4, "faces-64x"),
+    ],
 )
 def test_the_model_with_the_nearest_input_size(pixels: int, name: str):
     model = router.best_model("faces", pixels)
@@ -122,7 +132,8 @@ def test_a_thumbnail_becomes_exactly_so_many_times_larger(shows: Shows, size: tu
 def test_a_thumbnail_of_about_the_models_size_is_resized_around_the_model(shows: Shows, size: tuple[int, int], scale: int):
     """A model that adds nothing reproduces a smooth image in its place."""
     shows.category = "faces"
-    shows.models["faces-8x"] = upscaler(32, 8, category="faces", called="faces-8x")
+    for model, size_of in (("faces-4x", 64), ("faces-8x", 32)):
+        shows.models[model] = upscaler(size_of, 256 // size_of, category="faces", called=model)
     image = photo(*size, cell=12)
     result = run(AutoTask(PhotoConfig(scale=scale)), image)
     expected = resize(image.pixels, scale=scale).clamp(0, 1) * 255
@@ -144,7 +155,7 @@ def test_detail_of_a_larger_thumbnail_comes_from_the_model(shows: Shows):
     shows.category = "faces"
     image = photo(64, 64, cell=16)
     plain = pixels(run(AutoTask(), DecodedImage(image.stored, name="a")).image)
-    shows.models["faces-8x"] = upscaler(32, 8, category="faces", called="faces-8x")
+    shows.models["faces-4x"] = upscaler(64, 4, category="faces", called="faces-4x")
     smoothed = pixels(run(AutoTask(), image).image)
     assert (plain - smoothed).abs().mean() > 5
 
@@ -157,10 +168,10 @@ def test_images_too_small_to_recognise_get_the_general_model(shows: Shows):
 
 
 def test_objects_of_a_photo_get_the_models_of_their_sizes(shows: Shows):
-    shows.boxes = {"faces": [(10, 10, 20, 20), (50, 10, 40, 40), (100, 10, 80, 80)], "cats": []}
-    image, summary, found, notes = details(AutoTask(), photo(200, 260))
-    assert image.size == (4 * 260, 4 * 200)
-    assert summary == "3 faces, faces-8x, general-4x"
+    shows.boxes = {"faces": [(10, 10, 20, 20), (50, 10, 80, 80), (140, 10, 140, 140)], "cats": []}
+    image, summary, found, notes = details(AutoTask(), photo(200, 300))
+    assert image.size == (4 * 300, 4 * 200)
+    assert summary == "3 faces, faces-8x, faces-4x, general-4x"
     assert [round(one["scale"], 2) for one in found["objects"]] == [0.62, 1.25]  # pixels of the photo per pixel of the model's input
     assert "1 of 3 enlarged like the rest: more pixels than the models take" in notes
 
@@ -172,7 +183,7 @@ def test_what_a_detector_takes_for_another_category_is_dropped(shows: Shows):
         ("cats", "1 cat, cats-8x, general-4x"),
         ("other", "no face or cat found, general-4x"),
     ):
-        assert details(AutoTask(), photo(100, 120))[1] == summary
+        assert details(AutoTask(), photo(140, 120))[1] == summary
 
 
 def test_pixels_beside_the_objects_are_those_of_the_general_model(shows: Shows):
@@ -197,10 +208,10 @@ def test_a_head_that_does_not_fill_a_thumbnail_is_sought(shows: Shows):
 @pytest.mark.parametrize(("side", "whole"), [(37, True), (34, False)])
 def test_a_head_that_fills_a_thumbnail_is_enlarged_as_a_whole(shows: Shows, side: int, whole: bool):
     shows.category, shows.boxes = "faces", {"faces": [(4, 4, side, side)]}
-    assert details(AutoTask(), photo(48, 64))[1] == ("face (98%), faces-8x" if whole else "1 face, faces-8x, general-4x")
+    assert details(AutoTask(), photo(48, 64))[1] == ("face (98%), faces-4x" if whole else "1 face, faces-8x, general-4x")
     shows.boxes = {"faces": [(4, 4, side, side), (41, 10, 20, 20)]}
     assert details(AutoTask(), photo(48, 64))[1] == "2 faces, faces-8x, general-4x"
-    assert details(AutoTask(PhotoConfig(aligned=True)), photo(48, 64))[1] == "face (98%), faces-8x"
+    assert details(AutoTask(PhotoConfig(aligned=True)), photo(48, 64))[1] == "face (98%), faces-4x"
 
 
 def test_a_thumbnail_with_more_pixels_than_the_models_of_its_category_take_is_a_larger_image(shows: Shows, monkeypatch: pytest.MonkeyPatch):
@@ -221,11 +232,11 @@ def test_compression_is_removed_from_a_thumbnail_whose_own_detail_is_kept(shows:
         return sr
 
     shows.models["general-4x"] = upscaler(None, 4, record, category="any", called="general-4x")
-    for quality, size, removed in ((60, 60, True), (95, 60, False), (60, 40, False), (None, 60, False)):
+    for quality, size, removed in ((60, 110, True), (95, 110, False), (60, 80, False), (None, 110, False)):
         cleaned.clear()
         image = DecodedImage(photo(size, size).stored, jpeg_quality=quality)
         _, summary, _, notes = details(AutoTask(), image)
-        assert summary == "face (98%), faces-8x"
+        assert summary == "face (98%), faces-4x"
         assert cleaned == ([(1, 3, 4 * size, 4 * size)] if removed else [])
         assert ("compression removed first, by the general model" in notes) == removed
 
@@ -259,25 +270,25 @@ def test_without_a_detector_a_portrait_is_not_taken_for_something_else(shows: Sh
 
 def test_a_required_object(shows: Shows):
     with pytest.raises(NoObjectError, match="no face or cat found; give --box"):
-        run(AutoTask(PhotoConfig(require_object=True)), photo(100, 100))
+        run(AutoTask(PhotoConfig(require_object=True)), photo(140, 140))
     shows.boxes = {"cats": [(10, 10, 30, 30)]}
     shows.crops = "cats"
-    run(AutoTask(PhotoConfig(require_object=True)), photo(100, 100))
+    run(AutoTask(PhotoConfig(require_object=True)), photo(140, 140))
 
 
 def test_missing_detectors_are_noted_once(shows: Shows):
     shows.missing = {"faces"}
     task = AutoTask()
-    first, second = (details(task, photo(100, 100)) for _ in range(2))
+    first, second = (details(task, photo(140, 140)) for _ in range(2))
     assert first[1] == second[1] == "no cat found, general-4x"
     assert first[3] == ("faces are not looked for: pip install 'gleansr[photos]' adds that",)
     assert second[3] == ()
     shows.missing = {"faces", "cats"}
-    assert details(AutoTask(), photo(100, 100))[1] == "general-4x"
+    assert details(AutoTask(), photo(140, 140))[1] == "general-4x"
 
 
 def test_boxes_and_aligned_images_are_recognised_at_any_size(shows: Shows):
-    _, summary, found, _ = details(AutoTask(PhotoConfig(boxes=((10, 10, 50, 50), (80, 20, 12, 12)))), photo(150, 150))
+    _, summary, found, _ = details(AutoTask(PhotoConfig(boxes=((10, 10, 30, 30), (80, 20, 12, 12)))), photo(150, 150))
     assert summary == "2 boxes given, faces-8x, faces-16x, general-4x"
     assert len(found["objects"]) == 2
     shows.category = "cats"

@@ -21,7 +21,8 @@ NOUNS = {"faces": "face", "cats": "cat", "cars": "car", "bedrooms": "bedroom", "
 """Categories with models, and the name of one object."""
 
 _BIAS = 1 / 3
-"""Octaves by which larger inputs are preferred."""
+"""Octaves by which larger inputs are preferred, up to `_UNBIASED` px: an image of 40 px is better shrunk to 32 than enlarged to 64."""
+_UNBIASED = 32
 
 LARGEST = 2
 """An image is a thumbnail, enlarged as a whole, up to so many times a model's input size."""
@@ -46,7 +47,12 @@ def best_model(category: str, pixels: float) -> NamedModel | None:
         category: such as "faces".
         pixels: width of the object in the image; of the square around it for models of squares.
     """
-    return min(models_of(category), key=lambda model: abs(math.log2(pixels / (model.in_size or 1)) + _BIAS), default=None)
+
+    def distance(model: NamedModel) -> float:
+        size = model.in_size or 1
+        return abs(math.log2(pixels / size) + (_BIAS if size <= _UNBIASED else 0))
+
+    return min(models_of(category), key=distance, default=None)
 
 
 def bundled_models() -> tuple[NamedModel, ...]:
