@@ -1,6 +1,7 @@
 """A sheet of examples of the bundled models: lr, bicubic, GLEAN, ground truth. Of the README and the model cards.
 
-    python -m benchmarks.gallery --drawn 0 -o docs/gallery.jpg
+    python -m benchmarks.gallery --drawn 0 -o docs/gallery.jpg --models cats-8x cats-16x faces-8x faces-16x faces-32x faces-64x \\
+        cars-8x bedrooms-8x towers-8x
     python -m benchmarks.gallery --models faces-16x --drawn 3 -o docs/models/faces-16x.jpg
 
 Ground truths are those that the project may show: the photos in examples/, which no model was trained on, and images that the bank of the
