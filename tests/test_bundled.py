@@ -85,7 +85,8 @@ def test_it_beats_bicubic(upscaler: gleansr.Upscaler, name: str, scale: int, gt:
     errors = [float((img - gt).square().mean()) for img in (bicubic, result)]
     assert errors[1] < 1.05 * errors[0]
     # Detail is added, the image is not changed: it still looks like the input from afar.
-    assert float((degrade(result, scale) - lr).square().mean()) < max(0.1 * errors[0], 1e-3)  # 36 dB: at 4x bicubic is that near
+    share = 0.1 if scale > 4 else 0.12  # at 4x bicubic's own error is small
+    assert float((degrade(result, scale) - lr).square().mean()) < share * errors[0]
 
 
 def test_it_leaves_no_grid(upscaler: gleansr.Upscaler, scale: int, gt: torch.Tensor):
