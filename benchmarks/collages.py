@@ -27,7 +27,7 @@ from gleansr.images.codec import decode, to_image
 from gleansr.images.pixels import from_bytes
 from gleansr.inference.router import GENERAL
 from gleansr.models.features import feature_distance
-from gleansr.photos import AutoTask, run
+from gleansr.photos import AutoTask, PhotoConfig, run
 from gleansr.photos.faces import Faces
 
 MARGIN = 0.3
@@ -38,9 +38,14 @@ Place = tuple[float, float, float]
 """Centre and width of the frame of a head."""
 
 
-def head(image: Tensor) -> Place:
+def layout(count: int, width: int) -> tuple[int, int]:
+    """Columns of a collage, and the side of its cells in pixels of the photo."""
+    return math.isqrt(count - 1) + 1, round(width * (1 + 2 * MARGIN))
+
+
+def head(detector: Faces, image: Tensor) -> Place:
     """The head of a portrait (3, H, W) in [0, 1]."""
-    frame = Faces().detect(image)[0].frame
+    frame = detector.detect(image)[0].frame
     return frame.x, frame.y, frame.width
 
 
@@ -56,7 +61,7 @@ def cell(image: Image.Image, place: Place, width: int) -> Image.Image:
 
 def collage(portraits: list[Image.Image], places: list[Place], width: int, scale: int, quality: int) -> tuple[Image.Image, Image.Image]:
     """All heads in one photo, a JPEG, `width` pixels wide, and its ground truth, `scale` times as large."""
-    columns, side = math.isqrt(len(portraits) - 1) + 1, round(width * (1 + 2 * MARGIN))
+    columns, side = layout(len(portraits), width)
     rows = -(-len(portraits) // columns)
     gt = Image.new("RGB", (columns * side * scale, rows * side * scale), (96, 104, 112))
     for i, (portrait, (x, y, size)) in enumerate(zip(portraits, places, strict=True)):
@@ -72,7 +77,8 @@ def collage(portraits: list[Image.Image], places: list[Place], width: int, scale
 
 def heads(image: Image.Image, count: int, width: int, scale: int) -> Tensor:
     """The cells of a collage (count, 3, side, side) in [-1, 1]."""
-    columns, side = math.isqrt(count - 1) + 1, round(width * (1 + 2 * MARGIN)) * scale
+    columns, side = layout(count, width)
+    side *= scale
     pixels = from_bytes(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
     corners = [(i // columns * side, i % columns * side) for i in range(count)]
     return torch.stack([pixels[:, y : y + side, x : x + side] for y, x in corners])
@@ -88,9 +94,10 @@ def main() -> None:
     options = parser.parse_args()
     source = open_source(options.portraits)
     tensors = [read_image(source, i)[0] for i in range(len(source))]
-    portraits, places = [to_image(one).convert("RGB") for one in tensors], [head(one) for one in tensors]
+    detector = Faces()
+    portraits, places = [to_image(one).convert("RGB") for one in tensors], [head(detector, one) for one in tensors]
     network, identity = squeezenet(), DlibIdentity()
-    task, scale = AutoTask(gleansr.photos.PhotoConfig(scale=options.scale), device="cpu"), options.scale
+    task, scale = AutoTask(PhotoConfig(scale=options.scale), device="cpu"), options.scale
     print("| head | found | | dlib | below 0.6 | PSNR | SqueezeNet |\n| --- | --- | --- | --- | --- | --- | --- |")
     for width in options.widths:
         photo, gt = collage(portraits, places, width, scale, options.quality)
@@ -100,12 +107,12 @@ def main() -> None:
             GENERAL: gleansr.upscale(photo, model=GENERAL, scale=scale, device="cpu"),
             "gleansr upscale": automatic.image,
         }
-        truth = heads(gt, len(portraits), width, scale)
-        faces = identity.faces(truth)
+        gts = heads(gt, len(portraits), width, scale)
+        faces = identity.faces(gts)
         for name, result in results.items():
             sr = heads(result, len(portraits), width, scale)
             dlib = identity.distance(sr, faces)
-            pairs = list(zip(sr.split(1), truth.split(1), strict=True))
+            pairs = list(zip(sr.split(1), gts.split(1), strict=True))
             squeeze = torch.cat([feature_distance(network(one), network(two)).reshape(1) for one, two in pairs])
             decibels = torch.cat([torch.as_tensor(psnr(one, two)).reshape(1) for one, two in pairs])
             found = f"{len(automatic.details['objects'])} of {len(portraits)}"

@@ -88,13 +88,7 @@ def command(number: int, folder: Path, output: Path) -> None:
         Image.fromarray(to_bytes(image * 2 - 1).permute(1, 2, 0).numpy()).save(data / f"{i}.png")
     category = ["--category", figure.category] if number < 4 else []
     methods = ["--methods", figure.methods] if figure.methods else []
-    run("figure", str(number), str(data), "-o", str(output), "--images", str(figure.images), *category, *methods)
-
-
-def run(*arguments: str) -> None:
-    """Runs a command of gleansr. Raises SystemExit if it fails."""
-    if status := gleansr(list(arguments)):
-        raise SystemExit(status)
+    gleansr(["figure", str(number), str(data), "-o", str(output), "--images", str(figure.images), *category, *methods])
 
 
 def as_jpeg(images: list[Path], output: Path) -> None:
@@ -129,7 +123,7 @@ def main() -> None:
                     command(number, folder, parts[-1])
                 else:
                     before, after = retouching(folder, category)
-                    run("figure", "8", str(after), "--original", str(before), "-o", str(parts[-1]), "--category", category)
+                    gleansr(["figure", "8", str(after), "--original", str(before), "-o", str(parts[-1]), "--category", category])
             as_jpeg(parts, options.output / f"figure{number}.jpg")
 
 

@@ -109,10 +109,15 @@ def _dgp_config(settings: dict[str, Any]) -> DGPConfig:
 def bundled(method: str, scale: int, category: str = "cats") -> str:
     """The name of the bundled model of a method at a scale; searches use one bank for all scales. Raises RequestError if there is none."""
     names = [model.name for model in zoo.named_models() if model.asset]
-    name = f"{category}-bank" if method in SEARCHES else f"{category}-{scale}x" if method == "glean" else f"{method}-{category}-{scale}x"
+    name = f"{category}-bank" if method in SEARCHES else network_name(method, scale, category)
     if name not in names:
         raise RequestError(f"no model of {method} for {category} at {scale}x is bundled: give one")
     return name
+
+
+def network_name(method: str, scale: int, category: str) -> str:
+    """The name of a method's model, with which that of its recipe begins too."""
+    return f"{category}-{scale}x" if method == "glean" else f"{method}-{category}-{scale}x"
 
 
 def _discriminator(bank: Checkpoint, path: Path, file: Any) -> nn.Module | None:

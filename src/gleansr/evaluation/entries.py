@@ -133,6 +133,6 @@ def _bundled(method: str, scale: int, category: str) -> str | None:
 def _model_needed(method: str, scale: int, category: str) -> str:
     if method in baselines.SEARCHES:
         return f"{method} needs a bank: --models {method}=FILE"
-    recipe = f"{category}-{scale}x-compact" if method == "glean" else f"{method}-{category}-{scale}x-compact"
+    recipe = f"{baselines.network_name(method, scale, category)}-compact"
     recipe_exists = (resources.files("gleansr") / "recipes" / f"{recipe}.toml").is_file()
     return f"{method} needs a file: --models {method}=FILE" + (f"; train one with `gleansr train {recipe}`" if recipe_exists else "")

@@ -47,12 +47,15 @@ class Footage(Protocol):
     """Approximate frames per second."""
     expected: int | None
     """Estimated number of frames, before they are read."""
-    size: tuple[int, int]
-    """Height and width of the first frame, before a rotation; zeros if it cannot be read."""
     tags: Tags
     """Of the first frame, once that has been read."""
     notes: dict[str, None]
     """Notes about the video, complete once it has been read."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first frame, before a rotation; zeros if it cannot be read."""
+        ...
 
     @property
     def source(self) -> Path | None:
@@ -213,10 +216,16 @@ class FrameFolder:
             raise RequestError(printable(f"{folder}: no numbered frames in this folder, such as 0001.png"))
         self.paths = [folder / name for name in sorted(numbered, key=natural)]
         self.expected: int | None = len(numbered)
-        first = next(self.frames(lenient=True), None)
-        self.size = first.image.size if first else (0, 0)
+        self._size: tuple[int, int] | None = None
         others = sorted(set(names) - set(numbered))
         self.notes = dict.fromkeys([_ignored(others)] if others else [])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        if self._size is None:
+            first = next(self.frames(lenient=True), None)
+            self._size = first.image.size if first else (0, 0)
+        return self._size
 
     def frames(self, *, lenient: bool = False) -> Iterator[VideoFrame]:
         """Decodes the images one by one. Raises ImageError if one cannot be read; with `lenient` skips it."""
