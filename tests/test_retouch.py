@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from skimage import data as skimage_data
 from torch import Tensor
 
 import gleansr
@@ -319,10 +320,26 @@ def test_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
     assert "already exists" in capsys.readouterr().err
 
 
+def test_the_head_that_was_edited_is_found():
+    """In a photo whose middle shows something else; far from any head the whole image is looked at."""
+    pytest.importorskip("dlib", reason="the detectors are not installed: pip install 'gleansr[photos]'")
+    original = Image.new("RGB", (900, 420), (120, 130, 140))
+    original.paste(Image.fromarray(skimage_data.astronaut()[:420, 40:440]), (500, 0))
+    models, edited = Models(device="cpu"), original.copy()
+    edited.paste((190, 60, 70), (672, 152, 700, 160))  # the astronaut's lips
+    prepared = prepare(edited, original, models)
+    left, top, width = prepared.box
+    assert prepared.summary == "face found, faces-4x"
+    assert (left, top, width) == pytest.approx((600, 21, 173), abs=12)
+    assert prepare(edited, original, models, RetouchConfig(box=(560, 0, 300))).box == (560, 0, 300)
+    # Without the original there are no edits to go by: the whole image is refined.
+    assert prepare(original, None, models).region.width >= 900
+
+
 def test_the_model_suits_what_the_region_shows(monkeypatch: pytest.MonkeyPatch):
     models, examples = Models(device="cpu"), Path(__file__).parents[1] / "examples"
     cat, face = (Image.open(examples / f"{name}-256.png").convert("RGB") for name in ("chelsea", "astronaut"))
-    for image, scale, chosen in ((cat, None, "cats-8x"), (face, None, "faces-8x"), (face, 16, "faces-16x")):
+    for image, scale, chosen in ((cat, None, "cats-8x"), (face, None, "faces-4x"), (face, 8, "faces-8x"), (face, 16, "faces-16x")):
         prepared = prepare(image, None, models, RetouchConfig(scale=scale))
         assert prepared.upscaler.about.name == chosen
         assert prepared.summary.endswith(f"%), {chosen}")
@@ -331,8 +348,8 @@ def test_the_model_suits_what_the_region_shows(monkeypatch: pytest.MonkeyPatch):
     for result, right in ((collage, face), (edited, cat)):
         result.paste(cat, (0, 0))
         result.paste(right, (256, 0))
-    assert prepare(collage, None, models, RetouchConfig(box=(256, 0, 256))).upscaler.about.name == "faces-8x"
-    assert prepare(edited, collage, models, RetouchConfig(box=(256, 0, 256))).upscaler.about.name == "faces-8x"
+    assert prepare(collage, None, models, RetouchConfig(box=(256, 0, 256))).upscaler.about.name == "faces-4x"
+    assert prepare(edited, collage, models, RetouchConfig(box=(256, 0, 256))).upscaler.about.name == "faces-4x"
     monkeypatch.setattr("gleansr.retouching.refine.most_probable", lambda *_: Category("cats", 0.3))
     assert "unsure" in prepare(collage, None, models).summary
     monkeypatch.setattr("gleansr.retouching.refine.most_probable", lambda *_: Category("cats", 0.01))

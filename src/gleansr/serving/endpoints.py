@@ -169,7 +169,8 @@ def retouch(
     headers = {"Gleansr-Box": ",".join(map(str, prepared.box))}
     if values["output"] == "mask":
         mask, notes = prepared.mask, tuple(note for image in images.values() for note in image.notes)
-        return PreparedRequest((), (), lambda _srs, _notes: TaskResult(mask, notes), headers=headers, synthetic=False)
+        chosen = TaskResult(mask, notes, model=prepared.upscaler.about.name, summary=prepared.summary)
+        return PreparedRequest((), (), lambda _srs, _notes: chosen, headers=headers, synthetic=False)
     metadata = images.get("original", images["edited"]).metadata
     read_notes = [note for name, image in images.items() if name != "edited" for note in image.notes]
 
