@@ -46,9 +46,10 @@ class Driver:
         self.page.on("console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
-    def open(self) -> None:
+    def open(self, mode: str = "retouch") -> None:
         self.page.goto(self.address)
         self.until("document.querySelector('#model').options.length > 0")
+        self.choose(mode)
 
     def load(self, path: Path) -> None:
         """Opens an image and waits until it can be edited."""

@@ -1,5 +1,5 @@
 // What the tests of the page's tools have at hand: the modules, made pictures, strokes, and what is found in pictures.
-const { begin } = await import("./tools.js"), { falloff } = await import("./brush.js"), { Document } = await import("./document.js");
+const { begin } = await import("./tools.js"), { select, selects } = await import("./move.js"), { falloff } = await import("./brush.js"), { Document } = await import("./document.js");
 const pixels = await import("./pixels.js"), { History, changes } = await import("./history.js"), region = await import("./region.js");
 const files = await import("./files.js"), { png } = await import("./png.js");
 
@@ -43,7 +43,7 @@ const stroke = (document, tool, options, points, seconds = 0) => {
     made.hold(points.at(-1), 0.05);
     document.render();
   }
-  return document.commit();
+  return document.commit().changed;
 };
 
 const equal = (a, b) => pixels.difference(a, b, pixels.whole(a)) === null;
@@ -54,3 +54,14 @@ const values = (image, [left, top, right, bottom]) => {
 };
 const mean = (list) => list.reduce((a, b) => a + b) / list.length;
 const deviation = (list) => Math.sqrt(mean(list.map((value) => (value - mean(list)) ** 2)));
+
+// A slope of light with fine grain, with or without a dark spot on it.
+const slope = (x, y, grain) => 90 + 0.5 * x + 0.3 * y + grain * ((7 * x + 13 * y) % 5 - 2);
+const blemished = (spot, grain = 2) => draw(128, 128, (x, y) => {
+  const dark = spot ? 70 * Math.exp(-((x + 0.5 - spot.x) ** 2 + (y + 0.5 - spot.y) ** 2) / 18) : 0, value = slope(x, y, grain) - dark;
+  return [value, value * 0.9, value * 0.7];
+});
+const farthest = (a, b, [left, top, right, bottom]) => {
+  const [one, other] = [a, b].map((image) => values(image, [left, top, right, bottom]));
+  return Math.max(...one.map((value, i) => Math.abs(value - other[i])));
+};

@@ -102,7 +102,64 @@ def test_enlarging_keeps_the_middle_and_shrinking_undoes_it_in_size(modules: Any
     assert tiny["spread"] < 0.8 * small["spread"]
 
 
-@pytest.mark.parametrize("tool", ["push", "enlarge", "shrink", "smooth", "paint", "erase"])
+@pytest.mark.parametrize("place", [(64, 64), (20, 100), (3, 60), (124, 125)])
+def test_healing_removes_a_spot_and_keeps_light_and_grain(modules: Any, place: tuple[int, int]) -> None:
+    """Also at the border, where only some sides tell what belongs there."""
+    x, y = place
+    before, after, grain, undone = modules(f"""
+      const flaw = {{ x: {x}, y: {y} }}, box = [{max(x - 9, 0)}, {max(y - 9, 0)}, {min(x + 9, 128)}, {min(y + 9, 128)}];
+      const clean = blemished(null), picture = new Document(blemished(flaw), "spot");
+      const before = farthest(picture.edited, clean, box);
+      stroke(picture, "heal", {{ radius: 12 }}, [at({x}, {y})]);
+      const after = farthest(picture.edited, clean, box), grain = deviation(values(picture.edited, box)) / deviation(values(clean, box));
+      picture.undo();
+      return [before, after, grain, equal(picture.edited, picture.opened)];
+    """)
+    assert before > 60
+    assert after < 14
+    assert grain == pytest.approx(1, abs=0.25)
+    assert undone
+
+
+def test_healing_what_fills_the_image_leaves_a_smooth_surface(modules: Any) -> None:
+    """There is nowhere to copy from: the border's colours are continued."""
+    low, high = modules("""
+      const picture = new Document(draw(40, 40, (x, y) => x > 8 && x < 31 && y > 8 && y < 31 ? [255, 0, 0] : [100 + x, 100, 100]), "all");
+      stroke(picture, "heal", { radius: 17 }, [at(20, 20)]);
+      const inside = values(picture.edited, [10, 10, 30, 30]);
+      return [Math.min(...inside), Math.max(...inside)];
+    """)
+    assert 100 <= low <= high <= 145
+
+
+def test_moving_takes_a_part_along_and_fills_where_it_was(modules: Any) -> None:
+    place, left, inside, outside, undone = modules("""
+      const from = { x: 36, y: 60 }, picture = new Document(blemished(from, 0), "spot");
+      const selection = select([at(22, 46), at(50, 46), at(50, 74), at(22, 74)], picture);
+      stroke(picture, "move", { selection }, line(at(36, 60), at(92, 68), 8));
+      const clean = blemished(null, 0), dark = draw(128, 128, (x, y) => {
+        const off = clean.data[(y * 128 + x) * 4] - picture.edited.data[(y * 128 + x) * 4];
+        return [70 + Math.max(off - 30, 0), 0, 0];
+      });
+      const left = farthest(picture.edited, clean, [24, 48, 48, 72]), place = found(dark);
+      const chosen = [selects(selection, { x: 36, y: 60 }), selects(selection, { x: 60, y: 60 })];
+      picture.undo();
+      return [place, left, ...chosen, equal(picture.edited, picture.opened)];
+    """)
+    assert (place["x"], place["y"]) == pytest.approx((92, 68), abs=0.5)
+    assert left < 10
+    assert (inside, outside, undone) == (True, False, True)
+
+
+def test_a_path_around_nothing_selects_nothing(modules: Any) -> None:
+    made = modules("""
+      const size = { width: 9, height: 9 };
+      return [select([at(3, 3)], size), select([at(3, 3), at(3.2, 3), at(3, 3.1)], size)];
+    """)
+    assert made == [None, None]
+
+
+@pytest.mark.parametrize("tool", ["push", "enlarge", "shrink", "smooth", "heal", "paint", "erase"])
 def test_a_stroke_changes_nothing_outside_of_its_brush(modules: Any, tool: str) -> None:
     outside, inside = modules(f"""
       const picture = new Document(noise(), "noise");

@@ -32,15 +32,15 @@ export class Service {
   }
 
   /**
-   * Sends pictures and settings.
+   * Sends images and settings.
    * @param {"upscale"|"retouch"} what
    * @param {Object<string, Blob|string|number|null>} fields of the form; those that are null are left out
    * @param {{signal?: AbortSignal, editor?: string, waits?: (why: string) => void}} options
    *   editor: by which a newer request replaces an older one; waits: is told why nothing happens yet
-   * @returns {Promise<{blob: Blob, model: string, note: string, summary: string, seconds: number}>}
+   * @returns {Promise<{blob: Blob, model: string, note: string, summary: string, box: number[]|null, seconds: number}>}
    * @throws {Problem} and an AbortError when aborted
    */
-  async picture(what, fields, { editor, ...options } = {}) {
+  async process(what, fields, { editor, ...options } = {}) {
     const body = new FormData();
     for (const [name, value] of Object.entries(fields)) {
       if (value instanceof Blob) body.append(name, value, `${name}.${value.type.split("/")[1] || "bin"}`);
@@ -53,6 +53,7 @@ export class Service {
       model: text("Gleansr-Model"),
       note: text("Gleansr-Note"),
       summary: text("Gleansr-Summary"),
+      box: response.headers.get("Gleansr-Box")?.split(",").map(Number) ?? null,
       seconds: Number(response.headers.get("Gleansr-Seconds") ?? NaN),
     };
   }

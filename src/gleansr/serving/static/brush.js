@@ -1,13 +1,13 @@
 // What all brushes share.
 
 /**
- * What a stroke works on, pictures of one size.
+ * What a stroke works on, images of one size.
  * @typedef {{base: ImageData, before: ImageData, edited: ImageData}} Layers
- *   base: what erasing brings back; before: the picture before the stroke; edited: what the stroke writes
+ *   base: what erasing brings back; before: the image before the stroke; edited: what the stroke writes
  * @typedef {{radius: number, hardness: number, strength: number, colour: number[]}} Brush
  *   radius in pixels; hardness and strength from 0 to 1; colour red, green, blue from 0 to 255
  * @typedef {{x: number, y: number, pressure: number}} Point
- *   in pixels of the picture, whose first one has its centre at 0.5, 0.5; pressure from 0 to 1
+ *   in pixels of the image, whose first one has its centre at 0.5, 0.5; pressure from 0 to 1
  */
 
 /** How much of a brush acts at `t` of its radius: 1 up to `hardness` of it, then down to 0 at its rim, smoothly. */

@@ -4,9 +4,16 @@ import { $ } from "./status.js";
 const LEAST = 4;  // pixels across the smallest brush
 const MOST = 2000;  // and the largest
 
+const PERCENTS = ["hardness", "pressure", "blend", "split", "pair-split", "quality"];
+const HELP = {
+  heal: "Brush over a spot. It is filled from near by.",
+  move: "Draw around a part, then drag it. Where it was is filled.",
+  region: "Drag the corners, or draw a new region.",
+};
+
 const checked = (name) => document.querySelector(`input[name=${name}]:checked`);
 
-/** The tool that is chosen; "pick" while a colour is being taken from the picture. */
+/** The tool that is chosen; "pick" while a colour is being taken from the image. */
 export const tool = () => $("pick").ariaPressed === "true" ? "pick" : checked("tool").value;
 
 /** Whether the page's second mode is shown. */
@@ -31,10 +38,11 @@ export function nudge(id, by) {
 /** Brush and settings, read from the panel. */
 export class Controls {
   constructor() {
-    this.extent = 512;  // shorter side of the picture
+    this.extent = 512;  // shorter side of the image
     this.models = [];
+    this.suggested = null;  // the name of the model that suits the image, once it is recognised
     $("panel").addEventListener("submit", (event) => event.preventDefault());
-    for (const id of ["size", "hardness", "force", "strength", "split", "pair-split"]) $(id).addEventListener("input", () => this.write());
+    for (const id of ["size", ...PERCENTS]) $(id).addEventListener("input", () => this.write());
     $("pick").addEventListener("click", () => this.pick($("pick").ariaPressed !== "true"));
     for (const input of document.querySelectorAll("input[name=tool]")) input.addEventListener("change", () => { this.pick(false); this.write(); });
     for (const input of document.querySelectorAll("input[name=show]")) input.addEventListener("change", () => this.write());
@@ -42,7 +50,7 @@ export class Controls {
     this.write();
   }
 
-  /** Fits the brush to a picture. */
+  /** Fits the brush to an image. */
   fit({ width, height }) {
     this.extent = Math.min(width, height);
     this.write();
@@ -51,7 +59,7 @@ export class Controls {
   /** @returns {import("./brush.js").Brush} */
   brush() {
     const colour = $("colour").value.match(/\w\w/g).map((part) => parseInt(part, 16));
-    return { radius: this.diameter() / 2, hardness: $("hardness").value / 100, strength: $("force").value / 100, colour };
+    return { radius: this.diameter() / 2, hardness: $("hardness").value / 100, strength: $("pressure").value / 100, colour };
   }
 
   diameter() {
@@ -59,7 +67,7 @@ export class Controls {
     return LEAST * (most / LEAST) ** ($("size").value / 100);
   }
 
-  /** Starts or ends taking a colour from the picture. */
+  /** Starts or ends taking a colour from the image. */
   pick(on) {
     $("pick").ariaPressed = String(on);
   }
@@ -73,22 +81,30 @@ export class Controls {
   offer({ models, automatic }) {
     this.models = models;
     const options = () => models.map((model) => new Option(`${model.name} · ${model.category}, ${model.scale}×`, model.name, model.default));
-    $("model").replaceChildren(...options());
-    $("enlarger").replaceChildren(...automatic ? [new Option("the one that fits the picture", "auto", true)] : [], ...options());
-    if (automatic) $("enlarger").value = "auto";
+    for (const id of ["model", "enlarger"]) {
+      $(id).replaceChildren(...automatic ? [new Option("automatic", "auto", true)] : [], ...options());
+      if (automatic) $(id).value = "auto";
+    }
     this.describe();
   }
 
-  /** The model that retouches. */
+  /** Whether the model that retouches is chosen by what the image shows. */
+  get automatic() {
+    return $("model").value === "auto";
+  }
+
+  /** The model that retouches; while it is not chosen yet, the default. */
   model() {
-    return this.models.find((model) => model.name === $("model").value) ?? null;
+    const named = (name) => this.models.find((model) => model.name === name);
+    return named(this.automatic ? this.suggested : $("model").value) ?? this.models.find((model) => model.default) ?? this.models[0] ?? null;
   }
 
   describe() {
     const model = this.model(), shown = upscaling() ? this.models.find(({ name }) => name === $("enlarger").value) : model;
     if (!model) return;
-    $("fitting").disabled = !shown;
+    $("fitting-row").hidden = !shown;
     if (!shown) $("fitting").value = "auto";
+    $("about").hidden = !shown;
     const facts = shown ? {
       Takes: `${shown.input_size}×${shown.input_size} pixels`, Makes: `${shown.output_size}×${shown.output_size} pixels`,
       Licence: shown.licence, Credit: shown.credit,
@@ -108,7 +124,7 @@ export class Controls {
     const model = this.model();
     if (!model) return null;
     const factor = Number($("factor").value), feather = $("feather").value === "" ? null : Number($("feather").value);
-    return { model, strength: $("strength").value / 100, factor: factor === model.scale ? null : factor, feather };
+    return { model, strength: $("blend").value / 100, factor: factor === model.scale ? null : factor, feather };
   }
 
   /** Writes what the sliders stand for, and shows what the tool needs. */
@@ -116,9 +132,10 @@ export class Controls {
     const percent = (id) => { $(`${id}-said`).textContent = `${Math.round($(id).value)} %`; };
     $("size-said").textContent = `${Math.round(this.diameter())} px`;
     $("size").ariaValueText = $("size-said").textContent;
-    for (const id of ["hardness", "force", "strength", "split", "pair-split"]) percent(id);
+    for (const id of PERCENTS) percent(id);
+    $("tool-help").textContent = HELP[tool()] ?? "";
     $("colour-row").hidden = tool() !== "paint" && tool() !== "pick";
     $("split-row").hidden = shown() !== "compare";
-    $("brushes").disabled = checked("tool").value === "square";
+    $("brushes").disabled = ["region", "move"].includes(checked("tool").value);
   }
 }

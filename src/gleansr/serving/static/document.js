@@ -1,11 +1,11 @@
-// The picture that is edited: as it was opened, what results start from, and what the strokes made of it.
+// The image that is edited: as it was opened, what results start from, and what the strokes made of it.
 import { clip, copy, difference, union, whole, words } from "./pixels.js";
 import { changes, History } from "./history.js";
 import { begin } from "./tools.js";
 
 const CELL = 256;
 
-/** A picture with its edits. All are ImageData of its size. */
+/** An image with its edits. All are ImageData of its size. */
 export class Document {
   /**
    * @param {ImageData} opened
@@ -38,12 +38,13 @@ export class Document {
     return rect;
   }
 
-  /** Ends the stroke. Returns whether it changed anything. */
+  /** Ends the stroke. Returns the rectangle that it wrote to, or null, and whether anything changed. */
   commit() {
     this.render();
+    this.stroke.brush.finish?.();
     const { label, touched } = this.stroke;
     this.stroke = null;
-    return Boolean(touched) && this.record(label, touched);
+    return { rect: touched, changed: Boolean(touched) && this.record(label, touched) };
   }
 
   /** Drops the stroke. Returns the rectangle that changed, or null. */
@@ -53,6 +54,16 @@ export class Document {
     this.stroke = null;
     if (touched) copy(this.before, this.edited, touched);
     return touched;
+  }
+
+  /** Lays the opaque pixels of an image over the edited one, as one step. Returns the rectangle. */
+  lay(label, image, left, top) {
+    const source = words(image), target = words(this.edited), rect = { left, top, right: left + image.width, bottom: top + image.height };
+    for (let y = 0, i = 0; y < image.height; y++) {
+      for (let x = 0; x < image.width; x++, i++) if (image.data[4 * i + 3] === 255) target[(top + y) * this.width + left + x] = source[i];
+    }
+    this.record(label, rect);
+    return rect;
   }
 
   record(label, rect, more = []) {
@@ -87,7 +98,7 @@ export class Document {
     }
   }
 
-  /** The rectangle in which the picture was edited, null if it is as it was. */
+  /** The rectangle in which the image was edited, null if it is as it was. */
   changed() {
     let found = null;
     for (const cell of this.cells) {
@@ -99,14 +110,14 @@ export class Document {
     return found;
   }
 
-  /** The picture with the model's result, which is of full size. */
+  /** The image with the model's result, which is of full size. */
   with(result) {
     const image = new ImageData(this.base.data.slice(), this.width);
     if (result) paste(image, result);
     return image;
   }
 
-  /** Makes a result the picture that further ones start from. Undoing takes it back. */
+  /** Makes a result the image that further ones start from. Undoing takes it back. */
   keep(result) {
     const rect = union(result.area, this.changed());
     if (this.base === this.opened) this.base = new ImageData(this.opened.data.slice(), this.width);

@@ -1,4 +1,6 @@
-// Pointers and keys on the stage: strokes, the eyedropper, the square, the comparison's divider, zooming and moving with wheel and fingers.
+// Pointers and keys on the stage: strokes, the lasso, the eyedropper, the model region, the comparison's divider, zooming and panning with wheel
+// and fingers.
+import { select, selects } from "./move.js";
 import { drag, hit, place } from "./region.js";
 
 const SETTLING = 250;  // ms in which a second finger makes a stroke a pinch
@@ -6,11 +8,11 @@ const SETTLING = 250;  // ms in which a second finger makes a stroke a pinch
 /**
  * What the editor needs to know and tells.
  * @typedef {object} Page
- * @property {() => string} tool a brush of tools.js, "pick" or "square"
+ * @property {() => string} tool a brush of tools.js, "pick" or "region"
  * @property {() => import("./brush.js").Brush} brush
  * @property {() => import("./region.js").Limits} limits of the part that the model sees
  * @property {() => void} started a stroke has started
- * @property {(moment: number) => void} ended a stroke has changed the picture, at that time
+ * @property {(moment: number) => void} ended a stroke has changed the image, at that time
  * @property {() => void} dropped a stroke was dropped
  * @property {(colour: number[]) => void} picked
  * @property {(part: import("./pixels.js").Rect, done: boolean) => void} framed another part was chosen
@@ -27,7 +29,7 @@ export class Editor {
    * @param {Page} page
    */
   constructor(element, ring, stage, page) {
-    Object.assign(this, { element, ring, stage, page, pointers: new Map(), active: null, cursor: null, spaced: false, pressed: false });
+    Object.assign(this, { element, ring, stage, page, pointers: new Map(), active: null, cursor: null, spaced: false, pressed: false, selection: null });
     const on = (name, work, options) => element.addEventListener(name, (event) => stage.document && work.call(this, event), options);
     on("pointerdown", this.down);
     on("pointermove", this.moved);
@@ -54,15 +56,15 @@ export class Editor {
     if (this.pointers.size > 2 || this.active) return;
     if (event.button === 1 || this.spaced) this.active = { kind: "pan" };
     else if (this.stage.show === "compare") this.divide(event);
-    else if (this.page.tool() === "square") this.grasp(event);
+    else if (this.page.tool() === "region") this.grasp(event);
     else if (this.page.tool() === "pick" || event.altKey) this.pick(event);
-    else this.begin(this.point(event));
+    else this.start(this.point(event));
     if (this.active) this.active.pointer = event.pointerId;
   }
 
   moved(event) {
     const last = this.pointers.get(event.pointerId);
-    this.cursor = this.stage.onPicture(event);
+    this.cursor = this.stage.onImage(event);
     this.keyboard = false;
     if (event.pointerType !== "touch") this.showRing();
     if (!last) return;
@@ -76,9 +78,10 @@ export class Editor {
     } else if (active.kind === "stroke") {
       const events = event.getCoalescedEvents?.() ?? [];
       for (const each of events.length ? events : [event]) active.points.push(this.point(each));
-    } else if (active.kind === "pick") this.pick(event);
+    } else if (active.kind === "lasso") this.lasso(this.stage.onImage(event));
+    else if (active.kind === "pick") this.pick(event);
     else if (active.kind === "divide") this.divide(event);
-    else this.page.framed(drag(this.page.limits(), active.start, active.part, active.from, this.stage.onPicture(event)), false);
+    else this.page.framed(drag(this.page.limits(), active.start, active.part, active.from, this.stage.onImage(event)), false);
   }
 
   up(event) {
@@ -93,27 +96,28 @@ export class Editor {
     if (active.kind === "stroke") {
       if (event.type === "pointercancel") this.drop(active);
       else this.end(active, event);
-    } else if (active.kind === "square") this.page.framed(this.stage.frame, true);
+    } else if (active.kind === "lasso") this.selected(event.type === "pointercancel" ? null : active.path);
+    else if (active.kind === "region") this.page.framed(this.stage.frame, true);
   }
 
   point(event) {
-    return { ...this.stage.onPicture(event), pressure: event.pointerType === "pen" && event.pressure ? event.pressure : 1 };
+    return { ...this.stage.onImage(event), pressure: event.pointerType === "pen" && event.pressure ? event.pressure : 1 };
   }
 
   pick(event) {
-    const colour = this.stage.colour(this.stage.onPicture(event));
+    const colour = this.stage.colour(this.stage.onImage(event));
     this.active = { kind: "pick" };
     if (colour) this.page.picked(colour);
   }
 
   divide(event) {
     this.active ??= { kind: "divide" };
-    this.page.divided(Math.min(Math.max(this.stage.onPicture(event).x / this.stage.document.width, 0), 1));
+    this.page.divided(Math.min(Math.max(this.stage.onImage(event).x / this.stage.document.width, 0), 1));
   }
 
   grasp(event) {
-    const from = this.stage.onPicture(event), { stage } = this, near = 16 * window.devicePixelRatio / stage.view.scale;
-    this.active = { kind: "square", start: stage.frame, from, part: hit(stage.frame, from, near) };
+    const from = this.stage.onImage(event), { stage } = this, near = 16 * window.devicePixelRatio / stage.view.scale;
+    this.active = { kind: "region", start: stage.frame, from, part: hit(stage.frame, from, near) };
   }
 
   pinch() {
@@ -121,7 +125,7 @@ export class Editor {
     if (active?.kind === "stroke") {
       if (performance.now() - active.begun > SETTLING) return;  // the other hand touches the screen
       this.drop(active);
-    }
+    } else if (active?.kind === "lasso") this.selected(null);
     this.active = { kind: "pinch", ...this.spread() };
   }
 
@@ -147,8 +151,31 @@ export class Editor {
 
   // ------------------------------------------------------------------------------------------------------------ strokes
 
+  /** Starts a stroke, or with the tool that moves a part, unless a part is selected there, the lasso. */
+  start(point) {
+    if (this.page.tool() !== "move" || this.selection && selects(this.selection, point)) return this.begin(point);
+    this.active = { kind: "lasso", path: [] };
+    this.lasso(point);
+  }
+
+  lasso({ x, y }) {
+    const { width, height } = this.stage.document;
+    this.active.path.push({ x: Math.min(Math.max(x, 0), width), y: Math.min(Math.max(y, 0), height) });
+    this.stage.lasso = this.active.path;
+    this.stage.changed();
+  }
+
+  /** Ends the lasso around a path; null: nothing is selected any more. */
+  selected(path) {
+    this.selection = path && select(path, this.stage.document);
+    this.stage.lasso = this.selection?.path ?? null;
+    this.stage.changed();
+    if (path) this.page.say(this.selection ? "Selected. Drag it to its new place." : "Nothing is selected. Draw around what you want to move.");
+  }
+
   begin(point) {
-    const brush = this.stage.document.begin(this.page.tool(), this.page.brush());
+    const brush = this.stage.document.begin(this.page.tool(), { ...this.page.brush(), selection: this.selection });
+    this.selected(null);
     this.active = { kind: "stroke", brush, points: [point], last: point, begun: performance.now(), frame: performance.now() };
     this.page.started();
     brush.move(point, point);
@@ -175,11 +202,11 @@ export class Editor {
 
   end(active, event) {
     const moment = performance.now();
-    if (event) active.points.push({ ...this.stage.onPicture(event), pressure: active.last.pressure });
+    if (event) active.points.push({ ...this.stage.onImage(event), pressure: active.last.pressure });
     this.follow(active);
-    const { document } = this.stage, rect = document.render();
+    const { rect, changed } = this.stage.document.commit();
     if (rect) this.stage.written(rect);
-    if (document.commit()) this.page.ended(moment);
+    if (changed) this.page.ended(moment);
     else this.page.dropped();
   }
 
@@ -195,12 +222,16 @@ export class Editor {
     return this.active?.kind === "stroke";
   }
 
-  /** Drops the stroke under way. Returns whether there was one. */
+  /** Drops the stroke under way, or what is selected. Returns whether there was something. */
   cancel() {
-    const { drawing } = this;
+    const { drawing } = this, dropped = drawing || Boolean(this.stage.lasso);
     if (drawing) this.drop();
+    else if (dropped) {
+      this.active = null;
+      this.selected(null);
+    }
     this.pressed = false;
-    return drawing;
+    return dropped;
   }
 
   // ------------------------------------------------------------------------------------------------------------ keys
@@ -220,18 +251,19 @@ export class Editor {
     const { stage, page } = this, { width, height } = stage.document, far = Math.max(1, Math.min(width, height) / 100) * (event.shiftKey ? 5 : 1);
     const [dx, dy] = way.map((each) => Math.round(each * far));
     if (stage.show === "compare") return page.divided(Math.min(Math.max(stage.split + (way[0] - way[1]) * 0.02, 0), 1));
-    if (page.tool() === "square") {
+    if (page.tool() === "region") {
       const { left, top, right } = stage.frame;
       return page.framed(place(page.limits(), { left: left + dx, top: top + dy, width: right - left }), true);
     }
     this.keyboard = true;
     const from = this.cursor ?? { x: width / 2, y: height / 2 };
     this.cursor = { x: Math.min(Math.max(from.x + dx, 0), width), y: Math.min(Math.max(from.y + dy, 0), height) };
-    if (this.pressed) this.active?.points.push({ ...this.cursor, pressure: 1 });
+    if (this.pressed && this.active?.kind === "lasso") this.lasso(this.cursor);
+    else if (this.pressed) this.active?.points.push({ ...this.cursor, pressure: 1 });
     this.showRing();
   }
 
-  /** Makes the square that is being chosen larger or smaller by so many of its tenths. */
+  /** Makes the region that is being chosen larger or smaller by so many of its tenths. */
   grow(tenths) {
     const { left, top, right, bottom } = this.stage.frame, width = (right - left) * (1 + tenths / 10), limits = this.page.limits();
     this.page.framed(place(limits, { left: (left + right - width) / 2, top: (top + bottom - width * limits.ratio) / 2, width }), true);
@@ -239,7 +271,7 @@ export class Editor {
 
   enter() {
     const tool = this.page.tool();
-    if (this.stage.show === "compare" || tool === "square") return;
+    if (this.stage.show === "compare" || tool === "region") return;
     this.keyboard = true;
     this.cursor ??= { x: this.stage.document.width / 2, y: this.stage.document.height / 2 };
     this.showRing();
@@ -249,8 +281,8 @@ export class Editor {
     } else if (this.pressed) this.lift();
     else if (!this.active) {
       this.pressed = true;
-      this.begin({ ...this.cursor, pressure: 1 });
-      this.page.say("Brush down. Arrow keys move it, Enter lifts it.");
+      this.start({ ...this.cursor, pressure: 1 });
+      this.page.say(`${tool === "move" ? this.drawing ? "Part taken" : "Lasso begun" : "Brush down"}. Arrow keys move it, Enter ends it.`);
     }
   }
 
@@ -259,7 +291,8 @@ export class Editor {
     if (!this.pressed) return;
     const { active } = this;
     Object.assign(this, { pressed: false, active: null });
-    this.end(active);
+    if (active.kind === "lasso") this.selected(active.path);
+    else this.end(active);
   }
 
   space(down) {
@@ -271,14 +304,19 @@ export class Editor {
 
   /** Shows the brush where it is; call it when the brush or the tool has changed. */
   showRing() {
-    const { stage, ring, cursor } = this, tool = this.page.tool(), brushing = stage.show !== "compare" && tool !== "square" && tool !== "pick";
-    this.element.dataset.cursor = stage.show === "compare" ? "divide" : brushing ? "brush" : tool;
-    ring.hidden = !cursor || !brushing && !(this.keyboard && tool === "pick");
+    const { stage, ring, cursor } = this, tool = this.page.tool(), brushing = stage.show !== "compare" && !["region", "pick", "move"].includes(tool);
+    this.element.dataset.cursor = stage.show === "compare" ? "divide" : brushing ? "brush" : this.grabs(cursor) ? "grab" : tool;
+    ring.hidden = !cursor || !brushing && !(this.keyboard && ["pick", "move"].includes(tool));
     if (ring.hidden) return;
-    const { view } = stage, ratio = window.devicePixelRatio, size = Math.max(2 * this.page.brush().radius * view.scale / ratio, 4);
+    const { view } = stage, ratio = window.devicePixelRatio, size = brushing ? Math.max(2 * this.page.brush().radius * view.scale / ratio, 4) : 10;
     ring.style.width = ring.style.height = `${size}px`;
     const [x, y] = [view.x + cursor.x * view.scale, view.y + cursor.y * view.scale].map((place) => place / ratio - size / 2);
     ring.style.transform = `translate(${x}px, ${y}px)`;
+  }
+
+  /** Whether a place is in what is selected. */
+  grabs(place) {
+    return Boolean(this.selection && place && this.page.tool() === "move" && selects(this.selection, place));
   }
 
   hideRing() {

@@ -1,33 +1,42 @@
-// Pictures from files and to files. Pixels go in and out as they are: canvases are sRGB, and nothing but an opened file is converted.
+// Images from files and to files. Pixels go in and out as they are: canvases are sRGB, and nothing but an opened file is converted.
 import { isOpaque } from "./pixels.js";
+import { mark } from "./mark.js";
 import { png } from "./png.js";
 
 const MOST_PIXELS = 100e6;
 const MOST_PLAIN = 4e6;  // pixels that are sent uncompressed
 const STRIP = 1024;  // rows at a time, since some browsers have no large canvases
 
+/** Whether this browser can read an image is found out before it is sent. Throws as `open`; formats that only the server knows pass. */
+export async function readable(file) {
+  if (/^image\/(tiff|avif|gif|bmp)/.test(file.type)) return;
+  (await bitmapOf(file)).close();
+}
+
+async function bitmapOf(file) {
+  try {
+    return await createImageBitmap(file);
+  } catch {
+    throw new Error(`${file.name ?? "This"} is not an image that this browser can read. Use PNG, JPEG or WebP.`);
+  }
+}
+
 /**
- * Opens a picture: upright, converted to sRGB by its profile, 8 bits.
+ * Opens an image: upright, converted to sRGB by its profile, 8 bits.
  * @param {Blob} file
  * @returns {Promise<ImageData>}
- * @throws {Error} with what to do, if it is no picture or too large
+ * @throws {Error} with what to do, if it is not an image or too large
  */
 export async function open(file) {
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file);
-  } catch {
-    throw new Error(`${file.name ?? "This"} is no picture that this browser can read. Save it as PNG, JPEG or WebP and open that.`);
-  }
-  const { width, height } = bitmap;
+  const bitmap = await bitmapOf(file), { width, height } = bitmap;
   if (width * height > MOST_PIXELS) {
     bitmap.close();
-    throw new Error(`${file.name ?? "The picture"} has ${width}×${height} pixels, more than ${MOST_PIXELS / 1e6} million. Shrink it and open that.`);
+    throw new Error(`${file.name ?? "The image"} has ${width}×${height} pixels, more than ${MOST_PIXELS / 1e6} million. Shrink it and open that.`);
   }
   return pixels(bitmap);
 }
 
-/** The pixels of a picture that the server made, exactly as they are in the file. */
+/** The pixels of an image that the server made, exactly as they are in the file. */
 export async function decode(blob) {
   return pixels(await createImageBitmap(blob, { colorSpaceConversion: "none" }));
 }
@@ -82,6 +91,26 @@ export function bmp(image) {
     }
   }
   return new Blob([bytes], { type: "image/bmp" });
+}
+
+/**
+ * An image as a file of another format, marked as having detail that a model made up.
+ * @param {HTMLImageElement} image
+ * @param {"jpeg"|"webp"} format
+ * @param {number} quality from 0 to 1
+ * @param {string} software the program and model
+ * @returns {Promise<Blob>}
+ */
+export async function save(image, format, quality, software) {
+  const { naturalWidth: width, naturalHeight: height } = image, canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d");
+  if (format === "jpeg") {  // has no transparency
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, width, height);
+  }
+  context.drawImage(image, 0, 0);
+  const blob = await canvas.convertToBlob({ type: `image/${format}`, quality });
+  if (blob.type !== `image/${format}`) throw new Error(`This browser writes no ${format.toUpperCase()} files. Choose PNG.`);
+  return new Blob([mark(new Uint8Array(await blob.arrayBuffer()), format, software)], { type: blob.type });
 }
 
 /** Offers a file to be saved. */

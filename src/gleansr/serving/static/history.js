@@ -1,4 +1,4 @@
-// Undo and redo. A step holds the tiles that it changed, not pictures: what they had before. Taking it back swaps them with what they have now, so
+// Undo and redo. A step holds the tiles that it changed, not images: what they had before. Taking it back swaps them with what they have now, so
 // that the same tiles then serve to do it again.
 import { difference, union, words } from "./pixels.js";
 
@@ -7,9 +7,9 @@ const TILE = 64;
 /** @typedef {{image: ImageData, left: number, top: number, width: number, pixels: Uint32Array}} Tile */
 
 /**
- * The tiles in which two pictures of one size differ inside a rectangle.
+ * The tiles in which two images of one size differ inside a rectangle.
  * @param {ImageData} before what the tiles hold
- * @param {ImageData} image the picture that they were changed in, which undoing writes to
+ * @param {ImageData} image the image that they were changed in, which undoing writes to
  * @param {import("./pixels.js").Rect} rect
  * @returns {Tile[]}
  */
@@ -49,7 +49,7 @@ export class History {
     const bytes = tiles.reduce((sum, tile) => sum + tile.pixels.byteLength, 0);
     this.done.push({ label, tiles, bytes, from: this.state, to: ++this.number });
     this.undone = [];
-    this.state = this.number;  // each state of the picture has a number of its own
+    this.state = this.number;  // each state of the image has a number of its own
     for (this.bytes += bytes; this.bytes > this.limit && this.done.length > 1;) this.bytes -= this.done.shift().bytes;
     return true;
   }

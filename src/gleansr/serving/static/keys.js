@@ -6,7 +6,7 @@ const KEPT = "gleansr-single-keys";  // whether shortcuts without Ctrl are wante
 /**
  * Listens to shortcuts and lists them.
  * @param {Array<[string, string, string, (() => void)|null]>} shortcuts group, keys such as "Ctrl+Z" or "P", what they do, the work itself, null
- *   where the picture's own listeners do it; several keys for one thing are separated by spaces
+ *   where the image's own listeners do it; several keys for one thing are separated by spaces
  */
 export function listen(shortcuts) {
   const works = new Map(shortcuts.flatMap(([, keys, , work]) => keys.split(" ").map((key) => [key.toLowerCase(), work])));

@@ -3,22 +3,26 @@ import { Service } from "./api.js";
 import { choose, Controls, nudge, shown, tool, upscaling } from "./controls.js";
 import { Document } from "./document.js";
 import { Editor } from "./editor.js";
-import { download, open } from "./files.js";
+import { Enlarge } from "./enlarge.js";
+import { download, open, readable } from "./files.js";
 import { listen } from "./keys.js";
-import { whole } from "./pixels.js";
+import { clip, whole } from "./pixels.js";
 import { png } from "./png.js";
 import { automatic, holds } from "./region.js";
-import { receive } from "./receive.js";
+import { badEdit, receive } from "./receive.js";
 import { Refiner } from "./refine.js";
-import { $, askToken, problem, say, waiting, working } from "./status.js";
-import { Upscale } from "./upscale.js";
+import { $, askToken, askUnsaved, problem, say, waiting, working } from "./status.js";
 import { Stage } from "./view.js";
 
+const UNKNOWN = "Nothing that the models know was recognised here. Choose a model, or a model region around a face, cat, car, bedroom or tower.";
+
 const service = new Service(askToken), controls = new Controls(), stage = new Stage($("canvas")), refiner = new Refiner(service);
-const upscale = new Upscale(service, controls, buttons);
-let mine = null;  // the part of the picture that the user chose for the model to see
+const enlarge = new Enlarge(service, controls, buttons);
+let mine = null;  // the part of the image that the user chose for the model to see
+let heads = [];  // what was recognised in the image: see `Refiner.recognise`
 let saved = 0;  // the state of the document that was last saved
 let pending = Promise.resolve();
+let timer = 0;  // of a change of settings
 
 
 // ---------------------------------------------------------------------------------------------------------- from stroke to result
@@ -28,18 +32,45 @@ function limits() {
   return { width, height, ratio: model?.content_height ? model.content_height / model.output_size : 1, least: model?.input_size ?? 1 };
 }
 
-const region = (changed) => $("looks").value === "mine" && mine ? mine : automatic(limits(), changed);
+/** What was recognised where the image was edited; null if that is not known. */
+function headOf(changed) {
+  const area = (rect) => rect ? (rect.right - rect.left) * (rect.bottom - rect.top) : 0;
+  const near = (head) => head.area && changed && area(clip(changed, head.area)) >= area(changed) / 2;
+  return heads.find(near) ?? heads.find((head) => !head.area) ?? null;
+}
+
+function region(changed) {
+  if ($("looks").value === "mine" && mine) return mine;
+  return controls.automatic && headOf(changed)?.area || automatic(limits(), changed);
+}
+
+/** Finds the head that was edited, and the model for it, if the model is chosen automatically. */
+async function recognise(edited, changed) {
+  if (!controls.automatic) return true;
+  if (!headOf(changed)) {
+    working("Looking at the image…", cancel);
+    const head = await refiner.recognise(edited, changed, (why) => waiting(why, "Looking at the image…"));
+    if (!head || stage.document !== edited) return false;
+    heads.push(head);
+  }
+  const { model, summary } = headOf(changed);
+  controls.suggested = model;
+  $("found").textContent = summary;
+  $("found").hidden = false;
+  controls.describe();
+  return true;
+}
 
 function showFrame() {
   if (!stage.document) return;
   const part = region(stage.document.changed()), across = part.right - part.left, model = controls.model();
-  stage.framing = tool() === "square" && stage.show !== "compare";
+  stage.framing = tool() === "region" && stage.show !== "compare";
   stage.frame = stage.framing || !holds(part, whole(stage.document)) ? part : null;
   stage.changed();
   if (!model) return;
-  const finer = across > 2 * model.output_size ? " A smaller square gets sharper detail." : "";
+  const finer = across > 2 * model.output_size ? " A smaller region gets sharper detail." : "";
   const sees = `${across}×${part.bottom - part.top}`, paints = `${model.output_size}×${model.output_size}`;
-  $("seen").textContent = `It sees ${sees} pixels of the picture and paints ${paints}.${finer}`;
+  $("seen").textContent = `It sees ${sees} pixels of the image and draws ${paints}.${finer}`;
 }
 
 /** Shows the edit refined. `moment` is when the stroke ended, if one did. */
@@ -48,20 +79,31 @@ function refine(moment = null) {
 }
 
 async function refineNow(moment) {
+  clearTimeout(timer);
   if (editor.drawing) return;  // it is refined when the stroke ends
-  const edited = stage.document, settings = controls.settings(), changed = edited?.changed(), begun = moment ?? performance.now();
+  const edited = stage.document, changed = edited?.changed(), begun = moment ?? performance.now();
   refiner.cancel();
   problem(null);
   showFrame();
   buttons();
-  if (!edited || !settings) return;
-  const part = region(changed), outside = changed && !holds(part, changed);
+  if (!edited || !controls.model()) return;
+  try {
+    if (changed && !await recognise(edited, changed)) return;
+  } catch (error) {
+    if (stage.document !== edited) return;
+    working(null);
+    stage.raw = true;
+    problem(error.type?.endsWith(":unfit") ? new Error(UNKNOWN) : error, refine);
+    return say("The edit was not refined.");
+  }
+  showFrame();
+  const settings = controls.settings(), part = region(changed), outside = changed && !holds(part, changed);
   if (!changed || changed.right <= part.left || changed.left >= part.right || changed.bottom <= part.top || changed.top >= part.bottom) {
     Object.assign(stage, { result: null, mask: null, raw: false });
     stage.changed();
     working(null);
     buttons();
-    return say(changed ? "Your edits lie outside the square that the model looks at." : "Nothing is edited. Draw on the picture.");
+    return say(changed ? "Your edits lie outside the model region." : "Nothing is edited. Draw on the image.");
   }
   stage.raw = true;
   const text = "Refining…";
@@ -75,7 +117,7 @@ async function refineNow(moment) {
     if (moment !== null) performance.measure("stroke-to-refined", { start: moment, end: performance.now(), detail });
     working(null);
     buttons();
-    const notes = outside ? " What you edited outside the square is not in the result." : "";
+    const notes = outside ? " What you edited outside the model region is not in the result." : "";
     const seconds = (performance.now() - begun) / 1000;
     say(`Refined${seconds < 0.05 ? "" : ` in ${seconds.toFixed(1)} s`}.${notes}`);
     await showMask();
@@ -99,7 +141,6 @@ async function showMask() {
   stage.changed();
 }
 
-let timer = 0;
 function later() {
   clearTimeout(timer);
   timer = setTimeout(refine, 200);
@@ -107,7 +148,7 @@ function later() {
 
 function cancel() {
   if (editor.cancel()) return;
-  if (upscaling()) return upscale.cancel();
+  if (upscaling()) return enlarge.cancel();
   if (!refiner.cancel()) return;
   working(null);
   if (stage.raw) problem(new Error("Cancelled: your edit is not refined yet."), refine);
@@ -117,7 +158,7 @@ function cancel() {
 function step(work) {
   if (!stage.document || upscaling() || editor.active) return;
   const taken = work.call(stage.document);
-  if (!taken) return say("There is nothing more to take back or do again.");
+  if (!taken) return say(work === Document.prototype.undo ? "Nothing to undo." : "Nothing to redo.");
   stage.mask = null;
   stage.written(taken.rect, taken.label === "keep");
   refine();
@@ -155,28 +196,69 @@ const editor = new Editor($("board"), $("ring"), stage, {
 
 // ---------------------------------------------------------------------------------------------------------- opening and saving
 
+/** Opens a file in the mode that is shown. Returns whether it was opened. */
 async function openFile(file) {
-  if (!file) return;
+  if (!file) return false;
   problem(null);
-  if (upscaling()) return upscale.open(file);
-  if (unsaved() && !confirm("Your edits are not saved. Open another picture all the same?")) return;
+  guiding();
   try {
+    if (upscaling()) {
+      await readable(file);
+      await enlarge.open(file);
+      return true;
+    }
     const image = await open(file);
+    if (unsaved()) {
+      const answer = await askUnsaved();
+      if (!answer) return false;
+      if (answer === "save" && !await save()) return false;
+    }
     refiner.forget();
     mine = null;
+    heads = [];
+    $("found").hidden = true;
+    controls.suggested = null;
     saved = 0;
     $("looks").value = "auto";
-    stage.open(new Document(image, (file.name ?? "picture").replace(/\.\w+$/, "")));
+    stage.open(new Document(image, (file.name ?? "image").replace(/\.\w+$/, "")));
     controls.fit(image);
-    $("board").ariaLabel = `${file.name ?? "Picture"}, ${image.width} by ${image.height} pixels`;
-    $("zooming").hidden = false;
+    $("board").ariaLabel = `${file.name ?? "Image"}, ${image.width} by ${image.height} pixels`;
     working(null);
-    say(`${file.name ?? "Picture"}, ${image.width}×${image.height}. Draw on it.`);
+    say(`${file.name ?? "Image"}, ${image.width}×${image.height}. Draw on it.`);
     showFrame();
     buttons();
+    return true;
   } catch (error) {
     problem(error);
+    return false;
   }
+}
+
+/** Shows an amateur's edit, and what refining makes of it. */
+async function guide() {
+  choose("mode", "retouch");
+  try {
+    const { face, edit, left, top } = await badEdit();
+    if (!await openFile(face)) return;
+    choose("show", "edit");
+    stage.written(stage.document.lay("sample", edit, left, top));
+    stage.zoomTo({ left: 100, top: 0, right: 350, bottom: 220 });
+    guiding("Eyes and smile were enlarged by hand. The seams show.", "Refine it", () => {
+      choose("show", "refined");
+      guiding("The seams are gone; nothing else changed. Edit on yourself.", "Compare", () => choose("show", "compare"));
+    });
+    await refine();
+  } catch (error) {
+    problem(error, guide);
+  }
+}
+
+/** Says the next step of a guide; without text, ends it. */
+function guiding(text = "", button = "Next", next = null) {
+  $("guide").hidden = !text;
+  $("guide").querySelector("p").textContent = text;
+  $("guide-next").textContent = button;
+  $("guide-next").onclick = next;
 }
 
 /** The result that is shown, at full size; null if there is none, or if it was given up. */
@@ -191,18 +273,22 @@ async function fullResult() {
   }
 }
 
+/** Offers what is shown to be saved. Returns whether that was done. */
 async function save() {
-  if (upscaling()) return upscale.result && upscale.save();
+  if (upscaling()) return enlarge.result && enlarge.save();
   const edited = stage.document;
-  if (!edited) return;
+  if (!edited) return false;
   const { state } = edited.history;
   try {
     await pending;
     if (stage.show === "edit") download(await png(edited.edited, software(null, edited)), `${edited.name}-edited.png`);
     else {
-      if (stage.raw) throw new Error("Your edit is not refined yet, so there is no refined picture to save.");
+      if (stage.raw) throw new Error("Your edit is not refined yet, so there is no refined image to save.");
       const result = await fullResult();
-      if (stage.result && !result) return say("Not saved.");
+      if (stage.result && !result) {
+        say("Not saved.");
+        return false;
+      }
       const all = result?.pixels.width === edited.width && result.pixels.height === edited.height;
       if (!all) working("Writing the file…");
       const file = all ? result.blob : await png(edited.with(result), software(result, edited));
@@ -211,9 +297,11 @@ async function save() {
     }
     saved = state;
     say("Saved.");
+    return true;
   } catch (error) {
     working(null);
     problem(error, stage.raw ? refine : save);
+    return false;
   }
 }
 
@@ -241,10 +329,12 @@ async function keep() {
 
 function buttons() {
   const { history } = stage.document ?? {};
-  $("welcome").hidden = Boolean(upscaling() ? upscale.result : stage.document);
+  $("welcome").hidden = Boolean(upscaling() ? enlarge.result : stage.document);
+  document.body.toggleAttribute("data-empty", !$("welcome").hidden);
+  $("zooming").hidden = !$("welcome").hidden;
   $("undo").disabled = !history?.done.length;
   $("redo").disabled = !history?.undone.length;
-  $("save").disabled = upscaling() ? !upscale.result : !stage.document;
+  $("save").disabled = upscaling() ? !enlarge.result : !stage.document;
   $("keep").disabled = !stage.result || stage.raw;
 }
 
@@ -272,17 +362,22 @@ function show() {
 function setMode(mode) {
   document.body.dataset.mode = mode;
   problem(null);
+  guiding();
   controls.describe();
   show();
   buttons();
+  if (mode === "upscale") enlarge.view.fit();
+  showZoom();
 }
 
 function on(id, name, work) {
   $(id).addEventListener(name, work);
 }
 
-receive(openFile, upscaling);
+receive(openFile, (mode) => choose("mode", mode));
 on("save", "click", save);
+on("guide-sample", "click", guide);
+on("guide-end", "click", () => guiding());
 on("undo", "click", () => step(Document.prototype.undo));
 on("redo", "click", () => step(Document.prototype.redo));
 on("keep", "click", keep);
@@ -290,59 +385,83 @@ on("help", "click", () => $("help-dialog").showModal());
 on("split", "input", divide);
 on("mask", "change", showMask);
 on("model", "change", () => { if (!upscaling()) later(); });
-for (const id of ["strength", "factor", "feather", "looks"]) on(id, "input", later);
+for (const id of ["blend", "factor", "feather", "looks"]) on(id, "input", later);
 for (const id of ["size", "hardness"]) on(id, "input", () => editor.showRing());
 on("pick", "click", () => { controls.write(); editor.showRing(); });
-on("smaller", "click", () => stage.document && stage.zoom(1 / 1.5));
-on("bigger", "click", () => stage.document && stage.zoom(1.5));
-on("fit", "click", () => stage.fit());
+on("smaller", "click", () => zoom(1 / 1.5));
+on("bigger", "click", () => zoom(1.5));
+on("fit", "click", fit);
 on("onward", "click", () => {
-  const { result, name } = upscale;
+  const { result, name } = enlarge;
   choose("mode", "retouch");
   openFile(new File([result.blob], `${name}.png`, { type: result.blob.type }));
 });
 for (const input of document.querySelectorAll("input[name=mode]")) input.addEventListener("change", () => setMode(input.value));
 for (const input of document.querySelectorAll("input[name=show]")) input.addEventListener("change", show);
-for (const input of document.querySelectorAll("input[name=tool]")) input.addEventListener("change", show);
+for (const input of document.querySelectorAll("input[name=tool]")) input.addEventListener("change", () => { editor.cancel(); show(); });
 stage.moved = () => {
-  $("zoom").textContent = `${Math.round(stage.view.scale / window.devicePixelRatio * 100)} %`;
   placeDivider();
   editor.showRing();
+  showZoom();
 };
+const placed = enlarge.view.moved;
+enlarge.view.moved = () => {
+  placed();
+  showZoom();
+};
+
+function showZoom() {
+  const scale = upscaling() ? enlarge.view.scale * window.devicePixelRatio : stage.view.scale / window.devicePixelRatio;
+  $("zoom").textContent = `${Math.round(scale * 100)} %`;
+}
+
+function zoom(by) {
+  if (upscaling()) enlarge.view.zoom(by);
+  else if (stage.document) stage.zoom(by);
+}
+
+function fit() {
+  if (upscaling()) enlarge.view.fit();
+  else stage.fit();
+}
 
 window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 
 // ---------------------------------------------------------------------------------------------------------- keys and start
 
-const peek = (on) => { Object.assign(stage, { peek: on }).changed(); };
+function peek(on) {
+  if (upscaling()) enlarge.peek(on);
+  else Object.assign(stage, { peek: on }).changed();
+}
 document.addEventListener("keyup", (event) => { if (event.key === "\\") peek(false); });
 window.addEventListener("blur", () => peek(false));
 
 function sized(by) {
-  if (tool() !== "square") return nudge("size", 4 * by);
+  if (tool() !== "region") return nudge("size", 4 * by);
   if (stage.document && stage.framing) editor.grow(by);
 }
 
 const tools = { P: ["push", "push"], E: ["enlarge", "enlarge"], S: ["shrink", "shrink"], M: ["smooth", "smooth"], B: ["paint", "paint"],
-  X: ["erase", "erase to the original"], Q: ["square", "choose the square that the model looks at"] };
+  X: ["erase", "erase to the original"], H: ["heal", "heal: remove a spot"], V: ["move", "move: draw around a part, then drag it"],
+  Q: ["region", "choose the model region"] };
 listen([
   ...Object.entries(tools).map(([key, [name, what]]) => ["Tools", key, what, () => choose("tool", name)]),
-  ["Tools", "I", "take a colour from the picture", () => { choose("tool", "paint"); $("pick").click(); }],
-  ["Brush", "[ ]", "smaller, larger; the square, too", (event) => sized(event.key === "[" ? -1 : 1)],
+  ["Tools", "I", "take a colour from the image", () => { choose("tool", "paint"); $("pick").click(); }],
+  ["Brush", "[ ]", "smaller, larger; the model region, too", (event) => sized(event.key === "[" ? -1 : 1)],
   ["Brush", "{ }", "softer, harder", (event) => nudge("hardness", event.key === "{" ? -5 : 5)],
   ["Edit", "Ctrl+Z", "undo", () => step(Document.prototype.undo)],
   ["Edit", "Ctrl+Shift+Z Ctrl+Y", "redo", () => step(Document.prototype.redo)],
   ["Edit", "Escape", "drop the stroke, cancel the work", cancel],
-  ["Look", "R", "refined picture", () => choose("show", "refined")],
+  ["Look", "R", "refined image", () => choose("show", "refined")],
   ["Look", "T", "my edit", () => choose("show", "edit")],
   ["Look", "C", "compare with the original", () => choose("show", shown() === "compare" ? "refined" : "compare")],
   ["Look", "K", "mask", () => $("mask").click()],
   ["Look", "\\", "the original, while the key is held", () => peek(true)],
-  ["Look", "+ = -", "zoom in, in, out", (event) => stage.document && stage.zoom(event.key === "-" ? 1 / 1.5 : 1.5)],
-  ["Look", "0", "whole picture", () => stage.fit()],
-  ["On the picture", "Arrows", "move brush, square or divider, with Shift farther", null],
-  ["On the picture", "Enter", "press and lift the brush", null],
-  ["On the picture", "Space", "held: drag moves the picture", null],
+  ["Look", "+ = -", "zoom in, in, out", (event) => zoom(event.key === "-" ? 1 / 1.5 : 1.5)],
+  ["Look", "0", "whole image", fit],
+  ["On the image", "Arrows", "move brush, region or divider, with Shift farther", null],
+  ["On the image", "Enter", "press and lift the brush", null],
+  ["On the image", "Space", "held: drag moves the image", null],
   ["File", "Ctrl+O", "open", () => $("file").click()],
   ["File", "Ctrl+S", "save what is shown", save],
   ["File", "?", "this help", () => $("help-dialog").showModal()],
@@ -352,12 +471,12 @@ async function start() {
   try {
     controls.offer(await service.models({ waits: (why) => why && say(why) }));
     refine();
-    if (upscale.file && !upscale.result) upscale.run();
+    if (enlarge.file && !enlarge.result) enlarge.run();
   } catch (error) {
     problem(error, start);
   }
 }
 
 setMode(document.querySelector("input[name=mode]:checked").value);
-say("Open a picture to begin.");
+say("Open an image to begin.");
 start();

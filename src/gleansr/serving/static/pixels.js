@@ -1,4 +1,4 @@
-// Rectangles and pictures in memory. A picture is an ImageData: 8-bit RGBA, colour not multiplied with alpha. A rectangle holds its left column
+// Rectangles and images in memory. An image is an ImageData: 8-bit RGBA, colour not multiplied with alpha. A rectangle holds its left column
 // and top row, but not its right and bottom ones.
 
 /** @typedef {{left: number, top: number, right: number, bottom: number}} Rect */
@@ -20,7 +20,7 @@ export function clip(rect, { left = 0, top = 0, right, bottom }) {
   return cut.left < cut.right && cut.top < cut.bottom ? cut : null;
 }
 
-/** The rectangle of a whole picture. */
+/** The rectangle of a whole image. */
 export const whole = ({ width, height }) => ({ left: 0, top: 0, right: width, bottom: height });
 
 /** The rectangle around the way from one point to another with a brush of that radius. */
@@ -33,14 +33,14 @@ export function around(from, to, radius) {
 
 const views = new WeakMap();
 
-/** The picture's pixels, one number each, to compare and copy them. */
+/** The image's pixels, one number each, to compare and copy them. */
 export function words(image) {
   let view = views.get(image);
   if (!view) views.set(image, view = new Uint32Array(image.data.buffer, image.data.byteOffset, image.data.length / 4));
   return view;
 }
 
-/** Copies the pixels of a rectangle from one picture to another of the same size. */
+/** Copies the pixels of a rectangle from one image to another of the same size. */
 export function copy(from, to, rect) {
   const source = words(from), target = words(to), { width } = from;
   for (let y = rect.top; y < rect.bottom; y++) {
@@ -82,7 +82,7 @@ export function shrink(image, { left, top, right, bottom }, by = 1) {
   return small;
 }
 
-/** The smallest rectangle inside `rect` with all pixels in which two pictures of one size differ, null if they are equal there. */
+/** The smallest rectangle inside `rect` with all pixels in which two images of one size differ, null if they are equal there. */
 export function difference(a, b, rect) {
   const one = words(a), other = words(b), { width } = a;
   let found = null;
@@ -96,7 +96,7 @@ export function difference(a, b, rect) {
   return found;
 }
 
-/** Whether no pixel of the picture can be seen through. */
+/** Whether no pixel of the image can be seen through. */
 export function isOpaque(image) {
   const { data } = image;
   for (let i = 3; i < data.length; i += 4) if (data[i] !== 255) return false;

@@ -1,7 +1,7 @@
-// Writes PNG files with exactly the pixels of a picture: canvases round colours that can be seen through, and some take seconds to become files.
+// Writes PNG files with exactly the pixels of an image: canvases round colours that can be seen through, and some take seconds to become files.
+import { xmp } from "./mark.js";
 import { isOpaque } from "./pixels.js";
 
-const EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia";
 const ROWS = 64;  // rows that are compressed in one go, so that the page stays alive
 
 const SUMS = Uint32Array.from({ length: 256 }, (_, byte) => {
@@ -12,7 +12,7 @@ const SUMS = Uint32Array.from({ length: 256 }, (_, byte) => {
 /**
  * A PNG file, sRGB, 8 bits.
  * @param {ImageData} image
- * @param {string|null} software the program and model, if the picture has detail that a model made up; it is then marked so as IPTC has it
+ * @param {string|null} software the program and model, if the image has detail that a model made up; it is then marked so as IPTC has it
  * @returns {Promise<Blob>}
  */
 export async function png(image, software = null) {
@@ -60,11 +60,3 @@ function chunk(type, contents) {
 }
 
 const text = (value) => new TextEncoder().encode(value);
-
-function xmp(software) {
-  const name = software.replace(/[&<"]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", '"': "&quot;" })[sign]);
-  return `<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
-<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
- xmp:CreatorTool="${name}" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- Iptc4xmpExt:DigitalSourceType="${EDITED}"/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>`;
-}

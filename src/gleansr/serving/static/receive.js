@@ -1,21 +1,41 @@
-// The ways in which pictures come: the file chooser, dropping, pasting, the sample.
-import { open as read } from "./files.js";
+// The ways in which images come: the file chooser, dropping, pasting, the sample.
+import { decode, open as read } from "./files.js";
 import { shrink } from "./pixels.js";
 import { png } from "./png.js";
 import { $, problem } from "./status.js";
 
-const HEAD = { left: 70, top: 6, right: 358, bottom: 294 };  // of the cat in the sample
+// The samples: their files, and the heads in them.
+const SAMPLES = {
+  cat: { file: "chelsea.jpg", head: { left: 70, top: 6, right: 358, bottom: 294 } },
+  face: { file: "astronaut.jpg", head: { left: 145, top: 27, right: 305, bottom: 187 } },
+};
+const SMALL = 32;  // pixels of the samples for enlarging
 
-const pictureIn = (data) => [...data?.files ?? []].find((file) => file.type.startsWith("image/")) ?? data?.files?.[0];
+const imageIn = (data) => [...data?.files ?? []].find((file) => file.type.startsWith("image/")) ?? data?.files?.[0];
 
-/** Calls `open` with each file that the user gives. `small` tells whether a small sample is wanted. */
-export function receive(open, small) {
+/**
+ * Calls `open` with each file that the user gives.
+ * @param {(file: File) => void} open
+ * @param {(mode: "upscale"|"retouch") => void} turn is called before, when the user gives a file for one mode
+ */
+export function receive(open, turn) {
   $("file").addEventListener("change", () => {
     open($("file").files[0]);
     $("file").value = "";  // so that the same file can be chosen again
   });
-  for (const id of ["open", "choose"]) $(id).addEventListener("click", () => $("file").click());
-  $("sample").addEventListener("click", () => sample(open, small));
+  $("open").addEventListener("click", () => $("file").click());
+  for (const button of document.querySelectorAll("[data-choose]")) {
+    button.addEventListener("click", () => {
+      turn(button.dataset.choose);
+      $("file").click();
+    });
+  }
+  for (const button of document.querySelectorAll("[data-sample]")) {
+    button.addEventListener("click", () => {
+      turn(button.dataset.modeOf);
+      sample(open, button.dataset.sample, button.dataset.modeOf === "upscale");
+    });
+  }
   for (const name of ["dragenter", "dragover"]) {
     document.addEventListener(name, (event) => {
       if (!event.dataTransfer.types.includes("Files")) return;
@@ -27,20 +47,29 @@ export function receive(open, small) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     $("drop").hidden = true;
-    open(pictureIn(event.dataTransfer));
+    const card = event.target.closest?.("[data-for]");
+    if (card) turn(card.dataset.for);
+    open(imageIn(event.dataTransfer));
   });
   document.addEventListener("paste", (event) => {
-    const file = pictureIn(event.clipboardData);
+    const file = imageIn(event.clipboardData);
     if (!file) return;
     event.preventDefault();
     open(file);
   });
 }
 
-async function sample(open, small) {
-  const response = await fetch("static/chelsea.jpg").catch(() => null);
-  if (!response?.ok) return problem(new Error("The sample could not be loaded. Is the server still running?"), () => sample(open, small));
-  const cat = await response.blob();
-  if (!small()) return open(new File([cat], "chelsea.jpg", { type: cat.type }));
-  open(new File([await png(shrink(await read(cat), HEAD, 9))], "chelsea-32.png", { type: "image/png" }));
+/** The sample of the guide: a face, an amateur's edit of its eyes and mouth, and where the edit lies. */
+export async function badEdit() {
+  const [face, edit] = await Promise.all(["astronaut.jpg", "astronaut-edit.png"].map(async (name) => (await fetch(`static/${name}`)).blob()));
+  return { face: new File([face], "astronaut.jpg", { type: face.type }), edit: await decode(edit), left: 188, top: 89 };
+}
+
+async function sample(open, name, small) {
+  const { file, head } = SAMPLES[name], response = await fetch(`static/${file}`).catch(() => null);
+  if (!response?.ok) return problem(new Error("The sample could not be loaded. Is the server still running?"), () => sample(open, name, small));
+  const image = await response.blob();
+  if (!small) return open(new File([image], file, { type: image.type }));
+  const thumbnail = await png(shrink(await read(image), head, (head.right - head.left) / SMALL));
+  open(new File([thumbnail], file.replace(".jpg", `-${SMALL}.png`), { type: "image/png" }));
 }

@@ -1,13 +1,14 @@
-// From an edit to the refined picture: what is sent to the server, and that only the newest answer counts.
+// From an edit to the refined image: what is sent to the server, and that only the newest answer counts.
 import { decode, encode } from "./files.js";
 import { clip, shrink, whole, words } from "./pixels.js";
 import { holds } from "./region.js";
 
 const REMEMBERED = 6;
+const SEARCHED = 640;  // longer side in pixels of the image in which heads are sought
 const MASK_COLOUR = [255, 64, 129];
 
 /**
- * What the model made of an area of the picture.
+ * What the model made of an area of the image.
  * @typedef {object} Result
  * @property {import("./pixels.js").Rect} area
  * @property {number} by how many times it is shrunk, since more pixels than the model makes only cost time while one edits
@@ -21,7 +22,7 @@ const MASK_COLOUR = [255, 64, 129];
 
 /**
  * @typedef {{model: object, strength: number, factor: number|null, feather: number|null}} Settings
- *   model: its entry in the list of models; feather in pixels of the picture; null: the server's choice
+ *   model: its entry in the list of models; feather in pixels of the image; null: the server's choice
  */
 
 /** Sends edits of a document to the server. */
@@ -35,6 +36,32 @@ export class Refiner {
     this.bases = new WeakMap();
   }
 
+  /**
+   * What the image shows where it was edited: the square of a head, if one is there, and the model for it.
+   * @param {import("./document.js").Document} document
+   * @param {import("./pixels.js").Rect} changed
+   * @param {(why: string) => void} waits
+   * @returns {Promise<{area: import("./pixels.js").Rect|null, model: string, summary: string}|null>} area: null if the whole image is meant
+   */
+  recognise(document, changed, waits) {
+    const by = Math.ceil(Math.max(document.width, document.height) / SEARCHED), small = shrink(document.base, whole(document), by);
+    const mask = new ImageData(small.width, small.height), { left, top, right, bottom } = changed;
+    mask.data.fill(255);
+    for (let y = 0, i = 0; y < small.height; y++) {
+      for (let x = 0; x < small.width; x++, i++) {
+        const touched = x >= Math.floor(left / by) && y >= Math.floor(top / by) && x < Math.ceil(right / by) && y < Math.ceil(bottom / by);
+        if (!touched) mask.data.fill(0, 4 * i, 4 * i + 3);
+      }
+    }
+    return this.alone(async (signal) => {
+      const fields = { edited: await encode(small), mask: await encode(mask), model: "auto", output: "mask" };
+      const { box: [x, y, side], model, summary } = await this.service.process("retouch", fields, { editor: this.editor, signal, waits });
+      const found = clip({ left: x * by, top: y * by, right: (x + side) * by, bottom: (y + side) * by }, whole(document));
+      const all = side >= Math.min(small.width, small.height);
+      return { area: all ? null : found, model, summary };
+    });
+  }
+
   /** Drops what is under way, and returns whether there was anything. */
   cancel() {
     const busy = Boolean(this.current);
@@ -43,14 +70,14 @@ export class Refiner {
     return busy;
   }
 
-  /** Forgets the results of another picture. */
+  /** Forgets the results of another image. */
   forget() {
     this.cancel();
     this.results.clear();
   }
 
   /**
-   * Refines what was edited in the part of the picture that the model sees. A newer call makes an older one return null, whatever its answer.
+   * Refines what was edited in the part of the image that the model sees. A newer call makes an older one return null, whatever its answer.
    * @param {import("./document.js").Document} document
    * @param {import("./pixels.js").Rect} region
    * @param {Settings} settings
@@ -68,20 +95,20 @@ export class Refiner {
     return result;
   }
 
-  /** The result at the picture's full size, for which the server is asked again if the one that is shown is smaller. */
+  /** The result at the image's full size, for which the server is asked again if the one that is shown is smaller. */
   async full(document, region, settings, result, waits) {
     if (result.by === 1) return result;
     this.cancel();
     return this.alone((signal) => this.ask(document, region, 1, settings, { signal, waits }));
   }
 
-  /** How much of the refined picture shows, as an area and a canvas with the colour of masks; null if a newer request has come. */
+  /** How much of the refined image shows, as an area and a canvas with the colour of masks; null if a newer request has come. */
   async mask(document, region, settings) {
     this.masking?.abort();
     const { signal } = this.masking = new AbortController(), by = coarseness(region, settings);
     try {
       const fields = await this.fields(document, region, by, settings);
-      const { blob } = await this.service.picture("retouch", { ...fields, output: "mask" }, { signal, editor: `${this.editor}-mask` });
+      const { blob } = await this.service.process("retouch", { ...fields, output: "mask" }, { signal, editor: `${this.editor}-mask` });
       const image = await decode(blob);
       for (let i = 0; i < image.data.length; i += 4) image.data.set([...MASK_COLOUR, image.data[i] * 0.6], i);
       return signal.aborted ? null : { area: sent(document, region, by).area, canvas: canvasOf(image) };
@@ -108,7 +135,7 @@ export class Refiner {
     const begun = performance.now();
     const fields = await this.fields(document, region, by, settings);
     const asked = performance.now();
-    const answer = await this.service.picture("retouch", fields, { ...options, editor: this.editor });
+    const answer = await this.service.process("retouch", fields, { ...options, editor: this.editor });
     const answered = performance.now();
     const { image, area } = await this.base(document, region, by), pixels = await decode(answer.blob), canvas = canvasOf(where(pixels, image));
     const detail = { forward: answer.seconds, width: pixels.width, height: pixels.height };
@@ -144,7 +171,7 @@ function coarseness({ left, right }, { model }) {
 }
 
 /**
- * What is sent: the region, in whole blocks of by x by pixels, and around it a block of what the picture goes on with, by which the server knows
+ * What is sent: the region, in whole blocks of by x by pixels, and around it a block of what the image goes on with, by which the server knows
  * that the result has to fade there; and where in this area the region lies.
  */
 function sent(document, region, by) {
@@ -158,7 +185,7 @@ function sent(document, region, by) {
   return { area, box: `${left},${top},${width}` };
 }
 
-/** A picture's pixels where it differs from another one, transparent elsewhere. */
+/** An image's pixels where it differs from another one, transparent elsewhere. */
 function where(image, other) {
   const shown = new ImageData(image.data.slice(), image.width), pixels = words(shown), others = words(other);
   for (let i = 0; i < pixels.length; i++) if (pixels[i] === others[i]) pixels[i] = 0;

@@ -1,20 +1,20 @@
-// What the model sees of a picture: which part by itself, and how a part is chosen by hand.
+// What the model sees of an image: which part by itself, and how a part is chosen by hand.
 import { whole } from "./pixels.js";
 
-const PADDED = 1.2;  // how much more than the whole picture the model may see, in pixels: the border is then repeated
+const PADDED = 1.2;  // how much more than the whole image the model may see, in pixels: the border is then repeated
 const MARGIN = 0.15;  // of the part's size, between what was touched and the border where possible
 
 /** @typedef {{width: number, height: number, ratio: number, least: number}} Limits
- *   of the picture; ratio: height over width of what the model sees, 1 for most; least: the smallest width */
+ *   of the image; ratio: height over width of what the model sees, 1 for most; least: the smallest width */
 
-/** The part of that width, or of the widest and narrowest that are possible, as close to that place as the picture allows. */
+/** The part of that width, or of the widest and narrowest that are possible, as close to that place as the image allows. */
 export function place({ width, height, ratio, least }, wanted) {
   const across = Math.round(Math.min(Math.max(wanted.width, least), width, height / ratio)), down = Math.min(Math.round(across * ratio), height);
   const left = Math.round(Math.min(Math.max(wanted.left, 0), width - across)), top = Math.round(Math.min(Math.max(wanted.top, 0), height - down));
   return { left, top, right: left + across, bottom: top + down };
 }
 
-/** The largest part, as close to the picture's middle as it can be with `touched` in it and some way from its border. */
+/** The largest part, as close to the image's middle as it can be with `touched` in it and some way from its border. */
 export function largest(limits, touched = null) {
   const width = Math.min(limits.width, limits.height / limits.ratio), height = width * limits.ratio;
   const left = (limits.width - width) / 2, top = (limits.height - height) / 2;
@@ -26,7 +26,7 @@ export function largest(limits, touched = null) {
   return place(limits, { left: within(left, width, touched.left, touched.right), top: within(top, height, touched.top, touched.bottom), width });
 }
 
-/** What the model sees if nothing else is chosen: all of a picture of about its shape, else the largest part around what was touched. */
+/** What the model sees if nothing else is chosen: all of an image of about its shape, else the largest part around what was touched. */
 export function automatic(limits, touched) {
   const { width, height, ratio } = limits, all = Math.max(width, height / ratio) ** 2 * ratio, part = largest(limits, touched);
   return all <= PADDED * width * height || touched && !holds(part, touched) ? whole(limits) : part;

@@ -45,6 +45,14 @@ export function waiting(text, usual) {
   say(text);
 }
 
+/** Asks what to do with edits that are not saved. Returns "save", "discard", or "" for neither. */
+export function askUnsaved() {
+  const dialog = $("unsaved-dialog");
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));
+}
+
 /** Asks for the token of the server. Returns null if there is none to be had. */
 export function askToken(wrong) {
   const dialog = $("token-dialog"), field = $("token");
@@ -64,5 +72,8 @@ export function askToken(wrong) {
 }
 
 for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.addEventListener("click", (event) => { if (event.target.closest("[data-close]")) dialog.close(""); });
+  dialog.addEventListener("click", (event) => {
+    if (event.target.closest("[data-close]")) dialog.close("");
+    else if (event.target.closest("[data-answer]")) dialog.close(event.target.closest("[data-answer]").dataset.answer);
+  });
 }

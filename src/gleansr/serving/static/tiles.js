@@ -1,13 +1,13 @@
-// Draws pictures of any size at any zoom. Canvases of a picture's tiles, shrunk by powers of two, are made when they are first seen, and renewed
-// only where the picture has changed, so that a stroke on a large picture costs what the stroke touches.
+// Draws images of any size at any zoom. Canvases of an image's tiles, shrunk by powers of two, are made when they are first seen, and renewed
+// only where the image has changed, so that a stroke on a large image costs what the stroke touches.
 import { clip, shrink, union, whole } from "./pixels.js";
 
 const SIDE = 1024;
 const MOST = 48;  // tiles kept, of 4 MiB each
 
-/** @typedef {{scale: number, x: number, y: number}} View scale: screen pixels per picture pixel; x, y: where the picture's corner is on screen */
+/** @typedef {{scale: number, x: number, y: number}} View scale: screen pixels per image pixel; x, y: where the image's corner is on screen */
 
-/** A picture in memory, ready to be drawn. */
+/** An image in memory, ready to be drawn. */
 export class Tiles {
   /** @param {ImageData} image is drawn as it is when `changed` was last called */
   constructor(image) {
@@ -20,7 +20,7 @@ export class Tiles {
     for (const tile of this.tiles.values()) tile.stale = union(tile.stale, clip(rect, tile.area));
   }
 
-  /** Draws what of the picture lies in `seen`, a rectangle of screen pixels. */
+  /** Draws what of the image lies in `seen`, a rectangle of screen pixels. */
   draw(context, view, seen) {
     const level = Math.max(0, Math.floor(Math.log2(1 / view.scale))), step = SIDE << level, { image } = this;
     const area = clip({

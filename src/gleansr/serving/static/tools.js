@@ -1,6 +1,8 @@
-// The brushes: what a stroke does to a picture. All but smoothing read the picture as it was before the stroke and write to the edited one, so that
+// The brushes: what a stroke does to an image. All but smoothing read the image as it was before the stroke and write to the edited one, so that
 // a long stroke neither blurs nor adds up.
 import { falloff } from "./brush.js";
+import { Heal } from "./heal.js";
+import { Move } from "./move.js";
 import { around, clip, union, whole } from "./pixels.js";
 import { Warp } from "./warp.js";
 
@@ -66,7 +68,7 @@ class Cover {
   }
 }
 
-/** Mixes the picture with its local mean, the more the longer the brush stays. */
+/** Mixes the image with its local mean, the more the longer the brush stays. */
 class Smooth {
   constructor(layers, brush) {
     this.step = Math.max(brush.radius / 4, 1);  // way between dabs
@@ -163,13 +165,15 @@ export function smooth(image, rect, at, { radius, hardness, strength }) {
 
 /**
  * Starts a stroke. It has `move(from, to)`, `hold(at, seconds)` for when the brush stays where it is, and `render()`, which writes to the
- * edited picture and returns the rectangle that it wrote, or null.
- * @param {"push"|"enlarge"|"shrink"|"smooth"|"paint"|"erase"} tool
+ * edited image and returns the rectangle that it wrote, or null. Some also have `finish()`, which writes when the stroke ends.
+ * @param {"push"|"enlarge"|"shrink"|"smooth"|"heal"|"move"|"paint"|"erase"} tool
  * @param {import("./brush.js").Layers} layers
  * @param {import("./brush.js").Brush} brush
  */
 export function begin(tool, layers, brush) {
   if (tool === "paint" || tool === "erase") return new Cover(layers, brush, tool === "erase");
   if (tool === "smooth") return new Smooth(layers, brush);
+  if (tool === "heal") return new Heal(layers, brush);
+  if (tool === "move") return new Move(layers, brush);
   return new Warp(layers, brush, tool);
 }

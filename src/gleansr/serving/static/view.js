@@ -1,8 +1,8 @@
-// The stage: draws the picture, the model's result, the comparison, the mask and what the model sees, at any zoom.
+// The stage: draws the image, the model's result, the comparison, the mask and what the model sees, at any zoom.
 import { clip, union } from "./pixels.js";
 import { Tiles } from "./tiles.js";
 
-const MOST = 32;  // screen pixels a picture pixel at most
+const MOST = 32;  // screen pixels an image pixel at most
 const SQUARES = 8;  // from so many on, pixels are shown as squares
 
 /** Draws a document on a canvas. Set its fields, then call `changed`. */
@@ -13,12 +13,13 @@ export class Stage {
       canvas, context: canvas.getContext("2d"), view: { scale: 1, x: 0, y: 0 }, fitted: true,
       layers: null, stale: null, waiting: [], moved() {},
       result: null,  // what the model made; see refine.js
-      mask: null,  // {area, canvas} to be laid over the picture
+      mask: null,  // {area, canvas} to be laid over the image
       show: "refined",  // "edit", "compare"
       raw: false,  // the edit instead of the result, until there is one
-      peek: false,  // the picture as it was opened instead of anything else
-      split: 0.5,  // of the picture's width that the comparison shows as it was opened
-      frame: null, framing: false,  // the part of the picture that the model sees, and whether it is being chosen
+      peek: false,  // the image as it was opened instead of anything else
+      split: 0.5,  // of the image's width that the comparison shows as it was opened
+      frame: null, framing: false,  // the part of the image that the model sees, and whether it is being chosen
+      lasso: null,  // the path around what is selected, or is being selected
     });
     new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
   }
@@ -29,11 +30,11 @@ export class Stage {
     const layer = (image) => tiles.get(image) ?? tiles.set(image, new Tiles(image)).get(image);
     this.document = document;
     this.layers = { get opened() { return layer(document.opened); }, get base() { return layer(document.base); }, edited: layer(document.edited) };
-    Object.assign(this, { result: null, mask: null, raw: false, frame: null });
+    Object.assign(this, { result: null, mask: null, raw: false, frame: null, lasso: null });
     this.fit();
   }
 
-  /** Draws again, all or what a rectangle of the picture covers. */
+  /** Draws again, all or what a rectangle of the image covers. */
   changed(rect = null) {
     const { scale, x, y } = this.view, all = { left: 0, top: 0, right: this.canvas.width, bottom: this.canvas.height };
     const area = rect ? clip({
@@ -43,7 +44,7 @@ export class Stage {
     this.stale = union(this.stale, area);
   }
 
-  /** Tells that pixels of the edited picture have changed, or of the base, too. */
+  /** Tells that pixels of the edited image have changed, or of the base, too. */
   written(rect, base = false) {
     this.layers.edited.changed(rect);
     if (base) this.layers.base.changed(rect);
@@ -56,7 +57,7 @@ export class Stage {
     return new Promise((resolve) => this.waiting.push(resolve));
   }
 
-  // ------------------------------------------------------------------------------------------------------------ where the picture is
+  // ------------------------------------------------------------------------------------------------------------ where the image is
 
   resize() {
     const { clientWidth, clientHeight } = this.canvas.parentElement, ratio = window.devicePixelRatio;
@@ -71,7 +72,7 @@ export class Stage {
     this.draw();  // at once, since a resized canvas is empty
   }
 
-  /** Shows the whole picture. */
+  /** Shows the whole image. */
   fit() {
     if (!this.document) return;
     const { width, height } = this.document, margin = 12 * window.devicePixelRatio;
@@ -82,6 +83,13 @@ export class Stage {
     this.moved();
   }
 
+  /** Shows a rectangle of the image as large as it can be. */
+  zoomTo({ left, top, right, bottom }) {
+    const scale = Math.min(this.canvas.width / (right - left), this.canvas.height / (bottom - top), MOST);
+    this.view = { scale, x: (this.canvas.width - (left + right) * scale) / 2, y: (this.canvas.height - (top + bottom) * scale) / 2 };
+    this.pan(0, 0);
+  }
+
   /** Zooms around a point of the canvas, by default its middle. */
   zoom(factor, at = { x: this.canvas.width / 2, y: this.canvas.height / 2 }) {
     const { width, height } = this.document, whole = Math.min(this.canvas.width / width, this.canvas.height / height, MOST);
@@ -90,7 +98,7 @@ export class Stage {
     this.pan(0, 0);
   }
 
-  /** Moves the picture by so many canvas pixels, as long as some of it stays in sight. */
+  /** Moves the image by so many canvas pixels, as long as some of it stays in sight. */
   pan(dx, dy) {
     const { view, canvas, document: { width, height } } = this, rest = 48;
     view.x = Math.min(Math.max(view.x + dx, rest - width * view.scale), canvas.width - rest);
@@ -106,13 +114,13 @@ export class Stage {
     return { x: (clientX - box.left) * this.canvas.width / box.width, y: (clientY - box.top) * this.canvas.height / box.height };
   }
 
-  /** The place in the picture of a pointer. */
-  onPicture(event) {
+  /** The place in the image of a pointer. */
+  onImage(event) {
     const { x, y } = this.onCanvas(event), { view } = this;
     return { x: (x - view.x) / view.scale, y: (y - view.y) / view.scale };
   }
 
-  /** The colour that is shown at a place of the picture, null outside. */
+  /** The colour that is shown at a place of the image, null outside. */
   colour({ x, y }) {
     const { document, result } = this, [left, top] = [Math.floor(x), Math.floor(y)];
     if (left < 0 || top < 0 || left >= document.width || top >= document.height) return null;
@@ -135,15 +143,16 @@ export class Stage {
         context.clearRect(stale.left, stale.top, stale.right - stale.left, stale.bottom - stale.top);
         context.imageSmoothingEnabled = view.scale < SQUARES;
         context.imageSmoothingQuality = "high";
-        this.drawPicture(stale);
+        this.drawLayers(stale);
         if (this.mask && !this.peek) this.over(this.mask);
         if (this.frame && this.show !== "compare" && !this.peek) this.drawFrame();
+        if (this.lasso) this.drawLasso();
       });
     }
     for (const resolve of this.waiting.splice(0)) resolve();
   }
 
-  drawPicture(seen) {
+  drawLayers(seen) {
     const { layers, context, view, document } = this;
     if (this.peek) return layers.opened.draw(context, view, seen);
     if (this.show !== "compare") return this.drawEdited(seen);
@@ -180,6 +189,19 @@ export class Stage {
       left: Math.round(left * scale + x), top: Math.round(top * scale + y),
       right: Math.round(right * scale + x), bottom: Math.round(bottom * scale + y),
     };
+  }
+
+  drawLasso() {
+    const { context, view } = this, ratio = window.devicePixelRatio;
+    context.lineWidth = Math.max(1, Math.round(1.5 * ratio));
+    context.beginPath();
+    for (const { x, y } of this.lasso) context.lineTo(x * view.scale + view.x, y * view.scale + view.y);
+    context.closePath();
+    for (const [colour, dash] of [["#000", []], ["#fff", [6 * ratio, 6 * ratio]]]) {
+      context.strokeStyle = colour;
+      context.setLineDash(dash);
+      context.stroke();
+    }
   }
 
   drawFrame() {

@@ -1,10 +1,10 @@
 // Liquify: pushing, enlarging and shrinking. A stroke gathers a field that says, for each place, how far away the pixels come from that it shows.
-// The picture before the stroke is resampled by it once, however long the stroke is.
+// The image before the stroke is resampled by it once, however long the stroke is.
 import { falloff } from "./brush.js";
 import { around, clip, union, whole } from "./pixels.js";
 
-const HARDEST = 0.75;  // A brush without any slope would tear the picture at its rim.
-const COARSE = 4e6;  // From so many pixels on the field has fewer places than the picture.
+const HARDEST = 0.75;  // A brush without any slope would tear the image at its rim.
+const COARSE = 4e6;  // From so many pixels on the field has fewer places than the image.
 
 /** A stroke that moves pixels; see `begin` in tools.js. */
 export class Warp {
@@ -46,7 +46,7 @@ export class Warp {
 
   /**
    * Adds one small movement: what a place shows is from now on what was shown `offset(x, y)` away from it, in as far as the brush acts there.
-   * Moving what the field shows, instead of adding to the field, makes the picture follow the brush.
+   * Moving what the field shows, instead of adding to the field, makes the image follow the brush.
    */
   step(at, offset) {
     const { grid, columns, rows, fieldX, fieldY, hardness } = this, { radius } = this.brush, area = around(at, at, radius);
@@ -104,7 +104,7 @@ export class Warp {
   }
 }
 
-/** Writes to `out` at `place` what the picture has at pixel (x, y), between pixels by bilinear interpolation, outside its border repeated. */
+/** Writes to `out` at `place` what the image has at pixel (x, y), between pixels by bilinear interpolation, outside its border repeated. */
 export function sample({ width, height, data }, x, y, out, place) {
   x = Math.min(Math.max(x, 0), width - 1);
   y = Math.min(Math.max(y, 0), height - 1);

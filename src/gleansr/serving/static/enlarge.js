@@ -1,0 +1,164 @@
+// Enlarging: the service recognises the image and enlarges it; the result is compared with what was opened, and saved as the user likes it.
+import { download, save } from "./files.js";
+import { PanZoom } from "./panzoom.js";
+import { $, problem, say, waiting, working } from "./status.js";
+
+const SETTLED = 300;  // ms without a change before the file is written anew
+
+/** The page's first mode. */
+export class Enlarge {
+  /**
+   * @param {import("./api.js").Service} service
+   * @param {import("./controls.js").Controls} controls
+   * @param {() => void} done is called when there is a result
+   */
+  constructor(service, controls, done) {
+    Object.assign(this, {
+      service, controls, done, file: null, name: "", result: null, saved: null, encoded: null, controller: null, addresses: new Map(),
+      view: new PanZoom($("enlarged"), $("pair"), { split: () => Number($("pair-split").value) / 100, divide: (split) => this.cut(100 * split) }),
+    });
+    this.view.moved = () => this.place();
+    $("pair-split").addEventListener("input", () => this.cut(Number($("pair-split").value)));
+    $("squares").addEventListener("change", () => this.squares());
+    for (const id of ["fitting", "enlarger", "scale"]) $(id).addEventListener("change", () => this.run());
+    for (const id of ["format", "quality"]) $(id).addEventListener("input", () => this.write());
+    $("copy").addEventListener("click", () => this.copy());
+    for (const [name, on] of [["pointerdown", true], ["pointerup", false], ["pointerleave", false], ["blur", false]]) {
+      $("original").addEventListener(name, () => this.peek(on));
+    }
+    for (const [name, on] of [["keydown", true], ["keyup", false]]) {
+      $("original").addEventListener(name, (event) => { if (event.key === " " || event.key === "Enter") this.peek(on); });
+    }
+    this.squares();
+    this.cut(50);
+  }
+
+  /** Enlarges an image. */
+  async open(file) {
+    this.file = file;
+    await this.run();
+  }
+
+  async run() {
+    const { file } = this, model = $("enlarger").value;
+    if (!file || !model) return;
+    this.cancel();
+    problem(null);
+    const controller = this.controller = new AbortController(), begun = performance.now(), seconds = () => (performance.now() - begun) / 1000;
+    const text = () => seconds() < 2 ? "Enlarging…" : `Enlarging… ${Math.round(seconds())} s`;
+    const clock = setInterval(() => { if (!this.waits) working(text(), stop); }, 1000);
+    const stop = () => { this.cancel(); working(null); say("Cancelled."); };
+    working(text(), stop);
+    try {
+      const fields = { picture: file, model, fit: $("fitting").value, scale: $("scale").value || null };
+      const waits = (why) => { this.waits = Boolean(why); waiting(why, text()); };
+      const answer = await this.service.process("upscale", fields, { signal: controller.signal, waits });
+      if (controller.signal.aborted) return;
+      Object.assign(this, { result: answer, name: (file.name ?? "image").replace(/\.\w+$/, "").replace(/-\d+$/, "") });
+      await this.show(answer);
+      const [from, to] = ["small", "large"].map((id) => `${$(id).naturalWidth}×${$(id).naturalHeight}`);
+      const sizes = $("small").naturalWidth ? `${from} → ${to}` : to;
+      const said = [`Enlarged in ${seconds().toFixed(1)} s: ${sizes}`, answer.summary, answer.note].filter(Boolean);
+      say(`${said.join(". ")}.`);
+    } catch (error) {
+      if (controller.signal.aborted) return;
+      problem(error, () => this.run());
+      say("The image was not enlarged.");
+    } finally {
+      clearInterval(clock);
+      if (this.controller === controller) {
+        this.controller = null;
+        working(null);
+      }
+    }
+  }
+
+  cancel() {
+    this.controller?.abort();
+    this.controller = null;
+  }
+
+  async show({ blob, summary, model }) {
+    this.load($("large"), blob);
+    this.load($("small"), this.file);
+    // What was cut off or stretched for the model is shown so in the image before, too.
+    $("small").style.objectFit = $("fitting").value === "crop" ? "cover" : "fill";
+    await $("large").decode();
+    await $("small").decode().catch(() => {});  // a TIFF, which only the server reads
+    $("chip").textContent = summary || model;
+    $("chip").hidden = $("enlarged").hidden = $("zooming").hidden = false;
+    for (const id of ["onward", "original", "copy"]) $(id).disabled = false;
+    this.view.open($("large").naturalWidth, $("large").naturalHeight);
+    this.done();
+    await this.write();
+  }
+
+  load(image, blob) {
+    URL.revokeObjectURL(this.addresses.get(image));
+    this.addresses.set(image, URL.createObjectURL(blob));
+    image.src = this.addresses.get(image);
+  }
+
+  squares() {
+    $("small").style.imageRendering = $("squares").checked ? "pixelated" : "auto";
+  }
+
+  cut(percent) {
+    $("pair-split").value = percent;
+    this.controls.write();
+    this.place();
+  }
+
+  /** Shows the image before up to the divider. */
+  place() {
+    const percent = this.peeking ? 100 : Number($("pair-split").value), { x, scale, width } = this.view;
+    $("large").style.clipPath = `inset(0 0 0 ${percent}%)`;
+    $("pair-divider").style.left = `${x + scale * width * percent / 100}px`;
+    $("pair-divider").hidden = this.peeking || !width;
+  }
+
+  /** Shows the image as it was opened, or the comparison again. */
+  peek(on) {
+    if (!this.result) return;
+    this.peeking = on;
+    this.place();
+  }
+
+  /** Writes the file in the chosen format, and tells its size. */
+  write() {
+    const { result } = this, format = $("format").value, quality = Number($("quality").value) / 100;
+    $("quality-row").hidden = format === "png";
+    this.controls.write();
+    clearTimeout(this.timer);
+    if (!result) return null;
+    $("file-size").textContent = "";
+    const file = format === "png" ? Promise.resolve(result.blob) : new Promise((resolve) => { this.timer = setTimeout(resolve, SETTLED); })
+      .then(() => save($("large"), format, quality, `gleansr, model ${result.model}`));
+    this.encoded = file;
+    return file.then((blob) => {
+      if (this.encoded !== file) return;
+      const size = blob.size < 1e6 ? `${Math.max(1, Math.round(blob.size / 1e3))} kB` : `${(blob.size / 1e6).toFixed(1)} MB`;
+      $("file-size").textContent = `${$("large").naturalWidth}×${$("large").naturalHeight}, ${size}`;
+    }, problem);
+  }
+
+  /** Offers the file to be saved: with PNG the server's own. */
+  async save() {
+    const side = Math.max($("large").naturalWidth, $("large").naturalHeight), suffix = $("format").value.replace("jpeg", "jpg");
+    try {
+      download(await this.encoded, `${this.name}-${side}.${suffix}`);
+      say("Saved.");
+    } catch (error) {
+      problem(error);
+    }
+  }
+
+  async copy() {
+    try {
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": this.result.blob })]);
+      say("Copied.");
+    } catch {
+      problem(new Error("This browser does not let the page copy images. Save the file instead."));
+    }
+  }
+}

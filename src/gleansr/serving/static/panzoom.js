@@ -1,0 +1,116 @@
+// Zooming and panning of an element that lies in another, with wheel, mouse, fingers and keys; near the divider a drag moves that.
+const MOST = 32;  // screen pixels an image pixel at most
+const NEAR = 24;  // pixels around the divider in which it is grasped
+
+/** Shows an element of the size of an image in a frame. */
+export class PanZoom {
+  /**
+   * @param {HTMLElement} frame takes the events
+   * @param {HTMLElement} content is placed in it
+   * @param {{split: () => number, divide: (split: number) => void}} divider where it is, from 0 to 1, and what moves it
+   */
+  constructor(frame, content, divider) {
+    Object.assign(this, { frame, content, divider, x: 0, y: 0, scale: 1, width: 0, height: 0, fitted: true, pointers: new Map(), moved() {} });
+    const on = (name, work) => frame.addEventListener(name, (event) => { if (this.width) work.call(this, event); }, { passive: false });
+    on("pointerdown", this.down);
+    on("pointermove", this.move);
+    for (const name of ["pointerup", "pointercancel"]) on(name, (event) => { this.pointers.delete(event.pointerId); this.grip = null; });
+    on("wheel", (event) => {
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY * (event.deltaMode === 1 ? 20 : 1) * (event.ctrlKey ? 0.01 : 0.002)), this.point(event));
+    });
+    on("keydown", this.key);
+    on("dblclick", (event) => this.fitted ? this.zoom(4, this.point(event)) : this.fit());
+    new ResizeObserver(() => { if (this.fitted) this.fit(); }).observe(frame);
+  }
+
+  /** Shows an image of that size, as it was shown if it has the size of the one before. */
+  open(width, height) {
+    const same = width === this.width && height === this.height;
+    Object.assign(this, { width, height });
+    Object.assign(this.content.style, { width: `${width}px`, height: `${height}px` });
+    if (!same || this.fitted) this.fit();
+  }
+
+  /** Shows the whole image. */
+  fit() {
+    const { clientWidth, clientHeight } = this.frame, margin = 16;
+    if (!this.width || !clientWidth) return;
+    this.scale = Math.min((clientWidth - 2 * margin) / this.width, (clientHeight - 2 * margin) / this.height, MOST);
+    this.x = (clientWidth - this.width * this.scale) / 2;
+    this.y = (clientHeight - this.height * this.scale) / 2;
+    this.fitted = true;
+    this.place();
+  }
+
+  /** Zooms around a point of the frame, by default its middle. */
+  zoom(factor, { x, y } = { x: this.frame.clientWidth / 2, y: this.frame.clientHeight / 2 }) {
+    if (!this.width) return;
+    const least = Math.min(this.frame.clientWidth / this.width, this.frame.clientHeight / this.height, MOST) / 2;
+    const scale = Math.min(Math.max(this.scale * factor, least), MOST);
+    this.x = x - (x - this.x) * scale / this.scale;
+    this.y = y - (y - this.y) * scale / this.scale;
+    this.scale = scale;
+    this.pan(0, 0);
+  }
+
+  pan(dx, dy) {
+    const rest = 48, { frame, scale, width, height } = this;
+    this.x = Math.min(Math.max(this.x + dx, rest - width * scale), frame.clientWidth - rest);
+    this.y = Math.min(Math.max(this.y + dy, rest - height * scale), frame.clientHeight - rest);
+    this.fitted = false;
+    this.place();
+  }
+
+  place() {
+    this.content.style.transform = `translate(${this.x}px, ${this.y}px) scale(${this.scale})`;
+    this.moved();
+  }
+
+  point({ clientX, clientY }) {
+    const { left, top } = this.frame.getBoundingClientRect();
+    return { x: clientX - left, y: clientY - top };
+  }
+
+  down(event) {
+    event.preventDefault();
+    this.frame.focus({ preventScroll: true, focusVisible: false });
+    this.frame.setPointerCapture(event.pointerId);
+    this.pointers.set(event.pointerId, this.point(event));
+    const at = this.x + this.divider.split() * this.width * this.scale;
+    this.grip = this.pointers.size > 1 ? "pinch" : Math.abs(this.point(event).x - at) <= NEAR || this.fitted ? "divider" : "image";
+    if (this.grip === "divider") this.divide(event);
+    if (this.grip === "pinch") this.last = this.spread();
+  }
+
+  move(event) {
+    const before = this.pointers.get(event.pointerId), now = this.point(event);
+    if (!before) return;
+    this.pointers.set(event.pointerId, now);
+    if (this.grip === "divider") this.divide(event);
+    else if (this.grip === "image") this.pan(now.x - before.x, now.y - before.y);
+    else if (this.grip === "pinch") {
+      const { far, middle } = this.spread(), { last } = this;
+      this.zoom(far / last.far, middle);
+      this.pan(middle.x - last.middle.x, middle.y - last.middle.y);
+      this.last = { far, middle };
+    }
+  }
+
+  spread() {
+    const [a, b = a] = [...this.pointers.values()];
+    return { far: Math.max(Math.hypot(a.x - b.x, a.y - b.y), 1), middle: { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 } };
+  }
+
+  divide(event) {
+    this.divider.divide(Math.min(Math.max((this.point(event).x - this.x) / (this.width * this.scale), 0), 1));
+  }
+
+  key(event) {
+    const way = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (!way || event.target !== this.frame) return;
+    event.preventDefault();
+    if (this.fitted && way[0]) this.divider.divide(Math.min(Math.max(this.divider.split() - way[0] * 0.02, 0), 1));
+    else this.pan(40 * way[0], 40 * way[1]);
+  }
+}
