@@ -173,7 +173,7 @@ def test_csv_has_a_row_for_each_image_and_method(done: FinishedComparison):
 def test_markdown_compares_like_with_like(done: FinishedComparison):
     text = (done.output / "comparison.md").read_text(encoding="utf-8")
     everything, shared, relative = re.split(r"\n## ", text)[1:4]
-    assert "**" not in everything  # methods had different numbers of images
+    assert not re.search(r"\*\*[\d.]+ ±", everything)  # methods had different numbers of images
     assert "| images |" in everything
     assert shared.startswith("The 2 images of all methods")
     best = max(done.report["common"]["methods"], key=lambda method: method["means"]["psnr"])
@@ -198,6 +198,7 @@ def test_page_shows_every_image_and_loads_nothing_else(done: FinishedComparison)
     assert "{{" not in page
     assert "é'<i>" not in page
     assert page.count('<div class="pane empty">not run</div>') == 1
+    assert page.count("<b>input</b>") == page.count("<b>ground truth</b>") == len(NAMES)
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert text
     data = json.loads(text[1])
@@ -234,6 +235,14 @@ def test_sets_are_compared_over_the_same_images():
     assert report["methods"][0]["means"]["psnr"] == "inf"
     assert report["methods"][0]["standard_errors"] == {}
     assert list(tables(report))[1].rows["a"][0].text == "inf"
+
+
+def test_the_least_time_and_memory_are_the_best(done: FinishedComparison):
+    table = next(iter(tables(done.report)))
+    for title in ("time", "memory"):
+        column = next(i for i, column in enumerate(table.columns) if column.title == title)
+        cells = [row[column] for row in table.rows.values()]
+        assert [cell.best for cell in cells] == [cell.value == min(other.value or 0 for other in cells) for cell in cells]
 
 
 # --------------------------------------------------------------------------------------------------------------- resuming

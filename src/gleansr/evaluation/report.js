@@ -193,11 +193,12 @@ for (const [id, factor] of [["in", 1.5], ["out", 1 / 1.5], ["reset", 0]]) {
 
 const slider = $("slider"), stage = slider.querySelector(".stage");
 const [leftImage, rightImage] = stage.querySelectorAll("img"), [leftName, rightName] = stage.querySelectorAll("b");
+const titleOf = (label) => data.titles[label] ?? label;
 const pair = { k: 1, x: 0, y: 0 };
 let opened = null;
 
 for (const select of [$("left"), $("right")]) {
-  for (const label of ["low", ...data.labels, "truth"]) option(select, label, label);
+  for (const label of ["low", ...data.labels, "truth"]) option(select, label, titleOf(label));
   select.addEventListener("change", () => { fill(); stage.focus(); });
 }
 $("left").value = data.labels.find((label) => label !== "bicubic") ?? "low";
@@ -210,7 +211,7 @@ function fill() {
     image.hidden = !found;
     if (found) [image.src, image.alt] = [found.getAttribute("src"), found.alt];
     image.style.imageRendering = select.value === "low" ? "pixelated" : "";
-    name.textContent = found ? select.value : `${select.value}: not run`;
+    name.textContent = found ? titleOf(select.value) : `${titleOf(select.value)}: not run`;
   }
 }
 

@@ -17,6 +17,8 @@ from gleansr.evaluation.records import plain
 from gleansr.evaluation.summary import MethodSummary, Table, tables
 from gleansr.files import replacing
 
+_TITLES = {"low": "input", "truth": "ground truth"}
+"""Of the folders that are not of a method; in the words of figures."""
 _ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
@@ -153,6 +155,7 @@ def page(report: Mapping[str, Any], summaries: Sequence[MethodSummary], files: M
     data = {
         "metrics": [{key: getattr(metric, key) for key in ("name", "title", "unit", "digits", "better")} for metric in metrics],
         "labels": labels,
+        "titles": _TITLES,
         "pictures": [
             {
                 "name": name,
@@ -172,6 +175,7 @@ def page(report: Mapping[str, Any], summaries: Sequence[MethodSummary], files: M
         remarks=remarks(report),
         tables=tables(report),
         arrows=_ARROWS,
+        titles=_TITLES,
         rows={name: _sources(name, file, labels, summaries) for name, file in files.items()},
         size=protocol["task"]["size"],
         data=plain(data),

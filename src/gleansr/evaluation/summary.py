@@ -187,7 +187,7 @@ def _results(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, r
     show_counts = len({method["pictures"] for method in methods}) > 1 and costs
     columns = [*([Column("images")] if show_counts else []), *columns]
     best = {metric.name: _best(metric, methods) if ranked else None for metric in metrics}
-    rows = {}
+    rows: dict[str, list[Cell]] = {}
     for method in methods:
         cells = [Cell(f"{method['pictures']:,}", value=method["pictures"])] if show_counts else []
         for metric in metrics:
@@ -200,11 +200,16 @@ def _results(title: str, methods: Sequence[Mapping[str, Any]], *, costs: bool, r
                 cells.append(Cell(f"{memory[key] / _MIB:,.0f}" if memory[key] else "", value=memory[key]))
         rows[method["label"]] = cells
     if costs:
-        columns += [
-            Column("time", "s", hint="seconds per image, median"),
-            Column("memory", "MiB", hint="peak memory of the method's process"),
-            Column("of which own", "MiB", hint="added since before the model was loaded"),
+        costly = [
+            Column("time", "s", "lower", hint="seconds per image, median"),
+            Column("memory", "MiB", "lower", hint="peak memory of the method's process"),
+            Column("of which own", "MiB", "lower", hint="added since before the model was loaded"),
         ]
+        columns += costly
+        for i in range(len(columns) - len(costly), len(columns)):
+            least = min((value for row in rows.values() if (value := row[i].value) is not None), default=None)
+            for row in rows.values() if len(rows) > 1 else ():
+                row[i] = replace(row[i], best=least is not None and row[i].value == least)
         filled = [any(row[i].text for row in rows.values()) for i in range(len(columns))]
         rows = {label: [cell for cell, used in zip(row, filled, strict=True) if used] for label, row in rows.items()}
         columns = [column for column, used in zip(columns, filled, strict=True) if used]
