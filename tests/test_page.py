@@ -189,6 +189,9 @@ def test_images_open_upright_and_stay_transparent(drive: Callable[..., Driver], 
         assert image.mode == "RGBA"
         alpha = np.asarray(image)[..., 3]
     assert np.array_equal(alpha, pixels[..., 3])
+    driver.page.wait_for_timeout(500)  # the page finds out whether a model of cats fits; nothing is recognised, as browsers write
+    assert all("422" in error for error in driver.errors)
+    driver.errors.clear()
 
 
 def test_settings_refine_anew(drive: Callable[..., Driver], service: str) -> None:
@@ -492,6 +495,20 @@ def test_edits_that_are_not_saved_are_asked_about(drive: Callable[..., Driver], 
         driver.says("astronaut" if opens else "Refined")
         assert saves == (["chelsea-256-retouched.png"] if opens else [])
     assert page.is_disabled("#undo")
+
+
+def test_a_model_that_does_not_fit_says_so(drive: Callable[..., Driver], service: str) -> None:
+    driver = drive(service)
+    driver.open("upscale")
+    driver.page.set_input_files("#file", str(EXAMPLES / "astronaut-256.png"))
+    driver.says("Enlarged in")
+    driver.choose("retouch")  # the image comes along
+    driver.says("astronaut-256.png, 256")
+    driver.page.select_option("#model", "cats-8x")
+    driver.stroke((0.5, 0.5), (0.52, 0.5))
+    driver.says("This model knows cats; the image shows faces.")
+    driver.choose("upscale")
+    driver.says("Enlarged in")
 
 
 def test_what_nothing_is_known_of_is_said(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:

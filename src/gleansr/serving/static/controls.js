@@ -80,6 +80,7 @@ export class Controls {
   /** Fills the choosers with the models that are served; `automatic`: the service can choose for enlarging. */
   offer({ models, automatic }) {
     this.models = models;
+    this.offersAutomatic = automatic;
     const options = () => models.map((model) => new Option(`${model.name} · ${model.category}, ${model.scale}×`, model.name, model.default));
     for (const id of ["model", "enlarger"]) {
       $(id).replaceChildren(...automatic ? [new Option("automatic", "auto", true)] : [], ...options());

@@ -11,7 +11,7 @@ import { png } from "./png.js";
 import { automatic, holds } from "./region.js";
 import { badEdit, receive } from "./receive.js";
 import { Refiner } from "./refine.js";
-import { $, askToken, askUnsaved, problem, say, waiting, working } from "./status.js";
+import { $, askToken, askUnsaved, problem, restore, say, waiting, working } from "./status.js";
 import { Stage } from "./view.js";
 
 const UNKNOWN = "Nothing that the models know was recognised here. Choose a model, or a model region around a face, cat, car, bedroom or tower.";
@@ -19,7 +19,10 @@ const UNKNOWN = "Nothing that the models know was recognised here. Choose a mode
 const service = new Service(askToken), controls = new Controls(), stage = new Stage($("canvas")), refiner = new Refiner(service);
 const enlarge = new Enlarge(service, controls, buttons);
 let mine = null;  // the part of the image that the user chose for the model to see
+const checked = new Set();  // models of which was said whether they fit the image
 let heads = [];  // what was recognised in the image: see `Refiner.recognise`
+let shownAt = null;  // the region that shimmers while it is refined
+let given = null;  // the file that was opened last
 let saved = 0;  // the state of the document that was last saved
 let pending = Promise.resolve();
 let timer = 0;  // of a change of settings
@@ -108,6 +111,7 @@ async function refineNow(moment) {
   stage.raw = true;
   const text = "Refining…";
   working(text, cancel);
+  shimmer(part);
   try {
     const result = await refiner.refine(edited, part, settings, (why) => waiting(why, text));
     if (!result || stage.document !== edited) return;
@@ -121,12 +125,39 @@ async function refineNow(moment) {
     const seconds = (performance.now() - begun) / 1000;
     say(`Refined${seconds < 0.05 ? "" : ` in ${seconds.toFixed(1)} s`}.${notes}`);
     await showMask();
+    await checkModel(edited, changed);
   } catch (error) {
     if (stage.document !== edited) return;
     working(null);
     problem(error, refine);
     say("The edit was not refined.");
+  } finally {
+    shimmer(null);
   }
+}
+
+/** Lets a region shimmer, or nothing. */
+function shimmer(part) {
+  shownAt = part;
+  $("shimmer").hidden = !part || stage.show === "compare";
+  if (!part) return;
+  const { x, y, scale } = stage.view, ratio = window.devicePixelRatio, { left, top, right, bottom } = part;
+  Object.assign($("shimmer").style, {
+    transform: `translate(${(x + left * scale) / ratio}px, ${(y + top * scale) / ratio}px)`,
+    width: `${(right - left) * scale / ratio}px`, height: `${(bottom - top) * scale / ratio}px`,
+  });
+}
+
+/** Says so if the model that the user chose is not for what the image shows. */
+async function checkModel(edited, changed) {
+  const model = controls.model();
+  if (controls.automatic || !controls.offersAutomatic || checked.has(model.name)) return;
+  checked.add(model.name);
+  const head = headOf(changed) ?? await refiner.recognise(edited, changed, () => {}).catch(() => null);
+  if (!head || stage.document !== edited || controls.model() !== model) return;
+  if (!heads.includes(head)) heads.push(head);
+  const shown = controls.models.find(({ name }) => name === head.model)?.category;
+  if (shown && shown !== model.category) say(`This model knows ${model.category}; the image shows ${shown}. Choose another, or automatic.`);
 }
 
 async function showMask() {
@@ -201,6 +232,7 @@ async function openFile(file) {
   if (!file) return false;
   problem(null);
   guiding();
+  given = file;
   try {
     if (upscaling()) {
       await readable(file);
@@ -216,6 +248,7 @@ async function openFile(file) {
     refiner.forget();
     mine = null;
     heads = [];
+    checked.clear();
     $("found").hidden = true;
     controls.suggested = null;
     saved = 0;
@@ -368,6 +401,9 @@ function setMode(mode) {
   buttons();
   if (mode === "upscale") enlarge.view.fit();
   showZoom();
+  // The image comes along, unless the other mode is at work on one.
+  if (given && !(upscaling() ? enlarge.result : stage.document)) openFile(given);
+  else restore(mode);
 }
 
 function on(id, name, work) {
@@ -393,6 +429,7 @@ on("bigger", "click", () => zoom(1.5));
 on("fit", "click", fit);
 on("onward", "click", () => {
   const { result, name } = enlarge;
+  given = null;
   choose("mode", "retouch");
   openFile(new File([result.blob], `${name}.png`, { type: result.blob.type }));
 });
@@ -403,6 +440,7 @@ stage.moved = () => {
   placeDivider();
   editor.showRing();
   showZoom();
+  shimmer(shownAt);
 };
 const placed = enlarge.view.moved;
 enlarge.view.moved = () => {

@@ -5,9 +5,16 @@ export const $ = (id) => document.getElementById(id);
 
 const PATIENCE = 300;  // ms before one is told that something takes time
 
+const lines = {};  // the last line of each mode
+
 /** Writes to the status line, which screen readers read out. */
 export function say(text) {
-  $("status").textContent = text;
+  $("status").textContent = lines[document.body.dataset.mode] = text;
+}
+
+/** Shows the last line of a mode again. */
+export function restore(mode) {
+  say(lines[mode] ?? "Open an image to begin.");
 }
 
 /** Shows a problem, and offers to try again; without a problem, shows none. */
