@@ -417,6 +417,30 @@ def test_a_result_is_zoomed_and_saved_in_other_formats_with_the_mark(drive: Call
     driver.until("document.querySelector('#status').textContent.includes('32\u00d732 → 64\u00d764')")
 
 
+def test_a_portrait_is_enlarged_with_its_face(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
+    """As a photo: the face by its model, the rest by the general one; on a phone the image stays in sight above the controls."""
+    pytest.importorskip("dlib", reason="the detectors are not installed: pip install 'gleansr[photos]'")
+    with Image.open(STATIC / "astronaut.jpg") as sample:
+        sample.crop((40, 0, 400, 360)).resize((180, 180)).save(tmp_path / "portrait.jpg", quality=95)
+    driver = drive(service, viewport={"width": 390, "height": 844}, has_touch=True)
+    page = driver.page
+    driver.open("upscale")
+    page.set_input_files("#file", str(tmp_path / "portrait.jpg"))
+    driver.says("Enlarged in")
+    assert re.fullmatch(r"1 face, faces-\dx, general-4x|1 face, general-4x, faces-\dx", page.inner_text("#chip"))
+    with Image.open(driver.save(tmp_path / "large.png")) as image:
+        assert image.size == (720, 720)
+    driver.shot("portrait-phone")
+    page.locator("#onward").scroll_into_view_if_needed()
+    box = page.locator("#stage").bounding_box()
+    assert box["y"] >= 0
+    assert box["y"] + box["height"] <= 844
+    assert page.evaluate("document.documentElement.scrollHeight") <= 844
+    small = page.evaluate("""() => [...document.querySelectorAll("button, select")]
+      .filter((one) => one.checkVisibility() && !one.closest("dialog") && one.getBoundingClientRect().height < 44).map((one) => one.id)""")
+    assert small == []
+
+
 def test_a_guide_shows_a_bad_edit_and_what_refining_makes_of_it(drive: Callable[..., Driver], service: str) -> None:
     pytest.importorskip("dlib", reason="the detectors are not installed: pip install 'gleansr[photos]'")
     driver = drive(service)

@@ -33,10 +33,23 @@ export class Enlarge {
     this.cut(50);
   }
 
-  /** Enlarges an image. */
+  /** Shows an image and enlarges it. */
   async open(file) {
-    this.file = file;
+    Object.assign(this, { file, result: null });
+    this.load($("small"), file);
+    $("large").removeAttribute("src");
+    for (const id of ["onward", "original", "copy"]) $(id).disabled = true;
+    $("chip").hidden = true;
+    $("file-size").textContent = "";
+    await $("small").decode().then(() => this.present($("small")), () => {});  // a TIFF is shown when it is enlarged
     await this.run();
+  }
+
+  /** Shows the figure at the size of an image. */
+  present({ naturalWidth, naturalHeight }) {
+    $("enlarged").hidden = false;
+    this.view.open(naturalWidth, naturalHeight);
+    this.done();
   }
 
   async run() {
@@ -73,6 +86,11 @@ export class Enlarge {
     }
   }
 
+  /** Whether an image is shown. */
+  get shows() {
+    return !$("enlarged").hidden;
+  }
+
   cancel() {
     this.controller?.abort();
     this.controller = null;
@@ -80,16 +98,13 @@ export class Enlarge {
 
   async show({ blob, summary, model }) {
     this.load($("large"), blob);
-    this.load($("small"), this.file);
     // What was cut off or stretched for the model is shown so in the image before, too.
     $("small").style.objectFit = $("fitting").value === "crop" ? "cover" : "fill";
     await $("large").decode();
-    await $("small").decode().catch(() => {});  // a TIFF, which only the server reads
     $("chip").textContent = summary || model;
-    $("chip").hidden = $("enlarged").hidden = $("zooming").hidden = false;
+    $("chip").hidden = false;
     for (const id of ["onward", "original", "copy"]) $(id).disabled = false;
-    this.view.open($("large").naturalWidth, $("large").naturalHeight);
-    this.done();
+    this.present($("large"));
     await this.write();
   }
 
@@ -111,10 +126,10 @@ export class Enlarge {
 
   /** Shows the image before up to the divider. */
   place() {
-    const percent = this.peeking ? 100 : Number($("pair-split").value), { x, scale, width } = this.view;
+    const percent = this.peeking || !this.result ? 100 : Number($("pair-split").value), { x, scale, width } = this.view;
     $("large").style.clipPath = `inset(0 0 0 ${percent}%)`;
     $("pair-divider").style.left = `${x + scale * width * percent / 100}px`;
-    $("pair-divider").hidden = this.peeking || !width;
+    for (const mark of $("enlarged").querySelectorAll(".divider, .tag")) mark.hidden = this.peeking || !this.result;
   }
 
   /** Shows the image as it was opened, or the comparison again. */

@@ -232,10 +232,10 @@ async function openFile(file) {
   if (!file) return false;
   problem(null);
   guiding();
-  given = file;
   try {
     if (upscaling()) {
       await readable(file);
+      given = file;
       await enlarge.open(file);
       return true;
     }
@@ -245,6 +245,7 @@ async function openFile(file) {
       if (!answer) return false;
       if (answer === "save" && !await save()) return false;
     }
+    given = file;
     refiner.forget();
     mine = null;
     heads = [];
@@ -362,7 +363,7 @@ async function keep() {
 
 function buttons() {
   const { history } = stage.document ?? {};
-  $("welcome").hidden = Boolean(upscaling() ? enlarge.result : stage.document);
+  $("welcome").hidden = upscaling() ? enlarge.shows : Boolean(stage.document);
   document.body.toggleAttribute("data-empty", !$("welcome").hidden);
   $("zooming").hidden = !$("welcome").hidden;
   $("undo").disabled = !history?.done.length;
@@ -402,7 +403,7 @@ function setMode(mode) {
   if (mode === "upscale") enlarge.view.fit();
   showZoom();
   // The image comes along, unless the other mode is at work on one.
-  if (given && !(upscaling() ? enlarge.result : stage.document)) openFile(given);
+  if (given && !(upscaling() ? enlarge.shows : stage.document)) openFile(given);
   else restore(mode);
 }
 
