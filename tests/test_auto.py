@@ -361,6 +361,10 @@ def test_the_scale_of_an_image_is_known_before_it_is_enlarged(shows: Shows, tmp_
     Image.new("RGB", (3000, 2000)).save(path)
     assert AutoTask().scale_of(path) == 2
     assert AutoTask(PhotoConfig(scale=4)).scale_of(path) == 4
+    cars = upscaler(32, 8, stripes, category="cars", content_height=192)  # whose images are enlarged as a whole, whatever their size
+    for task in (AutoTask(model=shows.models["faces-8x"]), AutoTask(model=cars), AutoTask(PhotoConfig(max_megapixels=0.1), model=cars)):
+        for size in ((32, 32), (90, 120)):
+            assert run(task, photo(*size)).details["factor"] == task.scale_by_size(size, "a")
     with pytest.raises(ImageError, match="nothing"):
         AutoTask().scale_of(tmp_path / "nothing.png")
 

@@ -60,6 +60,7 @@ def test_it_resumes_what_it_and_the_command_did(folder: Path, tiny_model: Path, 
         ({"back_projection": 2.0}, "back_projection must be 0 to 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"fit": "squeeze"}, "fit is 'squeeze'"),
+        ({"fit": "pad", "scale": 2}, "with --fit, tiny enlarges 4 times"),
     ],
 )
 def test_wrong_options_write_nothing(folder: Path, tiny_model: Path, options: dict, message: str):

@@ -325,10 +325,7 @@ def _upscaler(network: ModelOptions, computing: BatchOptions, *, photo: bool = F
         if network.option:
             raise RequestError("--option is for pulse and dgp: give --method pulse or --method dgp too")
         file = fetched(network.model, computing.offline)
-        upscaler = load(file, device=computing.device, precision=computing.precision)
-        if scale not in (None, upscaler.scale):
-            raise RequestError(f"--scale {scale}: with --fit, {network.model} enlarges {upscaler.scale} times; leave --fit out")
-        return upscaler, file
+        return load(file, device=computing.device, precision=computing.precision), file
     from gleansr import baselines
     from gleansr.configs import parse_override
     from gleansr.inference.router import AUTO

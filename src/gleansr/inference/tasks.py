@@ -127,3 +127,28 @@ class Enlarge:
 
         eight_bits = fitted.alpha is None and not (self.back_projection or self.measured or exact)
         return PreparedImage((fitted.lr,), finish, eight_bits=eight_bits)
+
+
+def fitted_task(
+    upscaler: Upscaler | None, fit: Fit, scale: int | None = None, back_projection: float = 0.0, *, measured: bool = False
+) -> Enlarge | None:
+    """The task for images that are fitted to the input of one model; None with `fit` "auto", which leaves the choice to others.
+
+    Args:
+        upscaler: the model; None: each image gets its own, which "auto" alone permits.
+        fit: see `Upscaler.fit`.
+        scale: the requested scale, if any, which must be the model's.
+        back_projection: as `measured`, see `Enlarge`.
+        measured: whether to measure the consistency.
+
+    Raises:
+        RequestError: the arguments do not fit together.
+    """
+    if fit == "auto":
+        return None
+    if upscaler is None:
+        raise RequestError("--fit is for one model: give --model too; without it, each image is fitted to the model that it needs")
+    if scale not in (None, upscaler.scale):
+        name = upscaler.about.name or "the model"
+        raise RequestError(f"--scale {scale}: with --fit, {name} enlarges {upscaler.scale} times; leave --fit out")
+    return Enlarge(upscaler, fit, back_projection, measured=measured, may_shrink=False)

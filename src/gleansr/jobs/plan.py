@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gleansr.errors import ImageError, RequestError
+from gleansr.errors import ImageError
 from gleansr.files import sha256_of
 from gleansr.inference import router
 from gleansr.inference.devices import find_precision
 from gleansr.inference.precision import Precision
-from gleansr.inference.tasks import Enlarge, ImageTask
+from gleansr.inference.tasks import ImageTask, fitted_task
 from gleansr.inference.upscaler import Fit, Upscaler
 from gleansr.jobs.jobs import Suffix
 from gleansr.photos import AutoTask, Photo, PhotoConfig
@@ -99,14 +99,12 @@ def plan_task(
         RequestError: the arguments do not fit together.
     """
     config = config or PhotoConfig()
-    if upscaler is None and fit != "auto":
-        raise RequestError("--fit is for one model: give --model too; without it, each image is fitted to the model that it needs")
     if upscaler and photo:
         task = Photo(upscaler, config, background=background)
-    elif upscaler and fit != "auto":
-        task = Enlarge(upscaler, fit, config.back_project, measured=config.measure_consistency, may_shrink=False)
     else:
-        task = AutoTask(config, device=device, precision=precision, model=upscaler, background=background, photo=photo)
+        task = fitted_task(upscaler, fit, config.scale, config.back_project, measured=config.measure_consistency) or AutoTask(
+            config, device=device, precision=precision, model=upscaler, background=background, photo=photo
+        )
     settings = run_settings(upscaler or task.upscaler, precision, options)
     if photo or background_file:
         settings["background_sha256"] = background_file and sha256_of(background_file)

@@ -169,14 +169,23 @@ class AutoTask:
 
         def stop_if_large(width: int, height: int) -> None:
             if not self.is_thumbnail(height, width):
-                config, default = self.config, self._rest.scale
-                raise _LargeError(choose_scale((height, width), str(name or source), config.scale, default, config.max_megapixels)[0])
+                raise _LargeError(self.scale_by_size((height, width), str(name or source)))
 
         try:
             decoded = decode(source, name=name, on_open=stop_if_large)
         except _LargeError as large:
             return large.args[0]
         return self._plan(decoded, decoded.premultiplied()).scale
+
+    def scale_by_size(self, size: tuple[int, int], name: str) -> int:
+        """The scale of an image's result, from its height and width alone. For a thumbnail whose model depends on what it shows, that of
+        the general model.
+
+        Raises:
+            ImageError: the result would be too large.
+        """
+        upscaler = self._model if self._model and self.is_thumbnail(*size) else self._rest
+        return choose_scale(size, name, self.config.scale, upscaler.scale, self.config.max_megapixels)[0]
 
     @plain_torch()
     def prepare(self, decoded: DecodedImage, *, scale: int | None = None, report: StepReport | None = None) -> PreparedImage:

@@ -21,7 +21,7 @@ from gleansr.images.codec import MAX_PIXELS, DecodedImage, Metadata, decode, sav
 from gleansr.images.opening import ALLOW_TRUNCATED
 from gleansr.inference.method import StepReport
 from gleansr.inference.router import AUTO, Models
-from gleansr.inference.tasks import Enlarge, TaskResult
+from gleansr.inference.tasks import TaskResult, fitted_task
 from gleansr.inference.upscaler import Upscaler
 from gleansr.photos import AutoTask, PhotoConfig
 from gleansr.photos.config import MAX_MEGAPIXELS
@@ -130,11 +130,10 @@ def make_endpoints(upscalers: Mapping[str, Upscaler], models: Models | None, max
         return values["fit"] == "auto" and not tasks[values["model"]].is_thumbnail(*images["picture"].size)
 
     def result_pixels(images: Images, values: Values) -> int:
-        """At most. Thumbnails that models enlarge 8 to 64 times are too small to matter."""
+        """Thumbnails that a model yet unknown enlarges 8 to 64 times are too small to matter."""
         height, width = images["picture"].size
-        if values["scale"]:
-            return height * width * values["scale"] ** 2
-        return max(min(16 * height * width, round(config.max_megapixels * 1e6)), 4 * height * width)
+        scale = values["scale"] or tasks[values["model"]].scale_by_size((height, width), "picture")
+        return height * width * scale**2
 
     upscaling = Endpoint(upscale_fields | shared, partial(upscale, tasks, upscalers), is_photo, result_pixels)
     return upscaling, Endpoint(retouch_fields | shared, partial(retouch, upscalers, models))
@@ -145,16 +144,11 @@ def upscale(
 ) -> PreparedRequest:
     """Raises Problem."""
     image, scale, fit = images["picture"], values["scale"], values["fit"]
-    task = tasks[values["model"]]
-    if fit == "auto":
-        prepared = _checked(task.prepare, image, scale=scale, report=report)
-    elif upscaler := upscalers.get(values["model"]):
-        if scale not in (None, upscaler.scale):
-            raise Problem("unfit", f"with fit, {values['model']} enlarges {upscaler.scale} times, not {scale}; leave fit or scale out")
-        task = Enlarge(upscaler, fit, may_shrink=False)
-        prepared = _checked(task.prepare, image)
+    if fitted := _checked(fitted_task, upscalers.get(values["model"]), fit, scale):
+        task, prepared = fitted, _checked(fitted.prepare, image)
     else:
-        raise Problem("unfit", "fit is for one model: name it too; without it, each image is fitted to the model that it needs")
+        task = tasks[values["model"]]
+        prepared = _checked(task.prepare, image, scale=scale, report=report)
     chosen = prepared.upscalers or (task.upscaler,) * len(prepared.lrs)
     return PreparedRequest(prepared.lrs, chosen, prepared.finish, image.metadata)
 
