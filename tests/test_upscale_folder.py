@@ -58,7 +58,7 @@ def test_it_resumes_what_it_and_the_command_did(folder: Path, tiny_model: Path, 
     [
         ({"quality": 0}, "quality must be 1 to 100"),
         ({"back_projection": 2.0}, "back_projection must be 0 to 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"fit": "squeeze"}, "fit is 'squeeze'"),
         ({"fit": "pad", "scale": 2}, "with --fit, tiny enlarges 4 times"),
     ],

@@ -56,6 +56,21 @@ def check(instance: Any, *conditions: tuple[bool, str]) -> None:
         raise ValueError(*problems)
 
 
+def check_request(instance: Any, *conditions: tuple[bool, str]) -> None:
+    """As `check`, for dataclasses that users fill in one by one: raises one RequestError with all messages."""
+    try:
+        check(instance, *conditions)
+    except ValueError as error:
+        raise RequestError("; ".join(error.args)) from None
+
+
+def check_option(cls: type, field: str, value: Any, name: str) -> None:
+    """Raises RequestError if a value is out of the `Range` of a field of the dataclass `cls`, which is made later. `name` is that of the
+    option or parameter."""
+    if problems := _out_of_range(cls, {field: value}):
+        raise RequestError(f"{name}{problems[0].removeprefix(field)}")
+
+
 def _out_of_range(cls: type, values: Mapping[str, Any]) -> list[str]:
     hints = typing.get_type_hints(cls, include_extras=True)
     bounds = ((name, bound) for name, hint in hints.items() for bound in getattr(hint, "__metadata__", ()) if isinstance(bound, Range))

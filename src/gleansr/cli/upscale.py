@@ -77,6 +77,11 @@ class ModelOptions:
         """Whether each image gets the models that it needs."""
         return self.method == self.model == "auto"
 
+    @property
+    def strength(self) -> float:
+        """Of back-projection; 0 without."""
+        return float(self.back_project) if self.back_project_strength is None else self.back_project_strength
+
 
 @dataclass(frozen=True)
 class PhotoOptions:
@@ -179,7 +184,6 @@ def upscale(
         _check_format(files, named.suffix.lower() if named else extension)
     elif files.file_format:
         raise RequestError(f"--format is for images: give a video a name with its format, such as -o {inputs[0].stem}.mkv")
-    strength = _strength(network)
     boxes = tuple(_box(text) for text in photos.box)
 
     find_precision(computing.precision, find_device(device))  # before a download that would be for nothing
@@ -187,7 +191,7 @@ def upscale(
         boxes,
         photos.aligned,
         network.scale,
-        back_project=strength,
+        back_project=network.strength,
         keep_detail=photos.keep_detail,
         require_object=photos.require_object,
         measure_consistency=files.sidecar,
@@ -237,14 +241,18 @@ def upscale(
 
 def _check(inputs: tuple[Path, ...], files: FileOptions, network: ModelOptions, photos: PhotoOptions, computing: BatchOptions) -> None:
     """Raises RequestError for what is wrong whatever the model is."""
+    from gleansr.configs import check_option
     from gleansr.images.codec import FORMATS
+    from gleansr.jobs import Work
+    from gleansr.photos import PhotoConfig
 
     if not inputs:
         raise RequestError("give at least one image, folder or video; `gleansr upscale --help` has examples")
-    if computing.batch_size is not None and computing.batch_size < 1:
-        raise RequestError(f"--batch-size must be at least 1, not {computing.batch_size}")
-    if files.quality is not None and not 1 <= files.quality <= 100:
-        raise RequestError(f"--quality must be 1 to 100, not {files.quality}")
+    check_option(Work, "batch_size", computing.batch_size, "--batch-size")
+    check_option(Work, "quality", files.quality, "--quality")
+    check_option(PhotoConfig, "scale", network.scale, "--scale")
+    check_option(PhotoConfig, "back_project", network.back_project_strength, "--back-project-strength")
+    check_option(PhotoConfig, "keep_detail", photos.keep_detail, "--keep-detail")
     if not 0 < files.max_megapixels <= 1e6:
         raise RequestError(f"--max-megapixels must be above 0 and at most 1000000, not {files.max_megapixels:g}")
     if files.verbose and files.quiet:
@@ -282,15 +290,6 @@ def _is_file(output: Path | None, *, one_file: bool, videos: bool) -> bool:
     if output.suffix and not to_file and one_file and not videos:
         raise RequestError(f"{output}: unknown kind of image {output.suffix!r}; use one of {', '.join(FORMATS)}")
     return to_file
-
-
-def _strength(network: ModelOptions) -> float:
-    """Of back-projection; 0 without."""
-    if network.back_project_strength is None:
-        return float(network.back_project)
-    if not 0 <= network.back_project_strength <= 1:
-        raise RequestError(f"--back-project-strength must be 0 to 1, not {network.back_project_strength}")
-    return network.back_project_strength
 
 
 def _plan(network: ModelOptions, photos: PhotoOptions, computing: BatchOptions, config: "PhotoConfig", *, videos: bool) -> "TaskPlan":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gleansr import checkpoints
+from gleansr.configs import check_option
 from gleansr.errors import RequestError
 from gleansr.inference.precision import Precision
 from gleansr.inference.router import AUTO
@@ -120,12 +121,9 @@ def upscale_folder(
     if not Path(source).is_dir():
         raise RequestError(f"{source} is not a folder; `gleansr.load(model)(image)` upscales one image")
     check_fit(fit)
-    if not 1 <= quality <= 100:
-        raise RequestError(f"quality must be 1 to 100, not {quality}")
-    if not 0 <= back_projection <= 1:
-        raise RequestError(f"back_projection must be 0 to 1, not {back_projection}")
-    if batch_size is not None and batch_size < 1:
-        raise RequestError(f"batch_size must be at least 1, not {batch_size}")
+    check_option(Work, "quality", quality, "quality")
+    check_option(Work, "batch_size", batch_size, "batch_size")
+    check_option(PhotoConfig, "back_project", back_projection, "back_projection")
     file = None if model == AUTO else checkpoints.model_path(model)
     upscaler = file and load(file, device=device, precision=precision)
     config = PhotoConfig(scale=scale, back_project=back_projection, measure_consistency=sidecar)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 
+from gleansr.configs import Range, check_request
 from gleansr.errors import GleansrError, ImageError, InternalError, one_line
 from gleansr.files import same_file
 from gleansr.images.codec import FORMATS, Metadata, decode, save
@@ -37,13 +38,13 @@ class Work:
     """The task for every image, and how results are written."""
 
     task: ImageTask
-    batch_size: int
+    batch_size: Annotated[int, Range(1)]
     """Largest number of images, or of objects in them, in a forward pass."""
     model_sha256: str | None = None
     """Hash of the model's file, see `gleansr.files.sha256_of`; None for a method without one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options that determine a result, except the model, the task's own options and `quality`, as plain JSON values."""
-    quality: int = 95
+    quality: Annotated[int, Range(1, 100)] = 95
     """Quality of JPEG and WebP, 1 to 100."""
     overwrite: bool = False
     """Whether files that no manifest records are replaced."""
@@ -53,6 +54,9 @@ class Work:
     max_pixels: int | None = None
     """Largest number of pixels of an image. See `codec.decode`, also for `allow_truncated`."""
     allow_truncated: bool = False
+
+    def __post_init__(self) -> None:
+        check_request(self)
 
     @cached_property
     def options(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from gleansr.configs import Range, check_request
 from gleansr.errors import RequestError
 
 Box = tuple[float, float, float, float]
@@ -22,20 +23,20 @@ class PhotoConfig:
     around a box (for cars, the smallest rectangle of the model's aspect ratio), so a box must contain the whole head."""
     aligned: bool = False
     """The whole image is the object; disables detection."""
-    scale: int | None = None
+    scale: Annotated[int | None, Range(1, 64)] = None
     """Ratio of the result's sides to the photo's, 1 to 64. By default the model's scale, halved down to 2 until the result has at
     most `max_megapixels`."""
-    feather: float | None = None
+    feather: Annotated[float | None, Range(0, 0.5)] = None
     """Width of the fade at the border of an object, as a share of its side, 0 to 0.5; by default 0.12."""
-    back_project: float = 0.0
+    back_project: Annotated[float, Range(0, 1)] = 0.0
     """Strength of back-projection for each object, 0 to 1; see `gleansr.images.back_projection`."""
-    keep_detail: float | None = None
+    keep_detail: Annotated[float | None, Range(0, 1)] = None
     """Share of the photo's own detail within an object, beyond the model's input, that is kept, 0 to 1. At 0 the model's detail replaces
     it; at 1 the model only adds detail finer than the photo's pixels. By default the photo keeps what it resolves: most detail of a
     sharp photo, none of a blurred one; see `gleansr.photos.sharpness`."""
     require_object: bool = False
     """Whether a photo without an object is an error."""
-    max_objects: int = 200
+    max_objects: Annotated[int, Range(1, 10_000)] = 200
     """Maximum number of objects, those with the highest scores first."""
     min_score: float | None = None
     """Minimum score of an object, in the detector's own unit; by default a measured threshold."""
@@ -43,7 +44,7 @@ class PhotoConfig:
     """Whether to detect heads that lie on their side or upside down, which takes several times as long."""
     max_megapixels: float = MAX_MEGAPIXELS
     """Largest result at the default scale, unless twice the photo's size is larger."""
-    overlap: int = 32
+    overlap: Annotated[int, Range(8, 256)] = 32
     """Overlap of the background network's tiles in pixels of the photo, 8 to 256."""
     measure_consistency: bool = True
     """Whether to measure the consistency of each object."""
@@ -56,20 +57,11 @@ class PhotoConfig:
                 )
         if self.boxes and self.aligned:
             raise RequestError("--aligned means that the whole image is the object; use either --aligned or --box")
-        if not self.max_megapixels > 0:
-            raise RequestError(f"max_megapixels must be above 0, not {self.max_megapixels}")
-        if self.scale is not None and not 1 <= self.scale <= 64:
-            raise RequestError(f"the scale must be 1 to 64, not {self.scale}")
-        shares = {"back_project": (self.back_project, 1), "keep_detail": (self.keep_detail or 0, 1), "feather": (self.feather or 0, 0.5)}
-        for name, (value, maximum) in shares.items():
-            if not 0 <= value <= maximum:
-                raise RequestError(f"{name} must be 0 to {maximum}, not {value}")
-        if not 1 <= self.max_objects <= 10_000:
-            raise RequestError(f"max_objects must be 1 to 10000, not {self.max_objects}")
-        if self.min_score is not None and not math.isfinite(self.min_score):
-            raise RequestError(f"min_score must be a finite number, not {self.min_score}")
-        if not 8 <= self.overlap <= 256:
-            raise RequestError(f"overlap must be 8 to 256 pixels, not {self.overlap}")
+        check_request(
+            self,
+            (self.max_megapixels > 0, f"max_megapixels must be above 0, not {self.max_megapixels}"),
+            (self.min_score is None or math.isfinite(self.min_score), f"min_score must be a finite number, not {self.min_score}"),
+        )
 
     def record(self) -> dict[str, Any]:
         """What determines a result, as manifests record it; they compare these keys and values."""

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from gleansr.configs import Range, check
-from gleansr.errors import RequestError
+from gleansr.configs import Range, check_request
 from gleansr.inference.precision import Precision, full_name
 
 _MIN_TOKEN = 16
@@ -60,21 +59,18 @@ class ServingConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", full_name(self.precision))
         token, exposed = self.secret, not is_loopback(self.host)
-        try:
-            check(
-                self,
-                (bool(self.models), "give at least one model with --models"),
-                (
-                    not exposed or token is not None,
-                    f"other machines can reach {self.host}: give a token with --token or GLEANSR_TOKEN, or listen on 127.0.0.1",
-                ),
-                (
-                    token is None or bool(re.fullmatch(rf"[!-~]{{{_MIN_TOKEN},}}", token)),
-                    f"a token needs at least {_MIN_TOKEN} printable ASCII characters, no blanks; create one with `openssl rand -hex 32`",
-                ),
-            )
-        except ValueError as error:
-            raise RequestError("; ".join(error.args)) from None
+        check_request(
+            self,
+            (bool(self.models), "give at least one model with --models"),
+            (
+                not exposed or token is not None,
+                f"other machines can reach {self.host}: give a token with --token or GLEANSR_TOKEN, or listen on 127.0.0.1",
+            ),
+            (
+                token is None or bool(re.fullmatch(rf"[!-~]{{{_MIN_TOKEN},}}", token)),
+                f"a token needs at least {_MIN_TOKEN} printable ASCII characters, no blanks; create one with `openssl rand -hex 32`",
+            ),
+        )
 
 
 def is_loopback(host: str) -> bool:
