@@ -526,6 +526,20 @@ def test_the_cluster_of_this_machine_is_found_if_it_answers(closed: str, listeni
     assert connection.resolve_address(None) == "local"
 
 
+def test_auto_is_the_cluster_of_this_machine_whatever_the_environment_says(
+    closed: str, listening: str, no_ray: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(listening)
+    joined = []
+    no_ray(lambda address, **_: joined.append((address, os.environ.get("RAY_ADDRESS"))))
+    with connection.connect("auto"):
+        assert os.environ["RAY_ADDRESS"] == closed
+    assert joined == [("auto", None)]
+
+
 def test_without_ray(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RequestError, match=r"pip install 'gleansr\[ray\]'"):

@@ -112,8 +112,13 @@ def _join(ray: ModuleType, address: str, options: dict[str, Any]) -> None:
             errors.append(error)
 
     thread = threading.Thread(target=work, name="gleansr-ray", daemon=True)
-    thread.start()
-    thread.join(_JOIN_SECONDS)
+    elsewhere = os.environ.pop("RAY_ADDRESS", None) if address == "auto" else None  # Ray would join that cluster instead
+    try:
+        thread.start()
+        thread.join(_JOIN_SECONDS)
+    finally:
+        if elsewhere is not None:
+            os.environ["RAY_ADDRESS"] = elsewhere
     if thread.is_alive():
         raise TimeoutError(f"joining it took more than {_JOIN_SECONDS:g} s; is the server there the head of a Ray cluster?")
     if errors:
