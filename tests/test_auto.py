@@ -16,10 +16,11 @@ from gleansr.images.codec import DecodedImage, decode
 from gleansr.images.resize import resize
 from gleansr.inference import router
 from gleansr.inference.categories import Category
+from gleansr.inference.tasks import Enlarge
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import Work, destinations, process, walk
 from gleansr.jobs.plan import plan_task
-from gleansr.photos import AutoTask, PhotoConfig, auto, run, search
+from gleansr.photos import AutoTask, Photo, PhotoConfig, auto, run, search
 from gleansr.photos.align import frame_around
 from gleansr.photos.detect import Detection
 from tests.photo_parts import photo, pixels, smooth, stripes, upscaler
@@ -398,6 +399,19 @@ def test_the_task_travels_without_its_models(shows: Shows, monkeypatch: pytest.M
     assert len(data) < 10_000
     assert pickle.loads(data).options == task.options
     del shows
+
+
+def test_a_task_moves_to_another_device_as_it_is(shows: Shows):
+    faces, plain, boxes = shows.models["faces-8x"], upscaler(None, 2), PhotoConfig(boxes=((5, 5, 20, 20),))
+    known = {"made": [Detection((5, 5, 20, 20), frame_around((5, 5, 20, 20)), 1.0)]}
+    photos = Photo(faces, background=plain, detections=known), Photo(faces, boxes)
+    models = router.Models(device="cpu")
+    automatic = AutoTask(boxes, models=models, model=faces, background=plain), AutoTask(models=models, model=plain)
+    for task in (Enlarge(faces, "pad"), *photos, *automatic):
+        moved = task.moved("cpu", lambda one: Upscaler(one.method, one.about))
+        assert (type(moved), moved.options) == (type(task), task.options)
+        assert moved.upscaler is not task.upscaler
+        assert (pixels(run(moved, photo(40, 40)).image) == pixels(run(task, photo(40, 40)).image)).all()
 
 
 def test_names_of_results_have_the_scale_of_their_image(shows: Shows, tmp_path: Path):

@@ -22,7 +22,6 @@ from gleansr.files import temporary_files, temporary_stem
 from gleansr.images.codec import software
 from gleansr.inference.precision import Precision
 from gleansr.inference.runner import FeedForwardModel
-from gleansr.inference.tasks import Enlarge, ImageTask
 from gleansr.inference.upscaler import Upscaler
 from gleansr.jobs import Job, JobResult, Manifest, OutputError, Work, run
 from gleansr.stores import is_url
@@ -172,20 +171,7 @@ def unpack_results(packed: bytes, jobs: Sequence[Job]) -> tuple[list[tuple[int, 
 
 def prepare_work(work: Work, *, gpu: bool) -> Work:
     """The work on this machine's device, with remote storage."""
-    return dataclasses.replace(work, task=_task_on_gpu(work.task) if gpu else work.task, storage=RemoteStorage())
-
-
-def _task_on_gpu(task: ImageTask) -> ImageTask:
-    if isinstance(task, Enlarge):
-        return dataclasses.replace(task, upscaler=_to_gpu(task.upscaler))
-    from gleansr.photos import AutoTask, Photo
-
-    if isinstance(task, AutoTask):
-        return cast("ImageTask", task.moved("cuda", _to_gpu))
-    if isinstance(task, Photo):
-        photo = Photo(_to_gpu(task.upscaler), task.config, background=task.background and _to_gpu(task.background))
-        return cast("ImageTask", photo)
-    return task
+    return dataclasses.replace(work, task=work.task.moved("cuda", _to_gpu) if gpu else work.task, storage=RemoteStorage())
 
 
 def _to_gpu(upscaler: Upscaler) -> Upscaler:

@@ -69,6 +69,10 @@ class ImageTask(Protocol):
         """Raises GleansrError for an image that cannot be processed."""
         ...
 
+    def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "ImageTask":
+        """The same task on another device; `move` brings a loaded model there."""
+        ...
+
 
 @dataclass(frozen=True)
 class Enlarge:
@@ -96,6 +100,9 @@ class Enlarge:
     @property
     def options(self) -> Mapping[str, Any]:
         return {"fit": self.fit, "consistent": self.back_projection}
+
+    def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "Enlarge":  # noqa: ARG002, no model is still to be loaded
+        return dataclasses.replace(self, upscaler=move(self.upscaler))
 
     @plain_torch()
     def prepare(self, decoded: DecodedImage) -> PreparedImage:

@@ -147,7 +147,7 @@ class AutoTask:
         return not given and not self.is_thumbnail(height, width)
 
     def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "AutoTask":
-        """The same task on another device; `move` brings a loaded model there."""
+        """As `ImageTask.moved`."""
         model, background = (one and move(one) for one in (self._model, self._background))
         if self._whole_images:
             model, background = background, None

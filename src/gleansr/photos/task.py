@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,11 @@ class Photo:
         """The same task with known objects, by the name of their image."""
         detections = {name: [one.detection for one in known] for name, known in objects.items()}
         return Photo(self.upscaler, self.config, background=self.background, detections=detections)
+
+    def moved(self, device: str, move: Callable[[Upscaler], Upscaler]) -> "Photo":  # noqa: ARG002, no model is still to be loaded
+        """As `ImageTask.moved`."""
+        background = self.background and move(self.background)
+        return Photo(move(self.upscaler), self.config, background=background, detections=self._detections)
 
     @property
     def factor(self) -> int:
