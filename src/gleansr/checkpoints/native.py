@@ -100,9 +100,10 @@ _SCALED = (Tensor.normal_, Tensor.div, Tensor.__truediv__, Tensor.mul, Tensor.__
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Skips filling and scaling of weights on the meta device, for which PyTorch would import its compiler: seconds."""
+    """Skips filling and scaling of weights on the meta device, for which PyTorch would import its compiler, or SymPy: seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = torch.empty if func is torch.randn else func
         scaled = func in _SCALED and isinstance(args[0], Tensor) and not any(isinstance(value, Tensor) for value in args[1:])
         return args[0] if scaled and args[0].is_meta else func(*args, **(kwargs or {}))  # filters are not on the meta device
 
