@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from PIL import Image
 
 import gleansr
 from gleansr import baselines as baselines
+from gleansr import doctor
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, GleansrError, RequestError
@@ -34,6 +36,12 @@ def upscaler(model: torch.nn.Module, **about: object) -> Upscaler:
     return Upscaler(FeedForwardModel(model, device="cpu"), About(**{"name": "tiny", "licence": "CC0-1.0", **about}))  # pyright: ignore[reportArgumentType]
 
 
+def weights(ours: Upscaler) -> int:
+    """The number of weights of a network, 4 bytes each in a file in float32."""
+    assert isinstance(ours.method, FeedForwardModel)
+    return sum(tensor.numel() for tensor in cast("torch.nn.Module", ours.method.model).parameters())
+
+
 def images(n: int, height: int, width: int) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(n)) * 2 - 1
 
@@ -44,6 +52,7 @@ def test_any_number_of_images_gives_the_network_s_results(tmp_path: Path, batch:
     done = export(ours, tmp_path / "tiny.onnx", batch=batch)
     assert done.difference < 0.1
     assert done.size == (tmp_path / "tiny.onnx").stat().st_size
+    assert done.psnr > 100
     theirs = gleansr.load(tmp_path / "tiny.onnx")
     assert (theirs.input_size, theirs.output_size, theirs.scale, theirs.about) == (8, 32, 4, ours.about)
     for n in (1, 2, 5):
@@ -72,9 +81,9 @@ def test_every_kind_of_network(tmp_path: Path, model: torch.nn.Module):
 
 def test_half_precision_is_near_and_smaller(tmp_path: Path):
     ours = upscaler(GLEAN(GLEANConfig(8, StyleGAN2Config((64, 64, 32, 16), 64, 1), n_rrdb=1, features=16, growth=8)))
-    whole, half = export(ours, tmp_path / "whole.onnx"), export(ours, tmp_path / "half.onnx", half=True)
-    assert half.size < 0.6 * whole.size
-    assert 45 < half.psnr < whole.psnr
+    half = export(ours, tmp_path / "half.onnx", half=True)
+    assert half.size < 0.6 * 4 * weights(ours)
+    assert 45 < half.psnr < 100
     lr = images(1, 8, 8)
     result = gleansr.load(tmp_path / "half.onnx").method(lr).images
     assert result.dtype == torch.float32
@@ -85,7 +94,7 @@ def test_half_precision_is_near_and_smaller(tmp_path: Path):
 def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported network. Each export takes seconds."""
     path = tmp_path_factory.mktemp("exported") / "a.onnx"
-    export(gleansr.load(tiny_model, device="cpu"), path)
+    export(gleansr.load(tiny_model, device="cpu"), path, batch=None)
     return path
 
 
@@ -94,12 +103,22 @@ def test_the_file_tells_nothing_of_the_machine_that_wrote_it(exported: Path):
     onnx.checker.check_model(onnx.load(exported))
 
 
-def test_a_file_that_differs_is_not_kept(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_doctor_tries_an_exported_network(exported: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Upscaler, "default_batch_size", lambda _: 2)
+    report = doctor.examine(str(exported), seconds=0)
+    assert report.ok
+    assert [trial.precision for trial in report.trials] == ["float32"]
+
+
+def test_a_file_that_differs_is_not_kept(exported: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    traced = onnx.load(exported)
+    traced.ClearField("metadata_props")
+    monkeypatch.setattr("gleansr.inference.export._proto", lambda *_: traced)
     call = OnnxModel.__call__
     monkeypatch.setattr(OnnxModel, "__call__", lambda self, lr: call(self, lr) + 0.01)
     (tmp_path / "a.onnx").write_bytes(b"old")
     with pytest.raises(GleansrError, match=r"was not written: ONNX Runtime's result differs by 0\.01"):
-        export(gleansr.load(tiny_model, device="cpu"), tmp_path / "a.onnx")
+        export(gleansr.load(tiny_model, device="cpu"), tmp_path / "a.onnx", batch=None)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
