@@ -21,29 +21,10 @@ from gleansr.errors import RequestError
 from gleansr.evaluation import figure_sheets as sheets
 from gleansr.evaluation.comparison_folder import ComparisonFolder
 from gleansr.evaluation.config import ImageSelection
-from gleansr.evaluation.figure_sheets import (
-    COLOUR,
-    ComparedImage,
-    Heading,
-    Panel,
-    PanelBox,
-    RetouchedImage,
-    Row,
-    Sheet,
-    arrange,
-    draw,
-    save,
-)
-from gleansr.evaluation.figures import (
-    check_box,
-    choose_images,
-    common_task,
-    differing_patch,
-    open_images,
-    read_retouched,
-    retouched_patch,
-    upscale_images,
-)
+from gleansr.evaluation.figure_drawing import COLOUR, arrange, draw, save
+from gleansr.evaluation.figure_patches import check_box, differing_patch, retouched_patch
+from gleansr.evaluation.figure_sheets import ComparedImage, Heading, Panel, PanelBox, RetouchedImage, Row, Sheet
+from gleansr.evaluation.figures import choose_images, common_task, open_images, read_retouched, upscale_images
 from gleansr.evaluation.ground_truth import EvaluationTask
 from gleansr.inference.upscaler import Upscaler
 
@@ -206,7 +187,8 @@ PROGRAM = """
 import sys
 import numpy as np
 from pathlib import Path
-from gleansr.evaluation.figure_sheets import Heading, Panel, PanelBox, Row, Sheet, draw, save
+from gleansr.evaluation.figure_drawing import draw, save
+from gleansr.evaluation.figure_sheets import Heading, Panel, PanelBox, Row, Sheet
 image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 sheet = Sheet([Row([Panel(image, PanelBox(1, 1, 3, 3)), Panel(image)], [[Heading("Ground truth", 0), Heading("GLEAN", 1)]])], 2)
 for name in ("f.png", "f.pdf"):

@@ -73,7 +73,7 @@ def figure(
             bedrooms, towers. 8: image retouching.
         data: Test images: a folder, an archive or an image. For figure 8 the retouched ones.
     """
-    from gleansr.evaluation.figure_sheets import check_matplotlib, draw, save
+    from gleansr.evaluation.figure_drawing import check_matplotlib, draw, save
     from gleansr.evaluation.figures import FIGURES, FigureRequest, make_figure
     from gleansr.inference.devices import find_device, find_precision
 
@@ -134,7 +134,7 @@ def _check_options(number: int, given: AbstractSet[str]) -> None:
 
 
 def _check_outputs(files: FigureFiles) -> None:
-    from gleansr.evaluation.figure_sheets import FORMATS
+    from gleansr.evaluation.figure_drawing import FORMATS
 
     if not files.output:
         raise RequestError("say where the figure goes: --output figure.pdf, or several files")
