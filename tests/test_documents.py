@@ -11,7 +11,8 @@ from PIL import Image
 
 from gleansr.configs import parse_override
 from gleansr.data.prepare import Preparation, prepare
-from gleansr.data.sources import is_inside, open_source, read_manifest
+from gleansr.data.prepared import is_inside, read_manifest
+from gleansr.data.sources import open_source
 from gleansr.documents import MAX_DEPTH, DocumentError, parse_json, parse_line, parse_toml, read_json
 from gleansr.errors import RequestError
 from gleansr.evaluation.records import Records

@@ -26,7 +26,9 @@ from gleansr.cli import main
 from gleansr.data import datasets
 from gleansr.data import prepare as module
 from gleansr.data.datasets import KINDS, CropBox, open_dataset, read_list
-from gleansr.data.prepare import MANIFEST, RECORDS, SmallError, fit, plan, prepare
+from gleansr.data.fit import SmallError, fit
+from gleansr.data.prepare import plan, prepare
+from gleansr.data.prepared import MANIFEST, RECORDS
 from gleansr.data.sources import open_source, pairs_of
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.resize import degrade, resize

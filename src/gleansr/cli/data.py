@@ -142,7 +142,8 @@ class _Rate(ProgressColumn):
 
 
 def _prepare(preparation: "Preparation", output: Path, running: RunOptions) -> None:
-    from gleansr.data.prepare import RECORDS, prepare
+    from gleansr.data.prepare import prepare
+    from gleansr.data.prepared import RECORDS
 
     console = Console(stderr=True, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

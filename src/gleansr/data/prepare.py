@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 from collections import Counter, deque
@@ -26,24 +25,16 @@ from torch import Tensor
 from gleansr.data.choices import Aspect, Small
 from gleansr.data.datasets import Crop, Original, find_kind, open_dataset, read_list
 from gleansr.data.fit import SmallError, content_of, fit
-from gleansr.data.sources import MANIFEST, PREPARED, is_inside, open_source, read_manifest, stem
-from gleansr.documents import parse_line
+from gleansr.data.prepared import GT_FOLDER, RECORDS, Record, begin, finish, finished, locked
+from gleansr.data.sources import open_source, stem
 from gleansr.errors import ImageError, RequestError
-from gleansr.files import lock_folder, replacing
+from gleansr.files import replacing
 from gleansr.images.codec import decode
 from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores
-from gleansr.version import version
-
-RECORDS = "manifest.jsonl"
-"""JSON lines, sorted: the name of an image, and its files with sizes and hashes or the reason why it was skipped."""
-
-GT_FOLDER = "hr"
-"""The folder of the images; low-resolution images of scale 8 are in x8."""
 
 FileFormat = Literal["png", "webp"]
-Record = dict[str, Any]
 T = TypeVar("T")
 PrepareProgress = Callable[[int, int, Record | None], None]
 """Called with the number of finished images, the total, and the record of the last image."""
@@ -168,9 +159,9 @@ def prepare(
     targets = dict(zip(dataset.names, file_names(dataset.names), strict=True))
     total = len(targets) + len(dataset.missing)
     try:
-        with _locked(output):
-            manifest = _begin(output, preparation, overwrite)
-            done = _finished(output, {name: f"{target}.{preparation.file_format}" for name, target in targets.items()})
+        with locked(output):
+            manifest = begin(output, preparation.options(), preparation.scales, overwrite)
+            done = finished(output, {name: f"{target}.{preparation.file_format}" for name, target in targets.items()})
             progress(len(done), total, None)
             skipped: Counter[str] = Counter()
             tasks = ((original, targets[original.name]) for original in dataset if original.name not in done)
@@ -187,7 +178,7 @@ def prepare(
                         raise ImageError(f"{record['name']}: {record['reason']}")
                     progress(i, total, record)
             result = PreparedSet(total - skipped.total(), len(done), dict(sorted(skipped.items())))
-            _finish(output, manifest, result)
+            finish(output, manifest, {"read": total, "written": result.written, "skipped": result.skipped})
             return result
     except OSError as error:
         raise ImageError(
@@ -275,105 +266,6 @@ def keep_apart(source: str, output: Path) -> None:
     root, target = Path(source).expanduser().resolve(), output.resolve()
     if root.is_dir() and (target.is_relative_to(root) or root.is_relative_to(target)):
         raise RequestError(f"{output}: lies in {source} or contains it; choose another folder, outside the images")
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Creates the folder and locks it against other processes."""
-    output.mkdir(parents=True, exist_ok=True)
-    if read_manifest(output) is None and any(file.name != ".lock" for file in output.iterdir()):
-        raise RequestError(f"{output}: is neither empty nor a set of `gleansr data prepare`; choose another folder")
-    with lock_folder(output, "preparing images"):
-        yield
-
-
-def _begin(output: Path, preparation: Preparation, overwrite: bool) -> dict[str, Any]:
-    """Writes the manifest of an unfinished set; with `overwrite` it removes the old set first."""
-    manifest = read_manifest(output)
-    options = preparation.options()
-    if manifest and overwrite:
-        # Mark the old set as unfinished first, so that an interruption leaves no set that looks complete.
-        _write_json(output / MANIFEST, manifest | {"complete": False})
-        (output / RECORDS).unlink(missing_ok=True)
-        for folder in (manifest["pictures"], *manifest["low"].values()):
-            if (output / folder).exists():
-                shutil.rmtree(output / folder)
-    elif manifest and manifest["options"] != options:
-        old = manifest["options"]
-        differences = (f"{key} {old.get(key)!r}, not {new!r}" for key, new in options.items() if new != old.get(key))
-        raise RequestError(f"{output}: was prepared with {', '.join(differences)}; use --overwrite to replace it, or another folder")
-    manifest = {
-        "format": PREPARED,
-        "gleansr": version(),
-        "complete": False,
-        "pictures": GT_FOLDER,
-        "low": {str(scale): f"x{scale}" for scale in preparation.scales},
-        "options": options,
-    }
-    _write_json(output / MANIFEST, manifest)
-    (output / GT_FOLDER).mkdir(exist_ok=True)
-    return manifest
-
-
-def _finished(output: Path, targets: dict[str, str]) -> set[str]:
-    """Names of the images whose files are complete. Other records and their files are removed."""
-    for base, _, files in os.walk(output):
-        for file in files:
-            if file.startswith(".") and file.endswith(".part"):  # left by a killed process
-                (Path(base) / file).unlink(missing_ok=True)
-    done: set[str] = set()
-    lossless: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # keeps arbitrary bytes
-    try:
-        records = (output / RECORDS).open(**lossless)
-    except FileNotFoundError:
-        return done
-    with records, replacing(output / RECORDS) as temporary, temporary.open("w", **lossless) as valid_records:
-        for line in records:
-            if (record := _record(line)) is None:
-                continue
-            files = record["files"]
-            if record["name"] in targets and f"{GT_FOLDER}/{targets[record['name']]}" in files and _is_complete(output, files):
-                done.add(record["name"])
-                valid_records.write(line)
-            else:
-                for file in files:
-                    (output / file).unlink(missing_ok=True)
-    return done
-
-
-def _record(line: str) -> Record | None:
-    """Parses a line of the records; None if it is truncated, or names files outside the set."""
-    record = parse_line(line)
-    if not isinstance(record, dict) or not isinstance(record.get("name"), str):
-        return None
-    record.setdefault("files", {})
-    sizes = record["files"].items() if isinstance(record["files"], dict) else [("", None)]
-    valid = all(is_inside(file) and isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for file, facts in sizes)
-    return record if valid else None
-
-
-def _is_complete(output: Path, files: dict[str, dict[str, Any]]) -> bool:
-    try:
-        return all((output / file).stat().st_size == facts["bytes"] for file, facts in files.items())
-    except FileNotFoundError:
-        return False
-
-
-def _finish(output: Path, manifest: dict[str, Any], result: PreparedSet) -> None:
-    """Sorts the records, so that they do not depend on interruptions, and writes the manifest of a complete set."""
-    lines = sorted((output / RECORDS).read_bytes().splitlines(keepends=True))
-    with replacing(output / RECORDS) as temporary:
-        temporary.write_bytes(b"".join(lines))
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line)
-    counts = {"read": result.written + sum(result.skipped.values()), "written": result.written, "skipped": result.skipped}
-    _write_json(output / MANIFEST, manifest | {"complete": True, "counts": counts, "records_sha256": digest.hexdigest()})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(f"{json.dumps(value, indent=2)}\n", encoding="utf-8")
 
 
 # -------------------------------------------------------------------------------------------------------------- processes

@@ -4,32 +4,23 @@ import abc
 import os
 import stat
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from gleansr.data.archives import RAW, is_image, members
 from gleansr.data.lmdbs import values
+from gleansr.data.prepared import read_manifest
 from gleansr.data.shards import expand, fetch, without_query
-from gleansr.documents import DocumentError, read_json
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import readable_suffixes
 
-PREPARED = "gleansr-pictures/1"
-"""Format of a prepared set, in its manifest."""
-
-MANIFEST = "manifest.json"
-"""The file that makes a folder a prepared set, see `gleansr.data.prepare`."""
-
 MAX_BYTES = 2**30
 """Limit of an image's file in an archive or a database."""
-
-_RAW = -1  # in addition to zipfile's compression methods: raw bytes in a tar or an LMDB
 
 
 # ----------------------------------------------------------------------------------------------------------- one image
@@ -87,7 +78,7 @@ class MemberItem(Item):
             raise ValueError(f"it has {max(self.size, self.unpacked):,} bytes, but at most {MAX_BYTES:,} are read")
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            if self.method != _RAW:
+            if self.method != RAW:
                 header = file.read(30)
                 if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
                     raise ValueError("the archive has changed since it was listed")
@@ -100,7 +91,7 @@ class MemberItem(Item):
             data = stream.decompress(data, self.unpacked + 1)  # a few bytes may expand to gigabytes
             if len(data) != self.unpacked or not stream.eof:
                 raise ValueError(f"it does not have the {self.unpacked:,} bytes that the archive states")
-        if self.method != _RAW and zlib.crc32(data) != self.crc:
+        if self.method != RAW and zlib.crc32(data) != self.crc:
             raise ValueError("its checksum is wrong")
         return data
 
@@ -147,14 +138,14 @@ class ArchiveSource(Source):
     def __init__(self, archives: Sequence[tuple[str, Path]]):
         """`archives`: labels for messages, and local files."""
         self.archives = archives
-        rows = [(name, i, *location) for i, (label, path) in enumerate(archives) for name, location in _members(label, path).items()]
+        rows = [(name, i, *location) for i, (label, path) in enumerate(archives) for name, location in members(label, path).items()]
         if len({name for name, *_ in rows}) < len(rows):  # shards use the same names
             stems = [PurePosixPath(label.replace(os.sep, "/")).stem for label, _ in archives]
             folders = stems if len(set(stems)) == len(stems) else [f"{i:06}" for i in range(len(stems))]
             rows = [(f"{folders[row[0]]}/{name}", *row) for name, *row in rows]
         rows.sort()
         self.names = [name for name, *_ in rows]
-        self.locations = np.array([row for _, *row in rows], np.int64).reshape(-1, 6)  # archive, and a `_Location`
+        self.locations = np.array([row for _, *row in rows], np.int64).reshape(-1, 6)  # archive, and a `Location`
 
     def item(self, index: int) -> Item:
         archive, *location = self.locations[index].tolist()
@@ -173,7 +164,7 @@ class LMDBSource(Source):
 
     def item(self, index: int) -> Item:
         offset, size = self.locations[index].tolist()
-        return MemberItem(f"{self.file.parent}: {self.names[index]}", self.file, offset, size, _RAW, 0, size)
+        return MemberItem(f"{self.file.parent}: {self.names[index]}", self.file, offset, size, RAW, 0, size)
 
 
 def open_source(spec: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Source:
@@ -228,41 +219,6 @@ def _open(spec: str, progress: Callable[[int, int], None] | None) -> Source:
     return ArchiveSource([(str(archive), archive) for archive in archives])
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Reads the manifest of a prepared set; None for any other folder. Raises RequestError if it is damaged or leads out of the folder."""
-    file = folder / MANIFEST
-    remedy = "prepare the set again, or move the file away to use the folder as it is"
-    try:
-        manifest = read_json(file, hint=remedy)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except DocumentError:
-        with file.open("rb") as stream:
-            prepared = PREPARED.encode() in stream.read(1000)
-        if prepared:
-            raise
-        return None  # another program's manifest
-    if not isinstance(manifest, dict) or manifest.get("format") != PREPARED:
-        return None
-    lr = manifest.get("low")
-    folders = [manifest.get("pictures"), *(lr.values() if isinstance(lr, dict) else [None])]
-    if (
-        not all(is_inside(name) for name in folders)
-        or not isinstance(manifest.get("complete"), bool)
-        or not isinstance(manifest.get("options"), dict)
-    ):
-        raise RequestError(f"{file}: is not a valid manifest, or names folders outside the set; {remedy}")
-    return manifest
-
-
-def is_inside(path: object) -> bool:
-    """Whether `path`, an untrusted value, is a relative path with / between folders that stays inside its folder."""
-    if not isinstance(path, str) or not path.strip("./") or "\\" in path or "\0" in path or ":" in path:
-        return False
-    parts = PurePosixPath(path).parts
-    return not PurePosixPath(path).is_absolute() and ".." not in parts
-
-
 # ------------------------------------------------------------------------------------------------------------------ pairs
 
 
@@ -303,11 +259,6 @@ def _unique_stems(source: Source, spec: str) -> Sequence[str]:
 # ---------------------------------------------------------------------------------------------------------------- listing
 
 
-def _is_image(name: PurePosixPath) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
-    return not hidden and name.suffix.lower() in readable_suffixes()
-
-
 def _files(root: Path) -> Iterator[str]:
     def unreadable(error: OSError) -> None:
         raise error
@@ -317,7 +268,7 @@ def _files(root: Path) -> Iterator[str]:
         below = Path(base).relative_to(root)
         # Each real folder is searched once: links may form a cycle.
         folders[:] = [f for f in sorted(folders) if not f.startswith(".") and _is_new((Path(base) / f).resolve(), seen)]
-        yield from ((below / file).as_posix() for file in files if _is_image(PurePosixPath(file)))
+        yield from ((below / file).as_posix() for file in files if is_image(PurePosixPath(file)))
 
 
 def _is_new(folder: Path, seen: set[Path]) -> bool:
@@ -325,63 +276,6 @@ def _is_new(folder: Path, seen: set[Path]) -> bool:
         return False
     seen.add(folder)
     return True
-
-
-class _Location(NamedTuple):
-    """The location of a `MemberItem`."""
-
-    offset: int
-    size: int
-    method: int
-    crc: int
-    unpacked: int
-
-
-def _members(label: str, path: Path) -> dict[str, _Location]:
-    """Lists the images in an archive by name; of members with the same name the last counts."""
-    try:
-        members = _zip_members(label, path) if zipfile.is_zipfile(path) else _tar_members(path)
-        images = {name.as_posix(): location for name, location in members}
-        length = path.stat().st_size
-        for name, location in images.items():
-            if min(location) < _RAW or location.offset + location.size > length:
-                raise ValueError(f"{name} lies beyond its end")
-        return images
-    except RequestError:
-        raise
-    except (tarfile.TarError, zipfile.BadZipFile, ValueError, LookupError, struct.error, NotImplementedError, EOFError) as error:
-        with path.open("rb") as file:
-            compressed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
-        reason = "it is compressed: decompress it for random access" if compressed else str(error)
-        if _is_image(PurePosixPath(path.name)):
-            reason = "it is an image: give its folder"
-        raise RequestError(f"{label}: cannot be read as a zip or tar archive: {reason}") from None
-
-
-def _zip_members(label: str, path: Path) -> Iterator[tuple[PurePosixPath, _Location]]:
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            name = PurePosixPath(info.filename.lstrip("/"))
-            if not _is_image(name) or info.is_dir():
-                continue
-            if info.flag_bits & 1:
-                raise RequestError(f"{label}: {name} is encrypted; create an archive without a password")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise RequestError(f"{label}: {name} uses another compression than deflate; create a stored archive, as with zip -0")
-            yield name, _Location(info.header_offset, info.compress_size, info.compress_type, info.CRC, info.file_size)
-
-
-def _tar_members(path: Path) -> Iterator[tuple[PurePosixPath, _Location]]:
-    sample, has_image = None, False
-    with tarfile.open(path, "r:") as archive:
-        for info in archive:
-            name = PurePosixPath(info.name.lstrip("/"))
-            key = name.with_name(name.name.partition(".")[0]) if name.name.partition(".")[0] else name
-            if key != sample:
-                sample, has_image = key, False
-            if info.isreg() and not info.issparse() and not has_image and _is_image(name):
-                has_image = True
-                yield name, _Location(info.offset_data, info.size, _RAW, 0, info.size)
 
 
 def _contents(path: Path) -> str:
