@@ -12,8 +12,8 @@ import pytest
 
 from gleansr.errors import RequestError
 from gleansr.files import leftovers, lock_folder, printable, replacing
-from gleansr.images import formats
-from gleansr.images.formats import readable_suffixes
+from gleansr.images import readers
+from gleansr.images.readers import readable_suffixes
 from gleansr.jobs import Destination, Index, Job, Manifest, OutputError, UnreadableFolder, count, destinations, fingerprint, walk
 
 
@@ -163,8 +163,8 @@ def test_what_nobody_would_expect_to_be_left_out_is_named(tmp_path: Path, monkey
     (tmp_path / "in" / "IMG_0001").write_bytes(b"\xff\xd8\xff\xe0" + bytes(20))
     (tmp_path / "in" / "film").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(20) + b"matroska")
     os.mkfifo(tmp_path / "in" / "pipe")
-    monkeypatch.setattr(formats, "readable_suffixes", lambda: readable_suffixes() - {".heic", ".heif", ".hif", ".heics", ".heifs"})
-    monkeypatch.setattr(sys.modules["gleansr.jobs.walk"], "readable_suffixes", formats.readable_suffixes)
+    monkeypatch.setattr(readers, "readable_suffixes", lambda: readable_suffixes() - {".heic", ".heif", ".hif", ".heics", ".heifs"})
+    monkeypatch.setattr(sys.modules["gleansr.jobs.walk"], "readable_suffixes", readers.readable_suffixes)
     counted = count(place(tmp_path, "in"))
     assert counted.images == 2
     told = {Path(one.first).name: (one.files, why) for why, one in counted.left_out.items()}

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from gleansr.errors import ImageError
-from gleansr.images import formats
+from gleansr.images import formats, readers
 from gleansr.images.codec import decode, readable_suffixes
+from gleansr.images.jxl import jxl_size
 
 
 def saved(kind: str, size: tuple[int, int] = (16, 12), **options) -> bytes:
-    formats.readers()
+    readers.available()
     file = io.BytesIO()
     Image.new("RGB", size, (200, 40, 90)).save(file, kind, **options)
     return file.getvalue()
@@ -94,9 +95,9 @@ def test_an_upright_heic():
 @pytest.mark.parametrize(("name", "kind"), [("a.heic", "HEIF"), ("a.jpg", "HEIF"), ("a.jxl", "JXL")])
 def test_without_its_reader_a_image_says_what_it_is(name: str, kind: str, monkeypatch: pytest.MonkeyPatch):
     data = saved(kind)
-    readers, suffixes = [one for one in formats.readers() if one not in ("HEIF", "JXL")], frozenset({".png", ".jpg"})
-    monkeypatch.setattr(formats, "readers", lambda: readers)
-    monkeypatch.setattr(formats, "readable_suffixes", lambda: suffixes)
+    names, suffixes = [one for one in readers.available() if one not in ("HEIF", "JXL")], frozenset({".png", ".jpg"})
+    monkeypatch.setattr(readers, "available", lambda: names)
+    monkeypatch.setattr(readers, "readable_suffixes", lambda: suffixes)
     what = {"HEIF": "HEIC", "JXL": "JPEG XL"}[kind]
     with pytest.raises(ImageError, match=rf"{name}: is a {what} image: `pip install 'gleansr\[heif\]'` adds support"):
         decode(data, name=name)
@@ -104,7 +105,7 @@ def test_without_its_reader_a_image_says_what_it_is(name: str, kind: str, monkey
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (17, 33), (300, 200), (1920, 1080), (12, 5000), (640, 480)])
 def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, int]):
-    assert formats.jxl_size(saved("JXL", size)) == size
+    assert jxl_size(saved("JXL", size)) == size
 
 
 def test_a_large_jpeg_xl_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch):
@@ -157,5 +158,5 @@ def test_every_usual_kind_is_recognised_whatever_follows():
     for length in range(64):
         formats.identify(rng.bytes(length))
         formats.identify(b"II*\0" + rng.bytes(length))
-        formats.jxl_size(b"\xff\x0a" + rng.bytes(length))
-        formats.jxl_size(b"\x00\x00\x00\x0cJXL " + rng.bytes(length))
+        jxl_size(b"\xff\x0a" + rng.bytes(length))
+        jxl_size(b"\x00\x00\x00\x0cJXL " + rng.bytes(length))

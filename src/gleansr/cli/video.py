@@ -224,7 +224,8 @@ def _targets(videos: Videos, factor: int) -> dict[Path, Path]:
 
 
 def _is_video(path: Path, to_image: bool) -> bool:
-    from gleansr.images.formats import identify, readable_suffixes
+    from gleansr.images.formats import identify
+    from gleansr.images.readers import readable_suffixes
     from gleansr.video import READ
 
     suffix = path.suffix.lower()

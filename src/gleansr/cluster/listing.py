@@ -10,7 +10,8 @@ from typing import NamedTuple
 from gleansr import jobs
 from gleansr.cluster.urls import file_system
 from gleansr.errors import RequestError, one_line
-from gleansr.images.formats import by_suffix, readable_suffixes
+from gleansr.images.formats import by_suffix
+from gleansr.images.readers import readable_suffixes
 from gleansr.jobs import MANIFEST, Destination, InputCounts, Job, UnreadableFolder
 from gleansr.jobs.walk import IsResult, result_names
 from gleansr.stores import is_url, normalize

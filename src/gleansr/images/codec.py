@@ -17,12 +17,12 @@ from PIL import Image
 
 from gleansr.errors import ImageError, RequestError, TooLargeError, one_line
 from gleansr.files import replacing
-from gleansr.images import formats, opening, png, tiff
-from gleansr.images.formats import readable_suffixes
+from gleansr.images import opening, png, readers, tiff
 from gleansr.images.jpeg import jpeg_quality
 from gleansr.images.metadata import EDITED, GENERATED, TOOL_TEXT, Metadata, read_metadata, software, writer_options
 from gleansr.images.opening import DAMAGE, reading
 from gleansr.images.planes import to_planes, to_srgb_planes
+from gleansr.images.readers import readable_suffixes
 
 __all__ = [
     "EDITED",
@@ -319,7 +319,7 @@ def _decode_file(
 ) -> DecodedImage:
     image, notes, contents = None, list[str](), file
     with reading(name):
-        formats.check(file, name, limit, kinds)
+        readers.check(file, name, limit, kinds)
         layout = tiff.layout(file) if kinds is None or "TIFF" in kinds else None
         if not layout:
             image, contents = opening.open_image(file, name, kinds, notes)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from gleansr.errors import ImageError, TooLargeError, one_line
-from gleansr.images import formats, png
+from gleansr.images import png, readers
 
 _BY_ROWS = {"PNG", "JPEG", "MPO", "BMP", "PPM", "TGA"}
 """Formats that Pillow decodes row by row, so that a truncated file has its first rows."""
@@ -150,7 +150,7 @@ def _lacks_end(file: BinaryIO) -> bool:
 
 def _open(file: BinaryIO, kinds: Collection[str] | None) -> Image.Image:
     file.seek(0)
-    return Image.open(file, formats=[kind for kind in formats.readers() if kinds is None or kind in kinds])
+    return Image.open(file, formats=[kind for kind in readers.available() if kinds is None or kind in kinds])
 
 
 def _without_metadata(
@@ -176,7 +176,7 @@ def _explained(error: Exception, file: BinaryIO, name: str, kinds: Collection[st
         return too_large(name, str(error))
     damage = png.find_damage(file) if png.is_png(file) else ""
     if isinstance(error, Image.UnidentifiedImageError | RuntimeError) and not damage:  # RuntimeError: from the reader of JPEG XL
-        return ImageError(f"{name}: {formats.explain_unreadable(name, file, kinds)}")
+        return ImageError(f"{name}: {readers.explain_unreadable(name, file, kinds)}")
     reason = [] if damage and isinstance(error, Image.UnidentifiedImageError) else [one_line(error)]
     hint = ALLOW_TRUNCATED if "truncated" in str(error) else ""
     return ImageError(f"{name}: cannot be read: {'; '.join(filter(None, [*reason, damage]))}{hint}")

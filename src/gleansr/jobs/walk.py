@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 from gleansr.errors import RequestError
 from gleansr.files import check_not_input, printable
 from gleansr.images.codec import readable_suffixes
-from gleansr.images.formats import skip_reason
 from gleansr.images.metadata import is_marked
+from gleansr.images.readers import skip_reason
 from gleansr.jobs.jobs import MANIFEST, Destination, Job, UnreadableFolder
 
 IsResult = Callable[[str], bool]
@@ -37,7 +37,7 @@ class InputCounts:
     results: int = 0
     """Results folders of other runs, and results next to their images. They are not read."""
     left_out: dict[str, "LeftOut"] = field(default_factory=dict)
-    """Unread images and videos, by the reason and remedy from `formats.skip_reason`."""
+    """Unread images and videos, by the reason and remedy from `readers.skip_reason`."""
 
     def leave_out(self, folder: str, names: Iterable[str]) -> None:
         """Counts the unread images and videos among the files."""
