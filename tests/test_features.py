@@ -129,7 +129,7 @@ def test_a_missing_or_broken_file_is_refused(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------------------------- VGG19
 
 
-def test_vgg19_is_conv5_4_before_its_relu(tmp_path: Path):
+def test_vgg19_is_conv5_4_before_its_relu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     widths = {0: 64, 2: 64, 5: 128, 7: 128} | dict.fromkeys((10, 12, 14, 16), 256) | dict.fromkeys((19, 21, 23, 25, 28, 30, 32, 34), 512)
     image = torch.rand(1, 3, 16, 32) * 2 - 1
@@ -148,8 +148,9 @@ def test_vgg19_is_conv5_4_before_its_relu(tmp_path: Path):
     assert found.shape == (1, 512, 1, 2)
     assert torch.allclose(found, x, rtol=1e-4, atol=1e-5)
     assert not any(p.requires_grad for p in network.parameters())
+    monkeypatch.setenv("GLEANSR_OFFLINE", "1")
     with pytest.raises(RequestError, match=r"VGG19 is not on this machine .*download .*/vgg19-dcbb9e9d\.pth manually"):
-        torchvision.load_vgg19(offline=True)
+        torchvision.load_vgg19()
 
 
 # ------------------------------------------------------------------------------------------------------------------- fetching
@@ -187,10 +188,11 @@ def served(vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[H
         thread.join()
 
 
-def test_vgg16_is_fetched_once(served: type[Handler], home: Path, vgg16_weights: dict[str, Tensor]):
+def test_vgg16_is_fetched_once(served: type[Handler], home: Path, vgg16_weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch):
     steps = []
-    first = load_vgg16(progress=lambda received, total: steps.append((received, total)))
-    second = load_vgg16(offline=True)
+    first = load_vgg16(torchvision.vgg16_file(progress=lambda received, total: steps.append((received, total))))
+    monkeypatch.setenv("GLEANSR_OFFLINE", "1")
+    second = load_vgg16()
     assert served.asked == ["/vgg16-random.pth"]
     assert steps[-1] == (len(served.body), len(served.body))
     assert (home / "models" / "vgg16-random.pth").read_bytes() == served.body
@@ -232,9 +234,13 @@ def test_other_networks_are_fetched_once(served: type[Handler], home: Path, monk
     fetch = getattr(torchvision, f"{network}_file")
     for what in ("URL", "SHA256_PREFIX"):
         monkeypatch.setattr(torchvision, f"{network.upper()}_{what}", getattr(torchvision, f"VGG16_{what}"))
+    monkeypatch.setenv("GLEANSR_OFFLINE", "1")
     with pytest.raises(RequestError, match=r"switched off: use another, or download http.* manually and save it as .*vgg16-random\.pth"):
-        fetch(instead="use another", offline=True)
-    assert fetch(instead="use another") == fetch(instead="use another", offline=True) == home / "models" / "vgg16-random.pth"
+        fetch(instead="use another")
+    monkeypatch.delenv("GLEANSR_OFFLINE")
+    assert fetch(instead="use another") == home / "models" / "vgg16-random.pth"
+    monkeypatch.setenv("GLEANSR_OFFLINE", "1")
+    assert fetch(instead="use another") == home / "models" / "vgg16-random.pth"
     assert served.asked == ["/vgg16-random.pth"]
 
 

@@ -25,9 +25,9 @@ def read_json(path: Path, *, hint: str = "") -> Any:
     return parse_json(_contents(path), str(path), hint=hint)
 
 
-def read_toml(path: Path, *, hint: str = "") -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; see `parse_toml`. Raises OSError if it cannot be read."""
-    return parse_toml(_contents(path), str(path), hint=hint)
+    return parse_toml(_contents(path), str(path))
 
 
 def parse_json(data: bytes | str, name: str, *, hint: str = "") -> Any:

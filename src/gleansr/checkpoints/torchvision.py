@@ -38,36 +38,25 @@ PERCEPTUAL_ADVICE = 'choose perceptual = "squeezenet", which needs no download, 
 """Alternative to a download for recipes."""
 
 
-def load_vgg16(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    input_range: InputRange = "signed",
-    offline: bool | None = None,
-    progress: DownloadProgress | None = None,
-) -> VGG16:
+def load_vgg16(path: str | os.PathLike[str] | None = None, *, input_range: InputRange = "signed") -> VGG16:
     """VGG16 up to conv4_3 with torchvision's ImageNet weights, in eval mode, frozen, float32, on the CPU.
 
     Args:
         path: a file like torchvision's vgg16-397923af.pth, of which names and shapes are checked. None downloads that file (528 MB) at its
-            first use to the folder of downloaded models and checks its hash.
+            first use to the folder of downloaded models and checks its hash, see `vgg16_file`.
         input_range: see `VGG16`.
-        offline: forbids downloads; None takes the environment variable GLEANSR_OFFLINE.
-        progress: called during a download with the bytes received and the size in bytes (None while it is unknown).
 
     Raises:
         CheckpointError: the file is missing, broken, or does not hold VGG16.
-        RequestError: a download is needed but forbidden.
+        RequestError: a download is needed but forbidden by the environment variable GLEANSR_OFFLINE.
         DownloadError: the download failed.
     """
-    path = vgg16_file(offline=offline, progress=progress) if path is None else path
-    return _load(partial(VGG16, input_range), path, VGG16_EXCESS)
+    return _load(partial(VGG16, input_range), vgg16_file() if path is None else path, VGG16_EXCESS)
 
 
-def load_vgg19(
-    path: str | os.PathLike[str] | None = None, *, offline: bool | None = None, progress: DownloadProgress | None = None
-) -> VGG19:
+def load_vgg19(path: str | os.PathLike[str] | None = None) -> VGG19:
     """VGG19 up to conv5_4 with torchvision's ImageNet weights, as `load_vgg16`: torchvision's vgg19-dcbb9e9d.pth (548 MB)."""
-    return _load(VGG19, vgg19_file(offline=offline, progress=progress) if path is None else path, VGG_CLASSIFIER)
+    return _load(VGG19, vgg19_file() if path is None else path, VGG_CLASSIFIER)
 
 
 def load_vgg16_stages(path: str | os.PathLike[str]) -> VGG16Stages:
@@ -85,36 +74,38 @@ def load_mobilenet_v2(path: str | os.PathLike[str]) -> MobileNetV2:
     return _load(MobileNetV2, path, MOBILENET_V2_EXCESS)
 
 
-def vgg16_file(*, offline: bool | None = None, progress: DownloadProgress | None = None, instead: str = PERCEPTUAL_ADVICE) -> Path:
+def vgg16_file(*, progress: DownloadProgress | None = None, instead: str = PERCEPTUAL_ADVICE) -> Path:
     """torchvision's vgg16-397923af.pth, downloaded if it is not on this machine; see `load_vgg16`.
 
-    `instead`: an alternative to the download, for error messages.
+    Args:
+        progress: called during a download with the bytes received and the size in bytes (None while it is unknown).
+        instead: an alternative to the download, for error messages.
     """
-    return _downloaded("VGG16", VGG16_URL, VGG16_SHA256_PREFIX, offline, progress, instead)
+    return _downloaded("VGG16", VGG16_URL, VGG16_SHA256_PREFIX, progress, instead)
 
 
-def vgg19_file(*, offline: bool | None = None, progress: DownloadProgress | None = None) -> Path:
+def vgg19_file(*, progress: DownloadProgress | None = None) -> Path:
     """torchvision's vgg19-dcbb9e9d.pth, downloaded if it is not on this machine; see `load_vgg19`."""
-    return _downloaded("VGG19", VGG19_URL, VGG19_SHA256_PREFIX, offline, progress, PERCEPTUAL_ADVICE)
+    return _downloaded("VGG19", VGG19_URL, VGG19_SHA256_PREFIX, progress, PERCEPTUAL_ADVICE)
 
 
-def alexnet_file(*, instead: str, offline: bool | None = None, progress: DownloadProgress | None = None) -> Path:
+def alexnet_file(*, instead: str, progress: DownloadProgress | None = None) -> Path:
     """torchvision's alexnet-owt-7be5be79.pth (233 MB), downloaded if it is not on this machine; see `vgg16_file`."""
-    return _downloaded("AlexNet", ALEXNET_URL, ALEXNET_SHA256_PREFIX, offline, progress, instead)
+    return _downloaded("AlexNet", ALEXNET_URL, ALEXNET_SHA256_PREFIX, progress, instead)
 
 
-def mobilenet_v2_file(*, instead: str, offline: bool | None = None, progress: DownloadProgress | None = None) -> Path:
+def mobilenet_v2_file(*, instead: str, progress: DownloadProgress | None = None) -> Path:
     """torchvision's mobilenet_v2-b0353104.pth (14 MB), downloaded if it is not on this machine; see `vgg16_file`."""
-    return _downloaded("MobileNetV2", MOBILENET_V2_URL, MOBILENET_V2_SHA256_PREFIX, offline, progress, instead)
+    return _downloaded("MobileNetV2", MOBILENET_V2_URL, MOBILENET_V2_SHA256_PREFIX, progress, instead)
 
 
-def _downloaded(name: str, url: str, sha256_prefix: str, offline: bool | None, progress: DownloadProgress | None, instead: str) -> Path:
+def _downloaded(name: str, url: str, sha256_prefix: str, progress: DownloadProgress | None, instead: str) -> Path:
     """The file of a network in the folder of downloaded models, downloaded if it is missing."""
     path = zoo.cache_folder() / "models" / url.rsplit("/", 1)[-1]
     if path.is_file():
         return path
     advice = f"{instead}, or download {url} manually and save it as {path}"
-    if zoo.offline_by_environment() if offline is None else offline:
+    if zoo.offline_by_environment():
         raise RequestError(f"{name} is not on this machine and downloads are switched off: {advice}")
     try:
         return download(url, path, sha256_prefix=sha256_prefix, progress=progress)

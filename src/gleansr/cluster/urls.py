@@ -23,10 +23,8 @@ def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL or path, and the path in it. Raises RequestError if it cannot be used."""
     if is_url(url) or "://" in url:
         check_address(url)
-    try:
-        import fsspec
-    except ImportError as error:
-        raise RequestError("URLs require fsspec; pip install 'gleansr[ray]'") from error
+    import fsspec
+
     try:
         # A path with :: is a plain path here, not fsspec's chained URL.
         return fsspec.url_to_fs(url, use_listings_cache=False) if is_url(url) else (fsspec.filesystem("file"), url)

@@ -23,6 +23,9 @@ TITLES = {
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
+_ACROSS = 2
+"""Images side by side in figures 1, 3 and 8."""
+
 
 @dataclass(frozen=True)
 class PanelBox:
@@ -134,15 +137,15 @@ def without_bars(images: Sequence[ComparedImage]) -> list[ComparedImage]:
     return [ComparedImage(i.name, content(i.lr), content(i.gt), {label: content(r) for label, r in i.results.items()}) for i in images]
 
 
-def random_examples(images: Sequence[ComparedImage], methods: Sequence[str], across: int = 2) -> Sheet:
-    """Figure 1: rows of input, results and ground truth, `across` images side by side."""
+def random_examples(images: Sequence[ComparedImage], methods: Sequence[str]) -> Sheet:
+    """Figure 1: rows of input, results and ground truth, two images side by side."""
     _check(images, methods)
     columns = len(methods) + 2
     rows = []
-    for line in _lines(images, across):
+    for line in _lines(images, _ACROSS):
         panels = [Panel(pixels) for image in line for pixels in _columns(image, methods)]
         headings = () if rows else [_headings(methods, len(line))]
-        rows.append(Row(_filled(panels, min(across, len(images)) * columns), headings, near=True))
+        rows.append(Row(_filled(panels, min(_ACROSS, len(images)) * columns), headings, near=True))
     return Sheet(rows, columns)
 
 
@@ -155,12 +158,12 @@ def comparison(images: Sequence[ComparedImage], methods: Sequence[str], boxes: S
     return Sheet(rows, len(methods) + 2)
 
 
-def scales(images: Mapping[int, Sequence[ComparedImage]], method: str = "glean", across: int = 2) -> Sheet:
-    """Figure 3: input, result and ground truth of the same images at each scale. Of a single scale `across` images stand side by side."""
+def scales(images: Mapping[int, Sequence[ComparedImage]], method: str = "glean") -> Sheet:
+    """Figure 3: input, result and ground truth of the same images at each scale. Of a single scale two images stand side by side."""
     _check([image for of_scale in images.values() for image in of_scale], [method], one_lr=False)
     if len(images) == 1:
         ((scale, of_scale),) = images.items()
-        sheet = random_examples(of_scale, [method], across)
+        sheet = random_examples(of_scale, [method])
         first = sheet.rows[0]
         headings = [[Heading(f"{scale}{TIMES}", 0, sheet.columns, rule=True)], *first.headings]
         return Sheet([Row(first.panels, headings), *sheet.rows[1:]], 3)
@@ -189,12 +192,12 @@ def category(images: Sequence[ComparedImage], gallery: Sequence[ComparedImage], 
     return Sheet(rows, top.columns)
 
 
-def retouching(images: Sequence[RetouchedImage], boxes: Sequence[PanelBox], method: str = "glean", across: int = 2) -> Sheet:
-    """Figure 8: original, retouched image and result, below them the enlarged patches; `across` images side by side."""
+def retouching(images: Sequence[RetouchedImage], boxes: Sequence[PanelBox], method: str = "glean") -> Sheet:
+    """Figure 8: original, retouched image and result, below them the enlarged patches; two images side by side."""
     _check_sizes([(image.name, pixels) for image in images for pixels in (image.original, image.retouched, image.result)])
     titles = ("Original", "Amateur retouch", _title(method))
     rows = []
-    across = min(across, len(images))
+    across = min(_ACROSS, len(images))
     for line, line_boxes in zip(_lines(images, across), _lines(boxes, across), strict=True):
         columns = [[image.original, image.retouched, image.result] for image in line]
         headings = [[Heading(title, 3 * i + j) for i in range(len(line)) for j, title in enumerate(titles)]]

@@ -105,19 +105,15 @@ class DecodedJob:
     """Time of reading and preparing."""
 
 
-def process(
-    jobs: Sequence[Job], work: Work, known: Sequence[ManifestEntry | None] | None = None, *, runners: BatchRunners | None = None
-) -> Iterator[JobResult]:
+def process(jobs: Sequence[Job], work: Work) -> Iterator[JobResult]:
     """Processes jobs in the calling thread, from the files' bytes to written results, with forward passes in batches.
 
     It uses no manifest: the caller calls `Manifest.begin(jobs)` before, and `Manifest.add(result.entry)` for each non-empty entry after.
+    Nothing is skipped, and existing files are replaced with `work.overwrite` only.
 
     Args:
         jobs: as many as fit into memory; `work.batch_size` of them fill a forward pass.
         work: what to do.
-        known: the manifest's record of each target (`Manifest.index.get(job.target_key)`), which permits skipping finished images and
-            replacing earlier results.
-        runners: reuse them between calls, because they learn which batch size fits into the device's memory.
 
     Yields:
         One result for each job, in any order.
@@ -125,10 +121,10 @@ def process(
     Raises:
         OutputError: nothing more can be written.
     """
-    runners = runners or BatchRunners(work.task.upscaler.method, work.batch_size)
+    runners = BatchRunners(work.task.upscaler.method, work.batch_size)
     decoded: list[DecodedJob] = []
-    for job, entry in zip(jobs, known or [None] * len(jobs), strict=True):
-        item = decode_job(job, work, entry)
+    for job in jobs:
+        item = decode_job(job, work)
         if isinstance(item, JobResult):
             yield item
         else:

@@ -160,7 +160,7 @@ class AutoTask:
         task._objects = objects
         return task
 
-    def scale_of(self, source: Source, name: str | None = None) -> int:
+    def scale_of(self, source: Source) -> int:
         """The scale of an image's result. Reads the pixels of thumbnails only.
 
         Raises:
@@ -169,10 +169,10 @@ class AutoTask:
 
         def stop_if_large(width: int, height: int) -> None:
             if not self.is_thumbnail(height, width):
-                raise _LargeError(self.scale_by_size((height, width), str(name or source)))
+                raise _LargeError(self.scale_by_size((height, width), str(source)))
 
         try:
-            decoded = decode(source, name=name, on_open=stop_if_large)
+            decoded = decode(source, on_open=stop_if_large)
         except _LargeError as large:
             return large.args[0]
         return self._plan(decoded, decoded.premultiplied()).scale
