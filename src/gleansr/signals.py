@@ -1,9 +1,12 @@
-"""Graceful stop on signals."""
+"""Graceful stop on signals, also of child processes."""
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 
@@ -32,3 +35,28 @@ def stop_on_signal() -> Iterator[Stop]:
     finally:
         for kind, handler in previous.items():
             signal.signal(kind, handler)
+
+
+@contextmanager
+def sigint_blocked() -> Iterator[None]:
+    """Processes started within the block ignore Ctrl-C, which reaches all processes of a terminal; their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # at its first use it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """Ends this process with its parent, even if the parent is killed."""
+    if parent := multiprocessing.parent_process():
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()

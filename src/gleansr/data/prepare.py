@@ -5,14 +5,12 @@ import io
 import json
 import math
 import multiprocessing
-import os
 import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -33,6 +31,7 @@ from gleansr.images.codec import decode
 from gleansr.images.pixels import from_bytes, to_bytes
 from gleansr.images.resize import degrade
 from gleansr.inference.devices import cores
+from gleansr.signals import end_with_parent, sigint_blocked
 
 FileFormat = Literal["png", "webp"]
 T = TypeVar("T")
@@ -282,7 +281,7 @@ def _results(process: Callable[[T], Record], tasks: Iterable[T], first: Iterable
         pending = deque()
         try:
             for task in tasks:
-                with _sigint_blocked():
+                with sigint_blocked():
                     pending.append(pool.submit(process, task))
                 if len(pending) >= 4 * workers:
                     yield pending.popleft().result()
@@ -294,28 +293,7 @@ def _results(process: Callable[[T], Record], tasks: Iterable[T], first: Iterable
             pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Child processes started here ignore Ctrl-C, which reaches all processes of a terminal; their parent ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where children do not inherit the mask
     torch.set_num_threads(1)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """Ends a worker whose parent was killed, which a pool does not notice."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
+    end_with_parent()  # which a pool does not notice if it is killed

@@ -1,18 +1,13 @@
 """Runs a method in a separate process, which isolates its time, memory and failures."""
 
 import multiprocessing
-import os
 import platform
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +18,7 @@ from gleansr.errors import GleansrError, InternalError
 from gleansr.evaluation.config import ComputeConfig
 from gleansr.evaluation.entries import ComparedMethod
 from gleansr.inference.method import StepReport
+from gleansr.signals import end_with_parent, sigint_blocked
 
 _STEP_SECONDS = 0.2  # between two progress reports within an image
 
@@ -55,7 +51,7 @@ class MethodProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         self._process = context.Process(target=_serve, args=(child_pipe, entry, scale, compute), daemon=True)
-        with _interrupt_blocked():  # Ctrl-C stops this process, which ends the child
+        with sigint_blocked():  # Ctrl-C stops this process, which ends the child
             self._process.start()
         child_pipe.close()
         try:
@@ -112,25 +108,11 @@ class MethodProcess:
             raise MethodError(f"its process {reason}{memory}") from None
 
 
-@contextmanager
-def _interrupt_blocked() -> Iterator[None]:
-    """Blocks SIGINT for processes started in the context."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # at its first use it unblocks the signal
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
 # ----------------------------------------------------------------------------------------------------- child process
 
 
 def _serve(pipe: Connection, entry: ComparedMethod, scale: int, compute: ComputeConfig) -> None:
-    _end_with_parent()
+    end_with_parent()
     try:
         if compute.threads:
             torch.set_num_threads(compute.threads)
@@ -159,19 +141,6 @@ def _serve(pipe: Connection, entry: ComparedMethod, scale: int, compute: Compute
         pipe.send(("failed", text if isinstance(error, GleansrError) else f"{type(error).__name__}: {text}"))
     except Exception:
         pipe.send(("broken", traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    """Ends this process with its parent, even if the parent is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _throttled(pipe: Connection) -> StepReport:
