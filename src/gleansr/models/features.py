@@ -54,7 +54,25 @@ class SqueezeNet(nn.Module):
         return features
 
 
-class VGG16(nn.Module):
+class ImageNetNetwork(nn.Module):
+    """A network of torchvision's, which sees images less the mean of ImageNet, divided by its deviation."""
+
+    mean: Tensor
+    deviation: Tensor
+    features: nn.Sequential
+
+    def __init__(self):
+        super().__init__()
+        for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):  # of RGB in [0, 1]
+            # On the CPU even for a network on the meta device: no file holds them.
+            self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """image (N, 3, H, W), RGB in [0, 1] -> what the first layer sees."""
+        return (image - self.mean) / self.deviation
+
+
+class VGG16(ImageNetNetwork):
     """The convolutions of VGG16 (Simonyan and Zisserman, 2014) up to conv4_3, torchvision's `vgg16().features[:22]` and its names.
 
     `input_range` is the range of images when they are normalised by ImageNet's mean and deviation for [0, 1]. "signed": [-1, 1], as in
@@ -62,53 +80,42 @@ class VGG16(nn.Module):
     "unit": (x + 1) / 2, for which VGG16 itself was trained, as in the blind 128 -> 1024 configuration.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, input_range: InputRange = "signed"):
         super().__init__()
         self.input_range = input_range
         self.features = _vgg((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
-        _register_imagenet_statistics(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W), RGB in [-1, 1] -> the output of conv4_3 before its ReLU (N, 512, H / 8, W / 8)."""
         if self.input_range == "unit":
             image = (image + 1) / 2
-        return self.features((image - self.mean) / self.deviation)
+        return self.features(self.normalised(image))
 
 
-class VGG19(nn.Module):
+class VGG19(ImageNetNetwork):
     """The convolutions of VGG19 (Simonyan and Zisserman, 2014) up to conv5_4, torchvision's `vgg19().features[:35]` and its names."""
-
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(self):
         super().__init__()
         self.features = _vgg((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
-        _register_imagenet_statistics(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W), RGB in [-1, 1] -> the output of conv5_4 before its ReLU (N, 512, H / 16, W / 16)."""
-        return self.features(((image + 1) / 2 - self.mean) / self.deviation)
+        return self.features(self.normalised((image + 1) / 2))
 
 
-class VGG16Stages(nn.Module):
+class VGG16Stages(ImageNetNetwork):
     """All convolutions of VGG16 under torchvision's names (`vgg16().features[:29]`), read at the end of each of the five stages."""
 
-    mean: Tensor
-    deviation: Tensor
     min_size = 16
 
     def __init__(self):
         super().__init__()
         self.features = _vgg((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
-        _register_imagenet_statistics(self)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """image (N, 3, H, W), RGB in [-1, 1], sides of 16 and more -> relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
-        x = ((image + 1) / 2 - self.mean) / self.deviation
+        x = self.normalised((image + 1) / 2)
         stages = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -129,11 +136,9 @@ def _vgg(*stages: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers[:-2])
 
 
-class AlexNet(nn.Module):
+class AlexNet(ImageNetNetwork):
     """The convolutions of AlexNet in its later form (Krizhevsky, 2014) under torchvision's names (`alexnet().features[:12]`)."""
 
-    mean: Tensor
-    deviation: Tensor
     min_size = 31
 
     def __init__(self):
@@ -152,11 +157,10 @@ class AlexNet(nn.Module):
             nn.Conv2d(256, 256, 3, padding=1),
             nn.ReLU(inplace=True),
         )
-        _register_imagenet_statistics(self)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """image (N, 3, H, W), RGB in [-1, 1], sides of 31 and more -> the outputs of the five convolutions after their ReLU."""
-        x = ((image + 1) / 2 - self.mean) / self.deviation
+        x = self.normalised((image + 1) / 2)
         activations = []
         for layer in self.features:
             x = layer(x)
@@ -186,11 +190,8 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(ImageNetNetwork):
     """The convolutions of MobileNetV2 (Sandler et al., 2018) under torchvision's names: a metric network that no model was trained with."""
-
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(self):
         super().__init__()
@@ -202,12 +203,11 @@ class MobileNetV2(nn.Module):
                 layers.append(InvertedResidual(n_in, width, stride if block == 0 else 1, expansion))
                 n_in = width
         self.features = nn.Sequential(*layers, _conv_bn_relu6(n_in, 1280, 1))
-        _register_imagenet_statistics(self)
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """image (N, 3, H, W), RGB in [-1, 1] -> the outputs of blocks 1, 3, 6, 13 and 17, and the last features averaged over positions
         (N, 1280)."""
-        x = ((image + 1) / 2 - self.mean) / self.deviation
+        x = self.normalised((image + 1) / 2)
         features = []
         for i, layer in enumerate(self.features):
             x = layer(x)
@@ -220,12 +220,6 @@ def _conv_bn_relu6(n_in: int, n_out: int, kernel: int, stride: int = 1, groups: 
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(n_out), nn.ReLU6(inplace=True)
     )
-
-
-def _register_imagenet_statistics(network: nn.Module) -> None:
-    """Mean and deviation (3, 1, 1) of ImageNet's RGB in [0, 1], on the CPU even for a network on the meta device."""
-    for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):
-        network.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
 
 
 def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
