@@ -18,7 +18,7 @@ from gleansr.data.sources import open_source
 from gleansr.images.codec import decode, to_image
 from gleansr.inference.categories import WEIGHTS, classify
 from gleansr.models.categories import NAMES
-from gleansr.training.classifier import small_view
+from gleansr.training.classifier_views import small_view
 
 
 def main() -> None:

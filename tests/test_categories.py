@@ -22,8 +22,9 @@ from gleansr.images.pixels import to_bytes
 from gleansr.inference.categories import category_of
 from gleansr.models.categories import NAMES, CategoryHead
 from gleansr.models.stylegan2 import StyleGAN2
-from gleansr.training.classifier import calibration_error, small_view, train_classifier, view_of
+from gleansr.training.classifier import calibration_error, train_classifier
 from gleansr.training.classifier_config import ClassifierConfig
+from gleansr.training.classifier_views import small_view, view_of
 
 CAT = Image.fromarray(skimage_data.chelsea()[:, 90:390])
 FACE = Image.fromarray(skimage_data.astronaut()[20:200, 136:316])

@@ -14,35 +14,28 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import About
-from gleansr.data.degradation import degrade_real
 from gleansr.data.negatives import generate
 from gleansr.data.sources import Source, open_source
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode, to_image
-from gleansr.images.pixels import from_bytes, to_bytes
-from gleansr.images.resize import degrade
 from gleansr.inference.categories import network_input, small_image
 from gleansr.models.categories import NAMES, CategoryHead, choose, grid_features
 from gleansr.training.classifier_config import ClassifierConfig
+from gleansr.training.classifier_views import Random, view_of
 
 Progress = Callable[[int, int], object]
-Random = np.random.Generator
-
-SIZES = (8, 16, 24, 32, 32, 32, 48, 64)
-"""Longer sides of the views in pixels, drawn evenly."""
 
 _OTHER = len(NAMES) - 1
 _BATCH = 256
 _SHARES = torch.tensor([0.1] * _OTHER + [0.5])
 """Weights of the categories: "other" is as frequent as the five together."""
-_SCALE = 4  # of the reduction that is degraded
 _VALIDATION_SHARE = 10  # one image in so many is for calibration, of a category without images of its own for that
 
 
@@ -253,63 +246,6 @@ def _batches(views: Iterator[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tens
 
 def _stacked(group: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack([small for small, _ in group]), torch.tensor([category for _, category in group])
-
-
-def view_of(image: Image.Image, rng: Random, *, detail: bool = False) -> Tensor:
-    """A random view (3, h, w), uint8, of about a side of `SIZES`: framed and coloured anew, 60 % of them with the real degradation."""
-    image = _detail(image, rng) if detail else _framed(image, rng)
-    image = ImageOps.mirror(image) if rng.random() < 0.5 else image.copy()
-    size = int(SIZES[int(rng.integers(len(SIZES)))])
-    image.thumbnail((size * _SCALE, size * _SCALE), Image.Resampling.BICUBIC)
-    image = _recoloured(image, rng)
-    real = rng.random() < 0.6
-    return small_view(image, size, int(rng.integers(0, 2**63)) if real else None, _SCALE)
-
-
-def small_view(image: Image.Image, size: int, seed: int | None, max_scale: int = 8) -> Tensor:
-    """`image` reduced to a longer side of about `size`, (3, h, w) uint8: by MATLAB's bicubic, or degraded by the `seed` of degrade_real.
-
-    A smaller image keeps its size. Of a larger one than `max_scale` times `size`, the rest is antialiased before.
-    """
-    scale = max(1, min(max_scale, max(image.size) // size))
-    side = scale * min(size, max(image.size))
-    width, height = (max(2, round(s * side / max(image.size) / scale)) * scale for s in image.size)
-    pixels = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))).permute(2, 0, 1)
-    if seed is None:
-        return to_bytes(degrade(from_bytes(pixels)[None], scale)[0])
-    return degrade_real(pixels, scale, seed)
-
-
-def _framed(image: Image.Image, rng: Random) -> Image.Image:
-    """Most of the image: as it is, its middle square, squashed to a square, or padded."""
-    width, height = image.size
-    share = float(rng.uniform(0.75, 1.0)) if rng.random() < 0.6 else 1.0
-    left, top = rng.uniform(0, 1 - share) * width, rng.uniform(0, 1 - share) * height
-    image = image.crop((round(left), round(top), round(left + share * width), round(top + share * height)))
-    kind, shorter, longer = rng.random(), min(image.size), max(image.size)
-    if kind < 0.3:
-        return ImageOps.fit(image, (shorter, shorter))
-    if kind < 0.5:
-        return image.resize((longer, longer))
-    if kind < 0.6:
-        colour = ((0, 0, 0), (255, 255, 255), (128, 128, 128))[int(rng.integers(3))]
-        return ImageOps.pad(image, (longer, longer), color=colour)
-    return image
-
-
-def _detail(image: Image.Image, rng: Random) -> Image.Image:
-    side = round(min(image.size) * float(rng.uniform(0.12, 0.28)))
-    left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
-    return image.crop((left, top, left + max(1, side), top + max(1, side)))
-
-
-def _recoloured(image: Image.Image, rng: Random) -> Image.Image:
-    if rng.random() < 0.08:
-        image = image.convert("L").convert("RGB")
-    if rng.random() < 0.5:
-        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhance(image).enhance(float(rng.uniform(0.75, 1.3)))
-    return image
 
 
 # ---------------------------------------------------------------------------------------------------------------- fitting
