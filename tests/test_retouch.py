@@ -231,7 +231,7 @@ def test_infinite_results_are_refused():
         ({"strength": 1.5}, "strength must be 0 to 1, not 1.5"),
         ({"scale": 3}, "the scale of a retouch must be a power of two from 2 to 8 with this model, not 3"),
         ({"scale": 16}, "the scale of a retouch must be a power of two from 2 to 8 with this model, not 16"),
-        ({"feather": -1}, "feather must be 0 to 10000 pixels, not -1"),
+        ({"feather": -1}, "feather must be 0 to 10000, not -1"),
         ({"tolerance": 2.0}, "tolerance must be 0 to 1, not 2"),
         ({"box": (10, 0, 60)}, "the box 10,0,60 is not within its 64x48 pixels"),
         ({"box": (0, 0, 7)}, "the region of 7x7 pixels is smaller than the model's input of 8"),

@@ -4,12 +4,14 @@ enlarges it again with new detail, in a single forward pass."""
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from gleansr.ambient import plain_torch
+from gleansr.configs import Range, check_request
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import DecodedImage, Source, decode, neutral, to_image, unpremultiply
 from gleansr.images.resize import resize
@@ -18,65 +20,36 @@ from gleansr.inference.router import NOUNS, Models, best_model, models_of
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.retouching.heads import head_of
 from gleansr.retouching.mask import TOLERANCE, bounding_box, dilate, feather_mask, find_edits
+from gleansr.retouching.region import Region, choose_region, views_of
 
 _USUAL_SCALE = 4
 """Of the model that is chosen, if there is one of that scale: in heads of 170 px, 8x removes the detail around an edit too."""
 _SIZE = 256  # of the bundled models' output
 _RECOGNISED = 0.05
 """Least probability of a category."""
-_VIEWS = (0.75, 0.55)
-"""Sides of smaller views of a region, as shares of its own: the classifier knows heads that fill an image."""
 
 
 @dataclass(frozen=True)
 class RetouchConfig:
     """How a retouched image is refined."""
 
-    strength: float = 1.0
+    strength: Annotated[float, Range(0, 1)] = 1.0
     """0 shows the retouched image, 1 the refined one."""
     scale: int | None = None
     """Ratio of the model's output to the size at which it sees the image, a power of two: the larger, the more is painted anew. By default
     the model's scale. Below it, the result keeps the retouched image's detail that the model does not see; above it, the result is
     soft, and a model of that scale does better."""
-    feather: int | None = None
+    feather: Annotated[int | None, Range(0, 10_000)] = None
     """Pixels over which the refined image fades into the original; by default a 32nd of the region's width."""
     box: tuple[int, int, int] | None = None
     """Left, top and width of the region that the model sees. By default, if the model is chosen too, the head that was edited, where a
     photo has one; else the whole image, and for an image far from the model's aspect ratio the largest region that contains the edits, as
     close to the centre as possible."""
-    tolerance: float = TOLERANCE
+    tolerance: Annotated[float, Range(0, 1)] = TOLERANCE
     """Difference in [0, 1] between the retouched image and the original that is ignored."""
 
-    def __post_init__(self):
-        if not 0 <= self.strength <= 1:
-            raise RequestError(f"strength must be 0 to 1, not {self.strength}")
-        if self.feather is not None and not 0 <= self.feather <= 10_000:
-            raise RequestError(f"feather must be 0 to 10000 pixels, not {self.feather}")
-        if not 0 <= self.tolerance <= 1:
-            raise RequestError(f"tolerance must be 0 to 1, not {self.tolerance}")
-        if self.box is not None and len(self.box) != 3:
-            raise RequestError(f"box is left, top and width of the region, not {self.box}")
-
-
-@dataclass(frozen=True)
-class Region:
-    """The region that the model sees. May extend beyond the image, whose border is then repeated."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-    def crop(self, planes: Tensor) -> Tensor:
-        """(C, H, W) -> (C, height, width)."""
-        rows = torch.arange(self.top, self.top + self.height).clamp(0, planes.shape[1] - 1)
-        columns = torch.arange(self.left, self.left + self.width).clamp(0, planes.shape[2] - 1)
-        return planes[:, rows[:, None], columns]
-
-    def inside(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of an image of the given size that lie in the region."""
-        rows = slice(max(0, self.top), min(height, self.top + self.height))
-        return rows, slice(max(0, self.left), min(width, self.left + self.width))
+    def __post_init__(self) -> None:
+        check_request(self, (self.box is None or len(self.box) == 3, f"box is left, top and width of the region, not {self.box}"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,13 +176,13 @@ def prepare(
         config, upscaler = replace(config, box=box), _model_of(category, models=model, scale=config.scale)
         summary = f"{NOUNS[category]} found, {upscaler.about.name}"
     elif isinstance(model, Models):
-        square = _region(config.box, (height, width), (1, 1), edited_box, new.name)
-        views = [view.crop(old_planes[:3]) for view in _views(square, edited_box)]
+        square = choose_region(config.box, (height, width), (1, 1), edited_box, new.name)
+        views = [view.crop(old_planes[:3]) for view in views_of(square, edited_box)]
         upscaler, summary = _choose(views, model, config.scale, old.name)
     else:
         upscaler, summary = model, model.about.name or model.method.name
     size, scale = _geometry(upscaler, config)
-    region = _region(config.box, (height, width), size, edited_box, new.name)
+    region = choose_region(config.box, (height, width), size, edited_box, new.name)
     _check_large_enough(region, upscaler, new.name)
     feather = max(4, region.width // 32) if config.feather is None else config.feather
     weights = _weights(edits, region, feather, grow=limit is None and original is not None)
@@ -222,19 +195,6 @@ def prepare(
     return PreparedRetouch(
         new_planes, old_planes, original_image, weights, region, lr, size, scale, config.strength, note, upscaler, summary, grey
     )
-
-
-def _views(region: Region, edits: tuple[int, int, int, int] | None) -> list[Region]:
-    """Squares in which the object may be, from the whole square region to the smallest: at its centre, above it, and around the edits."""
-    left, top, right, bottom = edits or (region.left, region.top, region.left + region.width, region.top + region.width)
-    views = [region]
-    for share in _VIEWS:
-        side = max(1, round(share * region.width))
-        spare = region.width - side
-        around = min(max((left + right - side) // 2 - region.left, 0), spare), min(max((top + bottom - side) // 2 - region.top, 0), spare)
-        places = dict.fromkeys([(spare // 2, spare // 2), (spare // 2, spare // 4), around])
-        views += [Region(region.left + x, region.top + y, side, side) for x, y in places]
-    return views
 
 
 def _choose(views: Sequence[Tensor], models: Models, scale: int | None, name: str) -> tuple[Upscaler, str]:
@@ -316,33 +276,6 @@ def _geometry(upscaler: Upscaler, config: RetouchConfig) -> tuple[tuple[int, int
     if not 2 <= scale <= largest or scale & (scale - 1):
         raise RequestError(f"the scale of a retouch must be a power of two from 2 to {largest} with this model, not {scale}")
     return size, scale
-
-
-def _region(
-    box: tuple[int, int, int] | None, shape: tuple[int, int], size: tuple[int, int], edits: tuple[int, int, int, int] | None, name: str
-) -> Region:
-    """The region that the model sees, with the aspect ratio of `size` (rows, columns); `edits` is their bounding box."""
-    height, width = shape
-    if box is not None:
-        left, top, across = box
-        region = Region(left, top, across, round(across * size[0] / size[1]))
-        if min(left, top) < 0 or across < 1 or left + across > width or top + region.height > height:
-            raise RequestError(f"{name}: the box {left},{top},{across} is not within its {width}x{height} pixels")
-        return region
-
-    def centred(across: int) -> Region:
-        down = round(across * size[0] / size[1])
-        return Region((width - across) // 2, (height - down) // 2, across, down)
-
-    across = round(height * size[1] / size[0])  # for a region as high as the image
-    whole, part = centred(max(width, across)), centred(min(width, across))
-    left, top, right, bottom = edits or (0, 0, width, height)
-    if right - left > part.width or bottom - top > part.height or whole.width * whole.height <= 1.2 * width * height:
-        return whole
-    # As close to the centre as the edits allow: heads are there, and the region does not jump with every stroke.
-    left = min(max(part.left, right - part.width), left)
-    top = min(max(part.top, bottom - part.height), top)
-    return Region(left, top, part.width, part.height)
 
 
 def _weights(edits: Tensor, region: Region, feather: int, *, grow: bool) -> Tensor:
