@@ -63,6 +63,7 @@ def measure(image: Path, model: str, count: int) -> dict[str, Any]:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(service.url)
+        page.locator("input[value=retouch]").check(force=True)
         page.set_input_files("#file", str(image))
         while not page.inner_text("#status").startswith(image.name):
             page.wait_for_timeout(20)
@@ -71,7 +72,7 @@ def measure(image: Path, model: str, count: int) -> dict[str, Any]:
     forward = statistics.median(before + forward_seconds(model, count // 2))
     seconds = [stroke["seconds"] for stroke in drawn]
     return {
-        "picture": image.name,
+        "image": image.name,
         "model": model,
         "strokes": len(drawn),
         "machine": machine(torch.device("cpu")),

@@ -66,7 +66,7 @@ def make_work(upscaler: gleansr.Upscaler, client: int) -> list[Work]:
     x, y, radius = (int(value) for value in rng.integers(side // 4, side // 2, 3))
     ImageDraw.Draw(edited).ellipse((x, y, x + radius, y + radius), fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
     return [
-        Work("upscale", {"picture": png(small)}, np.asarray(upscaler(small))),
+        Work("upscale", {"image": png(small)}, np.asarray(upscaler(small))),
         Work("retouch", {"edited": png(edited), "original": png(original)}, np.asarray(gleansr.retouch(edited, original, model=upscaler))),
     ]
 

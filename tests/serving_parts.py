@@ -99,7 +99,7 @@ class Asked:
     method: Gated
 
     async def upscale(self, image: Image.Image, **headers: str) -> httpx.Response:
-        return await self.client.post("/v1/upscale", files={"picture": encoded(image)}, headers=headers)
+        return await self.client.post("/v1/upscale", files={"image": encoded(image)}, headers=headers)
 
     async def until(self, waiting: int) -> None:
         """Returns once the given number of images waits for the device."""

@@ -26,7 +26,7 @@ from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.problems import PROBLEMS
 
-PICTURE = encoded(thumbnail(0))
+IMAGE = encoded(thumbnail(0))
 EDITED = encoded(blotchy(0))
 MULTIPART = {"content-type": "multipart/form-data; boundary=edge"}
 
@@ -57,7 +57,7 @@ def asked(upscaler: Upscaler, **config: Any) -> Client:
 def test_upscaling_equals_the_library(client: Client, upscaler: Upscaler):
     wanted = upscaler(thumbnail(1))
     assert "gleansr" not in wanted.info
-    response = client.post("/v1/upscale", files={"picture": encoded(thumbnail(1))})
+    response = client.post("/v1/upscale", files={"image": encoded(thumbnail(1))})
     assert response.status_code == 200
     assert np.array_equal(decoded(response.content), np.asarray(wanted))
     assert response.headers["gleansr-model"] == "vivid"
@@ -70,20 +70,20 @@ def test_upscaling_equals_the_library(client: Client, upscaler: Upscaler):
 def test_fields_of_upscaling(client: Client, upscaler: Upscaler):
     wide = blotchy(2, 24).crop((0, 0, 24, 12))
     for fit in ("crop", "pad", "stretch"):
-        response = client.post("/v1/upscale", files={"picture": encoded(wide)}, data={"fit": fit, "model": "other"})
+        response = client.post("/v1/upscale", files={"image": encoded(wide)}, data={"fit": fit, "model": "other"})
         wanted = upscaler(wide, fit=fit)
         assert np.array_equal(decoded(response.content), np.asarray(wanted)), fit
         assert unquote(response.headers["gleansr-note"]) == wanted.info["gleansr"]
         assert response.headers["gleansr-model"] == "other"
     for scale in (None, 3):
         wanted = gleansr.upscale(wide, model=upscaler, scale=scale)
-        response = client.post("/v1/upscale", files={"picture": encoded(wide)}, data={"scale": str(scale or "")})
+        response = client.post("/v1/upscale", files={"image": encoded(wide)}, data={"scale": str(scale or "")})
         assert np.array_equal(decoded(response.content), np.asarray(wanted))
         assert wanted.size == (24 * (scale or 4), 12 * (scale or 4))
 
 
 def test_a_response_as_json_says_what_was_done(client: Client, upscaler: Upscaler):
-    files = {"picture": encoded(thumbnail(1))}
+    files = {"image": encoded(thumbnail(1))}
     response = client.post("/v1/upscale", files=files, data={"format": "webp"}, headers={"accept": "text/html, application/json;q=0.9"})
     assert response.headers["content-type"] == "application/json"
     assert response.headers["gleansr-model"] == "vivid"
@@ -107,7 +107,7 @@ def test_a_response_as_json_says_what_was_done(client: Client, upscaler: Upscale
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_all_formats_mark_synthetic_detail(client: Client, kind: str):
-    response = client.post("/v1/upscale", files={"picture": PICTURE}, data={"format": kind})
+    response = client.post("/v1/upscale", files={"image": IMAGE}, data={"format": kind})
     assert response.headers["content-type"] == f"image/{kind}"
     assert b"compositeWithTrainedAlgorithmicMedia" in response.content
     assert b"model vivid" in response.content
@@ -119,7 +119,7 @@ def test_transparency_and_metadata_are_kept(client: Client, upscaler: Upscaler):
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     exif = Image.Exif()
     exif[0x010E] = "a blot"
-    response = client.post("/v1/upscale", files={"picture": encoded(image, exif=exif)})
+    response = client.post("/v1/upscale", files={"image": encoded(image, exif=exif)})
     assert np.array_equal(decoded(response.content), np.asarray(upscaler(image)))
     assert b"a blot" in response.content
 
@@ -174,8 +174,8 @@ def test_a_mask_and_an_untouched_image_take_no_forward_pass(vivid: Path):
 def test_the_first_frame_of_an_animation_is_used_and_noted(client: Client, upscaler: Upscaler):
     frames = [thumbnail(seed).quantize(64) for seed in (7, 8)]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    response = client.post("/v1/upscale", files={"picture": animation})
-    assert "picture: is animated, its first frame was used" in unquote(response.headers["gleansr-note"])
+    response = client.post("/v1/upscale", files={"image": animation})
+    assert "image: is animated, its first frame was used" in unquote(response.headers["gleansr-note"])
     assert np.array_equal(decoded(response.content), np.asarray(upscaler(frames[0].convert("RGB"))))
 
 
@@ -195,26 +195,26 @@ def bomb(width: int, height: int) -> bytes:
 JPEG = encoded(blotchy(9, 200), "JPEG")
 SMALL = encoded(blotchy(10, 6))
 BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
-    "a text file": ("upscale", {"picture": b"hello"}, {}, 400, "bad-picture", "send PNG, JPEG"),
-    "an empty file": ("upscale", {"picture": ("a.png", b"")}, {}, 400, "bad-picture", "is empty"),
-    "a truncated JPEG": ("upscale", {"picture": JPEG[: len(JPEG) // 2]}, {}, 400, "bad-picture", "truncated"),
-    "half a header": ("upscale", {"picture": JPEG[:15]}, {}, 400, "bad-picture", "picture:"),
-    "a truncated original": ("retouch", {"edited": EDITED, "original": EDITED[:200]}, {}, 400, "bad-picture", "original:"),
+    "a text file": ("upscale", {"image": b"hello"}, {}, 400, "bad-image", "send PNG, JPEG"),
+    "an empty file": ("upscale", {"image": ("a.png", b"")}, {}, 400, "bad-image", "is empty"),
+    "a truncated JPEG": ("upscale", {"image": JPEG[: len(JPEG) // 2]}, {}, 400, "bad-image", "truncated"),
+    "half a header": ("upscale", {"image": JPEG[:15]}, {}, 400, "bad-image", "image:"),
+    "a truncated original": ("retouch", {"edited": EDITED, "original": EDITED[:200]}, {}, 400, "bad-image", "original:"),
     "PostScript": (
         "upscale",
-        {"picture": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"},
+        {"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"},
         {},
         400,
-        "bad-picture",
+        "bad-image",
         "not taken here; send PNG",
     ),
-    "a bomb": ("upscale", {"picture": bomb(60_000, 60_000)}, {}, 413, "too-many-pixels", "send a smaller image"),
-    "a lesser bomb": ("upscale", {"picture": bomb(9_000, 9_000)}, {}, 413, "too-many-pixels", "9000x9000"),
+    "a bomb": ("upscale", {"image": bomb(60_000, 60_000)}, {}, 413, "too-many-pixels", "send a smaller image"),
+    "a lesser bomb": ("upscale", {"image": bomb(9_000, 9_000)}, {}, 413, "too-many-pixels", "9000x9000"),
     "a bomb as mask": ("retouch", {"edited": EDITED, "mask": bomb(1_500, 1_500)}, {}, 413, "too-many-pixels", "mask:"),
-    "no image": ("upscale", {}, {"fit": "crop"}, 422, "missing-field", "curl -F picture=@FILE"),
+    "no image": ("upscale", {}, {"fit": "crop"}, 422, "missing-field", "curl -F image=@FILE"),
     "no edited image": ("retouch", {"original": EDITED}, {}, 422, "missing-field", "edited"),
     "another size": ("retouch", {"edited": EDITED, "original": encoded(blotchy(1, 65))}, {}, 422, "unfit", "65x65"),
-    "a small image": ("upscale", {"picture": SMALL}, {"fit": "exact"}, 422, "unfit", "fit crop, pad or stretch"),
+    "a small image": ("upscale", {"image": SMALL}, {"fit": "exact"}, 422, "unfit", "fit crop, pad or stretch"),
     "a small region": ("retouch", {"edited": SMALL}, {}, 422, "unfit", "smaller than the model's input"),
     "a box outside": ("retouch", {"edited": EDITED}, {"box": "60,60,50"}, 422, "unfit", "not within"),
     "a factor beyond the model": ("retouch", {"edited": EDITED}, {"factor": "64"}, 422, "unfit", "2 to 8"),
@@ -224,11 +224,11 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str, str]] = {
     "digits of another script": ("retouch", {"edited": EDITED}, {"feather": "٣"}, 400, "bad-field", "an integer"),
     "a long number": ("retouch", {"edited": EDITED}, {"box": "0,0," + "9" * 900}, 400, "bad-field", "left,top,side"),
     "a long field": ("retouch", {"edited": EDITED}, {"box": "9" * 2000}, 400, "bad-field", "longer than 1000"),
-    "an unknown model": ("upscale", {"picture": PICTURE}, {"model": "dogs"}, 400, "bad-field", "vivid, other"),
-    "an unknown format": ("upscale", {"picture": PICTURE}, {"format": "tiff"}, 400, "bad-field", "png, jpeg, webp"),
-    "a misspelt field": ("upscale", {"picture": PICTURE}, {"modl": "vivid"}, 400, "bad-field", "did you mean model?"),
-    "a field as file": ("upscale", {"picture": PICTURE, "fit": b"crop"}, {}, 400, "bad-field", "plain field"),
-    "a file as field": ("upscale", {"fit": b"crop"}, {"picture": "hello"}, 400, "bad-field", ""),
+    "an unknown model": ("upscale", {"image": IMAGE}, {"model": "dogs"}, 400, "bad-field", "vivid, other"),
+    "an unknown format": ("upscale", {"image": IMAGE}, {"format": "tiff"}, 400, "bad-field", "png, jpeg, webp"),
+    "a misspelt field": ("upscale", {"image": IMAGE}, {"modl": "vivid"}, 400, "bad-field", "did you mean model?"),
+    "a field as file": ("upscale", {"image": IMAGE, "fit": b"crop"}, {}, 400, "bad-field", "plain field"),
+    "a file as field": ("upscale", {"fit": b"crop"}, {"image": "hello"}, 400, "bad-field", ""),
 }
 
 
@@ -239,7 +239,7 @@ def test_bad_input_gets_a_problem(client: Client, name: str):
     assert problem(response)[:2] == (status, kind)
     assert word in problem(response)[2]
     assert "\n" not in problem(response)[2]
-    assert client.post("/v1/upscale", files={"picture": PICTURE}).status_code == 200  # the worker lives on
+    assert client.post("/v1/upscale", files={"image": IMAGE}).status_code == 200  # the worker lives on
 
 
 def test_malformed_forms_are_refused(client: Client):
@@ -250,14 +250,14 @@ def test_malformed_forms_are_refused(client: Client):
         ({"content-type": "multipart/form-data"}, b"x", 400, "bad-field"),
         (MULTIPART, b"no form at all", 400, "bad-field"),
         (MULTIPART, b"--edge\r\n\r\nno name\r\n--edge--\r\n", 400, "bad-field"),
-        (MULTIPART, form({"picture": PICTURE})[:-300], 400, "bad-field"),
-        (MULTIPART, form({"picture": PICTURE})[:-10] + b"\r\n" + form({"picture": PICTURE}), 400, "bad-field"),
+        (MULTIPART, form({"image": IMAGE})[:-300], 400, "bad-field"),
+        (MULTIPART, form({"image": IMAGE})[:-10] + b"\r\n" + form({"image": IMAGE}), 400, "bad-field"),
     ):
         response = client.post("/v1/upscale", content=body, headers=headers)
         assert problem(response)[:2] == (status, kind), (headers, body[:50])
-    empty = form({"picture": b""}).replace(b"a.png", b"")  # of an input in a browser in which nothing was chosen
+    empty = form({"image": b""}).replace(b"a.png", b"")  # of an input in a browser in which nothing was chosen
     assert problem(client.post("/v1/upscale", content=empty, headers=MULTIPART))[:2] == (422, "missing-field")
-    both = empty.replace(b"picture", b"mask").replace(b"--edge--\r\n", b"") + form({"edited": EDITED})
+    both = empty.replace(b"image", b"mask").replace(b"--edge--\r\n", b"") + form({"edited": EDITED})
     assert client.post("/v1/retouch", content=both, headers=MULTIPART).status_code == 200
 
 
@@ -278,7 +278,7 @@ def test_a_body_above_the_limit_is_refused_before_it_has_come(client: Client):
 
     async def endless() -> AsyncIterator[bytes]:
         nonlocal sent
-        yield form({"picture": PICTURE})[:-12]
+        yield form({"image": IMAGE})[:-12]
         while True:
             yield bytes(100_000)
             sent += 100_000
@@ -296,7 +296,7 @@ def test_nothing_is_written_to_disk(client: Client, monkeypatch: pytest.MonkeyPa
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1200, 3), np.uint8))
     contents = encoded(noise)
     assert len(contents) > 3_000_000
-    assert client.post("/v1/upscale", files={"picture": contents}).status_code == 200
+    assert client.post("/v1/upscale", files={"image": contents}).status_code == 200
 
 
 @pytest.mark.parametrize("what", ["it raises", "it makes NaN"])
@@ -308,12 +308,12 @@ def test_a_model_that_fails_does_not_end_the_worker(vivid: Path, what: str):
         else:
             inner = method._method
             method._method = lambda lr, _: ModelOutput(inner(lr).images * torch.nan)  # pyright: ignore[reportAttributeAccessIssue]
-        response = client.post("/v1/upscale", files={"picture": PICTURE})
+        response = client.post("/v1/upscale", files={"image": IMAGE})
         assert problem(response)[:2] == (500, "failed")
         assert "content-security-policy" in response.headers
         method.error = None
         if what == "it raises":
-            assert client.post("/v1/upscale", files={"picture": PICTURE}).status_code == 200
+            assert client.post("/v1/upscale", files={"image": IMAGE}).status_code == 200
         assert client.get("/readyz").status_code == 200
 
 
@@ -335,11 +335,11 @@ def test_a_bug_is_not_reported_as_a_bad_image(client: Client, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(f"gleansr.{where}", mistaken)
-        response = client.post("/v1/upscale", files={"picture": PICTURE})
+        response = client.post("/v1/upscale", files={"image": IMAGE})
     assert problem(response)[:2] == (500, "failed")
     assert "please report it, with the traceback from the service's log" in problem(response)[2]
     assert "content-security-policy" in response.headers
-    assert client.post("/v1/upscale", files={"picture": PICTURE}).status_code == 200
+    assert client.post("/v1/upscale", files={"image": IMAGE}).status_code == 200
 
 
 def test_out_of_memory_is_a_problem(client: Client, monkeypatch: pytest.MonkeyPatch):
@@ -348,7 +348,7 @@ def test_out_of_memory_is_a_problem(client: Client, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr("gleansr.serving.endpoints.decode", lacking)
-        assert problem(client.post("/v1/upscale", files={"picture": PICTURE}))[2].startswith("the service is out of memory")
+        assert problem(client.post("/v1/upscale", files={"image": IMAGE}))[2].startswith("the service is out of memory")
 
 
 def test_early_answers_end_the_connection(upscaler: Upscaler):
@@ -357,7 +357,7 @@ def test_early_answers_end_the_connection(upscaler: Upscaler):
         for headers, status in (({}, 401), ({"authorization": f"Bearer {token}", "content-type": "text/plain"}, 415)):
             response = client.post("/v1/upscale", content=b"x", headers=headers)
             assert (response.status_code, response.headers["connection"]) == (status, "close")
-        read = client.post("/v1/upscale", files={"picture": b"x"}, headers={"authorization": f"Bearer {token}"})
+        read = client.post("/v1/upscale", files={"image": b"x"}, headers={"authorization": f"Bearer {token}"})
         assert read.status_code == 400
         assert "connection" not in read.headers
         assert "connection" not in client.get("/healthz").headers
@@ -392,7 +392,7 @@ def test_every_problem_has_a_status_in_the_range_of_its_meaning():
 def test_foreign_hosts_and_origins_are_refused_on_loopback(client: Client, headers: dict[str, str], status: int):
     for response in (
         client.get("/v1/models", headers=headers),
-        client.post("/v1/upscale", files={"picture": PICTURE}, headers=headers),
+        client.post("/v1/upscale", files={"image": IMAGE}, headers=headers),
     ):
         assert response.status_code == status, problem(response)
         if status != 200:
@@ -430,7 +430,7 @@ def test_the_token(upscaler: Upscaler):
             assert client.get(path, headers={"authorization": f"bearer {token}"}).status_code == (404 if path == "/nothing" else 200)
         for path in ("/", "/static/style.css", "/healthz", "/readyz"):
             assert client.get(path).status_code == 200, path
-        assert client.post("/v1/upscale", files={"picture": PICTURE}).status_code == 401
+        assert client.post("/v1/upscale", files={"image": IMAGE}).status_code == 401
         assert client.get("/openapi.json", headers={"authorization": f"Bearer {token}"}).json()["security"] == [{"token": []}]
 
 
@@ -516,8 +516,8 @@ def test_openapi_describes_all_routes_with_examples(client: Client):
 
 def test_metrics(upscaler: Upscaler):
     with asked(upscaler) as client:
-        client.post("/v1/upscale", files={"picture": PICTURE})
-        client.post("/v1/upscale", files={"picture": b"x"})
+        client.post("/v1/upscale", files={"image": IMAGE})
+        client.post("/v1/upscale", files={"image": b"x"})
         client.get("/a/path/of/any/kind")
         lines = client.get("/metrics").text.splitlines()
     assert 'gleansr_requests_total{route="/v1/upscale",status="200"} 1.0' in lines
@@ -531,7 +531,7 @@ def test_metrics(upscaler: Upscaler):
 
 def test_the_log_has_a_line_for_each_request_and_nothing_private(client: Client, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "gleansr.access"):
-        client.post("/v1/upscale?key=secret", files={"picture": ("my-cat.png", PICTURE)}, headers={"authorization": "Bearer secret"})
+        client.post("/v1/upscale?key=secret", files={"image": ("my-cat.png", IMAGE)}, headers={"authorization": "Bearer secret"})
         client.get("/some/secret/path")
     lines = [json.loads(record.message) for record in caplog.records if record.name == "gleansr.access"]
     assert [(line["method"], line["route"], line["status"]) for line in lines] == [("POST", "/v1/upscale", 200), ("GET", "other", 404)]

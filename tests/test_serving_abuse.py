@@ -24,7 +24,7 @@ from gleansr.serving.problems import Problem
 from gleansr.serving.server import listen
 
 MOST, OF_ONE = 24, 12
-FORM = form({"picture": encoded(thumbnail(1))})
+FORM = form({"image": encoded(thumbnail(1))})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def sent_until_refused(connection: socket.socket, piece: bytes) -> int:
 def served(service: Running) -> int:
     """The status that a client with an image gets."""
     with httpx.Client(base_url=service.url, trust_env=False) as client:
-        return client.post("/v1/upscale", files={"picture": encoded(thumbnail(1))}).status_code
+        return client.post("/v1/upscale", files={"image": encoded(thumbnail(1))}).status_code
 
 
 def figures(service: Running) -> dict[str, float]:
@@ -337,7 +337,7 @@ def test_addresses_are_counted_by_network():
 EARLY = {
     "a wrong type": (head("POST /v1/upscale?", Content_Type="application/json", Content_Length=900_000), b"[" * 1000, 415),
     "a declared length": (head(Content_Length=10**12), b"", 413),
-    "an unknown field": (head(Content_Length=900_000), FORM.replace(b"picture", b"pictures"), 400),
+    "an unknown field": (head(Content_Length=900_000), FORM.replace(b"image", b"images"), 400),
     "a field of megabytes": (head(Content_Length=900_000), form({"fit": bytes(2000)}).replace(b'; filename="a.png"', b""), 400),
     "a foreign host": (head(Host="evil.example", Content_Length=900_000), b"", 403),
     "a body where none belongs": (head("GET /healthz", Content_Length=900_000), b"x", 200),

@@ -35,7 +35,7 @@ def client(models: Models) -> Iterator[Client]:
 
 
 def test_a_thumbnail_gets_the_model_of_its_category(client: Client):
-    response = client.post("/v1/upscale", files={"picture": encoded(FACE)})
+    response = client.post("/v1/upscale", files={"image": encoded(FACE)})
     assert np.array_equal(decoded(response.content), np.asarray(gleansr.upscale(FACE, device="cpu")))
     assert response.headers["gleansr-model"] == "faces-8x"
     assert unquote(response.headers["gleansr-summary"]).startswith("face (")
@@ -44,9 +44,7 @@ def test_a_thumbnail_gets_the_model_of_its_category(client: Client):
 
 def test_a_photo_gets_the_general_model_and_the_models_of_its_objects(client: Client):
     photo = Image.fromarray(data.astronaut()).resize((160, 160), Image.Resampling.BICUBIC)
-    answer = client.post(
-        "/v1/upscale", files={"picture": encoded(photo)}, data={"scale": "2"}, headers={"accept": "application/json"}
-    ).json()
+    answer = client.post("/v1/upscale", files={"image": encoded(photo)}, data={"scale": "2"}, headers={"accept": "application/json"}).json()
     wanted = gleansr.upscale(photo, scale=2, device="cpu")
     assert (answer["width"], answer["height"], answer["scale"], answer["category"]) == (320, 320, 2, None)
     assert len(answer["objects"]) == 1
@@ -55,25 +53,25 @@ def test_a_photo_gets_the_general_model_and_the_models_of_its_objects(client: Cl
 
 
 def test_an_unknown_thumbnail_and_one_named_auto(client: Client):
-    response = client.post("/v1/upscale", files={"picture": encoded(blotchy(1, 24))}, data={"model": "auto"})
+    response = client.post("/v1/upscale", files={"image": encoded(blotchy(1, 24))}, data={"model": "auto"})
     assert response.headers["gleansr-model"] == GENERAL
     assert response.headers["gleansr-size"] == "96x96"
 
 
 def test_results_are_limited(models: Models):
-    files = {"picture": encoded(blotchy(1, 100))}
+    files = {"image": encoded(blotchy(1, 100))}
     with Client(App(ServingConfig(max_pixels=10_000), {"faces-8x": models["faces-8x"]}, models)) as client:
         assert problem(client.post("/v1/upscale", files=files, data={"scale": "3"}))[1] == "too-many-pixels"
         assert client.post("/v1/upscale", files=files).headers["gleansr-size"] == "200x200"
 
 
 def test_fit_is_for_a_named_model(client: Client):
-    files = {"picture": encoded(FACE)}
+    files = {"image": encoded(FACE)}
     assert problem(client.post("/v1/upscale", files=files, data={"fit": "crop"}))[2].startswith("fit is for one model")
     named = {"fit": "crop", "model": "faces-8x"}
     assert client.post("/v1/upscale", files=files, data=named).headers["gleansr-size"] == "256x256"
     assert problem(client.post("/v1/upscale", files=files, data=named | {"scale": "4"}))[1] == "unfit"
-    large = {"picture": encoded(blotchy(2, 300))}
+    large = {"image": encoded(blotchy(2, 300))}
     assert "larger than what faces-8x makes" in problem(client.post("/v1/upscale", files=large, data=named))[2]
 
 
@@ -90,11 +88,11 @@ def test_thumbnails_do_not_wait_for_photos_and_an_abandoned_photo_ends(models: M
     monkeypatch.setattr("gleansr.photos.search.DETECTED", ())
     with Client(App(ServingConfig(), {"faces-8x": models["faces-8x"]}, models)) as client:
         monkeypatch.setattr(general, "runner", tile)
-        photo = threading.Thread(target=lambda: answers.append(client.post("/v1/upscale", files={"picture": encoded(blotchy(3, 2000))})))
+        photo = threading.Thread(target=lambda: answers.append(client.post("/v1/upscale", files={"image": encoded(blotchy(3, 2000))})))
         answers = []
         photo.start()
         assert begun.wait(20)
-        assert client.post("/v1/upscale", files={"picture": encoded(FACE)}).status_code == 200
+        assert client.post("/v1/upscale", files={"image": encoded(FACE)}).status_code == 200
         assert not answers
         [ticket] = client.app.service.admission._active
         client.call(ticket.stop, Problem("timeout", "too late"))

@@ -70,9 +70,9 @@ def listens(service: Running) -> bool:
 
 def test_images_over_a_socket(service: Running, vivid: Path):
     with httpx.Client(base_url=service.url, trust_env=False) as client:
-        response = client.post("/v1/upscale", files={"picture": encoded(thumbnail(1))})
+        response = client.post("/v1/upscale", files={"image": encoded(thumbnail(1))})
         assert np.array_equal(decoded(response.content), np.asarray(gleansr.load(vivid)(thumbnail(1))))
-        assert problem(client.post("/v1/upscale", files={"picture": b"x"}))[0] == 400
+        assert problem(client.post("/v1/upscale", files={"image": b"x"}))[0] == 400
         assert problem(client.get("/v1/models", headers={"host": "evil.example"}))[1] == "foreign-host"
         assert problem(client.get("/v1/models", headers={"origin": "https://evil.example"}))[1] == "foreign-origin"
         assert client.get("/v1/models", headers={"origin": service.url}).status_code == 200
@@ -101,7 +101,7 @@ def test_responses_are_not_delayed():
 def test_an_endless_body_is_answered_while_it_comes(service: Running):
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(None))
-        start = form({"picture": encoded(thumbnail(1))})[:-12]
+        start = form({"image": encoded(thumbnail(1))})[:-12]
         connection.sendall(f"{len(start):x}\r\n".encode() + start + b"\r\n")
         sent = len(start)
         connection.setblocking(False)
@@ -126,7 +126,7 @@ def test_an_endless_body_is_answered_while_it_comes(service: Running):
 
 
 def test_disconnected_clients_are_forgotten(service: Running):
-    body = form({"picture": encoded(thumbnail(1))})
+    body = form({"image": encoded(thumbnail(1))})
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(len(body)) + body[:100])
         begun(service)
@@ -137,7 +137,7 @@ def test_disconnected_clients_are_forgotten(service: Running):
                 break
             time.sleep(0.02)
         assert 'gleansr_requests_total{route="/v1/upscale",status="499"} 1.0' in lines
-        assert client.post("/v1/upscale", files={"picture": encoded(thumbnail(2))}).status_code == 200
+        assert client.post("/v1/upscale", files={"image": encoded(thumbnail(2))}).status_code == 200
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
@@ -199,7 +199,7 @@ def test_load(vivid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 
 def test_sigterm_waits_for_a_request_in_progress(vivid: Path, service: Running):
     """Must be the last test of this service."""
-    body = form({"picture": encoded(thumbnail(3))})
+    body = form({"image": encoded(thumbnail(3))})
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(head(len(body)) + body[:100])
         begun(service)

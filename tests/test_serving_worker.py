@@ -137,7 +137,7 @@ def test_disconnected_clients_cost_no_forward_pass(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             first = await asked.busy()
-            sent = await ask_and_go(asked, form({"picture": encoded(thumbnail(1))}))
+            sent = await ask_and_go(asked, form({"image": encoded(thumbnail(1))}))
             assert len(asked.app.service.worker) == 0
             assert len(asked.app.service.admission) == 1  # the first
             asked.method.open.set()
@@ -152,7 +152,7 @@ def test_disconnected_clients_cost_no_forward_pass(vivid: Path):
 def test_clients_that_disconnect_while_sending_are_forgotten(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
-            sent = await ask_and_go(asked, form({"picture": encoded(thumbnail(1))})[:200], at_once=True)
+            sent = await ask_and_go(asked, form({"image": encoded(thumbnail(1))})[:200], at_once=True)
             assert sent[0]["status"] == 499
             assert len(asked.app.service.admission) == 0
             assert counted(asked, 'outcomes_total{outcome="client-gone"}') == 1
@@ -189,7 +189,7 @@ def test_a_replaced_request_gets_a_problem_at_any_stage(vivid: Path):
     async def test() -> None:
         async with asking(vivid) as asked:
             begun, replaced = asyncio.Event(), asyncio.Event()
-            body = form({"picture": encoded(thumbnail(1))})
+            body = form({"image": encoded(thumbnail(1))})
 
             async def slow() -> AsyncIterator[bytes]:
                 yield body[:100]
@@ -212,7 +212,7 @@ def test_a_replaced_request_gets_a_problem_at_any_stage(vivid: Path):
 def test_names_of_editors(vivid: Path, name: str):
     async def test() -> None:
         async with asking(vivid) as asked:
-            response = await asked.client.post("/v1/upscale", files={"picture": b""}, headers={b"gleansr-editor": name.encode("latin-1")})
+            response = await asked.client.post("/v1/upscale", files={"image": b""}, headers={b"gleansr-editor": name.encode("latin-1")})
             assert problem(response)[:2] == (400, "bad-field")
 
     run(test())
@@ -283,7 +283,7 @@ def test_slow_uploads_make_room_for_others(vivid: Path, monkeypatch: pytest.Monk
             first, begun = await asked.busy(), asyncio.Semaphore(0)
 
             async def stalling() -> AsyncIterator[bytes]:
-                yield form({"picture": bytes(19_000)})[:-12]
+                yield form({"image": bytes(19_000)})[:-12]
                 begun.release()
                 await asyncio.sleep(20)
 
@@ -309,7 +309,7 @@ def test_stalled_uploads_are_aborted(vivid: Path):
         async with asking(vivid, stall_timeout=0.1) as asked:
 
             async def trickling() -> AsyncIterator[bytes]:
-                for byte in form({"picture": bytes(19_000)}):
+                for byte in form({"image": bytes(19_000)}):
                     yield bytes([byte])
                     await asyncio.sleep(0.001)
 
@@ -348,7 +348,7 @@ def test_time_is_bounded_while_waiting_and_while_sending(vivid: Path):
             assert len(asked.app.service.worker) == 0
 
             async def slow() -> AsyncIterator[bytes]:
-                yield form({"picture": b"x"})[:50]
+                yield form({"image": b"x"})[:50]
                 await asyncio.sleep(5)
 
             headers = {"content-type": "multipart/form-data; boundary=edge"}
@@ -413,7 +413,7 @@ def test_waiting_requests_do_not_keep_large_images(vivid: Path):
     endpoint = endpoints.make_endpoints({"vivid": gleansr.load(vivid)}, None, 10**8)[0]
     values = {name: one.default for name, one in endpoint.fields.items()}
     image = decode(blotchy(1, 12))
-    ready, pixels = endpoint.prepare({"picture": image}, values, lambda _done, _total: None), weakref.ref(image)
+    ready, pixels = endpoint.prepare({"image": image}, values, lambda _done, _total: None), weakref.ref(image)
     del image
     gc.collect()
     assert pixels() is None

@@ -34,8 +34,8 @@ _LIMITS = [
     *("--header-timeout", "1", "--stall-timeout", "1", "--timeout", "4"),
 ]
 _STATUSES = {status for status, _ in PROBLEMS.values()} | {100, 200, 206, 304, 416}
-_FORM = form({"picture": encoded(blotchy(1))}, "B")
-_NOISE = form({"picture": encoded(Image.effect_noise((300, 300), 60).convert("RGB"))}, "B")
+_FORM = form({"image": encoded(blotchy(1))}, "B")
+_NOISE = form({"image": encoded(Image.effect_noise((300, 300), 60).convert("RGB"))}, "B")
 _PATHS = ["/", "/v1/upscale", "/v1/retouch", "/v1/models", "/metrics", "/healthz", "/readyz", "/openapi.json", "/static/main.js", "/x", "*"]
 _METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "TRACE", "CONNECT", "PATCH", "BREW"]
 _HEADERS = [
@@ -288,7 +288,7 @@ def _odd_form(rng: random.Random) -> bytes:
     """Many parts, parts with many or long headers, long values, of names that are known or not."""
     body = b""
     for _ in range(rng.choice([1, 2, 500])):
-        name = rng.choice([b"fit", b"model", b"format", b"picture", b"edited", b"strength", b"box", b"x" * rng.choice([1, 5000, 100_000])])
+        name = rng.choice([b"fit", b"model", b"format", b"image", b"edited", b"strength", b"box", b"x" * rng.choice([1, 5000, 100_000])])
         file = rng.choice([b"", b'; filename="a.png"', b"; filename*=UTF-8''a"])
         more = b"A: b\r\n" * rng.choice([0, 0, 3, 1000])
         value = rng.choice([b"", b"1", b"crop", b"0,0,64", b"\xff", b"\r" * 500, b"\r\n--" * 500, b"[" * 100_000, b"9" * 900])

@@ -21,7 +21,7 @@ def serve(
     """Enlarge and retouch in the browser, and serve both over HTTP (docs/serving.md).
 
     - gleansr serve --open
-    - curl -F picture=@photo.jpg http://127.0.0.1:8008/v1/upscale -o large.png
+    - curl -F image=@photo.jpg http://127.0.0.1:8008/v1/upscale -o large.png
     - gleansr serve --models faces-8x cats-8x --port 9000
 
     Args:

@@ -93,10 +93,10 @@ def _routes(service: Service) -> ASGIApp:
         **image_route(
             service.upscaling,
             "/v1/upscale",
-            "-F picture=@small.png -o large.png",
-            "-F picture=@photo.jpg -F scale=2 -F format=jpeg -o large.jpg",
-            "-F picture=@small.png -H 'Accept: application/json'",
-            "-F picture=@small.png -F model=cats-8x -F fit=crop -o large.png",
+            "-F image=@small.png -o large.png",
+            "-F image=@photo.jpg -F scale=2 -F format=jpeg -o large.jpg",
+            "-F image=@small.png -H 'Accept: application/json'",
+            "-F image=@small.png -F model=cats-8x -F fit=crop -o large.png",
         ),
     )
     async def upscale(request: Request) -> Response:

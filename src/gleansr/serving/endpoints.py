@@ -92,7 +92,7 @@ def make_endpoints(upscalers: Mapping[str, Upscaler], models: Models | None, max
     shared = {"format": forms.choice("Format of the result", "png", "jpeg", "webp")}
     model = "Name of the model, see /v1/models"
     upscale_fields = {
-        "picture": forms.file("The image to enlarge: PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF", required=True),
+        "image": forms.file("The image to enlarge: PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF", required=True),
         "model": forms.choice(f"{model}; auto recognises the image and chooses" if models else model, *tasks),
         "scale": forms.integer(
             "The result is exactly so many times as large; by default the model's scale for thumbnails, otherwise 4, or 2 for large photos",
@@ -123,16 +123,16 @@ def make_endpoints(upscalers: Mapping[str, Upscaler], models: Models | None, max
         ),
         "feather": forms.integer("Pixels over which the refined image fades; by default a 32nd of the region", 0, 10_000),
         "box": forms.box("Left, top and width of the region that the model sees; by default chosen from the edits"),
-        "output": forms.choice("The image, or the opacity of the refined image as a grey PNG, without a forward pass", "picture", "mask"),
+        "output": forms.choice("The image, or the opacity of the refined image as a grey PNG, without a forward pass", "image", "mask"),
     }
 
     def is_photo(images: Images, values: Values) -> bool:
-        return values["fit"] == "auto" and not tasks[values["model"]].is_thumbnail(*images["picture"].size)
+        return values["fit"] == "auto" and not tasks[values["model"]].is_thumbnail(*images["image"].size)
 
     def result_pixels(images: Images, values: Values) -> int:
         """Thumbnails that a model yet unknown enlarges 8 to 64 times are too small to matter."""
-        height, width = images["picture"].size
-        scale = values["scale"] or tasks[values["model"]].scale_by_size((height, width), "picture")
+        height, width = images["image"].size
+        scale = values["scale"] or tasks[values["model"]].scale_by_size((height, width), "image")
         return height * width * scale**2
 
     upscaling = Endpoint(upscale_fields | shared, partial(upscale, tasks, upscalers), is_photo, result_pixels)
@@ -143,7 +143,7 @@ def upscale(
     tasks: Mapping[str, AutoTask], upscalers: Mapping[str, Upscaler], images: Images, values: Values, report: StepReport
 ) -> PreparedRequest:
     """Raises Problem."""
-    image, scale, fit = images["picture"], values["scale"], values["fit"]
+    image, scale, fit = images["image"], values["scale"], values["fit"]
     if fitted := _checked(fitted_task, upscalers.get(values["model"]), fit, scale):
         task, prepared = fitted, _checked(fitted.prepare, image)
     else:
@@ -200,7 +200,7 @@ def read(name: str, file: BinaryIO, max_pixels: int, hold: Hold) -> DecodedImage
     except ImageError as error:
         unsupported = "not an image of a known kind" in str(error) or "not taken here" in str(error)
         remedy = "send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF" if unsupported else "send another file"
-        raise Problem("bad-picture", f"{str(error).replace(ALLOW_TRUNCATED, '')}; {remedy}") from None
+        raise Problem("bad-image", f"{str(error).replace(ALLOW_TRUNCATED, '')}; {remedy}") from None
 
 
 def release_memory() -> None:

@@ -102,7 +102,7 @@ def check_content_type(request: Request) -> None:
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         value = f"is {content_type[:100]!r}" if content_type else "is missing"
-        raise Problem("wrong-content-type", f"Content-Type {value}; send multipart/form-data, as `curl -F picture=@FILE` and FormData do")
+        raise Problem("wrong-content-type", f"Content-Type {value}; send multipart/form-data, as `curl -F image=@FILE` and FormData do")
 
 
 async def read(request: Request, body: AsyncIterator[bytes], fields: Mapping[str, Field]) -> Form:

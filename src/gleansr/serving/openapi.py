@@ -15,7 +15,7 @@ _PROBLEM = {
     "type": "object",
     "description": "RFC 9457",
     "properties": {
-        "type": {"type": "string", "format": "uri", "example": "urn:gleansr:problem:bad-picture"},
+        "type": {"type": "string", "format": "uri", "example": "urn:gleansr:problem:bad-image"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "The cause, the value and the remedy"},
@@ -49,11 +49,11 @@ _FACTS = {
 """Of a response in JSON, which a request with `Accept: application/json` gets."""
 _DETAILS = {
     "bad-field": "strength is '2', but must be a number from 0 to 1",
-    "bad-picture": "picture: is not an image of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
+    "bad-image": "image: is not an image of a known kind; send PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
     "unauthorized": "a token is required; send `Authorization: Bearer TOKEN`",
     "superseded": "the same editor sent a newer request; wait for its answer",
-    "too-many-pixels": "picture: is 60000x60000, more than 25000000 pixels; send a smaller image",
-    "missing-field": "the field picture is missing; send it as a file, as `curl -F picture=@FILE` does",
+    "too-many-pixels": "image: is 60000x60000, more than 25000000 pixels; send a smaller image",
+    "missing-field": "the field image is missing; send it as a file, as `curl -F image=@FILE` does",
     "busy": "64 requests are being processed, the maximum; try again in 7 s",
 }
 _NOT_OF_IMAGES = {"bad-request", "not-found", "method-not-allowed", "client-gone", "stopping"}

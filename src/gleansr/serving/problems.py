@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse
 PROBLEMS = {
     "bad-request": (400, "The request is not valid HTTP"),
     "bad-field": (400, "A field has an invalid value"),
-    "bad-picture": (400, "An image cannot be read"),
+    "bad-image": (400, "An image cannot be read"),
     "unauthorized": (401, "A token is required"),
     "foreign-host": (403, "The host name is not one of the service's"),
     "foreign-origin": (403, "Pages of other sites may not use the service"),

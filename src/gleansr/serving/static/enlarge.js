@@ -63,7 +63,7 @@ export class Enlarge {
     const stop = () => { this.cancel(); working(null); say("Cancelled."); };
     working(text(), stop);
     try {
-      const fields = { picture: file, model, fit: $("fitting").value, scale: $("scale").value || null };
+      const fields = { image: file, model, fit: $("fitting").value, scale: $("scale").value || null };
       const waits = (why) => { this.waits = Boolean(why); waiting(why, text()); };
       const answer = await this.service.process("upscale", fields, { signal: controller.signal, waits });
       if (controller.signal.aborted) return;
