@@ -1,10 +1,11 @@
 """Time from the end of a stroke to the refined image in the browser, compared with the bare forward pass.
 
     python -m benchmarks.page [--strokes 30] [--image FILE] [--model cats-8x] [--json FILE]
+    python -m benchmarks.page --screenshot docs/page.jpg
 
 Starts `gleansr serve` on a free local port and draws strokes in headless Chromium. The bare forward pass of one image is timed in this
 process before and after the strokes, when the cores are free. Needs `pip install 'gleansr[serve]' playwright` and Chromium; CHROMIUM is its
-path if it is not called chromium.
+path if it is not called chromium. The screenshot is of the guide's last step, with the bundled models.
 """
 
 import argparse
@@ -56,11 +57,34 @@ def strokes(page: Page, count: int) -> list[dict[str, float]]:
     return [{"seconds": seconds, "forward": forward} for seconds, forward in entries[2:]]  # the first strokes are a warm-up
 
 
+def screenshot(file: Path) -> None:
+    """Draws the page as it compares the guide's bad edit with what refining makes of it."""
+    with running() as service, sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+        page.goto(service.url)
+        while not page.evaluate("document.querySelector('#model').options.length"):
+            page.wait_for_timeout(20)
+        page.click("#guide-sample")
+        while not page.inner_text("#status").startswith("Refined"):
+            page.wait_for_timeout(20)
+        page.click("#guide-next")
+        page.locator("input[value=compare]").check(force=True)
+        page.locator("#split").fill("44")
+        page.wait_for_timeout(300)
+        page.screenshot(path=file, type="jpeg", quality=85)
+        browser.close()
+
+
+def chromium() -> str | None:
+    """The browser's path."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium")
+
+
 def measure(image: Path, model: str, count: int) -> dict[str, Any]:
     before = forward_seconds(model, count // 2)
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with running("--models", model) as service, sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(service.url)
         page.locator("input[value=retouch]").check(force=True)
@@ -90,7 +114,11 @@ def main() -> None:
     parser.add_argument("--image", type=Path, default=CAT)
     parser.add_argument("--model", default="cats-8x")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--screenshot", type=Path, help="draw this file instead")
     arguments = parser.parse_args()
+    if arguments.screenshot:
+        screenshot(arguments.screenshot)
+        return
     report = measure(arguments.image, arguments.model, arguments.strokes)
     print("| stroke to refined, ms | bare forward pass, ms | in the service, ms | " + BOUND + " |\n| ---: | ---: | ---: | ---: |")
     keys = ("stroke_seconds_median", "forward_seconds_median", "forward_in_service_median", "bound_seconds")

@@ -460,7 +460,7 @@ def test_a_guide_shows_a_bad_edit_and_what_refining_makes_of_it(drive: Callable[
     steps = [(np.abs(np.diff(image[..., 1], axis=1)) > 40)[changed[:, 1:]].mean() for image in (edit, refined)]
     assert steps[1] < 0.5 * steps[0]
     page.click("#guide-next")
-    assert page.is_checked("input[value=compare]")
+    assert page.is_checked("input[value=edit]")
     page.click("#guide-end")
     assert page.is_hidden("#guide")
 

@@ -277,10 +277,14 @@ async function guide() {
     choose("show", "edit");
     stage.written(stage.document.lay("sample", edit, left, top));
     stage.zoomTo({ left: 100, top: 0, right: 350, bottom: 220 });
-    guiding("Eyes and smile were enlarged by hand. The seams show.", "Refine it", () => {
+    const seams = () => guiding("Eyes and smile were enlarged by hand. The seams show.", "Refine it", () => {
       choose("show", "refined");
-      guiding("The seams are gone; nothing else changed. Edit on yourself.", "Compare", () => choose("show", "compare"));
+      guiding("The seams are gone; nothing else changed. Draw on it yourself.", "Show the edit", () => {
+        choose("show", "edit");
+        seams();
+      });
     });
+    seams();
     await refine();
   } catch (error) {
     problem(error, guide);
