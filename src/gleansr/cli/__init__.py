@@ -17,6 +17,7 @@ GROUPS = {
         "upscale": "Enlarge images, folders of images, photos and videos",
         "retouch": "Make a retouched image realistic, in one forward pass",
         "serve": "A page in the browser and an HTTP service, for both",
+        "page": "The page as a static site, whose models run in the browser",
     },
     "Models": {
         "models": "List models, inspect, convert and download them",

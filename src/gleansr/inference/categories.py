@@ -50,7 +50,7 @@ def classify(image: Source | DecodedImage) -> Category:
 
     Raises ImageError if the image cannot be read.
     """
-    _, head = _classifier()
+    _, head = classifier()
     return category_of(_probabilities(image), float(head.threshold))
 
 
@@ -71,7 +71,7 @@ def category_of(probabilities: Tensor, threshold: float) -> Category:
 def _probabilities(image: Source | DecodedImage) -> Tensor:
     """Of the six `NAMES`."""
     decoded = image if isinstance(image, DecodedImage) else decode(image)
-    network, head = _classifier()
+    network, head = classifier()
     logits = head(grid_features(network, network_input(small_image(decoded)[None])))[0]
     return logits.double().softmax(0)
 
@@ -114,7 +114,8 @@ def _sides(size: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 @functools.cache
-def _classifier() -> tuple[SqueezeNet, CategoryHead]:
+def classifier() -> tuple[SqueezeNet, CategoryHead]:
+    """The features and the head that reads them, see `grid_features`."""
     path = asset(WEIGHTS)
     head = native.read(path).build("classifier", path).requires_grad_(False)
     return squeezenet(), cast("CategoryHead", head)

@@ -4,10 +4,12 @@ import importlib.util
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,9 @@ OPSET = 20
 """ONNX opset; onnxruntime supports it since 1.17."""
 LARGEST = 2_000_000_000
 """Largest size in bytes of the weights in one ONNX file: protobuf ends at 2 GiB."""
+
+_FEW = 64
+"""Tensors of fewer values stay as they are."""
 
 # The operators of demodulation: sums of squares, which exceed the range of float16.
 _FLOAT32_OPERATORS = ("MatMul", "Pow", "ReduceSum", "ReduceSumSquare", "Sqrt", "Reciprocal")
@@ -56,7 +61,7 @@ class _ExportedNetwork(nn.Module):
 
 
 @plain_torch()
-def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half: bool = False) -> Exported:
+def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half: bool = False, small_file: bool = False) -> Exported:
     """Writes the network of an Upscaler as an ONNX file, runs the file with ONNX Runtime on the CPU and compares the results.
 
     The file's input is "low" (N, 3, h, w), its output "high" (N, 3, scale * h, scale * w), both float32 RGB in [-1, 1]. h and w are the
@@ -67,6 +72,8 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
         path: of the file; an existing file is replaced.
         batch: N; None: any number, which some programs cannot optimise as well.
         half: compute in float16, except demodulation. Half the size; intended for GPUs.
+        small_file: store weights that float16 holds exactly, as all bundled ones, in float16. The file is half as large and computes the
+            same, in float32.
 
     Raises:
         RequestError: the method is not a network, a package is missing, or the network is too large for one file.
@@ -81,9 +88,7 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
         raise RequestError("export needs a network on the CPU in float32: gleansr.load(name, device='cpu', precision='float32')")
     if batch is not None and batch < 1:
         raise RequestError(f"batch must be at least 1, not {batch}")
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise RequestError(f"export requires {package}: pip install 'gleansr[export]'")
+    check_installed()
     network = _ExportedNetwork(method.model if half else exportable(method.model))
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     if weights > LARGEST:
@@ -96,12 +101,42 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
             warnings.simplefilter("ignore")  # of values that float16 rounds to 0
             proto = convert_float_to_float16(proto, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS])
     _describe(proto, method, upscaler, batch)
+    if small_file:
+        store_in_half(proto)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         difference, psnr = _compare(OnnxModel(temporary, torch.device("cpu")), method)
         if not (psnr >= 45 if half else difference <= 1e-3):
             raise GleansrError(f"{path} was not written: ONNX Runtime's result differs by {difference:g} of [-1, 1], {psnr:.1f} dB")
     return Exported(path, path.stat().st_size, batch, difference * 127.5, psnr)
+
+
+def check_installed() -> None:
+    """Raises RequestError if a package that export needs is missing."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise RequestError(f"export requires {package}: pip install 'gleansr[export]'")
+
+
+def store_in_half(proto: Any) -> None:
+    """Stores the weights of an ONNX model that float16 holds exactly in float16. They are cast to float32 when the model is loaded."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size < _FEW or not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *proto.graph.node]
+    proto.graph.ClearField("node")
+    proto.graph.node.extend(nodes)
 
 
 def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any:
@@ -114,6 +149,12 @@ def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any
             shapes[axis] = fold * length if fold > 1 else length
     lr = _samples(method)[: batch or 2]
     lr = lr.repeat(-(-(batch or 2) // len(lr)), 1, 1, 1)[: batch or 2]
+    return to_onnx(model, lr, {"lr": shapes or None}, "low", ["high"])
+
+
+def to_onnx(model: nn.Module, example: Tensor, free: dict[str, Any] | None, given: str, made: Sequence[str]) -> Any:
+    """A network of one input as an ONNX model. `free`: the free axes by the name of forward's argument; `given` and `made`: the names of
+    the input and the outputs."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that torchvision is missing
@@ -121,14 +162,26 @@ def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model, (lr,), dynamo=True, input_names=["low"], output_names=["high"], opset_version=OPSET,
-                dynamic_shapes={"lr": shapes or None}, verbose=False,
+                model, (example,), dynamo=True, input_names=[given], output_names=list(made), opset_version=OPSET,
+                dynamic_shapes=free, verbose=False,
             )  # fmt: skip
     finally:
         logger.setLevel(level)
     if program is None:
         raise GleansrError("PyTorch's exporter returned nothing for this network")
     return program.model_proto
+
+
+def without_sources(proto: Any) -> None:
+    """Removes source locations, which contain paths of this machine."""
+    proto.producer_name = "gleansr"
+    for node in proto.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    proto.graph.ClearField("metadata_props")
+    for values in (proto.graph.value_info, proto.graph.input, proto.graph.output, proto.graph.initializer):
+        for value in values:
+            value.ClearField("metadata_props")
 
 
 def _describe(proto: Any, method: FeedForwardModel, upscaler: Upscaler, batch: int | None) -> None:
@@ -145,14 +198,7 @@ def _describe(proto: Any, method: FeedForwardModel, upscaler: Upscaler, batch: i
     proto.doc_string = (
         f"{upscaler.about.name}: lr (N, 3, h, w) to high, RGB in [-1, 1], {method.scale} times larger; {upscaler.about.licence}"
     )
-    proto.producer_name = "gleansr"
-    for node in proto.graph.node:  # remove source locations, which contain paths of this machine
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    proto.graph.ClearField("metadata_props")
-    for values in (proto.graph.value_info, proto.graph.input, proto.graph.output, proto.graph.initializer):
-        for value in values:
-            value.ClearField("metadata_props")
+    without_sources(proto)
 
 
 def _samples(method: FeedForwardModel) -> Tensor:

@@ -1,4 +1,5 @@
 // Requests to the service: the token, problems (RFC 9457), waiting for a full queue or a server that is gone.
+import { encode } from "./files.js";
 
 /** What went wrong, in words for the user. */
 export class Problem extends Error {
@@ -56,6 +57,11 @@ export class Service {
       box: response.headers.get("Gleansr-Box")?.split(",").map(Number) ?? null,
       seconds: Number(response.headers.get("Gleansr-Seconds") ?? NaN),
     };
+  }
+
+  /** What `process` takes for an image. */
+  encode(image) {
+    return encode(image);
   }
 
   async send(path, { waits = () => {}, headers = {}, ...request }) {

@@ -1,8 +1,8 @@
 // The page's wiring: opening and saving, what happens after a stroke, buttons and keys.
-import { Service } from "./api.js";
 import { choose, Controls, nudge, shown, tool, upscaling } from "./controls.js";
 import { Document } from "./document.js";
 import { Editor } from "./editor.js";
+import { engine } from "./engine.js";
 import { Enlarge } from "./enlarge.js";
 import { download, open, readable } from "./files.js";
 import { listen } from "./keys.js";
@@ -11,12 +11,12 @@ import { png } from "./png.js";
 import { automatic, holds } from "./region.js";
 import { badEdit, receive } from "./receive.js";
 import { Refiner } from "./refine.js";
-import { $, askToken, askUnsaved, problem, restore, say, waiting, working } from "./status.js";
+import { $, askUnsaved, problem, restore, say, waiting, working } from "./status.js";
 import { Stage } from "./view.js";
 
 const UNKNOWN = "Nothing that the models know was recognised here. Choose a model, or a model region around a face, cat, car, bedroom or tower.";
 
-const service = new Service(askToken), controls = new Controls(), stage = new Stage($("canvas")), refiner = new Refiner(service);
+const service = await engine(), controls = new Controls(), stage = new Stage($("canvas")), refiner = new Refiner(service);
 const enlarge = new Enlarge(service, controls, buttons);
 let mine = null;  // the part of the image that the user chose for the model to see
 const checked = new Set();  // models of which was said whether they fit the image
@@ -327,7 +327,7 @@ async function save() {
         say("Not saved.");
         return false;
       }
-      const all = result?.pixels.width === edited.width && result.pixels.height === edited.height;
+      const all = result?.blob && result.pixels.width === edited.width && result.pixels.height === edited.height;
       if (!all) working("Writing the file…");
       const file = all ? result.blob : await png(edited.with(result), software(result, edited));
       download(file, `${edited.name}-retouched.png`);

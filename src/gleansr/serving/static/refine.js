@@ -1,5 +1,5 @@
 // From an edit to the refined image: what is sent to the server, and that only the newest answer counts.
-import { decode, encode } from "./files.js";
+import { decode } from "./files.js";
 import { clip, shrink, whole, words } from "./pixels.js";
 import { holds } from "./region.js";
 
@@ -14,7 +14,7 @@ const MASK_COLOUR = [255, 64, 129];
  * @property {number} by how many times it is shrunk, since more pixels than the model makes only cost time while one edits
  * @property {ImageData} pixels of the area
  * @property {OffscreenCanvas} canvas the pixels that differ from the base, and nothing elsewhere
- * @property {Blob} blob the server's file
+ * @property {Blob|null} blob the server's file
  * @property {string} model
  * @property {string} note
  * @property {number} seconds of the forward pass
@@ -27,7 +27,7 @@ const MASK_COLOUR = [255, 64, 129];
 
 /** Sends edits of a document to the server. */
 export class Refiner {
-  /** @param {import("./api.js").Service} service */
+  /** @param {import("./api.js").Service|import("./engine/browser.js").Browser} service */
   constructor(service) {
     this.service = service;
     this.editor = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -54,7 +54,7 @@ export class Refiner {
       }
     }
     return this.alone(async (signal) => {
-      const fields = { edited: await encode(small), mask: await encode(mask), model: "auto", output: "mask" };
+      const fields = { edited: await this.service.encode(small), mask: await this.service.encode(mask), model: "auto", output: "mask" };
       const { box: [x, y, side], model, summary } = await this.service.process("retouch", fields, { editor: this.editor, signal, waits });
       const found = clip({ left: x * by, top: y * by, right: (x + side) * by, bottom: (y + side) * by }, whole(document));
       const all = side >= Math.min(small.width, small.height);
@@ -108,8 +108,8 @@ export class Refiner {
     const { signal } = this.masking = new AbortController(), by = coarseness(region, settings);
     try {
       const fields = await this.fields(document, region, by, settings);
-      const { blob } = await this.service.process("retouch", { ...fields, output: "mask" }, { signal, editor: `${this.editor}-mask` });
-      const image = await decode(blob);
+      const { blob, pixels } = await this.service.process("retouch", { ...fields, output: "mask" }, { signal, editor: `${this.editor}-mask` });
+      const image = pixels ?? await decode(blob);
       for (let i = 0; i < image.data.length; i += 4) image.data.set([...MASK_COLOUR, image.data[i] * 0.6], i);
       return signal.aborted ? null : { area: sent(document, region, by).area, canvas: canvasOf(image) };
     } catch (error) {
@@ -137,7 +137,8 @@ export class Refiner {
     const asked = performance.now();
     const answer = await this.service.process("retouch", fields, { ...options, editor: this.editor });
     const answered = performance.now();
-    const { image, area } = await this.base(document, region, by), pixels = await decode(answer.blob), canvas = canvasOf(where(pixels, image));
+    const { image, area } = await this.base(document, region, by), pixels = answer.pixels ?? await decode(answer.blob);
+    const canvas = canvasOf(where(pixels, image));
     const detail = { forward: answer.seconds, width: pixels.width, height: pixels.height };
     performance.measure("refine:prepare", { start: begun, end: asked, detail });
     performance.measure("refine:request", { start: asked, end: answered, detail });
@@ -148,7 +149,7 @@ export class Refiner {
   async fields(document, region, by, { model, strength, factor, feather }) {
     const { area, box, blob } = await this.base(document, region, by);
     return {
-      edited: await encode(shrink(document.edited, area, by)), original: blob, model: model.name, strength, factor,
+      edited: await this.service.encode(shrink(document.edited, area, by)), original: blob, model: model.name, strength, factor,
       feather: feather === null ? null : Math.round(feather / by), box,
     };
   }
@@ -159,7 +160,7 @@ export class Refiner {
     let base = this.bases.get(document);
     if (base?.key !== key) {
       const image = shrink(document.base, area, by);
-      this.bases.set(document, base = { key, image, blob: await encode(image) });
+      this.bases.set(document, base = { key, image, blob: await this.service.encode(image) });
     }
     return { ...base, area, box };
   }

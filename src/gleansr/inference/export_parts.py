@@ -1,0 +1,116 @@
+"""Exports what a page in a browser needs beside the GLEANs: the classifier, and residual networks without their bicubic interpolation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gleansr.ambient import plain_torch
+from gleansr.errors import GleansrError
+from gleansr.files import replacing
+from gleansr.inference.categories import classifier
+from gleansr.inference.export import check_installed, store_in_half, to_onnx, without_sources
+from gleansr.models.categories import CHANNELS, GRID
+from gleansr.models.features import SqueezeNet
+from gleansr.models.residual import ResidualNet
+
+_TOLERANCE = 1e-3
+"""Largest difference from the network, as a share of its largest value."""
+
+
+class _Features(nn.Module):
+    """The three layers of SqueezeNet that the classifier's head reads. Pools over a row and a column of zeros more instead of rounding sizes
+    up, which PyTorch's exporter cannot follow; values are not negative."""
+
+    def __init__(self, network: SqueezeNet):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """image (1, 3, H, W), RGB in [-1, 1] -> fire5, fire7 and fire9."""
+        network = self.network
+        x = F.relu(network.conv1((image.flip(1) + 1) * 127.5 - network.mean))
+        layers = []
+        for i, fire in enumerate(network.fires, start=2):
+            if i in (2, 4, 6):
+                x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, stride=2)
+            x = fire(x)
+            if i in (5, 7, 9):
+                layers.append(x)
+        return tuple(layers)
+
+
+class _Residual(nn.Module):
+    """What a residual network adds to bicubic enlargement."""
+
+    def __init__(self, model: ResidualNet):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (1, 3, H, W), RGB in [-1, 1] -> (1, 3, scale * H, scale * W)."""
+        model = self.model
+        return F.pixel_shuffle(model.last(model.body(model.first(image))), model.scale)
+
+
+@plain_torch()
+def export_residual(model: ResidualNet, path: Path) -> None:
+    """Writes what the network adds to MATLAB's bicubic, for an image "low" (1, 3, H, W) in [-1, 1], as "residual".
+
+    Raises:
+        GleansrError: ONNX Runtime's result differs.
+    """
+    free = {"image": {2: torch.export.Dim("h", min=2, max=2**14), 3: torch.export.Dim("w", min=2, max=2**14)}}
+    _write(_Residual(model), torch.rand(1, 3, 24, 20) * 2 - 1, free, "low", ["residual"], path)
+
+
+@plain_torch()
+def export_features(path: Path) -> None:
+    """Writes the network whose features the classifier reads: for an image "image" (1, 3, H, W) in [-1, 1], sides of 48 and more, its layers
+    "fire5", "fire7" and "fire9".
+
+    Raises:
+        GleansrError: ONNX Runtime's result differs.
+    """
+    free = {"image": {2: torch.export.Dim("h", min=48, max=512), 3: torch.export.Dim("w", min=48, max=512)}}
+    _write(_Features(classifier()[0]), torch.rand(1, 3, 96, 80) * 2 - 1, free, "image", ["fire5", "fire7", "fire9"], path)
+
+
+@plain_torch()
+def export_head(path: Path) -> None:
+    """Writes the classifier's head: for the means of those layers in 3x3 cells, "cells" (1, 1152, 3, 3), the "logits" (1, 6).
+
+    Raises:
+        GleansrError: ONNX Runtime's result differs.
+    """
+    _write(classifier()[1], torch.rand(1, CHANNELS, GRID, GRID), None, "cells", ["logits"], path)
+
+
+def threshold() -> float:
+    """The least probability of a category, see `models.categories.choose`."""
+    return float(classifier()[1].threshold)
+
+
+def _write(network: nn.Module, example: Tensor, free: dict[str, Any] | None, given: str, made: Sequence[str], path: Path) -> None:
+    check_installed()
+    proto = to_onnx(network, example, free, given, made)
+    without_sources(proto)
+    store_in_half(proto)
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+        difference = _difference(network, example, given, temporary)
+        if difference > _TOLERANCE:
+            raise GleansrError(f"{path} was not written: ONNX Runtime's result differs by {difference:g} of the largest value")
+
+
+@torch.inference_mode()
+def _difference(network: nn.Module, example: Tensor, given: str, path: Path) -> float:
+    import onnxruntime
+
+    results = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {given: example.numpy()})
+    expected = network(example)
+    pairs = zip(expected if isinstance(expected, tuple) else (expected,), results, strict=True)
+    return max(float((torch.from_numpy(result) - one).abs().max() / one.abs().max().clamp(min=1e-6)) for one, result in pairs)

@@ -1,0 +1,227 @@
+"""The page as a static site: a folder for any file server, whose models run in the browser."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gleansr.checkpoints.zoo import asset, cache_folder, file_of, find
+from gleansr.errors import ImageError, RequestError
+from gleansr.files import replacing, sha256_of
+from gleansr.inference import export_parts
+from gleansr.inference.categories import WEIGHTS
+from gleansr.inference.export import check_installed, export
+from gleansr.inference.router import GENERAL
+from gleansr.inference.upscaler import Upscaler, load
+from gleansr.models.residual import ResidualNet
+from gleansr.serving.web_runtime import GLUE, SCRIPT, WASM, runtime_files
+from gleansr.version import version
+
+PAGE = Path(__file__).parent / "static"
+
+MODELS = ("faces-8x", "faces-4x", "faces-16x", "cats-8x-light", "cars-8x", "bedrooms-8x", "towers-8x", GENERAL)
+"""The light bundled models."""
+
+LIST = "models.json"
+_PACKED_WASM = "ort.wasm.packed"
+"""No server takes a file of this name for something to unpack."""
+_AT_ROOT = ("index.html", "sw.js")
+_FORMAT = 1
+"""Of exported files in the cache: changes when models are exported otherwise."""
+
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self' 'wasm-unsafe-eval'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "connect-src 'self'",
+        "manifest-src 'self'",
+        "worker-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+)
+"""The page loads from and sends to its own host only."""
+
+_HEAD = '<meta name="viewport"'
+_WHERE = "Images stay in this page and in the server’s memory. Nothing is stored."
+_WHERE_STATIC = "Images stay in this browser. Nothing is sent anywhere."
+
+Report = Callable[[str], None]
+"""Is told what is made."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site that was written."""
+
+    folder: Path
+    models: tuple[str, ...]
+    size: int
+    """Of all files, in bytes."""
+    first_use: int
+    """Bytes that a browser loads at most until a first image is enlarged."""
+
+
+def write_site(
+    folder: Path, models: Sequence[str] = MODELS, runtime: Path | None = None, *, overwrite: bool = False, report: Report = print
+) -> Site:
+    """Writes the page with its models and ONNX Runtime into a folder.
+
+    Args:
+        folder: is made. One that a former call wrote is replaced, if `overwrite`.
+        models: names of bundled models with an input size, and general-4x.
+        runtime: folder of the npm package onnxruntime-web; by default npm fetches it.
+        overwrite: replace the files of a former site.
+        report: is told what is made.
+
+    Raises:
+        RequestError: the folder is not empty, a model does not suit the page, or a package is missing.
+        DownloadError: npm failed.
+    """
+    check_installed()
+    names = list(dict.fromkeys(models))
+    for name in names:
+        if not find(name).asset:
+            raise RequestError(f"{name} is not bundled with gleansr; the page takes bundled models, such as {', '.join(MODELS)}")
+    if not [name for name in names if name != GENERAL]:
+        raise RequestError(f"the page needs a model of a category beside {GENERAL}, such as {MODELS[0]}")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise RequestError(f"{folder}: is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / LIST).is_file()):
+        raise RequestError(f"{folder}: is not empty; give another folder, or --overwrite for one that `gleansr page` wrote")
+    contents = runtime_files(runtime)
+    exported = _Exports(report)
+    try:
+        for part in ("static", "runtime", "models"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+            (folder / part).mkdir(parents=True)
+        listed = _write_models(folder, names, exported)
+        listed["runtime"] = _write_runtime(folder, contents)
+        (folder / LIST).write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_page(folder)
+    except OSError as error:
+        raise ImageError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    size = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    shared = sum(count for path, count in size.items() if path.suffix != ".onnx")
+    classifier = listed["classifier"]["features"]["size"] + listed["classifier"]["head"]["size"]
+    return Site(folder, tuple(names), sum(size.values()), shared + classifier + max(model["size"] for model in listed["models"]))
+
+
+class _Exports:
+    """ONNX files of the bundled models, kept in the cache: each takes a quarter of a minute."""
+
+    def __init__(self, report: Report):
+        self._folder = cache_folder() / "page"
+        self._report = report
+
+    def file(self, name: str, source: Path, write: Callable[[Path], object]) -> Path:
+        """The exported file of a source."""
+        key = hashlib.sha256(f"{_FORMAT} {version()} {sha256_of(source)}".encode()).hexdigest()[:16]
+        path = self._folder / f"{name}-{key}.onnx"
+        if not path.is_file():
+            self._report(f"{name}: written as ONNX and compared")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+        return path
+
+    def model(self, name: str, upscaler: Upscaler) -> Path:
+        network = getattr(upscaler.method, "model", None)
+        source = file_of(find(name))
+        if isinstance(network, ResidualNet):
+            return self.file(name, source, lambda path: export_parts.export_residual(network, path))
+        return self.file(name, source, lambda path: export(upscaler, path, small_file=True))
+
+    def classifier(self) -> tuple[Path, Path]:
+        """Its features, and the head that reads them."""
+        features = self.file("features", asset("squeezenet.safetensors"), export_parts.export_features)
+        return features, self.file("categories", asset(WEIGHTS), export_parts.export_head)
+
+
+def _write_models(folder: Path, names: Sequence[str], exports: _Exports) -> dict[str, Any]:
+    listed, general = [], None
+    for name in sorted(names, key=_place):
+        upscaler = load(name, device="cpu", precision="float32")
+        entry = {**_facts(upscaler), **_stored(folder, name, exports.model(name, upscaler))}
+        if name == GENERAL:
+            general = entry
+        elif upscaler.input_size is None or not upscaler.category:
+            raise RequestError(f"{name} takes images of any size; the page takes models of a category, and {GENERAL}")
+        else:
+            listed.append({**entry, "default": not listed})
+    features, head = exports.classifier()
+    classifier = {
+        "features": _stored(folder, "the classifier", features),
+        "head": _stored(folder, "the classifier", head),
+        "threshold": export_parts.threshold(),
+    }
+    return {"gleansr": version(), "models": listed, "general": general, "classifier": classifier, "automatic": True}
+
+
+def _place(name: str) -> int:
+    """The place of a model in the list of those shown: that of `MODELS`, then that of the zoo."""
+    return MODELS.index(name) if name in MODELS else len(MODELS)
+
+
+def _facts(upscaler: Upscaler) -> dict[str, Any]:
+    return {
+        "category": upscaler.category,
+        "scale": upscaler.scale,
+        "input_size": upscaler.input_size,
+        "output_size": upscaler.output_size,
+        "content_height": upscaler.content_height,
+        "border": upscaler.border,
+        "licence": upscaler.about.licence,
+        "credit": upscaler.about.credit,
+        "loaded": True,
+    }
+
+
+def _stored(folder: Path, name: str, source: Path) -> dict[str, Any]:
+    """Copies a network to the site, and its entry in the list. The name of the file changes with its contents."""
+    digest = sha256_of(source)
+    stem = source.stem.rpartition("-")[0]
+    file = f"models/{stem}-{digest[:8]}.onnx"
+    shutil.copyfile(source, folder / file)
+    return {"name": name, "file": file, "size": source.stat().st_size, "sha256": digest}
+
+
+def _write_runtime(folder: Path, contents: dict[str, bytes]) -> dict[str, Any]:
+    for name in (SCRIPT, GLUE):
+        (folder / "runtime" / name).write_bytes(contents[name])
+    packed = gzip.compress(contents[WASM], 9, mtime=0)
+    (folder / "runtime" / _PACKED_WASM).write_bytes(packed)
+    return {
+        "name": "ONNX Runtime",
+        "file": f"runtime/{_PACKED_WASM}",
+        "size": len(packed),
+        "sha256": hashlib.sha256(packed).hexdigest(),
+    }
+
+
+def _write_page(folder: Path) -> None:
+    for source in sorted(PAGE.rglob("*")):
+        target = folder / "static" / source.relative_to(PAGE)
+        if source.is_dir():
+            target.mkdir(exist_ok=True)
+        elif source.name not in _AT_ROOT:
+            shutil.copyfile(source, target)
+    shutil.copyfile(asset("LICENSES.md"), folder / "LICENSES.md")
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    head = [
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        f'<meta name="gleansr-models" content="{LIST}">',
+        _HEAD,
+    ]
+    for old, new in {_HEAD: "\n".join(head), _WHERE: _WHERE_STATIC}.items():
+        if page.count(old) != 1:
+            raise RuntimeError(f"index.html has {old!r} {page.count(old)} times, not once")
+        page = page.replace(old, new)
+    with replacing(folder / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")

@@ -1,0 +1,14 @@
+// Who does the work: the service that the page comes from, or this browser.
+import { Service } from "./api.js";
+import { askToken } from "./status.js";
+
+/**
+ * The engine that the page names: a list of models to be run in the browser, or else the service.
+ * @returns {Promise<Service|import("./engine/browser.js").Browser>}
+ */
+export async function engine() {
+  const list = document.querySelector("meta[name=gleansr-models]");
+  if (!list) return new Service(askToken);
+  const { Browser } = await import("./engine/browser.js");
+  return new Browser(list.content);
+}
