@@ -22,8 +22,11 @@ _TOLERANCE = 1e-3
 
 
 class _Features(nn.Module):
-    """The three layers of SqueezeNet that the classifier's head reads. Pools over a row and a column of zeros more instead of rounding sizes
-    up, which PyTorch's exporter cannot follow; values are not negative."""
+    """The three layers of SqueezeNet that the classifier's head reads.
+
+    Pools over a row and a column of zeros more instead of rounding sizes up, which PyTorch's exporter cannot follow. No value is
+    negative.
+    """
 
     def __init__(self, network: SqueezeNet):
         super().__init__()
@@ -69,8 +72,9 @@ def export_residual(model: ResidualNet, path: Path) -> None:
 
 @plain_torch()
 def export_features(path: Path) -> None:
-    """Writes the network whose features the classifier reads: for an image "image" (1, 3, H, W) in [-1, 1], sides of 48 and more, its layers
-    "fire5", "fire7" and "fire9".
+    """Writes the network whose features the classifier reads.
+
+    For an image "image" (1, 3, H, W) in [-1, 1], sides of 48 and more, it gives the layers "fire5", "fire7" and "fire9".
 
     Raises:
         GleansrError: ONNX Runtime's result differs.

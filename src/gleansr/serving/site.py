@@ -50,7 +50,7 @@ POLICY = "; ".join(
 """The page loads from and sends to its own host only."""
 
 _HEAD = '<meta name="viewport"'
-_WHERE = "Images stay in this page and in the server’s memory. Nothing is stored."
+_WHERE = "Images stay in this page and in the server\u2019s memory. Nothing is stored."
 _WHERE_STATIC = "Images stay in this browser. Nothing is sent anywhere."
 
 Report = Callable[[str], None]

@@ -40,6 +40,7 @@ export class Controls {
   constructor() {
     this.extent = 512;  // shorter side of the image
     this.models = [];
+    this.own = null;  // the scale of the model that was described last
     this.suggested = null;  // the name of the model that suits the image, once it is recognised
     $("panel").addEventListener("submit", (event) => event.preventDefault());
     for (const id of ["size", ...PERCENTS]) $(id).addEventListener("input", () => this.write());
@@ -113,11 +114,12 @@ export class Controls {
     $("facts").replaceChildren(...Object.entries(facts).filter(([, text]) => text).flatMap(([term, text]) => [
       Object.assign(document.createElement("dt"), { textContent: term }), Object.assign(document.createElement("dd"), { textContent: text }),
     ]));
-    const before = Number($("factor").value) || model.scale, factors = [];
+    const before = Number($("factor").value), chosen = before && before !== this.own ? before : model.scale, factors = [];
     for (let factor = 2; factor <= model.output_size / 4; factor *= 2) factors.push(factor);
     const named = (factor) => factor === model.scale ? `${factor}× (the model’s own)` : `${factor}×`;
     $("factor").replaceChildren(...factors.map((factor) => new Option(named(factor), factor)));
-    $("factor").value = factors.includes(before) ? before : model.scale;
+    $("factor").value = factors.includes(chosen) ? chosen : model.scale;
+    this.own = model.scale;
   }
 
   /** @returns {import("./refine.js").Settings|null} null as long as no model is known */

@@ -52,7 +52,8 @@ async function recognise(edited, changed) {
   if (!controls.automatic) return true;
   if (!headOf(changed)) {
     working("Looking at the image…", cancel);
-    const head = await refiner.recognise(edited, changed, (why) => waiting(why, "Looking at the image…"));
+    const chosen = service.local && $("looks").value === "mine" ? mine : null;
+    const head = await refiner.recognise(edited, changed, (why) => waiting(why, "Looking at the image…"), chosen);
     if (!head || stage.document !== edited) return false;
     heads.push(head);
   }
@@ -215,6 +216,7 @@ const editor = new Editor($("board"), $("ring"), stage, {
   },
   framed(part, done) {
     mine = part;
+    if (service.local) heads = [];  // what it shows is looked at anew
     $("looks").value = "mine";
     showFrame();
     if (done) later();
@@ -227,8 +229,8 @@ const editor = new Editor($("board"), $("ring"), stage, {
 
 // ---------------------------------------------------------------------------------------------------------- opening and saving
 
-/** Opens a file in the mode that is shown. Returns whether it was opened. */
-async function openFile(file) {
+/** Opens a file in the mode that is shown; `head` is one that is known to be in it. Returns whether it was opened. */
+async function openFile(file, head = null) {
   if (!file) return false;
   problem(null);
   guiding();
@@ -247,18 +249,19 @@ async function openFile(file) {
     }
     given = file;
     refiner.forget();
-    mine = null;
+    mine = service.local ? head : null;  // a service finds it
     heads = [];
     checked.clear();
     $("found").hidden = true;
     controls.suggested = null;
     saved = 0;
-    $("looks").value = "auto";
+    $("looks").value = mine ? "mine" : "auto";
     stage.open(new Document(image, (file.name ?? "image").replace(/\.\w+$/, "")));
     controls.fit(image);
     $("board").ariaLabel = `${file.name ?? "Image"}, ${image.width} by ${image.height} pixels`;
     working(null);
-    say(`${file.name ?? "Image"}, ${image.width}×${image.height}. Draw on it.`);
+    const hint = service.local && !mine ? " Mark a head that does not fill it with the region tool (Q)." : "";
+    say(`${file.name ?? "Image"}, ${image.width}×${image.height}. Draw on it.${hint}`);
     showFrame();
     buttons();
     return true;
@@ -272,8 +275,8 @@ async function openFile(file) {
 async function guide() {
   choose("mode", "retouch");
   try {
-    const { face, edit, left, top } = await badEdit();
-    if (!await openFile(face)) return;
+    const { face, head, edit, left, top } = await badEdit();
+    if (!await openFile(face, head)) return;
     choose("show", "edit");
     stage.written(stage.document.lay("sample", edit, left, top));
     stage.zoomTo({ left: 100, top: 0, right: 350, bottom: 220 });
@@ -520,6 +523,7 @@ async function start() {
   }
 }
 
+$("heads").hidden = !service.local;
 setMode(document.querySelector("input[name=mode]:checked").value);
 say("Open an image to begin.");
 start();

@@ -15,7 +15,7 @@ const imageIn = (data) => [...data?.files ?? []].find((file) => file.type.starts
 
 /**
  * Calls `open` with each file that the user gives.
- * @param {(file: File) => void} open
+ * @param {(file: File, head?: import("./pixels.js").Rect) => void} open is told a head that is known to be in it
  * @param {(mode: "upscale"|"retouch") => void} turn is called before, when the user gives a file for one mode
  */
 export function receive(open, turn) {
@@ -59,17 +59,17 @@ export function receive(open, turn) {
   });
 }
 
-/** The sample of the guide: a face, an amateur's edit of its eyes and mouth, and where the edit lies. */
+/** The sample of the guide: a face, its head, an amateur's edit of its eyes and mouth, and where the edit lies. */
 export async function badEdit() {
   const [face, edit] = await Promise.all(["astronaut.jpg", "astronaut-edit.png"].map(async (name) => (await fetch(`static/${name}`)).blob()));
-  return { face: new File([face], "astronaut.jpg", { type: face.type }), edit: await decode(edit), left: 188, top: 89 };
+  return { face: new File([face], "astronaut.jpg", { type: face.type }), head: SAMPLES.face.head, edit: await decode(edit), left: 188, top: 89 };
 }
 
 async function sample(open, name, small) {
   const { file, head } = SAMPLES[name], response = await fetch(`static/${file}`).catch(() => null);
   if (!response?.ok) return problem(new Error("The sample could not be loaded. Is the server still running?"), () => sample(open, name, small));
   const image = await response.blob();
-  if (!small) return open(new File([image], file, { type: image.type }));
+  if (!small) return open(new File([image], file, { type: image.type }), head);
   const thumbnail = await png(shrink(await read(image), head, (head.right - head.left) / SMALL));
   open(new File([thumbnail], file.replace(".jpg", `-${SMALL}.png`), { type: "image/png" }));
 }

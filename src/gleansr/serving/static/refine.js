@@ -41,9 +41,10 @@ export class Refiner {
    * @param {import("./document.js").Document} document
    * @param {import("./pixels.js").Rect} changed
    * @param {(why: string) => void} waits
+   * @param {import("./pixels.js").Rect|null} chosen where to look; null: everywhere
    * @returns {Promise<{area: import("./pixels.js").Rect|null, model: string, summary: string}|null>} area: null if the whole image is meant
    */
-  recognise(document, changed, waits) {
+  recognise(document, changed, waits, chosen = null) {
     const by = Math.ceil(Math.max(document.width, document.height) / SEARCHED), small = shrink(document.base, whole(document), by);
     const mask = new ImageData(small.width, small.height), { left, top, right, bottom } = changed;
     mask.data.fill(255);
@@ -53,8 +54,9 @@ export class Refiner {
         if (!touched) mask.data.fill(0, 4 * i, 4 * i + 3);
       }
     }
+    const box = chosen && [chosen.left, chosen.top, chosen.right - chosen.left].map((at) => Math.floor(at / by)).join();
     return this.alone(async (signal) => {
-      const fields = { edited: await this.service.encode(small), mask: await this.service.encode(mask), model: "auto", output: "mask" };
+      const fields = { edited: await this.service.encode(small), mask: await this.service.encode(mask), model: "auto", output: "mask", box };
       const { box: [x, y, side], model, summary } = await this.service.process("retouch", fields, { editor: this.editor, signal, waits });
       const found = clip({ left: x * by, top: y * by, right: (x + side) * by, bottom: (y + side) * by }, whole(document));
       const all = side >= Math.min(small.width, small.height);
