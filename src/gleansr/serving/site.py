@@ -12,7 +12,7 @@ from typing import Any
 
 from gleansr.checkpoints.zoo import asset, cache_folder, file_of, find
 from gleansr.errors import ImageError, RequestError
-from gleansr.files import replacing, sha256_of
+from gleansr.files import sha256_of
 from gleansr.inference import export_parts
 from gleansr.inference.categories import WEIGHTS
 from gleansr.inference.export import check_installed, export
@@ -28,6 +28,8 @@ MODELS = ("faces-8x", "faces-4x", "faces-16x", "cats-8x-light", "cars-8x", "bedr
 """The light bundled models."""
 
 LIST = "models.json"
+_SCRIPTS = {SCRIPT: "ort.js", GLUE: "ort-wasm.js"}
+"""Names on the site: some servers do not know that .mjs is JavaScript."""
 _PACKED_WASM = "ort.wasm.packed"
 """No server takes a file of this name for something to unpack."""
 _AT_ROOT = ("index.html", "sw.js")
@@ -49,7 +51,26 @@ POLICY = "; ".join(
 )
 """The page loads from and sends to its own host only."""
 
+_MANIFEST = {
+    "name": "gleansr: enlarge and retouch images",
+    "short_name": "gleansr",
+    "description": "Enlarges any image with real-looking detail, and makes rough retouches look real.",
+    "start_url": "./",
+    "scope": "./",
+    "display": "standalone",
+    "background_color": "#f4f4f2",
+    "theme_color": "#0b63b5",
+    "icons": [
+        {"src": "static/icon.svg", "sizes": "any", "type": "image/svg+xml"},
+        {"src": "static/icon-512.png", "sizes": "512x512", "type": "image/png"},
+    ],
+}
 _HEAD = '<meta name="viewport"'
+_HEAD_STATIC = (
+    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+    f'<meta name="gleansr-models" content="{LIST}">',
+    '<link rel="manifest" href="manifest.json">',
+)
 _WHERE = "Images stay in this page and in the server\u2019s memory. Nothing is stored."
 _WHERE_STATIC = "Images stay in this browser. Nothing is sent anywhere."
 
@@ -193,8 +214,8 @@ def _stored(folder: Path, name: str, source: Path) -> dict[str, Any]:
 
 
 def _write_runtime(folder: Path, contents: dict[str, bytes]) -> dict[str, Any]:
-    for name in (SCRIPT, GLUE):
-        (folder / "runtime" / name).write_bytes(contents[name])
+    for name, ours in _SCRIPTS.items():
+        (folder / "runtime" / ours).write_bytes(contents[name])
     packed = gzip.compress(contents[WASM], 9, mtime=0)
     (folder / "runtime" / _PACKED_WASM).write_bytes(packed)
     return {
@@ -213,15 +234,27 @@ def _write_page(folder: Path) -> None:
         elif source.name not in _AT_ROOT:
             shutil.copyfile(source, target)
     shutil.copyfile(asset("LICENSES.md"), folder / "LICENSES.md")
+    (folder / "manifest.json").write_text(json.dumps(_MANIFEST, indent=1) + "\n", encoding="utf-8")
     page = (PAGE / "index.html").read_text(encoding="utf-8")
-    head = [
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        f'<meta name="gleansr-models" content="{LIST}">',
-        _HEAD,
-    ]
-    for old, new in {_HEAD: "\n".join(head), _WHERE: _WHERE_STATIC}.items():
+    for old, new in {_HEAD: "\n".join([*_HEAD_STATIC, _HEAD]), _WHERE: _WHERE_STATIC}.items():
         if page.count(old) != 1:
             raise RuntimeError(f"index.html has {old!r} {page.count(old)} times, not once")
         page = page.replace(old, new)
-    with replacing(folder / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    _write_service_worker(folder)
+
+
+def _write_service_worker(folder: Path) -> None:
+    """Its version changes with any file of the page, so that browsers fetch the page anew."""
+    files = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".onnx", ".packed") and path.name != "sw.js"
+    ]
+    program = (PAGE / "sw.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(program.encode())
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    names = [path.relative_to(folder).as_posix() for path in files]
+    names = ["./", *(name for name in names if name not in ("index.html", "LICENSES.md"))]
+    constants = {"VERSION": digest.hexdigest()[:16], "FILES": names, "POLICY": POLICY}
+    lines = [f"const {name} = {json.dumps(value)};\n" for name, value in constants.items()]
+    (folder / "sw.js").write_text("".join(lines) + program, encoding="utf-8")

@@ -9,6 +9,7 @@ import { askToken } from "./status.js";
 export async function engine() {
   const list = document.querySelector("meta[name=gleansr-models]");
   if (!list) return new Service(askToken);
-  const { Browser } = await import("./engine/browser.js");
+  const [{ Browser }, { keep }] = await Promise.all([import("./engine/browser.js"), import("./engine/offline.js")]);
+  keep();
   return new Browser(list.content);
 }

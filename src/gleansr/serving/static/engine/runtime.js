@@ -1,5 +1,5 @@
 // Runs networks by ONNX Runtime's WebAssembly: fetches each file when it is first needed, checks it, and keeps it for use without a network.
-import * as ort from "../../runtime/ort.wasm.min.mjs";
+import * as ort from "../../runtime/ort.js";
 import { planes } from "./planes.js";
 
 const CACHE = "gleansr-models";
@@ -59,7 +59,7 @@ export class Runtime {
 
   async start() {
     const { wasm } = ort.env;
-    wasm.wasmPaths = new URL("runtime/", this.root).href;
+    wasm.wasmPaths = { mjs: new URL("runtime/ort-wasm.js", this.root).href };
     // Threads share memory, which browsers allow to isolated pages only.
     wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
     const packed = new Blob([await this.fetch(this.list.runtime)]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -84,12 +84,13 @@ export class Runtime {
     const response = await fetch(url).catch(() => null);
     if (!response?.ok) throw new Error(`${name} (${of}) could not be loaded. Is there a connection?`);
     const bytes = new Uint8Array(size), reader = response.body.getReader();
-    let at = 0;
+    let at = 0, told = -1;
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       if (at + part.value.length > size) throw new Error(`${name} is larger than the file that the page was made with. Reload the page.`);
       bytes.set(part.value, at);
       at += part.value.length;
-      this.report(`Loading ${name}, ${Math.floor(100 * at / size)} % of ${of}…`);
+      const percent = Math.floor(10 * at / size) * 10;
+      if (percent !== told) this.report(`Loading ${name}, ${told = percent} % of ${of}…`);
     }
     return at === size ? bytes.buffer : bytes.buffer.slice(0, at);
   }

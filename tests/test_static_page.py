@@ -1,0 +1,302 @@
+"""The page as a static site: its models run in a real browser, with the results of the command, and without a network."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from page_driver import ARGUMENTS, CHROMIUM, Driver
+from PIL import Image
+
+import gleansr
+from gleansr.errors import DownloadError, RequestError
+from gleansr.images.resize import resize
+from gleansr.retouching.mask import dilate, feather_mask, find_edits
+from gleansr.serving import site, web_runtime
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'gleansr[test]'")
+pytest.importorskip("onnxscript", reason="export is not installed: pip install 'gleansr[export]'")
+browsing = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; apt-get install chromium, or set CHROMIUM to its path")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+MODELS = ("faces-8x", "faces-4x", "cats-8x-light", "general-4x")
+SAME = 60
+"""PSNR in dB of results that differ in the rounding of single pixels."""
+FIRST_USE = 25e6
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A plain file server, as `python -m http.server`."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Server:
+    """Serves a folder until it is stopped."""
+
+    def __init__(self, folder: Path):
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> site.Site:
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
+    try:
+        web_runtime.runtime_files()
+    except (RequestError, DownloadError) as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("site")
+    return site.write_site(folder, MODELS, report=lambda _text: None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM, args=[*ARGUMENTS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def drive(browser: Any, built: site.Site, tmp_path: Path) -> Iterator[Callable[[], tuple[Driver, Server]]]:
+    """Opens the site in a browser that reaches nothing else; nothing may have gone wrong in it, and nothing may have been sent."""
+    opened = []
+
+    def start() -> tuple[Driver, Server]:
+        server = Server(built.folder)
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        context.route(lambda url: urlsplit(url).netloc not in ("", urlsplit(server.address).netloc), lambda route: route.abort())
+        driver = Driver(context.new_page(), server.address, tmp_path)
+        driver.page.on("request", lambda request: request.method != "GET" and driver.errors.append(f"{request.method} {request.url}"))
+        opened.append((context, driver, server))
+        return driver, server
+
+    yield start
+    for context, driver, server in opened:
+        context.close()
+        server.stop()
+        assert not driver.errors
+
+
+def _psnr(one: Image.Image, other: Image.Image) -> float:
+    assert one.size == other.size
+    difference = np.asarray(one.convert("RGB")).astype(float) - np.asarray(other.convert("RGB"))
+    return float(10 * np.log10(255**2 / max(1e-9, (difference**2).mean())))
+
+
+def _sample(name: str, box: tuple[int, int, int, int]) -> Image.Image:
+    with Image.open(site.PAGE / name) as image:
+        return image.convert("RGB").crop(box)
+
+
+def _thumbnail(image: Image.Image, size: int, path: Path) -> Path:
+    small = gleansr.resize(np.asarray(image, np.float32) / 255, size=size).clip(0, 1)
+    Image.fromarray((small * 255).round().astype(np.uint8)).save(path)
+    return path
+
+
+def _enlarged(driver: Driver, path: Path, save: Path, note: str = "") -> Image.Image:
+    driver.page.evaluate("document.querySelector('#status').textContent = ''")
+    driver.page.set_input_files("#file", str(path))
+    driver.until("/^(Enlarged|The image was not)/.test(document.querySelector('#status').textContent)", 240)
+    assert driver.status().startswith("Enlarged"), driver.page.inner_text("#problem")
+    assert note in driver.status()
+    with Image.open(driver.save(save)) as image:
+        image.load()
+        return image
+
+
+@browsing
+def test_images_are_enlarged_as_by_the_command(drive: Callable[[], tuple[Driver, Server]], tmp_path: Path):
+    face = _thumbnail(_sample("astronaut.jpg", (145, 27, 305, 187)), 32, tmp_path / "face.png")
+    cat = _thumbnail(_sample("chelsea.jpg", (70, 6, 358, 294)), 32, tmp_path / "cat.png")
+    photo = tmp_path / "photo.png"
+    _sample("chelsea.jpg", (100, 40, 310, 120)).save(photo)  # two tiles
+    driver, _ = drive()
+    driver.open("upscale")
+    assert "Nothing is sent anywhere" in driver.page.inner_text("#welcome")
+    driver.shot("page-empty")
+
+    result = _enlarged(driver, face, tmp_path / "face-large.png")
+    driver.shot("page-face")
+    assert driver.page.inner_text("#chip").startswith("face (")
+    assert _psnr(result, gleansr.upscale(face, device="cpu")) > SAME
+    assert result.info["Software"] == "gleansr, model faces-8x"
+
+    result = _enlarged(driver, cat, tmp_path / "cat-large.png")
+    assert driver.page.inner_text("#chip").startswith("cat (")
+    assert _psnr(result, gleansr.upscale(cat, model="cats-8x-light", device="cpu")) > SAME
+
+    result = _enlarged(driver, photo, tmp_path / "photo-large.png", "no face or cat is looked for")
+    driver.shot("page-photo")
+    assert _psnr(result, gleansr.upscale(photo, model="general-4x", device="cpu")) > SAME
+
+
+@browsing
+def test_the_classifier_agrees_with_the_commands(drive: Callable[[], tuple[Driver, Server]], tmp_path: Path):
+    driver, _ = drive()
+    driver.open("upscale")
+    for name, box in (("astronaut.jpg", (145, 27, 305, 187)), ("chelsea.jpg", (0, 0, 120, 70)), ("astronaut.jpg", (0, 200, 60, 260))):
+        path = tmp_path / "small.png"
+        _sample(name, box).resize((60, round(60 * (box[3] - box[1]) / (box[2] - box[0])))).save(path)
+        _enlarged(driver, path, tmp_path / "large.png")
+        category = gleansr.classify(path)
+        expected = f" ({category.confidence:.0%})" if category.name != "other" else "nothing recognised"
+        assert expected in driver.page.inner_text("#chip")
+
+
+@browsing
+def test_an_edit_is_refined_as_by_the_command(drive: Callable[[], tuple[Driver, Server]], tmp_path: Path):
+    head = tmp_path / "head.png"
+    _sample("astronaut.jpg", (105, 0, 345, 240)).resize((256, 256), Image.Resampling.LANCZOS).save(head)
+    driver, _ = drive()
+    driver.open("retouch")
+    driver.page.set_input_files("#file", str(head))
+    driver.says("head.png")
+    driver.drag((0.35, 0.45), (0.42, 0.43))
+    driver.until("performance.getEntriesByName('stroke-to-refined').length", 120)
+    driver.shot("page-refined")
+    assert "faces-4x" in driver.page.inner_text("#found")
+    assert driver.page.input_value("#factor") == "4"
+    with Image.open(driver.save(tmp_path / "refined.png")) as refined:
+        driver.choose("edit")
+        edit = driver.save(tmp_path / "edit.png")
+        expected = gleansr.retouch(edit, head, model="faces-4x")
+        assert _psnr(refined, expected) > SAME
+        with Image.open(edit) as unrefined:
+            assert _psnr(refined, unrefined) < SAME
+        assert refined.info["Software"] == "gleansr, model faces-4x"
+
+
+@browsing
+def test_the_page_works_without_a_network(drive: Callable[[], tuple[Driver, Server]], tmp_path: Path, built: site.Site):
+    face = _thumbnail(_sample("astronaut.jpg", (145, 27, 305, 187)), 32, tmp_path / "face.png")
+    driver, server = drive()
+    received: list[int] = []
+    driver.page.on("requestfinished", lambda request: received.append(request.sizes()["responseBodySize"]))
+    driver.open("upscale")
+    first = _enlarged(driver, face, tmp_path / "first.png")
+    assert sum(received) < built.first_use < FIRST_USE
+    driver.until("navigator.serviceWorker.controller !== null")
+    driver.page.context.set_offline(True)
+    server.stop()
+    driver.open("upscale")
+    again = _enlarged(driver, face, tmp_path / "again.png")
+    assert np.array_equal(np.asarray(first), np.asarray(again))
+    driver.choose("retouch")
+    driver.page.click("#guide-sample")
+    driver.until("!document.querySelector('#guide').hidden", 60)
+
+
+@browsing
+def test_the_ported_arithmetic_agrees(drive: Callable[[], tuple[Driver, Server]]):
+    generator = torch.Generator().manual_seed(0)
+    driver, _ = drive()
+    driver.open("upscale")
+
+    def call(module: str, body: str, **values: Any) -> np.ndarray:
+        """The result of JavaScript with the names of a module of the engine in `m`, and `values`."""
+        script = "async ([module, body, values]) => { const m = await import(`./static/engine/${module}.js`); return (%s)(m, values); }"
+        return np.asarray(driver.page.evaluate(script % body, [module, body, values]))
+
+    for size, wanted in (((7, 9), (3, 20)), ((20, 13), (5, 6)), ((8, 8), (64, 64)), ((33, 40), (33, 40))):
+        image = torch.rand(2, *size, generator=generator)
+        body = """(m, v) => Array.from(m.resize({data: Float32Array.from(v.data), count: 2, height: v.size[0], width: v.size[1]},
+                  ...v.wanted).data)"""
+        result = call("resize", body, data=image.flatten().tolist(), size=size, wanted=wanted)
+        assert np.abs(result - resize(image, size=wanted).flatten().numpy()).max() < 1e-6
+
+    feathers = (0, 5, 16)
+    for height, width, noise in ((60, 90, 0.0), (48, 520, 0.0), (60, 80, 0.004)):  # the second one in cells of two pixels
+        original = torch.rand(3, height, width, generator=generator)
+        edited = original + noise * torch.randn(3, height, width, generator=generator)
+        edited[:, 20:45, 30:32] = edited[:, 20:45, 50:52] = edited[:, 20:22, 30:52] = edited[:, 43:45, 30:52] = 0.5  # around a hole
+        body = """(m, v) => { const image = (data) => ({data: Float32Array.from(data), count: 3, height: v.height, width: v.width});
+                  const edits = m.findEdits(image(v.edited), image(v.original)), all = [Array.from(edits.data)];
+                  for (const feather of v.feathers) {
+                    const grown = m.dilate(edits, feather);
+                    all.push(Array.from(grown.data), Array.from(m.feathered(grown, feather)));
+                  }
+                  return all; }"""
+        values = {"edited": edited.flatten().tolist(), "original": original.flatten().tolist()}
+        found, *rest = call("mask", body, **values, height=height, width=width, feathers=feathers)
+        edits = find_edits(edited, original)
+        assert 0.005 < edits.float().mean() < 0.9
+        assert np.array_equal(found, edits.flatten().numpy())
+        for i, feather in enumerate(feathers):
+            dilated = dilate(edits, feather)
+            assert np.array_equal(rest[2 * i], dilated.flatten().numpy())
+            assert np.abs(rest[2 * i + 1] - feather_mask(dilated, feather).flatten().numpy()).max() < 1e-5
+
+
+def test_what_cannot_be_written_is_said(command: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    for arguments, message in (
+        (["-o", full], "is not empty"),
+        (["-o", full, "--overwrite"], "is not empty"),
+        (["-o", full / "mine.txt"], "is a file"),
+        (["-o", tmp_path / "new", "--models", "general-4x"], "needs a model of a category"),
+        (["-o", tmp_path / "new", "--models", "faces-9x"], "did you mean"),
+        (["-o", tmp_path / "new", "--models", "glean-faces-16x"], "is not bundled"),
+        (["-o", tmp_path / "new", "--runtime", full], "holds no onnxruntime-web"),
+    ):
+        status, text = command("page", *arguments)
+        assert status == 2
+        assert message in text
+        assert len(text.splitlines()) == 1
+    monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("GLEANSR_OFFLINE", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    assert "npm, which is not installed" in command("page", "-o", tmp_path / "new")[1]
+    monkeypatch.setenv("GLEANSR_OFFLINE", "1")
+    assert "downloads are switched off" in command("page", "-o", tmp_path / "new")[1]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_fetched_runtime_must_be_the_pinned_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    npm = tmp_path / "npm"
+    npm.write_text('#!/bin/sh\nwhile [ "$1" != --pack-destination ]; do shift; done\necho other > "$2/onnxruntime-web.tgz"\n')
+    npm.chmod(0o755)
+    monkeypatch.setenv("GLEANSR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("GLEANSR_OFFLINE", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _name: str(npm))
+    with pytest.raises(DownloadError, match="another onnxruntime-web"):
+        web_runtime.runtime_files()
+    npm.write_text("#!/bin/sh\necho 'npm error: no network' >&2\nexit 1\n")
+    with pytest.raises(DownloadError, match="no network"):
+        web_runtime.runtime_files()
+    assert not list((tmp_path / "home" / "page").iterdir())
+
+
+@browsing
+def test_the_site_names_what_it_holds(built: site.Site):
+    listed = json.loads((built.folder / site.LIST).read_text())
+    assert {model["name"] for model in listed["models"]} | {listed["general"]["name"]} == set(MODELS)
+    assert all((built.folder / model["file"]).stat().st_size == model["size"] for model in listed["models"])
+    assert all(model["licence"] and model["credit"] for model in listed["models"])
+    page = (built.folder / "index.html").read_text()
+    assert not re.search(r"<script(?![^>]* src=)|\son\w+=|style=", page)  # the policy forbids them
+    assert "onnxruntime-web" in (built.folder / "LICENSES.md").read_text()
+    again = site.write_site(built.folder, MODELS, overwrite=True, report=lambda _text: None)
+    assert again.size == built.size
