@@ -1,5 +1,6 @@
 """The page as a static site: its models run in a real browser, with the results of the command, and without a network."""
 
+import base64
 import functools
 import http.server
 import json
@@ -8,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,7 +20,9 @@ from PIL import Image
 
 import gleansr
 from gleansr.errors import DownloadError, RequestError
+from gleansr.images.decoded import DecodedImage
 from gleansr.images.resize import resize
+from gleansr.inference.upscaler import Fit
 from gleansr.retouching.mask import dilate, feather_mask, find_edits
 from gleansr.serving import site, web_runtime
 
@@ -202,9 +205,42 @@ def test_the_page_works_without_a_network(drive: Callable[[], tuple[Driver, Serv
     driver.open("upscale")
     again = _enlarged(driver, face, tmp_path / "again.png")
     assert np.array_equal(np.asarray(first), np.asarray(again))
-    driver.choose("retouch")
+    driver.open("retouch")
     driver.page.click("#guide-sample")
     driver.until("!document.querySelector('#guide').hidden", 60)
+
+
+CALL = """async ([module, values]) => {
+  const kinds = {float32: Float32Array, uint8: Uint8Array}, v = {};
+  for (const [name, value] of Object.entries(values)) {
+    const bytes = (text) => Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0)).buffer;
+    v[name] = value?.base64 === undefined ? value : new kinds[value.kind](bytes(value.base64));
+  }
+  const m = await import(`./static/engine/${module}.js`), result = await (BODY)(m, v);
+  return Object.fromEntries(Object.entries(result).map(([name, value]) => {
+    if (!ArrayBuffer.isView(value)) return [name, value];
+    let text = "";
+    for (const byte of new Uint8Array(value.buffer, value.byteOffset, value.byteLength)) text += String.fromCharCode(byte);
+    return [name, {kind: value instanceof Float32Array ? "float32" : "uint8", base64: btoa(text)}];
+  }));
+}"""
+
+
+def _call(driver: Driver, module: str, body: str, **values: Any) -> dict[str, Any]:
+    """The result of a JavaScript function of a module of the engine and `values`. Arrays travel as base64: as lists they take minutes."""
+
+    def sent(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return {"kind": str(value.dtype).removeprefix("torch."), "base64": base64.b64encode(value.contiguous().numpy().tobytes()).decode()}
+
+    def received(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return torch.from_numpy(np.frombuffer(base64.b64decode(value["base64"]), value["kind"]).copy())
+
+    result = driver.page.evaluate(CALL.replace("BODY", body), [module, {name: sent(value) for name, value in values.items()}])
+    return {name: received(value) for name, value in result.items()}
 
 
 @browsing
@@ -213,39 +249,64 @@ def test_the_ported_arithmetic_agrees(drive: Callable[[], tuple[Driver, Server]]
     driver, _ = drive()
     driver.open("upscale")
 
-    def call(module: str, body: str, **values: Any) -> np.ndarray:
-        """The result of JavaScript with the names of a module of the engine in `m`, and `values`."""
-        script = "async ([module, body, values]) => { const m = await import(`./static/engine/${module}.js`); return (%s)(m, values); }"
-        return np.asarray(driver.page.evaluate(script % body, [module, body, values]))
-
+    body = "(m, v) => m.resize({data: v.data, count: 2, height: v.size[0], width: v.size[1]}, ...v.wanted)"
     for size, wanted in (((7, 9), (3, 20)), ((20, 13), (5, 6)), ((8, 8), (64, 64)), ((33, 40), (33, 40))):
         image = torch.rand(2, *size, generator=generator)
-        body = """(m, v) => Array.from(m.resize({data: Float32Array.from(v.data), count: 2, height: v.size[0], width: v.size[1]},
-                  ...v.wanted).data)"""
-        result = call("resize", body, data=image.flatten().tolist(), size=size, wanted=wanted)
-        assert np.abs(result - resize(image, size=wanted).flatten().numpy()).max() < 1e-6
+        result = _call(driver, "resize", body, data=image, size=size, wanted=wanted)
+        assert (result["data"] - resize(image, size=wanted).flatten()).abs().max() < 1e-6
 
-    feathers = (0, 5, 16)
+    body = """(m, v) => {
+      const image = (data) => ({data, count: 3, height: v.height, width: v.width}), edits = m.findEdits(image(v.edited), image(v.original));
+      const grown = m.dilate(edits, v.feather);
+      return {edits: edits.data, grown: grown.data, weights: m.feathered(grown, v.feather)}; }"""
     for height, width, noise in ((60, 90, 0.0), (48, 520, 0.0), (60, 80, 0.004)):  # the second one in cells of two pixels
         original = torch.rand(3, height, width, generator=generator)
         edited = original + noise * torch.randn(3, height, width, generator=generator)
         edited[:, 20:45, 30:32] = edited[:, 20:45, 50:52] = edited[:, 20:22, 30:52] = edited[:, 43:45, 30:52] = 0.5  # around a hole
-        body = """(m, v) => { const image = (data) => ({data: Float32Array.from(data), count: 3, height: v.height, width: v.width});
-                  const edits = m.findEdits(image(v.edited), image(v.original)), all = [Array.from(edits.data)];
-                  for (const feather of v.feathers) {
-                    const grown = m.dilate(edits, feather);
-                    all.push(Array.from(grown.data), Array.from(m.feathered(grown, feather)));
-                  }
-                  return all; }"""
-        values = {"edited": edited.flatten().tolist(), "original": original.flatten().tolist()}
-        found, *rest = call("mask", body, **values, height=height, width=width, feathers=feathers)
-        edits = find_edits(edited, original)
-        assert 0.005 < edits.float().mean() < 0.9
-        assert np.array_equal(found, edits.flatten().numpy())
-        for i, feather in enumerate(feathers):
-            dilated = dilate(edits, feather)
-            assert np.array_equal(rest[2 * i], dilated.flatten().numpy())
-            assert np.abs(rest[2 * i + 1] - feather_mask(dilated, feather).flatten().numpy()).max() < 1e-5
+        for feather in (0, 5, 16):
+            result = _call(driver, "mask", body, edited=edited, original=original, height=height, width=width, feather=feather)
+            edits = find_edits(edited, original)
+            grown = dilate(edits, feather)
+            assert 0.005 < edits.float().mean() < 0.9
+            assert torch.equal(result["edits"], edits.flatten().byte())
+            assert torch.equal(result["grown"], grown.flatten().byte())
+            assert (result["weights"] - feather_mask(grown, feather).flatten()).abs().max() < 1e-5
+
+
+@browsing
+@pytest.mark.parametrize("name", ["faces-16x", "cars-8x"])
+def test_images_of_any_shape_are_fitted_alike(drive: Callable[[], tuple[Driver, Server]], name: str):
+    """To models of squares and of images with bars, and taken out of their output, with transparency and without."""
+    generator = torch.Generator().manual_seed(0)
+    upscaler = gleansr.load(name, device="cpu")
+    model = site._facts(upscaler)
+    driver, _ = drive()
+    driver.open("upscale")
+    body = """async (m, v) => {
+      const {fromImage, unsigned, planes} = await import("./static/engine/planes.js"), [height, width] = v.size, out = v.model.output_size;
+      const image = new ImageData(Uint8ClampedArray.from(v.pixels), width, height), picture = fromImage(image), {colour, grey} = picture;
+      const fit = m.fitted(picture, v.model, v.fit), {left, top, ...kept} = fit.keep, sr = unsigned(planes(3, out, out, v.sr));
+      const large = v.exact ? m.finishedExactly(fit, sr, colour, v.model, v.exact, grey) : m.finished(fit, sr, grey);
+      return {lr: fit.lr.data, keep: [top, left, kept.height, kept.width], note: fit.note, size: [large.width, large.height],
+              pixels: new Uint8Array(large.data)}; }"""
+    sizes = ((24, 32), (32, 32), (16, 16), (41, 30), (9, 50), (20, 15))
+    for i, (size, fit) in enumerate((size, fit) for size in sizes for fit in ("pad", "crop", "stretch")):
+        pixels = torch.randint(256, (*size, 4), generator=generator, dtype=torch.uint8)
+        if i % 2:
+            pixels[..., 3] = 255
+        sr = torch.randn(3, model["output_size"], model["output_size"], generator=generator)
+        exact = 3 if fit == "pad" else None
+        decoded = DecodedImage(pixels[..., :3].permute(2, 0, 1).contiguous(), None if i % 2 else pixels[..., 3][None].contiguous())
+        fitted = upscaler.fit(decoded, cast("Fit", fit))
+        expected = upscaler.finish_exactly(fitted, sr, size, exact) if exact else upscaler.finish(fitted, sr)
+        result = _call(driver, "fit", body, pixels=pixels, sr=sr, size=size, model=model, fit=fit, exact=exact)
+        assert (result["lr"] - fitted.lr.flatten()).abs().max() < 1e-5
+        assert result["keep"] == list(fitted.keep)
+        assert result["note"] == fitted.note
+        assert tuple(result["size"]) == expected.size
+        difference = result["pixels"].numpy() - np.asarray(expected.convert("RGBA")).astype(int).ravel()
+        assert np.abs(difference).max() <= 1
+        assert (difference != 0).mean() < 0.01
 
 
 def test_what_cannot_be_written_is_said(command: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -59,6 +59,9 @@ export class Service {
     };
   }
 
+  /** An image will be retouched: a service is ready for that. */
+  warm() {}
+
   /** What `process` takes for an image. */
   encode(image) {
     return encode(image);

@@ -256,6 +256,7 @@ async function openFile(file, head = null) {
     controls.suggested = null;
     saved = 0;
     $("looks").value = mine ? "mine" : "auto";
+    service.warm();
     stage.open(new Document(image, (file.name ?? "image").replace(/\.\w+$/, "")));
     controls.fit(image);
     $("board").ariaLabel = `${file.name ?? "Image"}, ${image.width} by ${image.height} pixels`;
@@ -523,7 +524,7 @@ async function start() {
   }
 }
 
-$("heads").hidden = !service.local;
+for (const hint of document.querySelectorAll(".local")) hint.hidden = !service.local;
 setMode(document.querySelector("input[name=mode]:checked").value);
 say("Open an image to begin.");
 start();

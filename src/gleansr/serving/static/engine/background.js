@@ -5,7 +5,7 @@ import { resize } from "./resize.js";
 /** @typedef {import("./planes.js").Planes} Planes */
 
 const TILE = 192;  // side of a tile's own area in pixels of the photo
-const OVERLAP = 32;  // pixels beyond it; the outer half is dropped, the inner half fades into the neighbour
+const OVERLAP = 16;  // pixels beyond it; the outer half is dropped, the inner half fades into the neighbour
 const REACH = 2;  // of bicubic's kernel
 
 /**

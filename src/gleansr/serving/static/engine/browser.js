@@ -43,6 +43,11 @@ export class Browser {
     });
   }
 
+  /** An image will be retouched: loads what recognises it, which takes seconds, before the first stroke ends. */
+  warm() {
+    this.start().then((worker) => worker.postMessage({ warm: true }), () => {});  // what is wrong is said when it is needed
+  }
+
   /** What `process` takes for an image. */
   encode(image) {
     return image;

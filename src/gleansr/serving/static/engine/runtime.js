@@ -36,6 +36,12 @@ export class Runtime {
     return planes(dims[1], dims[2], dims[3], data);
   }
 
+  /** Loads the classifier before it is needed. */
+  async warm() {
+    await this.session(this.list.classifier.features);
+    await this.session(this.list.classifier.head);
+  }
+
   async session(network) {
     const loaded = this.sessions.get(network.file);
     if (loaded) {

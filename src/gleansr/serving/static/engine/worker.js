@@ -10,11 +10,12 @@ let last = Promise.resolve();
 
 const turn = () => new Promise((resolve) => setTimeout(resolve));  // lets messages come
 
-self.onmessage = ({ data: { id, list, root, cancel, what, fields } }) => {
+self.onmessage = ({ data: { id, list, root, warm, cancel, what, fields } }) => {
   if (list) {
     runtime = new Runtime(list, root);
     tidy(list, root);
-  } else if (cancel) cancelled.add(cancel);
+  } else if (warm) last = last.then(() => runtime.warm()).catch(() => {});
+  else if (cancel) cancelled.add(cancel);
   else last = last.then(() => answer(id, what, fields));
 };
 
