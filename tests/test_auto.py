@@ -95,7 +95,7 @@ def test_the_model_with_the_nearest_input_size(pixels: int, name: str):
 
 
 def test_the_models_of_a_category():
-    assert [model.name for model in router.models_of("cats")] == ["cats-8x", "cats-16x"]  # neither the light one nor baselines
+    assert [model.name for model in router.models_of("cats")] == ["cats-4x", "cats-8x", "cats-16x"]  # neither the light one nor baselines
     assert router.models_of("horses") == ()
     assert router.best_model("horses", 32) is None
     assert router.thumbnail_size() == 2 * max(model.in_size or 0 for model in router.models_of("faces"))
@@ -245,7 +245,7 @@ def test_compression_is_removed_from_a_thumbnail_whose_own_detail_is_kept(shows:
 def test_no_heads_are_sought_in_a_recognised_cat_or_for_a_given_model(shows: Shows):
     shows.category, shows.boxes, shows.crops = "cats", {"cats": [(4, 4, 20, 20)]}, "cats"
     task = AutoTask()
-    assert details(task, photo(48, 48))[1] == "cat (98%), cats-8x"
+    assert details(task, photo(48, 48))[1] == "cat (98%), cats-4x"
     assert "detectors" not in vars(task)  # not even loaded
     assert details(AutoTask(model=shows.models["cats-8x"]), photo(48, 48))[1] == "cats-8x"
     shows.category = "cars"
@@ -294,7 +294,7 @@ def test_boxes_and_aligned_images_are_recognised_at_any_size(shows: Shows):
     assert len(found["objects"]) == 2
     shows.category = "cats"
     image, summary, _, _ = details(AutoTask(PhotoConfig(aligned=True, scale=2)), photo(150, 150))
-    assert (image.size, summary) == ((300, 300), "cat (98%), cats-8x")
+    assert (image.size, summary) == ((300, 300), "cat (98%), cats-4x")
     with pytest.raises(RequestError, match="the box 500,0,10,10 lies outside of the photo's 150x150 pixels"):
         run(AutoTask(PhotoConfig(boxes=((500, 0, 10, 10),))), photo(150, 150))
 

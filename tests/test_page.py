@@ -146,7 +146,7 @@ def test_of_a_wide_image_only_the_square_is_sent(drive: Callable[..., Driver], s
     assert answered == ["600x320", "642x640"]
     with Image.open(saved) as image:
         assert image.size == (1200, 640)
-        assert image.info["Software"].startswith("gleansr, model cats-8x")
+        assert image.info["Software"].startswith("gleansr, model cats-4x")
 
     # What is kept is where further edits start from.
     driver.page.evaluate("document.querySelector('#more').open = true")

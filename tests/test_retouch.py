@@ -339,7 +339,13 @@ def test_the_head_that_was_edited_is_found():
 def test_the_model_suits_what_the_region_shows(monkeypatch: pytest.MonkeyPatch):
     models, examples = Models(device="cpu"), Path(__file__).parents[1] / "examples"
     cat, face = (Image.open(examples / f"{name}-256.png").convert("RGB") for name in ("chelsea", "astronaut"))
-    for image, scale, chosen in ((cat, None, "cats-8x"), (face, None, "faces-4x"), (face, 8, "faces-8x"), (face, 16, "faces-16x")):
+    for image, scale, chosen in (
+        (cat, None, "cats-4x"),
+        (cat, 8, "cats-8x"),
+        (face, None, "faces-4x"),
+        (face, 8, "faces-8x"),
+        (face, 16, "faces-16x"),
+    ):
         prepared = prepare(image, None, models, RetouchConfig(scale=scale))
         assert prepared.upscaler.about.name == chosen
         assert prepared.summary.endswith(f"%), {chosen}")

@@ -247,6 +247,7 @@ def _real_esrgan(name: str, kind: Literal["rrdbnet", "srvgg"], release: str, siz
 _MODELS = (
     _bundled("cats-8x", 32, "eb7aaa881b382b02"),
     _bundled("cats-8x-light", 32, "cd49798e33542ff1"),
+    _bundled("cats-4x", 64, "76e6bc8c1ffab5b9", also=_PORTRAITS),
     _bundled("cats-16x", 16, "f7bbb7ca03983534", also=_PORTRAITS),
     _bundled("plain-cats-8x", 32, "9d7a99ee0a98c45f", "residual"),
     _bundled("esrgan+-cats-8x", 32, "c7e86a2e1d879eda", "esrgan+"),
