@@ -33,7 +33,7 @@ from gleansr.training.devices import find_devices, launch
 from gleansr.training.enlarge import schedule, train_network
 from gleansr.training.log import Log, Meter, is_due
 from gleansr.training.networks import PlainNetworkConfig
-from gleansr.training.parts import load_teacher
+from gleansr.training.parts import build, load_teacher
 from gleansr.training.plan import network_plan
 
 CPU = torch.device("cpu")
@@ -583,6 +583,23 @@ def test_the_bank_of_a_glean_serves_another(dataset: str, bank: str, tmp_path: P
     for name in old:
         if name.startswith("generator.bank."):
             assert torch.equal(old[name], new[name]), name
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_latents_begin_at_the_mean_of_the_bank(dataset: str, bank: str, light: bool):
+    recipe = glean_recipe(dataset, bank)
+    if light:
+        recipe = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, light=True))
+    model, _ = build(dataclasses.replace(recipe, mean_latents=True))
+    assert isinstance(model, GLEAN)
+    generator = native.read(bank).build("generator", Path(bank))
+    assert isinstance(generator, StyleGAN2)
+    mean = generator.w_avg
+    assert mean is not None
+    bias = model.encoder.get_parameter("code.1.bias" if light else "code.bias")
+    assert torch.equal(bias.view(-1, len(mean)), mean.expand(len(bias) // len(mean), -1))
+    assert float(mean.abs().max()) > 0
+    build(dataclasses.replace(recipe, bank="none", mean_latents=True))  # no effect
 
 
 def test_the_same_decoder_trains_without_a_bank(dataset: str, bank: str, tmp_path: Path):

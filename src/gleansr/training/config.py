@@ -229,6 +229,9 @@ class NetworkRecipe:
     start: str | None = None
     """A trained network to start from: for a GLEAN one around a bank of the same architecture, of this scale or another; for ESRGAN+ an
     ESRGAN+ or an ESRGAN; for a residual network another one. Layers that it lacks start untrained."""
+    mean_latents: bool = False
+    """Whether an untrained GLEAN begins with the bank's mean latent, w_avg, for every image: the bank's features for latents near 0 are not
+    those of images; no effect without a bank. Not in the paper; faces at 32x gained 0.7 dB in 4,800 images (docs/results.md)."""
     teacher: str | None = None
     """A trained network of the same sizes to imitate (distillation), such as a full GLEAN for a light one."""
     teacher_share: Annotated[float, Range(0, 1)] = 1.0

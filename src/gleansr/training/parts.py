@@ -46,12 +46,22 @@ def build(recipe: NetworkRecipe) -> tuple[SRNetwork, Discriminator | None]:
     bank, discriminator = load_bank(recipe)
     model = GLEAN(glean_config(recipe.network, recipe.bank, bank.config))
     if recipe.bank != "none":
+        if recipe.mean_latents:
+            start_at_mean(model, bank)
         if model.config.light:
             bank.keep_features(len(model.config.bank_sizes))
         # Strict, with the unused RGB layers: an incomplete bank must never be trained on.
         model.bank.load_state_dict({name: t for name, t in bank.state_dict().items() if name != "w_avg"})
         model.bank.requires_grad_(False)
     return model, discriminator if recipe.adversarial_weight else None
+
+
+def start_at_mean(model: GLEAN, bank: Bank) -> None:
+    """Moves the latents of an untrained GLEAN to the bank's mean latent."""
+    layer = cast("nn.Linear", next(reversed(list(model.encoder.modules()))))  # the last one is that to the latents
+    with torch.no_grad():
+        mean = bank.estimate_w_avg() if bank.w_avg is None else bank.w_avg
+        layer.bias.copy_(mean.repeat(len(layer.bias) // len(mean)))
 
 
 def new_discriminator(config: DiscriminatorConfig) -> Discriminator:
