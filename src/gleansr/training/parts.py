@@ -19,7 +19,7 @@ from gleansr.errors import CheckpointError, RequestError
 from gleansr.inference.runner import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
 from gleansr.models.features import VGG16, VGG19, SqueezeNet
-from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig, lighten
+from gleansr.models.glean import GLEAN, Encoder, GLEANConfig, NoBankConfig, lighten
 from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
 from gleansr.models.rrdb import RRDBNet
@@ -58,7 +58,8 @@ def build(recipe: NetworkRecipe) -> tuple[SRNetwork, Discriminator | None]:
 
 def start_at_mean(model: GLEAN, bank: Bank) -> None:
     """Moves the latents of an untrained GLEAN to the bank's mean latent."""
-    layer = cast("nn.Linear", next(reversed(list(model.encoder.modules()))))  # the last one is that to the latents
+    code = cast("Encoder", model.encoder).code
+    layer = cast("nn.Linear", code[-1] if isinstance(code, nn.Sequential) else code)
     with torch.no_grad():
         mean = bank.estimate_w_avg() if bank.w_avg is None else bank.w_avg
         layer.bias.copy_(mean.repeat(len(layer.bias) // len(mean)))

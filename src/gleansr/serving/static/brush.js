@@ -17,3 +17,10 @@ export function falloff(t, hardness) {
   const rest = (1 - t) / (1 - hardness);
   return rest * rest * (3 - 2 * rest);
 }
+
+/** How far a point is from the way between two others. */
+export function distance(x, y, from, to) {
+  const dx = to.x - from.x, dy = to.y - from.y, length = dx * dx + dy * dy;
+  const along = length ? Math.min(Math.max(((x - from.x) * dx + (y - from.y) * dy) / length, 0), 1) : 0;
+  return Math.hypot(x - from.x - along * dx, y - from.y - along * dy);
+}

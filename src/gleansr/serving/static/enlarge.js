@@ -14,7 +14,7 @@ export class Enlarge {
    */
   constructor(service, controls, done) {
     Object.assign(this, {
-      service, controls, done, file: null, name: "", result: null, saved: null, encoded: null, controller: null, addresses: new Map(),
+      service, controls, done, file: null, name: "", result: null, encoded: null, controller: null, addresses: new Map(),
       view: new PanZoom($("enlarged"), $("pair"), { split: () => Number($("pair-split").value) / 100, divide: (split) => this.cut(100 * split) }),
     });
     this.view.moved = () => this.place();

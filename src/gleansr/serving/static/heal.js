@@ -1,5 +1,6 @@
 // Removing a spot: what was brushed over is filled with texture from near by, whose colours are shifted so that they fit at the border (Pérez,
 // Gangnet, Blake, "Poisson image editing", 2003: the shift is smooth inside, which needs no gradients).
+import { distance } from "./brush.js";
 import { around, clip, copy, union, whole } from "./pixels.js";
 
 const SAMPLES = 400;  // pixels around the hole by which places are compared
@@ -14,13 +15,12 @@ export class Heal {
   }
 
   move(from, to) {
-    const { width } = this.layers.before, { radius } = this.brush, dx = to.x - from.x, dy = to.y - from.y, length = dx * dx + dy * dy;
+    const { width } = this.layers.before, { radius } = this.brush;
     const rect = clip(around(from, to, radius), whole(this.layers.before));
     if (!rect) return;
     for (let y = rect.top; y < rect.bottom; y++) {
       for (let x = rect.left; x < rect.right; x++) {
-        const [u, v] = [x + 0.5 - from.x, y + 0.5 - from.y], along = length ? Math.min(Math.max((u * dx + v * dy) / length, 0), 1) : 0;
-        if (Math.hypot(u - along * dx, v - along * dy) <= radius) this.covered[y * width + x] = 1;
+        if (distance(x + 0.5, y + 0.5, from, to) <= radius) this.covered[y * width + x] = 1;
       }
     }
     this.touched = union(this.touched, rect);
@@ -62,15 +62,15 @@ export class Heal {
  */
 export function heal(image, hole, rect, strength = 1) {
   const area = clip({ left: rect.left - 1, top: rect.top - 1, right: rect.right + 1, bottom: rect.bottom + 1 }, whole(image));
-  const offset = nearby(image, hole, rect) ?? { dx: 0, dy: 0 }, { data } = image, { width } = image;
-  const across = area.right - area.left, down = area.bottom - area.top, source = data.slice();
+  const offset = nearby(image, hole, rect) ?? { dx: 0, dy: 0 }, { data, width } = image;
+  const across = area.right - area.left, down = area.bottom - area.top;
   const fixed = new Uint8Array(across * down), shift = [0, 1, 2, 3].map(() => new Float32Array(across * down));
   const flat = !offset.dx && !offset.dy;  // without a place to copy from, only the smooth shift fills the hole
   each(area, width, (at, i) => {
     fixed[i] = hole[at] ? 0 : 1;
     if (!fixed[i]) return;
     const from = at + offset.dy * width + offset.dx, there = !flat && inside(image, at, offset);
-    for (let c = 0; c < 4; c++) shift[c][i] = source[4 * at + c] - (there ? source[4 * from + c] : 0);
+    for (let c = 0; c < 4; c++) shift[c][i] = data[4 * at + c] - (there ? data[4 * from + c] : 0);
     if (!flat && !there) fixed[i] = 2;  // the border of the image has no counterpart: it says nothing about the shift
   });
   for (const plane of shift) smoothly(plane, fixed, across, down);
@@ -78,8 +78,8 @@ export function heal(image, hole, rect, strength = 1) {
     if (!hole[at]) return;
     const from = at + offset.dy * width + offset.dx;
     for (let c = 0; c < 4; c++) {
-      const filled = (flat ? 0 : source[4 * from + c]) + shift[c][i];
-      data[4 * at + c] = source[4 * at + c] + (filled - source[4 * at + c]) * strength;
+      const filled = (flat ? 0 : data[4 * from + c]) + shift[c][i];
+      data[4 * at + c] = data[4 * at + c] + (filled - data[4 * at + c]) * strength;
     }
   });
 }
@@ -122,10 +122,10 @@ function nearby(image, hole, rect) {
     const cost = [0, 1, 2].reduce((all, c) => all + squares[c] / count - 0.9 * (sums[c] / count) ** 2, 0) * (1 + 0.05 * Math.hypot(dx, dy) / size);
     if (!best || cost < best.cost) best = { dx, dy, cost };
   };
-  for (const distance of DISTANCES) {
+  for (const far of DISTANCES) {
     for (let i = 0; i < DIRECTIONS; i++) {
       const angle = 2 * Math.PI * i / DIRECTIONS;
-      consider(Math.round(Math.cos(angle) * distance * size), Math.round(Math.sin(angle) * distance * size));
+      consider(Math.round(Math.cos(angle) * far * size), Math.round(Math.sin(angle) * far * size));
     }
   }
   if (best) for (let by = Math.max(1, Math.round(size / 8)); ; by = Math.floor(by / 2)) {

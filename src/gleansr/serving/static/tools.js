@@ -1,17 +1,10 @@
 // The brushes: what a stroke does to an image. All but smoothing read the image as it was before the stroke and write to the edited one, so that
 // a long stroke neither blurs nor adds up.
-import { falloff } from "./brush.js";
+import { distance, falloff } from "./brush.js";
 import { Heal } from "./heal.js";
 import { Move } from "./move.js";
 import { around, clip, union, whole } from "./pixels.js";
 import { Warp } from "./warp.js";
-
-/** How far a point is from the way between two others. */
-function distance(x, y, from, to) {
-  const dx = to.x - from.x, dy = to.y - from.y, length = dx * dx + dy * dy;
-  const along = length ? Math.min(Math.max(((x - from.x) * dx + (y - from.y) * dy) / length, 0), 1) : 0;
-  return Math.hypot(x - from.x - along * dx, y - from.y - along * dy);
-}
 
 /** Writes to `out` at `at` what is `part` of 255 of the way from `below` at `at` to `above` at `from`. */
 function blend(out, at, below, above, from, part) {

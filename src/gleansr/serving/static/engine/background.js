@@ -11,7 +11,7 @@ const REACH = 2;  // of bicubic's kernel
 /**
  * Enlarges an image.
  * @param {import("./runtime.js").Runtime} runtime
- * @param {import("./planes.js").Picture} picture
+ * @param {import("./planes.js").ImagePlanes} picture
  * @param {number} scale
  * @param {(done: number, all: number) => Promise<void>} report is called after each tile; what it throws ends the work
  * @returns {Promise<ImageData>}

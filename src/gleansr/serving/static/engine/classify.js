@@ -20,7 +20,7 @@ export const NOUNS = { faces: "face", cats: "cat", cars: "car", bedrooms: "bedro
 /**
  * The category of an image; "other" if none is probable enough.
  * @param {import("./runtime.js").Runtime} runtime
- * @param {import("./planes.js").Picture} picture
+ * @param {import("./planes.js").ImagePlanes} picture
  * @returns {Promise<Category>}
  */
 export async function classify(runtime, picture) {

@@ -33,7 +33,7 @@ const rowsOf = (model) => model.content_height / model.scale;
 export const shrinkage = (model, { width, height }) => Math.max(width / model.input_size, height / rowsOf(model));
 
 /**
- * @param {import("./planes.js").Picture} picture
+ * @param {import("./planes.js").ImagePlanes} picture
  * @param {Model} model
  * @param {"pad"|"crop"|"stretch"|"exact"} fit
  * @returns {Fitted}

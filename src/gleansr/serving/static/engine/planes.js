@@ -7,7 +7,7 @@
 
 /**
  * An image in planes.
- * @typedef {{colour: Planes, alpha: Planes|null, grey: boolean}} Picture
+ * @typedef {{colour: Planes, alpha: Planes|null, grey: boolean}} ImagePlanes
  *   colour: RGB in [0, 1], multiplied with alpha; alpha: null if the image is opaque; grey: whether all that can be seen of it is
  */
 
@@ -20,7 +20,7 @@ export function round(value) {
   return rest < 0.5 || rest === 0.5 && below % 2 === 0 ? below : below + 1;
 }
 
-/** @param {ImageData} image @returns {Picture} */
+/** @param {ImageData} image @returns {ImagePlanes} */
 export function fromImage({ data, width, height }) {
   const size = width * height, colour = planes(3, height, width), opacity = planes(1, height, width);
   let opaque = true, grey = true;
