@@ -63,6 +63,42 @@ def test_what_the_environment_says_about_memory_holds():
     assert said == "100000"
 
 
+THREADS = """
+import threading
+from pathlib import Path
+from gleansr.allocator import keep_freed_memory
+
+keep_freed_memory()
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+take, over, before = threading.Lock(), threading.Event(), resident()
+
+def use():
+    with take:
+        bytes(30_000_000) + b"1"
+    over.wait()
+
+threads = [threading.Thread(target=use) for _ in range(12)]
+for thread in threads:
+    thread.start()
+with take:
+    pass
+over.set()
+for thread in threads:
+    thread.join()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is set")
+def test_threads_share_what_they_freed():
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    run = subprocess.run([sys.executable, "-c", THREADS], env=clean, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 150e6  # an arena for each thread would keep 360 MB
+
+
 @pytest.mark.parametrize("name", ["meta", "xla", "gpu", "cuda:99", "", "cpu:x", "privateuseone", None])
 def test_a_device_on_which_nothing_can_be_computed_is_refused_by_its_name(name: Any, tiny_model: Path):
     for find in (find_device, lambda name: gleansr.load(tiny_model, device=name), lambda name: baselines.load("bicubic", device=name)):
