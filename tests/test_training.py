@@ -33,7 +33,7 @@ from gleansr.training.devices import find_devices, launch
 from gleansr.training.enlarge import schedule, train_network
 from gleansr.training.log import Log, Meter, is_due
 from gleansr.training.networks import PlainNetworkConfig
-from gleansr.training.parts import build, load_teacher
+from gleansr.training.parts import build, load_teacher, start_from
 from gleansr.training.plan import network_plan
 
 CPU = torch.device("cpu")
@@ -600,6 +600,26 @@ def test_latents_begin_at_the_mean_of_the_bank(dataset: str, bank: str, light: b
     assert torch.equal(bias.view(-1, len(mean)), mean.expand(len(bias) // len(mean), -1))
     assert float(mean.abs().max()) > 0
     build(dataclasses.replace(recipe, bank="none", mean_latents=True))  # no effect
+
+
+def test_a_start_may_leave_layers_out(dataset: str, bank: str, tmp_path: Path):
+    recipe = dataclasses.replace(glean_recipe(dataset, bank), mean_latents=True)
+    trained, _ = build(recipe)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(1)
+    native.save(tmp_path / "start.safetensors", {"generator": trained}, native.About("start"))
+    model, _ = build(recipe)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    untrained = start_from(str(tmp_path / "start.safetensors"), model, ("encoder.code",))
+    assert sorted(untrained) == ["encoder.code.bias", "encoder.code.weight"]
+    for name, tensor in model.state_dict().items():
+        expected = fresh if name.startswith(("encoder.code", "bank.")) else trained.state_dict()
+        assert torch.equal(tensor, expected[name]), name
+    with pytest.raises(RequestError, match=r"no layer's name begins with 'encoder\.codes'"):
+        start_from(str(tmp_path / "start.safetensors"), model, ("encoder.codes",))
+    with pytest.raises(ValueError, match="give start too"):
+        dataclasses.replace(recipe, start_exclude=("encoder.code",))
 
 
 def test_the_same_decoder_trains_without_a_bank(dataset: str, bank: str, tmp_path: Path):

@@ -229,6 +229,9 @@ class NetworkRecipe:
     start: str | None = None
     """A trained network to start from: for a GLEAN one around a bank of the same architecture, of this scale or another; for ESRGAN+ an
     ESRGAN+ or an ESRGAN; for a residual network another one. Layers that it lacks start untrained."""
+    start_exclude: tuple[str, ...] = ()
+    """Layers of `start` that are left out and start untrained, by the beginnings of their names: ["encoder.code"] with mean_latents moves
+    the latents of a trained GLEAN back to the bank's mean."""
     mean_latents: bool = False
     """Whether an untrained GLEAN begins with the bank's mean latent, w_avg, for every image: the bank's features for latents near 0 are not
     those of images; no effect without a bank. Not in the paper; faces at 32x gained 0.7 dB in 4,800 images (docs/results.md)."""
@@ -304,6 +307,7 @@ class NetworkRecipe:
                 f'network.kind is "{network.kind}", which has no bank to take a discriminator from, so give [discriminator] '
                 "or adversarial_weight = 0",
             ),
+            (self.start is not None or not self.start_exclude, "start_exclude leaves out layers of start, so give start too"),
             (not (glean and patch), "GLEAN is trained on whole images, so leave out data.patch"),
             (not (self.teacher and patch), "a teacher takes whole images, so leave out data.patch"),
             (

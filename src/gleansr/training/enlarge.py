@@ -98,7 +98,7 @@ def train_network(
     held_out = load_held_out(recipe.data, out_size, in_size, content_height) if recipe.data.validation else None
     torch.manual_seed(stream_seed(run.seed, "weights"))
     model, discriminator = build(recipe)
-    new_layers = start_from(recipe.start, model) if recipe.start and not checkpoint else []
+    new_layers = start_from(recipe.start, model, recipe.start_exclude) if recipe.start and not checkpoint else []
     frozen = {name: tensor.clone() for name, tensor in model.bank_state().items()}
     model = to_channels_last(model, device)
     averaged = copy.deepcopy(model) if recipe.ema_half_life else model

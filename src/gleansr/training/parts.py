@@ -134,11 +134,15 @@ def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tenso
     return lambda lr: teacher(lr).images.clone()  # losses cannot save tensors of inference mode
 
 
-def start_from(source: str, model: SRNetwork) -> list[str]:
+def start_from(source: str, model: SRNetwork, exclude: tuple[str, ...] = ()) -> list[str]:
     """Copies the layers of a trained network that fit into `model`, and returns the names of those that start untrained.
 
     A GLEAN starts from a GLEAN around a bank of the same architecture, of this scale or another, and keeps its own bank; an ESRGAN+ from an
-    ESRGAN+ or, as officially, an ESRGAN; a residual network from a residual one.
+    ESRGAN+ or, as officially, an ESRGAN; a residual network from a residual one. Layers whose names begin with one of
+    `exclude` are left out.
+
+    Raises:
+        RequestError: the file holds no such network, no layer of it fits, or `exclude` names none of the model's.
     """
     path = checkpoints.model_path(source)
     trained = checkpoints.read(path).build(None, path)
@@ -153,7 +157,14 @@ def start_from(source: str, model: SRNetwork) -> list[str]:
             raise RequestError(f"{path}: start must be {expected}, but it is {type(trained).__name__}")
         source_tensors = trained.state_dict()
     tensors = model.state_dict()
-    untrained = [name for name, tensor in tensors.items() if name not in source_tensors or source_tensors[name].shape != tensor.shape]
+    for beginning in exclude:
+        if not any(name.startswith(beginning) for name in tensors):
+            raise RequestError(f"start_exclude: no layer's name begins with {beginning!r}; the first are {', '.join(list(tensors)[:5])}")
+    untrained = [
+        name
+        for name, tensor in tensors.items()
+        if name.startswith(exclude) or name not in source_tensors or source_tensors[name].shape != tensor.shape
+    ]
     if not any(name.endswith("weight") for name in tensors.keys() - set(untrained)):
         raise RequestError(f"{path}: no layer of it fits the network of the recipe; leave out start")
     model.load_state_dict({name: tensor if name in untrained else source_tensors[name] for name, tensor in tensors.items()})
