@@ -168,6 +168,9 @@ def test_an_unwritable_folder(run, tiny_model: Path, folder: Path):
     assert "cannot be written" in said
     assert len(said.strip().splitlines()) == 1
     assert run("upscale", folder, "-o", "/proc/out", "-m", tiny_model)[0] == 1
+    status, said = run("models", "convert", tiny_model, "-o", "/proc/out.safetensors")
+    assert status == 1
+    assert "/proc/out.safetensors: cannot be written (" in said
 
 
 def test_an_output_below_a_file(run, tiny_model: Path, folder: Path):

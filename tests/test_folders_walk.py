@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -425,6 +427,45 @@ def test_a_full_disk_is_an_error_that_stops_and_leaves_a_readable_manifest(manif
 
 
 # Files
+
+
+KILLED = """
+import os, signal, sys
+from gleansr.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_the_file_of_a_killed_process_is_deleted_by_the_next_one(tmp_path: Path):
+    path = tmp_path / "a.png"
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(leftovers(path)) == 1
+    with replacing(path) as temporary:
+        assert temporary.read_bytes() == b""
+        assert leftovers(path) == [temporary]
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert leftovers(path) == []
+
+
+def test_two_writers_of_one_file_have_a_file_each(tmp_path: Path):
+    path = tmp_path / "a.png"
+    with replacing(path) as first:
+        first.write_text("first")
+        with replacing(path) as second:
+            assert second != first
+            second.write_text("second")
+        assert path.read_text() == "second"
+        with pytest.raises(KeyError), replacing(path) as third:
+            raise KeyError
+        assert not third.exists()
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("name", ["a.png", "é" * 120 + ".png", "n\n.png"])

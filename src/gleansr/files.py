@@ -1,9 +1,11 @@
 """Atomic writes, locked folders, printable names."""
 
+import errno
 import hashlib
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,20 +25,67 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary file in the folder of `path`, which replaces `path` if the block succeeds and is deleted otherwise.
 
-    A killed process leaves it behind; `leftovers` finds it.
+    A killed process leaves it behind; the next one that writes to `path` deletes it, and `leftovers` finds it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{temporary_stem(path.name)}.{secrets.token_hex(4)}.part")
-    # Not by tempfile, whose files are private: the result gets the permissions of the umask.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    temporary, descriptor = _create_temporary(path)
     permissions = temporary.stat().st_mode
+    if sys.platform == "win32":  # which renames no open file
+        os.close(descriptor)
     try:
         yield temporary
         temporary.chmod(permissions)  # writers that replace the file, such as safetensors, make it private
         temporary.replace(path)
-    finally:
+    except BaseException:
         with suppress(OSError):  # which would hide the error of the block
             temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if sys.platform != "win32":
+            os.close(descriptor)  # after the renaming: until then the lock says that the name is in use
+
+
+def _create_temporary(path: Path) -> tuple[Path, int]:
+    """The first name is always the same, so that a file that a killed process left is found without listing the folder. A living process
+    holds a lock on its file, and one that comes second takes a random name."""
+    for number in ("0" * 8, secrets.token_hex(4)):
+        temporary = path.with_name(f".{temporary_stem(path.name)}.{number}.part")
+        with suppress(OSError):
+            _delete_unlocked(temporary)
+        try:
+            # Not by tempfile, whose files are private: the result gets the permissions of the umask.
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            continue
+        with suppress(OSError):  # it is gone: another process took it for one that was left, before it was locked
+            if _lock(descriptor) is not False and os.path.samestat(os.fstat(descriptor), temporary.stat()):
+                return temporary, descriptor
+        os.close(descriptor)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _delete_unlocked(temporary: Path) -> None:
+    descriptor = os.open(temporary, os.O_WRONLY)
+    try:
+        if _lock(descriptor) and os.path.samestat(os.fstat(descriptor), temporary.stat()):
+            temporary.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether the file is locked now, and not by another process; None where there are no such locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return None
+    return True
 
 
 def check_not_input(target: str | Path, inputs: Iterable[str | Path | None]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gleansr.checkpoints.zoo import cache_folder
@@ -81,7 +81,7 @@ def fit_gaussian(bank: StyleGAN | StyleGAN2, samples: int, on_step: Callable[[],
         path = _path(bank, samples)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            save_file({"mean": gaussian.mean, "std": gaussian.std}, temporary)
+            temporary.write_bytes(save({"mean": gaussian.mean, "std": gaussian.std}))
     return gaussian
 
 

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from gleansr.cli.progress import fetched
-from gleansr.errors import RequestError
+from gleansr.errors import GleansrError, RequestError
 
 
 def list_models() -> None:
@@ -97,7 +97,7 @@ def convert(
     try:
         native.write(output, checkpoint, dtype=getattr(torch, dtype))
     except OSError as error:
-        raise RequestError(f"{output}: cannot be written ({error.strerror})") from None
+        raise GleansrError(f"{output}: cannot be written ({error.strerror or error})") from None
     Console(stderr=True, soft_wrap=True).print(f"{path} ({checkpoint.layout}) → {output}", markup=False, highlight=False)
 
 

@@ -122,6 +122,7 @@ def train_bank(
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
         checkpoint.clear()  # as large as all networks and optimisers
+    resumed = images
 
     with lock_folder(output, "training"), stop_on_signal() as stop:
         log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
@@ -219,8 +220,8 @@ def train_bank(
             if stopping and not end:
                 raise TrainingStoppedError(stopping, checkpoints.describe_last())
             step_ended = time.perf_counter()
-    if not path.exists():
-        _save_bank(path, averaged, companions, recipe, images)
+        if images == resumed:  # a run that was killed after its last checkpoint has an older model, or none
+            _save_bank(path, averaged, companions, recipe, images)
     return path
 
 

@@ -176,7 +176,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"{folder}: the folder cannot be created ({error.strerror})") from None
+        raise GleansrError(f"{folder}: the folder cannot be created ({error.strerror})") from None
 
 
 def compare_recipes(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
