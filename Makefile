@@ -1,9 +1,10 @@
-# make demo: install and upscale a cat.  make test: install what tests need and check everything.  make coverage: the lines that the tests run.
+# make demo: install and upscale a cat.  make test: install what tests need and check everything.  make docs: the documentation as a site, in
+# build/site.  make coverage: the lines that the tests run.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test coverage clean
+.PHONY: demo test docs coverage clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -14,6 +15,11 @@ test: .venv/test
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+docs: .venv/docs
+	rm -rf build/site
+	$(BIN)/python docs/site.py build/pages
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
 
 coverage: .venv/test
 	mkdir -p .coverage
@@ -30,5 +36,9 @@ coverage: .venv/test
 	$(PIP) -e '.[test]'
 	@touch $@ .venv/demo
 
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[docs]'
+	@touch $@ .venv/demo
+
 clean:
-	rm -rf .venv demo dist .pytest_cache .ruff_cache
+	rm -rf .venv demo build dist .cache .pytest_cache .ruff_cache
