@@ -88,7 +88,10 @@ def gather(folder: Path) -> None:
             shutil.copyfile(ROOT / path, target)
         else:
             code = (ROOT / path).read_text("utf-8").rstrip()
-            _write(target, f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n``````{LANGUAGES.get(Path(path).suffix, 'text')}\n{code}\n``````\n")
+            _write(
+                target,
+                f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n``````{LANGUAGES.get(Path(path).suffix, 'text')}\n{code}\n``````\n",
+            )
 
 
 def _write(file: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks import docs
 from gleansr.checkpoints import zoo
 
 ROOT = Path(__file__).parents[1]
@@ -93,8 +94,17 @@ def test_its_figures_are_those_of_the_results():
     [table] = re.findall(r"^### The 64 images.*?(?=^###)", results, re.MULTILINE | re.DOTALL)
     for line in re.findall(r"^\| (?:GLEAN|plain|ESRGAN\+|PULSE|DGP|bicubic).*$", README, re.MULTILINE):
         name, *told = [cell.strip() for cell in line.split("|")[1:-1]]
-        [measured] = [row for row in table.splitlines() if row.startswith(f"| {name.removesuffix(' network')} |")]
+        [measured] = [row for row in table.splitlines() if row.startswith(f"| {name} |")]
         assert set(told) <= {cell.strip() for cell in measured.split("|")}, name
+
+
+def test_refreshing_its_tables_changes_what_is_stale_and_nothing_else():
+    results = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert docs.refreshed(README, results) == README
+    stale = README.replace("+2.74 dB, 0.44, 0.73", "+9.99 dB").replace("| **24.45 dB** |", "| 30 dB |").replace("1.9 MB", "9 MB")
+    assert stale != README
+    assert docs.refreshed(stale, results) == README
+    assert "+2.75 dB, 0.44, 0.73" in docs.refreshed(README, results.replace("+2.74 dB (28.37)", "+2.75 dB (28.38)"))
 
 
 def test_metadata_agree():
