@@ -43,8 +43,8 @@ def networks(kind) -> tuple[Any, Any]:
         config = StyleGANConfig(CHANNELS, code_dim=8, mapping_layers=2)
         pair = StyleGAN(config), StyleGANDiscriminator(config)
     else:
-        config = BigGANConfig(4, 64, attention=(64,), n_classes=5, z_chunk=3, shared_dim=6)
-        pair = BigGAN(config), BigGANDiscriminator(dataclasses.replace(config, attention=(16,)))
+        config = BigGANConfig(4, 64, attention=(16,), n_classes=5, z_chunk=3, shared_dim=6)
+        pair = BigGAN(config), BigGANDiscriminator(config)
     return randomised(pair[0], 1), randomised(pair[1], 2)
 
 

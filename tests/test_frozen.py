@@ -1,6 +1,7 @@
 """Frozen networks: the same function as the plain formulation, whatever is cut, merged and computed once."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from gleansr.models.stylegan import StyleGANConfig
 from gleansr.models.stylegan2 import StyleGAN2Config
 
 CHANNELS = (12, 12, 10, 8, 8, 6)
+BANK = StyleGAN2Config(CHANNELS, code_dim=16, mapping_layers=1)
+SMALL = replace(BANK, channels=CHANNELS[:5])  # 64 px
 
 
 def network(bank: StyleGAN2Config | StyleGANConfig | NoBankConfig, in_size: int = 8) -> GLEAN:
@@ -39,9 +42,7 @@ def lrs(count: int, size: int = 8) -> Tensor:
 
 @pytest.mark.parametrize("way", ["direct", "winograd"])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-@pytest.mark.parametrize(
-    "bank", [StyleGAN2Config(CHANNELS), StyleGAN2Config(CHANNELS, clamp=0.5), NoBankConfig(CHANNELS)], ids=["bank", "clamped", "none"]
-)
+@pytest.mark.parametrize("bank", [SMALL, replace(SMALL, clamp=0.5), NoBankConfig(SMALL.channels)], ids=["bank", "clamped", "none"])
 def test_it_is_the_plain_function(bank: StyleGAN2Config | NoBankConfig, rows: int, way: str, monkeypatch: pytest.MonkeyPatch):
     """Whatever the strips, and however convolutions are computed."""
     monkeypatch.setattr(frozen, "_STRIP", 0)
@@ -57,7 +58,7 @@ def test_it_is_the_plain_function(bank: StyleGAN2Config | NoBankConfig, rows: in
 
 @pytest.mark.parametrize("in_size", [4, 16, 64])
 def test_for_any_size(in_size: int):
-    model = network(StyleGAN2Config(CHANNELS), in_size)
+    model = network(BANK, in_size)
     with torch.inference_mode():
         expected, found = model(lrs(2, in_size)), FrozenGLEAN(model, torch.float32)(lrs(2, in_size))
     assert found.shape == (2, 3, 128, 128)
@@ -68,7 +69,7 @@ def test_for_any_size(in_size: int):
 def test_in_bfloat16_it_errs_no_more_than_the_plain_function(processor: str, monkeypatch: pytest.MonkeyPatch):
     """Up-convolutions are merged on the one and not on the other."""
     monkeypatch.setattr(frozen, "bfloat16_instructions", lambda: processor)
-    model = network(StyleGAN2Config(CHANNELS))
+    model = network(BANK)
     with torch.inference_mode():
         expected, found = model(lrs(4)), FrozenGLEAN(model, torch.bfloat16)(lrs(4)).float()
         with torch.autocast("cpu", torch.bfloat16):
@@ -78,7 +79,7 @@ def test_in_bfloat16_it_errs_no_more_than_the_plain_function(processor: str, mon
 
 
 def test_without_onednn(monkeypatch: pytest.MonkeyPatch):
-    model = network(StyleGAN2Config(CHANNELS))
+    model = network(BANK)
     with torch.inference_mode():
         expected = FrozenGLEAN(model, torch.float32)(lrs(1))
         monkeypatch.setattr(fused, "_FUSED", frozenset())
@@ -103,7 +104,7 @@ def test_a_convolution_to_few_channels_is_the_plain_one(size: tuple[int, int], m
 
 
 def test_a_result_does_not_depend_on_its_batch():
-    model = network(StyleGAN2Config(CHANNELS))
+    model = network(BANK)
     frozen_model = FrozenGLEAN(model, torch.float32)
     with torch.inference_mode():
         batch = frozen_model(lrs(3))
@@ -117,10 +118,10 @@ def test_images_of_another_size_are_refused():
 
 
 def test_which_networks_are_frozen(monkeypatch: pytest.MonkeyPatch):
-    assert not freezable(network(StyleGANConfig(CHANNELS)))
+    assert not freezable(network(StyleGANConfig(CHANNELS, code_dim=16, mapping_layers=1)))
     calls: list[int] = []
     monkeypatch.setattr(FrozenGLEAN, "__call__", lambda _, lr: calls.append(len(lr)) or lr)
-    method = FeedForwardModel(network(StyleGAN2Config(CHANNELS)), device="cpu")
+    method = FeedForwardModel(network(BANK), device="cpu")
     method(lrs(2))
     method = pickle.loads(pickle.dumps(method))
     method(lrs(3))
