@@ -8,7 +8,6 @@ import pytest
 import scipy.linalg
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torchmetrics.functional import image as others
 
 from gleansr.errors import RequestError
 from gleansr.evaluation import metrics
@@ -50,11 +49,15 @@ def on_255(image: torch.Tensor) -> torch.Tensor:
 
 def by_torchmetrics(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """SSIM by torchmetrics without the border, which it mirrors."""
+    from torchmetrics.functional import image as others
+
     whole = others.structural_similarity_index_measure(x, y, data_range=255.0, return_full_image=True)[1]
     return whole[:, :, 5:-5, 5:-5].mean((1, 2, 3))
 
 
 def test_psnr_and_ssim_agree_with_torchmetrics():
+    from torchmetrics.functional import image as others
+
     a, b = noisy_pair()
     x, y = on_255(a), on_255(b)
     wanted = others.peak_signal_noise_ratio(x, y, data_range=255.0, reduction="none", dim=(1, 2, 3))
@@ -63,6 +66,8 @@ def test_psnr_and_ssim_agree_with_torchmetrics():
 
 
 def test_ms_ssim_agrees_with_torchmetrics():
+    from torchmetrics.functional import image as others
+
     a, b = (image[:, :, :177, :201] for image in noisy_pair(1, scale=60))  # odd sides too
     x, y = on_255(a), on_255(b)
     found = ms_ssim(a, b, rounding="none")

@@ -146,6 +146,7 @@ from gleansr.training.config import NetworkRecipe, load_recipe
 from gleansr.training.devices import launch
 from gleansr.training.enlarge import train_network
 
+assert "torchmetrics" not in sys.modules, "Fabric imported it"
 torch.set_num_threads(1)
 fabric = launch("cpu", 2)
 for folder, changes in (("whole", []), ("cut", ["run.iterations=1"]), ("cut", [])):

@@ -3,7 +3,11 @@
 import atexit
 import inspect
 import os
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -11,9 +15,24 @@ from torch.nn.parallel import DistributedDataParallel
 from gleansr.errors import RequestError
 from gleansr.training.config import RunConfig
 
+
+@contextmanager
+def _without_torchmetrics() -> Iterator[None]:
+    """Fabric imports torchmetrics, and with it half of SciPy, where they are installed, to compare its version: seconds of each process."""
+    imported = "torchmetrics" in sys.modules
+    if not imported:
+        sys.modules["torchmetrics"] = cast("ModuleType", None)
+    try:
+        yield
+    finally:
+        if not imported:
+            del sys.modules["torchmetrics"]
+
+
 try:
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
+    with _without_torchmetrics():
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
 except ImportError:
     raise RequestError("training needs Lightning Fabric: pip install 'gleansr[train]'") from None
 
