@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,13 @@ class Running:
 
 
 @contextmanager
-def running(*options: str | Path, **environment: str) -> Iterator[Running]:
+def running(*options: str | Path, program: Sequence[str | Path] = ("-m", "gleansr"), **environment: str) -> Iterator[Running]:
     """Runs the service until the end of the context, on a free local port unless the options give one.
 
-    The environment variable GLEANSR_TOKEN is not inherited. Raises RuntimeError with the service's output if it does not start.
+    `program` is what Python runs as `gleansr`. The environment variable GLEANSR_TOKEN is not inherited. Raises RuntimeError with the
+    service's output if it does not start.
     """
-    command = [sys.executable, "-m", "gleansr", "serve", "--offline", *map(str, options)]
+    command = [sys.executable, *map(str, program), "serve", "--offline", *map(str, options)]
     command += [] if "--port" in options else ["--port", "0"]
     inherited = {name: value for name, value in os.environ.items() if name != "GLEANSR_TOKEN"}
     with tempfile.TemporaryDirectory() as folder:

@@ -26,11 +26,20 @@ CAT = EXAMPLES / "chelsea-256.png"
 STATIC = Path(gleansr.serving.__file__).parent / "static"
 TOKEN = "correct-horse-battery-staple"  # noqa: S105
 
+FEW_MODELS = """
+import gleansr.serving.server as server
+from gleansr.__main__ import main
+everything = server.bundled_models()
+server.bundled_models = lambda: [model for model in everything if model.name in ("cats-8x", "cats-4x", "cats-16x", "faces-4x", "faces-8x")]
+main()
+"""
+"""`gleansr`, whose service loads and warms up the models that these tests use: all of them take half a minute."""
+
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[str]:
-    """The address of the service with the bundled models."""
-    with running(OMP_NUM_THREADS="2") as service:
+    """The address of the service with bundled models."""
+    with running(program=["-c", FEW_MODELS], OMP_NUM_THREADS="2") as service:
         yield service.url
 
 
