@@ -16,11 +16,11 @@ from gleansr import doctor
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, GleansrError, RequestError
-from gleansr.inference.export import export
+from gleansr.inference.export import Exported, export
 from gleansr.inference.onnx_runtime import OnnxModel
 from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler
-from gleansr.models.glean import GLEAN, GLEANConfig
+from gleansr.models.glean import GLEAN, GLEANConfig, lighten
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
 from gleansr.models.stylegan import StyleGANConfig
@@ -46,14 +46,30 @@ def images(n: int, height: int, width: int) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(n)) * 2 - 1
 
 
+@pytest.fixture(scope="module")
+def ours() -> Upscaler:
+    return upscaler(GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=3)), category="blobs", content_height=24)
+
+
+@pytest.fixture(scope="module")
+def for_any_number(ours: Upscaler, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """`ours` for any number of images. Each export takes seconds."""
+    return export(ours, tmp_path_factory.mktemp("exported") / "a.onnx", batch=None)
+
+
+@pytest.fixture(scope="module")
+def exported(for_any_number: Exported) -> Path:
+    return for_any_number.path
+
+
 @pytest.mark.parametrize("batch", [3, None])
-def test_any_number_of_images_gives_the_network_s_results(tmp_path: Path, batch: int | None):
-    ours = upscaler(GLEAN(GLEANConfig(8, BANK, n_rrdb=1, features=4, growth=3)), category="blobs", content_height=24)
-    done = export(ours, tmp_path / "tiny.onnx", batch=batch)
+def test_any_number_of_images_gives_the_network_s_results(tmp_path: Path, ours: Upscaler, for_any_number: Exported, batch: int | None):
+    done = export(ours, tmp_path / "tiny.onnx", batch=batch) if batch else for_any_number
+    assert done.batch == batch
     assert done.difference < 0.1
-    assert done.size == (tmp_path / "tiny.onnx").stat().st_size
+    assert done.size == done.path.stat().st_size
     assert done.psnr > 100
-    theirs = gleansr.load(tmp_path / "tiny.onnx")
+    theirs = gleansr.load(done.path)
     assert (theirs.input_size, theirs.output_size, theirs.scale, theirs.about) == (8, 32, 4, ours.about)
     for n in (1, 2, 5):
         lr = images(n, 8, 8)
@@ -66,9 +82,10 @@ def test_any_number_of_images_gives_the_network_s_results(tmp_path: Path, batch:
     "model",
     [
         GLEAN(GLEANConfig(8, StyleGANConfig((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3)),
+        GLEAN(lighten(GLEANConfig(8, BANK, n_rrdb=2, features=8, growth=4, out_features=8))),
         RRDBNet(RRDBNetConfig(scale=2, features=4, growth=2, n_blocks=1)),
     ],
-    ids=["stylegan bank", "ESRGAN with folded input"],
+    ids=["stylegan bank", "light", "ESRGAN with folded input"],
 )
 def test_every_kind_of_network(tmp_path: Path, model: torch.nn.Module):
     ours = upscaler(model)
@@ -90,14 +107,6 @@ def test_half_precision_is_near_and_smaller(tmp_path: Path):
     assert (result.clamp(-1, 1) - ours.method(lr).images.clamp(-1, 1)).std() < 0.01
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported network. Each export takes seconds."""
-    path = tmp_path_factory.mktemp("exported") / "a.onnx"
-    export(gleansr.load(tiny_model, device="cpu"), path, batch=None)
-    return path
-
-
 def test_the_file_tells_nothing_of_the_machine_that_wrote_it(exported: Path):
     assert str(Path(gleansr.__file__).parent).encode() not in exported.read_bytes()
     onnx.checker.check_model(onnx.load(exported))
@@ -110,7 +119,7 @@ def test_doctor_tries_an_exported_network(exported: Path, monkeypatch: pytest.Mo
     assert [trial.precision for trial in report.trials] == ["float32"]
 
 
-def test_a_file_that_differs_is_not_kept(exported: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_differs_is_not_kept(exported: Path, tmp_path: Path, ours: Upscaler, monkeypatch: pytest.MonkeyPatch):
     traced = onnx.load(exported)
     traced.ClearField("metadata_props")
     monkeypatch.setattr("gleansr.inference.export._proto", lambda *_: traced)
@@ -118,7 +127,7 @@ def test_a_file_that_differs_is_not_kept(exported: Path, tmp_path: Path, tiny_mo
     monkeypatch.setattr(OnnxModel, "__call__", lambda self, lr: call(self, lr) + 0.01)
     (tmp_path / "a.onnx").write_bytes(b"old")
     with pytest.raises(GleansrError, match=r"was not written: ONNX Runtime's result differs by 0\.01"):
-        export(gleansr.load(tiny_model, device="cpu"), tmp_path / "a.onnx", batch=None)
+        export(ours, tmp_path / "a.onnx", batch=None)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
