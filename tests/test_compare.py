@@ -296,9 +296,11 @@ def children_of(pid: int) -> list[str]:
 
 
 def test_parallel_searches_give_equal_results(done: FinishedComparison, images: Path, tiny_model: Path, tmp_path: Path):
-    comparison = planned(images, entries(tiny_model), compute=ComputeConfig("cpu", threads=2, jobs=2))
+    compute = ComputeConfig("cpu", threads=2, jobs=2)
+    comparison = planned(images, entries(tiny_model), compute=compute)
     glean, _, pulse = comparison.participants
     assert [(c["jobs"], c["place"]["threads"]) for c in map(comparison.conditions, (glean, pulse))] == [(1, 2), (2, 1)]
+    comparison = planned(images, entries(tiny_model)[2:], compute=compute)
     together = FinishedComparison(tmp_path / "out", compare(comparison, tmp_path / "out"))
     assert without_costs(together.records("pulse")) == without_costs(done.records("pulse"))
     for name in NAMES[:2]:

@@ -42,14 +42,22 @@ def moved(x: float, y: float, angle: float, middle: float = 70) -> tuple[float, 
 # ----------------------------------------------------------------------------------------------------------------- faces
 
 
+@pytest.fixture(scope="module")
+def straight() -> Detection:
+    """The upright face."""
+    from gleansr.photos.faces import Faces
+
+    (found,) = Faces().detect(astronaut(), min_score=0.3, rotated=False)
+    return found
+
+
 @needs_dlib
 @pytest.mark.parametrize("angle", [0, 30, 90])
-def test_a_face_is_detected_at_any_angle(angle: float):
+def test_a_face_is_detected_at_any_angle(angle: float, straight: Detection):
     from gleansr.photos.faces import Faces
 
     (found,) = Faces().detect(astronaut(angle), min_score=0.3)
     assert found.landmarks is not None
-    (straight,) = Faces().detect(astronaut(0), min_score=0.3, rotated=False)
     x, y = moved(straight.frame.x, straight.frame.y, angle)
     assert math.dist((found.frame.x, found.frame.y), (x, y)) < 4
     assert (found.frame.angle - straight.frame.angle - angle + 180) % 360 - 180 == pytest.approx(0, abs=5)

@@ -317,7 +317,7 @@ def test_sliced_wasserstein_is_of_distributions_along_directions():
     line = losses.sliced_wasserstein(a[:, :1], b[:, :1] * 2 + 1)  # one dimension: all directions are the same
     assert line.item() == pytest.approx((a[:, 0].sort().values - (b[:, 0] * 2 + 1).sort().values).square().mean().item(), rel=1e-4)
     shift = torch.tensor([3.0, 0.0, 4.0])  # 5 long; mean squared cosine of random directions: 1 / 3
-    assert losses.sliced_wasserstein(a, a + shift, directions=5000).item() == pytest.approx(25 / 3, rel=0.05)
+    assert losses.sliced_wasserstein(a[:100], a[:100] + shift, directions=5000).item() == pytest.approx(25 / 3, rel=0.05)
 
 
 def test_glean_learns_and_leaves_the_bank_alone(dataset: str, bank: str, tmp_path: Path):
