@@ -608,8 +608,8 @@ def test_a_token_is_asked_for_and_a_busy_or_gone_server_waited_for(drive: Callab
             page.wait_for_timeout(200)
             driver.drag((0.4, 0.4), (0.45, 0.4))
             driver.until("document.querySelector('#working').textContent.includes('busy')")
-            driver.shot("busy")
             assert driver.refined() == 0
+            driver.shot("busy")
         driver.until("performance.getEntriesByName('stroke-to-refined').length === 1")  # by itself
     assert any("429" in error for error in driver.errors)
 
