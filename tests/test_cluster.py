@@ -34,6 +34,8 @@ pytestmark = [
 ]
 
 COUNT = 24
+ALONE = ClusterConfig(workers=1)
+"""One worker, where it does not matter how many there are: each takes seconds to start."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -231,7 +233,7 @@ def test_images_of_a_web_server(work: Callable[..., Work], images: Path, expecte
     try:
         url = f"http://127.0.0.1:{server.server_port}"
         assert cluster.count(cluster.destinations([url], tmp_path, "")[0]).images == COUNT + 1
-        outcomes = upscaled([url], tmp_path, work(batch_size=4))
+        outcomes = upscaled([url], tmp_path, work(batch_size=4), ALONE)
     finally:
         server.shutdown()
         server.server_close()
@@ -250,14 +252,14 @@ def test_a_full_disk_and_workers_that_cannot_work_stop_the_run(work: Callable[..
             raise ModuleNotFoundError("No module named 'nowhere'")
 
     with pytest.raises(OutputError, match="No space left"):
-        upscaled([images], tmp_path / "full", work(Full))
+        upscaled([images], tmp_path / "full", work(Full), ALONE)
     with pytest.raises(GleansrError, match=r"a worker on .* cannot start: ModuleNotFoundError: No module named 'nowhere'"):
-        upscaled([images], tmp_path / "unknown", work(Unknown))
+        upscaled([images], tmp_path / "unknown", work(Unknown), ALONE)
 
 
 def test_stopping_goes_on_later(work: Callable[..., Work], images: Path, expected: Path, tmp_path: Path):
     first: list[JobResult] = []
     upscaled([images], tmp_path, work(), told=first.append, stopped=lambda: bool(first))
     assert 0 < len(first) < COUNT + 1  # the first portions, and those that the workers have then
-    upscaled([images], tmp_path, work())
+    upscaled([images], tmp_path, work(), ALONE)
     assert in_expected_way(tmp_path, expected)
