@@ -1,6 +1,7 @@
 """Networks as ONNX files: the same results, any batch, the facts in the file, and what cannot be exported."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -81,8 +82,8 @@ def test_any_number_of_images_gives_the_network_s_results(tmp_path: Path, ours: 
 @pytest.mark.parametrize(
     "model",
     [
-        GLEAN(GLEANConfig(8, StyleGANConfig((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3)),
-        GLEAN(lighten(GLEANConfig(8, BANK, n_rrdb=2, features=8, growth=4, out_features=8))),
+        GLEAN(GLEANConfig(8, StyleGANConfig((8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3)),
+        GLEAN(lighten(GLEANConfig(8, replace(BANK, channels=(8, 6, 4)), n_rrdb=2, features=8, growth=4, out_features=8))),
         RRDBNet(RRDBNetConfig(scale=2, features=4, growth=2, n_blocks=1)),
     ],
     ids=["stylegan bank", "light", "ESRGAN with folded input"],
