@@ -207,11 +207,24 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe: Path, alone: Path, tmp_path: P
             assert first[key] == second[key]
 
 
+IMPATIENT = """
+from gleansr.__main__ import main
+from gleansr.training.log import Meter
+
+Meter.AGREE_EVERY = 0.5
+if __name__ == "__main__":
+    main()
+"""
+
+
 def test_a_signal_to_one_process_stops_them_all(recipe: Path, tmp_path: Path):
+    """They agree twice a second, not once in five: until then they go on."""
     text = recipe.read_text().replace("iterations = 10", "iterations = 100000").replace("log_every = 8", "log_every = 80")
     endless = tmp_path / "endless.toml"
     endless.write_text(text)
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gleansr", "train", str(endless), "-o", str(tmp_path)]
+    script = tmp_path / "impatient.py"
+    script.write_text(IMPATIENT)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "train", str(endless), "-o", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-m", *command, "--device", "cpu"], stderr=subprocess.PIPE, text=True, env=environment
