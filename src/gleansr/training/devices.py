@@ -1,11 +1,12 @@
 """Devices and processes of a run, with Lightning Fabric."""
 
 import atexit
+import importlib
 import inspect
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, cast
 
@@ -29,10 +30,13 @@ def _without_torchmetrics() -> Iterator[None]:
             del sys.modules["torchmetrics"]
 
 
+# Checked with Fabric 2.6; whatever another version wants of torchmetrics, the second import has it.
+with suppress(ImportError), _without_torchmetrics():
+    importlib.import_module("lightning_fabric.strategies.ddp")
+
 try:
-    with _without_torchmetrics():
-        from lightning_fabric import Fabric
-        from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 except ImportError:
     raise RequestError("training needs Lightning Fabric: pip install 'gleansr[train]'") from None
 
