@@ -20,18 +20,20 @@ from PIL import Image
 
 import gleansr
 from gleansr.errors import DownloadError, RequestError
+from gleansr.images.codec import decode
 from gleansr.images.decoded import DecodedImage
 from gleansr.images.resize import resize
 from gleansr.inference.upscaler import Fit
+from gleansr.photos import AutoTask, PhotoConfig
 from gleansr.retouching.mask import dilate, feather_mask, find_edits
-from gleansr.serving import site, web_runtime
+from gleansr.serving import cascades, site, web_runtime
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'gleansr[test]'")
 pytest.importorskip("onnxscript", reason="export is not installed: pip install 'gleansr[export]'")
 browsing = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; apt-get install chromium, or set CHROMIUM to its path")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-MODELS = ("faces-8x", "faces-4x", "cats-8x-light", "general-4x")
+MODELS = ("faces-8x", "faces-4x", "cats-8x-light", "cats-4x", "general-4x")
 SAME = 60
 """PSNR in dB of results that differ in the rounding of single pixels."""
 FIRST_USE = 25e6
@@ -149,7 +151,7 @@ def test_images_are_enlarged_as_by_the_command(drive: Callable[[], tuple[Driver,
     assert driver.page.inner_text("#chip").startswith("cat (")
     assert _psnr(result, gleansr.upscale(cat, model="cats-8x-light", device="cpu")) > SAME
 
-    result = _enlarged(driver, photo, tmp_path / "photo-large.png", "no face or cat is looked for")
+    result = _enlarged(driver, photo, tmp_path / "photo-large.png", "no face or cat found")
     driver.shot("page-photo")
     assert _psnr(result, gleansr.upscale(photo, model="general-4x", device="cpu")) > SAME
 
@@ -208,6 +210,113 @@ def test_the_page_works_without_a_network(drive: Callable[[], tuple[Driver, Serv
     driver.open("retouch")
     driver.page.click("#guide-sample")
     driver.until("!document.querySelector('#guide').hidden", 60)
+
+
+def _collage(path: Path) -> Path:
+    """A photo with a face and, too large and too near for the detector, a cat."""
+    image = Image.new("RGB", (330, 170), (120, 130, 125))
+    image.paste(_sample("astronaut.jpg", (0, 0, 450, 450)).resize((170, 170), Image.Resampling.BICUBIC), (0, 0))
+    image.paste(_sample("chelsea.jpg", (0, 0, 451, 300)).resize((160, 106), Image.Resampling.BICUBIC), (170, 30))
+    image.save(path)
+    return path
+
+
+OUTLINES = """(() => {
+  const {left, top, width} = document.querySelector("#large").getBoundingClientRect();
+  const by = document.querySelector("#small").naturalWidth / width;
+  return [...document.querySelectorAll(".outline")].map((one) => {
+    const box = one.getBoundingClientRect();
+    return [(box.left - left) * by, (box.top - top) * by, box.width * by].map(Math.round);
+  }); })()"""
+DONE = "/^(Enlarged|The image was not)/.test(document.querySelector('#status').textContent)"
+
+
+@browsing
+def test_heads_of_photos_are_enlarged_by_their_models(drive: Callable[[], tuple[Driver, Server]], tmp_path: Path):
+    photo = _collage(tmp_path / "collage.png")
+    driver, _ = drive()
+    page = driver.page
+    driver.open("upscale")
+    result = _enlarged(driver, photo, tmp_path / "large.png", "1 face, faces-4x, general-4x")
+    page.check("#outlines")
+    driver.shot("page-heads")
+    [(left, top, width)] = page.evaluate(OUTLINES)
+    assert [abs(found - expected) < 6 for found, expected in zip((left, top, width), (50, 12, 52), strict=True)]
+    task = AutoTask(PhotoConfig(boxes=((left, top, width, width),)), device="cpu")
+    prepared = task.prepare(decode(photo))
+    expected = prepared.finish([up.runner([lr]).images[0] for up, lr in zip(prepared.upscalers, prepared.lrs, strict=True)], [""])
+    assert expected.summary == "1 box given, faces-4x, general-4x"
+    assert _psnr(result, expected.image) > SAME
+    head = tuple(4 * value for value in (left, top, left + width, top + width))
+    assert _psnr(result.crop(head), expected.image.crop(head)) > SAME - 10
+    assert _psnr(result.crop(head), gleansr.upscale(photo, model="general-4x", device="cpu").crop(head)) < SAME - 20
+
+    # The cat is marked by hand, and the face left out: its part is as without a search, all the rest the same.
+    page.click("#mark-head")
+    box = page.locator("#large").bounding_box()
+    places = [(box["x"] + x * box["width"] / 330, box["y"] + y * box["width"] / 330) for x, y in ((200, 30), (240, 60), (270, 100))]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+    page.locator("input[value=cats]").check(force=True)
+    driver.shot("page-marking")
+    page.click("#add-head")
+    driver.until("document.querySelectorAll('#head-list li').length === 2", 60)
+    driver.until(DONE, 60)
+    assert "1 face, 1 cat, faces-4x, cats-4x, general-4x" in driver.status()
+    page.click("#head-list button")
+    driver.until("document.querySelectorAll('#head-list li').length === 1", 60)
+    driver.until(DONE, 60)
+    [(left, top, width)] = page.evaluate(OUTLINES)
+    assert [abs(found - expected) <= 1 for found, expected in zip((left, top, width), (200, 30, 70), strict=True)]
+    page.uncheck("#outlines")
+    page.click("#mark-head")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#marking")
+    with Image.open(driver.save(tmp_path / "marked.png")) as marked:
+        general = gleansr.upscale(photo, model="general-4x", device="cpu")
+        assert _psnr(marked.crop(head), general.crop(head)) > SAME
+        cat = (800, 120, 1080, 400)
+        assert _psnr(marked.crop(cat), general.crop(cat)) < SAME - 10
+        assert marked.info["Software"] == "gleansr, model cats-4x, general-4x"
+
+
+@browsing
+def test_cascades_find_what_opencv_finds(drive: Callable[[], tuple[Driver, Server]], tmp_path: Path):
+    cv2 = pytest.importorskip("cv2", reason="opencv is not installed: pip install 'gleansr[photos]'")
+    folder = cascades.folder()
+    assert folder
+    driver, _ = drive()
+    driver.open("upscale")
+    body = """(m, v) => {
+      const image = {data: v.data, height: v.size[0], width: v.size[1]};
+      return {found: m.find(m.compiled(v.cascade), image, v.options)}; }"""
+    images = [_sample("astronaut.jpg", (0, 0, 450, 450)), _sample("chelsea.jpg", (0, 0, 451, 300))]
+    images += [images[0].resize((301, 301)), images[1].resize((160, 107))]
+    images += [
+        Image.open(_collage(tmp_path / "collage.png")),
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 130, 3), np.uint8)),
+    ]
+    count = 0
+    for image in images:
+        grey = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY)
+        for name in cascades.FILES.values():
+            cascade, compact = cv2.CascadeClassifier(str(folder / name)), cascades.compact(folder / name)
+            for step, neighbours, most in ((1.1, 2, 10_000), (1.05, 1, 56)):
+                boxes, _, weights = cascade.detectMultiScale3(
+                    grey, scaleFactor=step, minNeighbors=neighbours, maxSize=(most, most), outputRejectLevels=True
+                )
+                expected = sorted((*map(int, box), round(float(weight), 3)) for box, weight in zip(boxes, np.ravel(weights), strict=True))
+                options = {"step": step, "neighbours": neighbours, "most": most}
+                result = _call(driver, "cascade", body, data=torch.from_numpy(grey), size=grey.shape, cascade=compact, options=options)
+                found = sorted((one["left"], one["top"], one["width"], one["width"], round(one["score"], 3)) for one in result["found"])
+                assert [one[:4] for one in found] == [one[:4] for one in expected]
+                assert np.allclose([one[4] for one in found], [one[4] for one in expected], atol=2e-3)
+                count += len(found)
+    assert count >= 6
 
 
 CALL = """async ([module, values]) => {
@@ -358,6 +467,10 @@ def test_the_site_names_what_it_holds(built: site.Site):
     assert all(model["licence"] and model["credit"] for model in listed["models"])
     page = (built.folder / "index.html").read_text()
     assert not re.search(r"<script(?![^>]* src=)|\son\w+=|style=", page)  # the policy forbids them
+    assert set(listed["cascades"]) == {"faces", "cats"}
+    licences = (built.folder / "LICENSES.md").read_text()
+    assert "Intel License Agreement" in licences
+    assert "Joseph Howse" in licences
     assert "onnxruntime-web" in (built.folder / "LICENSES.md").read_text()
     again = site.write_site(built.folder, MODELS, overwrite=True, report=lambda _text: None)
     assert again.size == built.size

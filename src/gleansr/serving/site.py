@@ -19,12 +19,13 @@ from gleansr.inference.export import check_installed, export
 from gleansr.inference.router import GENERAL
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.models.residual import ResidualNet
+from gleansr.serving import cascades
 from gleansr.serving.web_runtime import GLUE, SCRIPT, WASM, runtime_files
 from gleansr.version import version
 
 PAGE = Path(__file__).parent / "static"
 
-MODELS = ("faces-8x", "faces-4x", "faces-16x", "cats-8x-light", "cars-8x", "bedrooms-8x", "towers-8x", GENERAL)
+MODELS = ("faces-8x", "faces-4x", "faces-16x", "cats-8x-light", "cats-4x", "cars-8x", "bedrooms-8x", "towers-8x", GENERAL)
 """The light bundled models."""
 
 LIST = "models.json"
@@ -33,6 +34,8 @@ _SCRIPTS = {SCRIPT: "ort.js", GLUE: "ort-wasm.js"}
 _PACKED_WASM = "ort.wasm.packed"
 """No server takes a file of this name for something to unpack."""
 _AT_ROOT = ("index.html", "sw.js")
+_HEAD_MODELS = 3
+"""Of a photo at most, see `static/engine/upscale.js`."""
 _FORMAT = 1
 """Of exported files in the cache: changes when models are exported otherwise."""
 
@@ -125,6 +128,7 @@ def write_site(
             (folder / part).mkdir(parents=True)
         listed = _write_models(folder, names, exported)
         listed["runtime"] = _write_runtime(folder, contents)
+        listed["cascades"] = _write_cascades(folder, report)
         (folder / LIST).write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _write_page(folder)
     except OSError as error:
@@ -132,7 +136,14 @@ def write_site(
     size = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     shared = sum(count for path, count in size.items() if path.suffix != ".onnx")
     classifier = listed["classifier"]["features"]["size"] + listed["classifier"]["head"]["size"]
-    return Site(folder, tuple(names), sum(size.values()), shared + classifier + max(model["size"] for model in listed["models"]))
+    return Site(folder, tuple(names), sum(size.values()), shared + classifier + _largest_use(listed))
+
+
+def _largest_use(listed: dict[str, Any]) -> int:
+    """Bytes of the models that an image needs at most: a thumbnail one, a photo the general one and some for heads."""
+    heads = sorted(model["size"] for model in listed["models"] if model["category"] in listed["cascades"])
+    photo = listed["general"]["size"] + sum(heads[-_HEAD_MODELS:]) if listed["general"] else 0
+    return max(photo, *(model["size"] for model in listed["models"]))
 
 
 class _Exports:
@@ -226,6 +237,32 @@ def _write_runtime(folder: Path, contents: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
+def _write_cascades(folder: Path, report: Report) -> dict[str, Any]:
+    """The detectors of heads, by category: JSON for the page, and the licences that their files state."""
+    source = cascades.folder()
+    if source is None:
+        report("heads are not looked for: pip install 'gleansr[photos]' adds the detectors")
+        return {}
+    listed = {}
+    for category, name in cascades.FILES.items():
+        contents = cascades.text(source / name).encode()
+        digest = hashlib.sha256(contents).hexdigest()
+        file = f"models/heads-{category}-{digest[:8]}.json"
+        (folder / file).write_bytes(contents)
+        listed[category] = {"name": f"the detector of {category}", "file": file, "size": len(contents), "sha256": digest}
+    return listed
+
+
+def _licences() -> str:
+    """Those of the package, and of the detectors, whose files state them."""
+    texts, source = [asset("LICENSES.md").read_text(encoding="utf-8")], cascades.folder()
+    for name in cascades.FILES.values():
+        if source is None:
+            break
+        texts.append(f"## Licence of the detector from OpenCV\u2019s {name}\n\n```\n{cascades.licence(source / name)}\n```\n")
+    return "\n".join(texts)
+
+
 def _write_page(folder: Path) -> None:
     for source in sorted(PAGE.rglob("*")):
         target = folder / "static" / source.relative_to(PAGE)
@@ -233,7 +270,7 @@ def _write_page(folder: Path) -> None:
             target.mkdir(exist_ok=True)
         elif source.name not in _AT_ROOT:
             shutil.copyfile(source, target)
-    shutil.copyfile(asset("LICENSES.md"), folder / "LICENSES.md")
+    (folder / "LICENSES.md").write_text(_licences(), encoding="utf-8")
     (folder / "manifest.json").write_text(json.dumps(_MANIFEST, indent=1) + "\n", encoding="utf-8")
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     for old, new in {_HEAD: "\n".join([*_HEAD_STATIC, _HEAD]), _WHERE: _WHERE_STATIC}.items():
@@ -247,7 +284,9 @@ def _write_page(folder: Path) -> None:
 def _write_service_worker(folder: Path) -> None:
     """Its version changes with any file of the page, so that browsers fetch the page anew."""
     files = [
-        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".onnx", ".packed") and path.name != "sw.js"
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parent.name != "models" and path.suffix != ".packed" and path.name != "sw.js"
     ]
     program = (PAGE / "sw.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(program.encode())

@@ -1,5 +1,6 @@
 // Enlarging: the service recognises the image and enlarges it; the result is compared with what was opened, and saved as the user likes it.
 import { download, save } from "./files.js";
+import { Heads } from "./heads.js";
 import { PanZoom } from "./panzoom.js";
 import { $, problem, say, waiting, working } from "./status.js";
 
@@ -17,6 +18,7 @@ export class Enlarge {
       service, controls, done, file: null, name: "", result: null, encoded: null, controller: null, addresses: new Map(),
       view: new PanZoom($("enlarged"), $("pair"), { split: () => Number($("pair-split").value) / 100, divide: (split) => this.cut(100 * split) }),
     });
+    this.heads = new Heads(this.view, () => this.run());
     this.view.moved = () => this.place();
     $("pair-split").addEventListener("input", () => this.cut(Number($("pair-split").value)));
     $("squares").addEventListener("change", () => this.squares());
@@ -35,7 +37,8 @@ export class Enlarge {
 
   /** Shows an image and enlarges it. */
   async open(file) {
-    Object.assign(this, { file, result: null });
+    Object.assign(this, { file, result: null, count: (this.count ?? 0) + 1 });
+    this.heads.forget();
     this.load($("small"), file);
     $("large").removeAttribute("src");
     for (const id of ["onward", "original", "copy"]) $(id).disabled = true;
@@ -58,14 +61,25 @@ export class Enlarge {
     this.cancel();
     problem(null);
     const controller = this.controller = new AbortController(), begun = performance.now(), seconds = () => (performance.now() - begun) / 1000;
-    const text = () => seconds() < 2 ? "Enlarging…" : `Enlarging… ${Math.round(seconds())} s`;
-    const clock = setInterval(() => { if (!this.waits) working(text(), stop); }, 1000);
-    const stop = () => { this.cancel(); working(null); say("Cancelled."); };
+    let stage = "", waits = false;  // what is being done, and whether it waits for the server
+    const text = () => `${stage || "Enlarging…"}${seconds() < 2 ? "" : ` ${Math.round(seconds())} s`}`;
+    const tell = () => { if (!waits && this.controller === controller) working(text(), stop); };
+    const clock = setInterval(tell, 1000);
+    const stop = () => this.stop();
     working(text(), stop);
     try {
       const fields = { image: file, model, fit: $("fitting").value, scale: $("scale").value || null };
-      const waits = (why) => { this.waits = Boolean(why); waiting(why, text()); };
-      const answer = await this.service.process("upscale", fields, { signal: controller.signal, waits });
+      if (this.service.local) Object.assign(fields, { heads: model === "auto" ? this.heads.chosen : null, key: String(this.count) });
+      const answer = await this.service.process("upscale", fields, {
+        signal: controller.signal,
+        waits: (why) => { waits = Boolean(why); waiting(why, text()); },
+        progress: (now) => {
+          const kind = (words) => words.replace(/,? \d+ %.*/, "");
+          if (now && kind(now) !== kind(stage)) say(`${kind(now).replace(/…$/, "")}…`);  // screen readers hear each stage once
+          stage = now;
+          tell();
+        },
+      });
       if (controller.signal.aborted) return;
       Object.assign(this, { result: answer, name: (file.name ?? "image").replace(/\.\w+$/, "").replace(/-\d+$/, "") });
       await this.show(answer);
@@ -91,12 +105,21 @@ export class Enlarge {
     return !$("enlarged").hidden;
   }
 
+  /** Ends what the user is doing: choosing a square, or else waiting. */
+  stop() {
+    if (this.heads.end() || !this.controller) return;
+    this.cancel();
+    working(null);
+    say("Cancelled.");
+  }
+
   cancel() {
+    this.heads.end();
     this.controller?.abort();
     this.controller = null;
   }
 
-  async show({ blob, summary, model }) {
+  async show({ blob, summary, model, heads = null }) {
     this.load($("large"), blob);
     // What was cut off or stretched for the model is shown so in the image before, too.
     $("small").style.objectFit = $("fitting").value === "crop" ? "cover" : "fill";
@@ -105,6 +128,7 @@ export class Enlarge {
     $("chip").hidden = false;
     for (const id of ["onward", "original", "copy"]) $(id).disabled = false;
     this.present($("large"));
+    this.heads.show(heads);
     await this.write();
   }
 
@@ -129,7 +153,8 @@ export class Enlarge {
     const percent = this.peeking || !this.result ? 100 : Number($("pair-split").value), { x, scale, width } = this.view;
     $("large").style.clipPath = `inset(0 0 0 ${percent}%)`;
     $("pair-divider").style.left = `${x + scale * width * percent / 100}px`;
-    for (const mark of $("enlarged").querySelectorAll(".divider, .tag")) mark.hidden = this.peeking || !this.result;
+    for (const mark of $("enlarged").querySelectorAll(".divider, .tag")) mark.hidden = this.peeking || !this.result || this.heads.square;
+    this.heads.place();
   }
 
   /** Shows the image as it was opened, or the comparison again. */

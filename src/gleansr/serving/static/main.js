@@ -180,7 +180,7 @@ function later() {
 
 function cancel() {
   if (editor.cancel()) return;
-  if (upscaling()) return enlarge.cancel();
+  if (upscaling()) return enlarge.stop();
   if (!refiner.cancel()) return;
   working(null);
   if (stage.raw) problem(new Error("Cancelled: your edit is not refined yet."), refine);

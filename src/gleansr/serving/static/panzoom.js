@@ -10,17 +10,23 @@ export class PanZoom {
    * @param {{split: () => number, divide: (split: number) => void}} divider where it is, from 0 to 1, and what moves it
    */
   constructor(frame, content, divider) {
-    Object.assign(this, { frame, content, divider, x: 0, y: 0, scale: 1, width: 0, height: 0, fitted: true, pointers: new Map(), moved() {} });
+    Object.assign(this, { frame, content, divider, x: 0, y: 0, scale: 1, width: 0, height: 0, fitted: true, pointers: new Map(), moved() {},
+      tool: null,  // takes presses, drags and keys instead of the divider: down, move, up, key
+    });
     const on = (name, work) => frame.addEventListener(name, (event) => { if (this.width) work.call(this, event); }, { passive: false });
     on("pointerdown", this.down);
     on("pointermove", this.move);
-    for (const name of ["pointerup", "pointercancel"]) on(name, (event) => { this.pointers.delete(event.pointerId); this.grip = null; });
+    for (const name of ["pointerup", "pointercancel"]) on(name, (event) => {
+      this.pointers.delete(event.pointerId);
+      if (this.grip === "tool") this.tool?.up();
+      this.grip = null;
+    });
     on("wheel", (event) => {
       event.preventDefault();
       this.zoom(Math.exp(-event.deltaY * (event.deltaMode === 1 ? 20 : 1) * (event.ctrlKey ? 0.01 : 0.002)), this.point(event));
     });
     on("keydown", this.key);
-    on("dblclick", (event) => this.fitted ? this.zoom(4, this.point(event)) : this.fit());
+    on("dblclick", (event) => this.tool ? null : this.fitted ? this.zoom(4, this.point(event)) : this.fit());
     new ResizeObserver(() => { if (this.fitted) this.fit(); }).observe(frame);
   }
 
@@ -72,13 +78,21 @@ export class PanZoom {
     return { x: clientX - left, y: clientY - top };
   }
 
+  /** The place of a pointer in the content, in its pixels. */
+  inContent(event) {
+    const { x, y } = this.point(event);
+    return { x: (x - this.x) / this.scale, y: (y - this.y) / this.scale };
+  }
+
   down(event) {
     event.preventDefault();
     this.frame.focus({ preventScroll: true, focusVisible: false });
     this.frame.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, this.point(event));
     const at = this.x + this.divider.split() * this.width * this.scale;
-    this.grip = this.pointers.size > 1 ? "pinch" : Math.abs(this.point(event).x - at) <= NEAR || this.fitted ? "divider" : "image";
+    if (this.grip === "tool") this.tool?.up();  // a second finger zooms
+    this.grip = this.pointers.size > 1 ? "pinch" : this.tool ? "tool" : Math.abs(this.point(event).x - at) <= NEAR || this.fitted ? "divider" : "image";
+    if (this.grip === "tool") this.tool.down(this.inContent(event));
     if (this.grip === "divider") this.divide(event);
     if (this.grip === "pinch") this.last = this.spread();
   }
@@ -88,6 +102,7 @@ export class PanZoom {
     if (!before) return;
     this.pointers.set(event.pointerId, now);
     if (this.grip === "divider") this.divide(event);
+    else if (this.grip === "tool") this.tool?.move(this.inContent(event));
     else if (this.grip === "image") this.pan(now.x - before.x, now.y - before.y);
     else if (this.grip === "pinch") {
       const { far, middle } = this.spread(), { last } = this;
@@ -108,7 +123,9 @@ export class PanZoom {
 
   key(event) {
     const way = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
-    if (!way || event.target !== this.frame) return;
+    if (event.target !== this.frame) return;
+    if (this.tool) return this.tool.key(event);
+    if (!way) return;
     event.preventDefault();
     if (this.fitted && way[0]) this.divider.divide(Math.min(Math.max(this.divider.split() - way[0] * 0.02, 0), 1));
     else this.pan(40 * way[0], 40 * way[1]);

@@ -27,13 +27,13 @@ export class Browser {
    * As `Service.process`. The result of a retouch has `pixels` instead of a file.
    * @param {"upscale"|"retouch"} what
    * @param {Object<string, Blob|ImageData|string|number|null>} fields
-   * @param {{signal?: AbortSignal, waits?: (why: string) => void}} options
+   * @param {{signal?: AbortSignal, waits?: (why: string) => void, progress?: (stage: string) => void}} options
    */
-  async process(what, fields, { signal, waits = () => {} } = {}) {
+  async process(what, fields, { signal, waits = () => {}, progress = waits } = {}) {
     signal?.throwIfAborted();
     const worker = await this.start(), id = ++this.count;
     return new Promise((resolve, reject) => {
-      this.pending.set(id, { resolve, reject, waits });
+      this.pending.set(id, { resolve, reject, progress });
       signal?.addEventListener("abort", () => {
         worker.postMessage({ cancel: id });
         this.pending.delete(id);
@@ -66,7 +66,7 @@ export class Browser {
   receive({ id, text, result, error }) {
     const request = this.pending.get(id);
     if (!request) return;
-    if (text !== undefined) return request.waits(text);
+    if (text !== undefined) return request.progress(text);
     this.pending.delete(id);
     if (error) request.reject(new Problem({ detail: error.message, type: error.type }));
     else request.resolve(result);

@@ -64,20 +64,26 @@ function even(value) {
 }
 
 /**
- * The part of planes in a rectangle, which may extend beyond them: their border is then repeated.
+ * The part of planes in a rectangle, which may extend beyond them: their border is then repeated, or they are mirrored.
  * @param {Planes} from
  * @returns {Planes}
  */
-export function crop(from, left, top, width, height) {
-  const part = planes(from.count, height, width);
+export function crop(from, left, top, width, height, mirrored = false) {
+  const part = planes(from.count, height, width), index = mirrored ? mirror : (at, length) => clamp(at, 0, length - 1);
   for (let c = 0, to = 0; c < from.count; c++) {
     for (let y = top; y < top + height; y++, to += width) {
-      const row = (c * from.height + clamp(y, 0, from.height - 1)) * from.width;
+      const row = (c * from.height + index(y, from.height)) * from.width;
       if (left >= 0 && left + width <= from.width) part.data.set(from.data.subarray(row + left, row + left + width), to);
-      else for (let x = 0; x < width; x++) part.data[to + x] = from.data[row + clamp(left + x, 0, from.width - 1)];
+      else for (let x = 0; x < width; x++) part.data[to + x] = from.data[row + index(left + x, from.width)];
     }
   }
   return part;
+}
+
+/** An index of an axis that is mirrored beyond its ends, with the end pixels doubled. */
+function mirror(at, length) {
+  const wrapped = (at % (2 * length) + 2 * length) % (2 * length);
+  return Math.min(wrapped, 2 * length - 1 - wrapped);
 }
 
 export const clamp = (value, low, high) => value < low ? low : value > high ? high : value;

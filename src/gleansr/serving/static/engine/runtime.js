@@ -110,6 +110,8 @@ export async function tidy(list, root) {
 }
 
 /** All files of a list that are fetched when they are needed. @returns {Stored[]} */
-const files = ({ runtime, classifier, general, models }) => [runtime, classifier?.features, classifier?.head, general, ...models].filter(Boolean);
+const files = ({ runtime, classifier, general, models, cascades }) => (
+  [runtime, classifier?.features, classifier?.head, general, ...models, ...Object.values(cascades ?? {})].filter(Boolean)
+);
 
 const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -20,13 +20,15 @@ self.onmessage = ({ data: { id, list, root, warm, cancel, what, fields } }) => {
 };
 
 async function answer(id, what, fields) {
+  let stage = "";
   const report = async (text) => {
+    stage = text;
     self.postMessage({ id, text });
     await turn();
     if (cancelled.has(id)) throw new DOMException("cancelled", "AbortError");
   };
   try {
-    runtime.report = (text) => self.postMessage({ id, text });
+    runtime.report = (text) => self.postMessage({ id, text: text || stage });
     await report("");
     self.postMessage({ id, result: await WORK[what](runtime, fields, report) });
   } catch (error) {
