@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -22,10 +21,9 @@ from gleansr.serving.config import ServingConfig
 from gleansr.serving.metrics import RequestMetrics
 from gleansr.serving.middleware import BrowserHeaders, CloseUnread, Guard
 from gleansr.serving.openapi import DESCRIPTION, image_route, problems
+from gleansr.serving.page import PAGE, html
 from gleansr.serving.problems import Problem
 from gleansr.serving.service import Service
-
-PAGE = Path(__file__).parent / "static"
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,11 @@ def _routes(service: Service) -> ASGIApp:
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    contents = html()
+
     @get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(contents)
 
     for suffix, media_type in ((".js", "text/javascript"), (".css", "text/css"), (".svg", "image/svg+xml")):
         mimetypes.add_type(media_type, suffix)  # a system's own types may differ, and browsers refuse them

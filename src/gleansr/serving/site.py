@@ -20,10 +20,9 @@ from gleansr.inference.router import GENERAL
 from gleansr.inference.upscaler import Upscaler, load
 from gleansr.models.residual import ResidualNet
 from gleansr.serving import cascades
+from gleansr.serving.page import PAGE, html
 from gleansr.serving.web_runtime import GLUE, SCRIPT, WASM, runtime_files
 from gleansr.version import version
-
-PAGE = Path(__file__).parent / "static"
 
 MODELS = ("faces-8x", "faces-4x", "faces-16x", "cats-8x-light", "cats-4x", "cars-8x", "bedrooms-8x", "towers-8x", GENERAL)
 """The light bundled models."""
@@ -33,7 +32,6 @@ _SCRIPTS = {SCRIPT: "ort.js", GLUE: "ort-wasm.js"}
 """Names on the site: some servers do not know that .mjs is JavaScript."""
 _PACKED_WASM = "ort.wasm.packed"
 """No server takes a file of this name for something to unpack."""
-_AT_ROOT = ("index.html", "sw.js")
 _HEAD_MODELS = 3
 """Of a photo at most, see `static/engine/upscale.js`."""
 _FORMAT = 1
@@ -68,15 +66,6 @@ _MANIFEST = {
         {"src": "static/icon-512.png", "sizes": "512x512", "type": "image/png"},
     ],
 }
-_HEAD = '<meta name="viewport"'
-_HEAD_STATIC = (
-    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-    f'<meta name="gleansr-models" content="{LIST}">',
-    '<link rel="manifest" href="manifest.json">',
-)
-_WHERE = "Images stay in this page and in the server\u2019s memory. Nothing is stored."
-_WHERE_STATIC = "Images stay in this browser. Nothing is sent anywhere."
-
 Report = Callable[[str], None]
 """Is told what is made."""
 
@@ -268,16 +257,11 @@ def _write_page(folder: Path) -> None:
         target = folder / "static" / source.relative_to(PAGE)
         if source.is_dir():
             target.mkdir(exist_ok=True)
-        elif source.name not in _AT_ROOT:
+        elif source.name != "sw.js":
             shutil.copyfile(source, target)
     (folder / "LICENSES.md").write_text(_licences(), encoding="utf-8")
     (folder / "manifest.json").write_text(json.dumps(_MANIFEST, indent=1) + "\n", encoding="utf-8")
-    page = (PAGE / "index.html").read_text(encoding="utf-8")
-    for old, new in {_HEAD: "\n".join([*_HEAD_STATIC, _HEAD]), _WHERE: _WHERE_STATIC}.items():
-        if page.count(old) != 1:
-            raise RuntimeError(f"index.html has {old!r} {page.count(old)} times, not once")
-        page = page.replace(old, new)
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    (folder / "index.html").write_text(html(models=LIST, policy=POLICY), encoding="utf-8")
     _write_service_worker(folder)
 
 

@@ -1,5 +1,6 @@
 // Zooming and panning of an element that lies in another, with wheel, mouse, fingers and keys; near the divider a drag moves that.
-const MOST = 32;  // screen pixels an image pixel at most
+import { fitted, panned, zoomed } from "./place.js";
+
 const NEAR = 24;  // pixels around the divider in which it is grasped
 
 /** Shows an element of the size of an image in a frame. */
@@ -38,33 +39,26 @@ export class PanZoom {
     if (!same || this.fitted) this.fit();
   }
 
+  get room() {
+    return { width: this.frame.clientWidth, height: this.frame.clientHeight };
+  }
+
   /** Shows the whole image. */
   fit() {
-    const { clientWidth, clientHeight } = this.frame, margin = 16;
-    if (!this.width || !clientWidth) return;
-    this.scale = Math.min((clientWidth - 2 * margin) / this.width, (clientHeight - 2 * margin) / this.height, MOST);
-    this.x = (clientWidth - this.width * this.scale) / 2;
-    this.y = (clientHeight - this.height * this.scale) / 2;
-    this.fitted = true;
-    this.place();
+    if (this.width && this.room.width) this.put(fitted(this, this.room, 16), true);
   }
 
   /** Zooms around a point of the frame, by default its middle. */
-  zoom(factor, { x, y } = { x: this.frame.clientWidth / 2, y: this.frame.clientHeight / 2 }) {
-    if (!this.width) return;
-    const least = Math.min(this.frame.clientWidth / this.width, this.frame.clientHeight / this.height, MOST) / 2;
-    const scale = Math.min(Math.max(this.scale * factor, least), MOST);
-    this.x = x - (x - this.x) * scale / this.scale;
-    this.y = y - (y - this.y) * scale / this.scale;
-    this.scale = scale;
-    this.pan(0, 0);
+  zoom(factor, at) {
+    if (this.width) this.put(zoomed(this, factor, this, this.room, at));
   }
 
   pan(dx, dy) {
-    const rest = 48, { frame, scale, width, height } = this;
-    this.x = Math.min(Math.max(this.x + dx, rest - width * scale), frame.clientWidth - rest);
-    this.y = Math.min(Math.max(this.y + dy, rest - height * scale), frame.clientHeight - rest);
-    this.fitted = false;
+    this.put(panned(this, dx, dy, this, this.room));
+  }
+
+  put(place, whole = false) {
+    Object.assign(this, place, { fitted: whole });
     this.place();
   }
 

@@ -1,8 +1,8 @@
 // The stage: draws the image, the model's result, the comparison, the mask and what the model sees, at any zoom.
 import { clip, union } from "./pixels.js";
+import { fitted, panned, shown, zoomed } from "./place.js";
 import { Tiles } from "./tiles.js";
 
-const MOST = 32;  // screen pixels an image pixel at most
 const SQUARES = 8;  // from so many on, pixels are shown as squares
 
 /** Draws a document on a canvas. Set its fields, then call `changed`. */
@@ -75,35 +75,26 @@ export class Stage {
   /** Shows the whole image. */
   fit() {
     if (!this.document) return;
-    const { width, height } = this.document, margin = 12 * window.devicePixelRatio;
-    const scale = Math.min((this.canvas.width - 2 * margin) / width, (this.canvas.height - 2 * margin) / height, MOST);
-    this.view = { scale, x: (this.canvas.width - width * scale) / 2, y: (this.canvas.height - height * scale) / 2 };
-    this.fitted = true;
-    this.changed();
-    this.moved();
+    this.put(fitted(this.document, this.canvas, 12 * window.devicePixelRatio), true);
   }
 
   /** Shows a rectangle of the image as large as it can be. */
-  zoomTo({ left, top, right, bottom }) {
-    const scale = Math.min(this.canvas.width / (right - left), this.canvas.height / (bottom - top), MOST);
-    this.view = { scale, x: (this.canvas.width - (left + right) * scale) / 2, y: (this.canvas.height - (top + bottom) * scale) / 2 };
-    this.pan(0, 0);
+  zoomTo(rect) {
+    this.put(shown(rect, this.document, this.canvas));
   }
 
   /** Zooms around a point of the canvas, by default its middle. */
-  zoom(factor, at = { x: this.canvas.width / 2, y: this.canvas.height / 2 }) {
-    const { width, height } = this.document, whole = Math.min(this.canvas.width / width, this.canvas.height / height, MOST);
-    const scale = Math.min(Math.max(this.view.scale * factor, whole / 2), MOST), { x, y } = this.view;
-    this.view = { scale, x: at.x - (at.x - x) * scale / this.view.scale, y: at.y - (at.y - y) * scale / this.view.scale };
-    this.pan(0, 0);
+  zoom(factor, at) {
+    this.put(zoomed(this.view, factor, this.document, this.canvas, at));
   }
 
   /** Moves the image by so many canvas pixels, as long as some of it stays in sight. */
   pan(dx, dy) {
-    const { view, canvas, document: { width, height } } = this, rest = 48;
-    view.x = Math.min(Math.max(view.x + dx, rest - width * view.scale), canvas.width - rest);
-    view.y = Math.min(Math.max(view.y + dy, rest - height * view.scale), canvas.height - rest);
-    this.fitted = false;
+    this.put(panned(this.view, dx, dy, this.document, this.canvas));
+  }
+
+  put(view, whole = false) {
+    Object.assign(this, { view, fitted: whole });
     this.changed();
     this.moved();
   }
