@@ -501,7 +501,7 @@ def test_the_list_of_models(client: Client):
 
 def test_openapi_describes_all_routes_with_examples(client: Client):
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/v1/upscale", "/v1/retouch", "/v1/models", "/healthz", "/readyz", "/metrics"}
+    assert set(schema["paths"]) == {"/v1/upscale", "/v1/retouch", "/v1/models", "/v1/progress/{name}", "/healthz", "/readyz", "/metrics"}
     for path in ("/v1/upscale", "/v1/retouch"):
         route = schema["paths"][path]["post"]
         form = route["requestBody"]["content"]["multipart/form-data"]["schema"]

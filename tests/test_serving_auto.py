@@ -1,6 +1,7 @@
 """The service without a named model: it recognises the image, as `gleansr.upscale` does."""
 
 import threading
+import time
 from collections.abc import Iterator
 from urllib.parse import unquote
 
@@ -14,6 +15,8 @@ from skimage import data
 import gleansr
 from gleansr.inference.method import ModelOutput
 from gleansr.inference.router import GENERAL, Models, bundled_models
+from gleansr.photos.align import Frame
+from gleansr.photos.detect import Detection
 from gleansr.serving.app import App
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.problems import Problem
@@ -100,6 +103,53 @@ def test_thumbnails_do_not_wait_for_photos_and_an_abandoned_photo_ends(models: M
         assert problem(answers[0])[:2] == (504, "timeout")
         gate.set()
     assert len(tiles) < 25
+
+
+def test_the_progress_of_a_photo_is_told(models: Models, monkeypatch: pytest.MonkeyPatch):
+    """By stages in order: a photo of 500x480 has four tiles, and here two heads in boxes of its own detector."""
+    general, answers = models[GENERAL], []
+    searched, searching, gate = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def detect_all(*_: object) -> dict[str, list[Detection]]:
+        searching.set()
+        assert searched.wait(20)
+        return {"faces": [Detection((x, 50.0, 40.0, 40.0), Frame(x, 70.0, 40.0, 40.0)) for x in (100.0, 300.0)]}
+
+    def tile(lrs: list[torch.Tensor]) -> ModelOutput:
+        assert gate.acquire(timeout=20)
+        return ModelOutput(torch.zeros(1, 3, 4 * lrs[0].shape[1], 4 * lrs[0].shape[2]))
+
+    monkeypatch.setattr("gleansr.photos.auto.detect_all", detect_all)
+    with Client(App(ServingConfig(), {"faces-8x": models["faces-8x"]}, models)) as client:
+        monkeypatch.setattr(general, "runner", tile)
+
+        def told() -> dict[str, object]:
+            return client.get("/v1/progress/my-photo").json()
+
+        def upscale() -> None:
+            answers.append(client.post("/v1/upscale", files={"image": encoded(blotchy(3, 480))}, headers={"gleansr-progress": "my-photo"}))
+
+        def until(stage: str, done: int, total: int) -> None:
+            deadline = time.monotonic() + 20
+            while told() != {"stage": stage, "done": done, "total": total}:
+                assert time.monotonic() < deadline, (stage, told())
+
+        assert told() == {"stage": "unknown", "done": 0, "total": 0}
+        request = threading.Thread(target=upscale)
+        request.start()
+        assert searching.wait(20)
+        until("searching", 0, 0)
+        searched.set()
+        until("background", 0, 0)
+        for done in (1, 2, 3):
+            gate.release()
+            until("background", done, 4)
+        gate.release()
+        request.join()
+        assert answers[0].status_code == 200
+        assert told()["stage"] == "unknown"
+        wrong = client.post("/v1/upscale", files={"image": encoded(FACE)}, headers={"gleansr-progress": "a/b"})
+        assert problem(wrong)[:2] == (400, "bad-field")
 
 
 def test_the_default_serves_all_bundled_models():

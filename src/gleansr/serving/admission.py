@@ -4,7 +4,9 @@ import asyncio
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 from gleansr.serving.problems import Problem
 
@@ -16,6 +18,19 @@ PROGRESS_BYTES = 2**16
 
 SLOW_SECONDS = 2.0
 """Seconds without PROGRESS_BYTES after which a request yields its slot to a waiting one."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is."""
+
+    stage: Literal["reading", "waiting", "searching", "objects", "background", "finishing", "unknown"]
+    """What is done: `reading` the upload, `waiting` for other requests, `searching` objects or recognising, `objects` enlarged by their
+    models, `background`: the tiles of the rest, `finishing`: pasting and encoding; `unknown`: no such request is in progress."""
+    done: int = 0
+    """Finished objects or tiles."""
+    total: int = 0
+    """Of all; 0 if that is not known."""
 
 
 class Ticket:
@@ -31,6 +46,8 @@ class Ticket:
         """The reason why the request is aborted, if it is."""
         self.received = False
         """Whether its body is complete."""
+        self.progress = Progress("reading")
+        """Replaced by the threads that work on it."""
         self.last_progress = asyncio.get_running_loop().time()
         """Time of its start, or of its last PROGRESS_BYTES."""
         self._progress = 0

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gleansr.inference.router import Models
 from gleansr.inference.upscaler import Upscaler
+from gleansr.serving.admission import Progress
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.metrics import RequestMetrics
 from gleansr.serving.middleware import BrowserHeaders, CloseUnread, Guard
@@ -120,6 +121,10 @@ def _routes(service: Service) -> ASGIApp:
             [_served(name, upscaler, name == next(iter(service.upscalers))) for name, upscaler in service.upscalers.items()],
             service.models is not None,
         )
+
+    @get("/v1/progress/{name}", summary="How far a request is", responses=problems("unauthorized"))
+    async def progress(name: str) -> Progress:
+        return service.progress(name)
 
     @get("/healthz", summary="Liveness probe", response_class=PlainTextResponse)
     async def healthz() -> str:

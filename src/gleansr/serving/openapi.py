@@ -79,10 +79,17 @@ def image_route(endpoint: Endpoint, path: str, *examples: str) -> dict[str, Any]
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
         "example": "b7f3c2d09a41",
     }
+    progress = {
+        "name": "Gleansr-Progress",
+        "in": "header",
+        "description": "Random name of the request, by which /v1/progress/NAME tells how far it is",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
+        "example": "5d01e7f86b3a",
+    }
     samples = [{"lang": "Shell", "source": f"curl {arguments} http://127.0.0.1:8008{path}"} for arguments in examples]
     return {
         "responses": {200: success, **problems(*(name for name in PROBLEMS if name not in _NOT_OF_IMAGES))},
-        "openapi_extra": {"requestBody": forms.request_body(endpoint.fields), "parameters": [editor], "x-codeSamples": samples},
+        "openapi_extra": {"requestBody": forms.request_body(endpoint.fields), "parameters": [editor, progress], "x-codeSamples": samples},
     }
 
 

@@ -1,6 +1,7 @@
 """Processes requests: admission, reading, preparation, a batched forward pass, finishing; aborts them at any stage."""
 
 import asyncio
+import itertools
 import logging
 import re
 import time
@@ -19,7 +20,7 @@ from gleansr.errors import GleansrError
 from gleansr.inference.router import GENERAL, Models
 from gleansr.inference.upscaler import Upscaler
 from gleansr.serving import endpoints, forms
-from gleansr.serving.admission import PROGRESS_BYTES, Admission, Ticket
+from gleansr.serving.admission import PROGRESS_BYTES, Admission, Progress, Ticket
 from gleansr.serving.config import ServingConfig
 from gleansr.serving.metrics import Metrics
 from gleansr.serving.middleware import limited_body
@@ -48,6 +49,7 @@ class Service:
         self.worker = ModelWorker(config.batch_size, self.metrics)
         self.admission = Admission(config.queue, config.max_bytes, config.max_pixels, self._estimate_seconds)
         self._recent_seconds = 0.0  # moving average per request
+        self._named: dict[str, Ticket] = {}  # requests that have a name, by which their progress is asked for
         # Each thread uses one core, beside the forward pass.
         threads = max(2, min(16, torch.get_num_threads()))
         self._pool = ThreadPoolExecutor(threads, "gleansr-images", lambda: torch.set_num_threads(1))
@@ -82,7 +84,10 @@ class Service:
     async def answer(self, request: Request, endpoint: endpoints.Endpoint) -> Response:
         """Raises Problem."""
         forms.check_content_type(request)
-        with self.admission.enter(_editor(request)) as ticket:
+        name = _random_name(request, "Gleansr-Progress")
+        with self.admission.enter(_random_name(request, "Gleansr-Editor")) as ticket:
+            if name:
+                self._named[name] = ticket
             task = asyncio.create_task(self._process(request, endpoint, ticket))
             timer = asyncio.get_running_loop().call_later(self.config.timeout, self._abort, ticket)
             started = time.perf_counter()
@@ -96,12 +101,19 @@ class Service:
                 return response
             finally:
                 timer.cancel()
+                if name and self._named.get(name) is ticket:
+                    del self._named[name]
                 if ticket.n_pixels > LARGE:
                     self._pool.submit(endpoints.release_memory)
                 task.cancel()
                 await asyncio.wait({task})
                 if not task.cancelled():
                     task.exception()  # asyncio logs exceptions that are never retrieved
+
+    def progress(self, name: str) -> Progress:
+        """How far the request of that name is."""
+        ticket = self._named.get(name)
+        return ticket.progress if ticket else Progress("unknown")
 
     def _estimate_seconds(self, requests: int) -> float:
         """Estimated time for a number of requests: their forward passes, or, if longer, the duration of recent requests."""
@@ -120,10 +132,14 @@ class Service:
         try:
             images = await self._in(self._pool, "decoding", self._decode, form, endpoint, ticket)
             del form
-            pool = self._photo_pool if endpoint.is_photo(images, values) else self._pool
-            prepared = await self._in(pool, "preparing", endpoint.prepare, images, values, partial(_stop_if_gone, ticket))
+            photo = endpoint.is_photo(images, values)
+            pool = self._photo_pool if photo else self._pool
+            ticket.progress = Progress("waiting")
+            prepared = await self._in(pool, "preparing", self._prepare, endpoint, images, values, ticket)
             del images
             outputs = await self._forward(prepared, ticket)
+            tiled = photo and _objects(prepared) == len(prepared.lrs)
+            ticket.progress = Progress("background" if tiled else "finishing")
             result = await self._in(pool, "finishing", self._finish, prepared, outputs, values, _accepts_json(request))
         finally:
             watch.cancel()
@@ -138,12 +154,30 @@ class Service:
         ticket.hold(0, pixels // RESULT_SHARE)
         return images
 
+    def _prepare(
+        self, endpoint: endpoints.Endpoint, images: endpoints.Images, values: endpoints.Values, ticket: Ticket
+    ) -> endpoints.PreparedRequest:
+        ticket.progress = Progress("searching")
+        prepared = endpoint.prepare(images, values, partial(_tell, ticket))
+        if prepared.lrs:
+            objects = _objects(prepared)
+            ticket.progress = Progress("objects", 0, objects) if objects else Progress("background")
+        return prepared
+
     async def _forward(self, prepared: endpoints.PreparedRequest, ticket: Ticket) -> list[ForwardResult]:
         """The forward passes of a request, which may share batches with each other and with those of other requests."""
         inputs = zip(prepared.upscalers, prepared.lrs, strict=True)
+        done = itertools.count(1)
+
+        async def forward(upscaler: Upscaler, lr: torch.Tensor) -> ForwardResult:
+            result = await self.worker.forward(upscaler, lr, ticket.start_forward)
+            if objects := _objects(prepared):
+                ticket.progress = Progress("objects", next(done), objects)
+            return result
+
         try:
             async with asyncio.TaskGroup() as group:
-                passes = [group.create_task(self.worker.forward(upscaler, lr, ticket.start_forward)) for upscaler, lr in inputs]
+                passes = [group.create_task(forward(upscaler, lr)) for upscaler, lr in inputs]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [one.result() for one in passes]
@@ -201,10 +235,16 @@ class Service:
             ticket.stop(Problem("slow-upload", f"the request did not arrive within {limit}; send a smaller image"))
 
 
-def _stop_if_gone(ticket: Ticket, _done: int, _total: int) -> None:
-    """Ends the work on a photo between two tiles, once nobody waits for it."""
+def _objects(prepared: endpoints.PreparedRequest) -> int:
+    """Number of objects that wait for their models; an image that the general model enlarges in one pass is none."""
+    return sum(upscaler.input_size is not None for upscaler in prepared.upscalers)
+
+
+def _tell(ticket: Ticket, done: int, total: int) -> None:
+    """Notes that a tile of a photo is finished; ends the work between two tiles, once nobody waits for it."""
     if not ticket.active:
         raise Problem("client-gone", _GONE)
+    ticket.progress = Progress("background", done, total) if done < total else Progress("finishing")
 
 
 def _accepts_json(request: Request) -> bool:
@@ -213,9 +253,9 @@ def _accepts_json(request: Request) -> bool:
     return "application/json" in kinds
 
 
-def _editor(request: Request) -> str | None:
-    """The name of an interactive editor, of whose requests only the newest counts."""
-    editor = request.headers.get("gleansr-editor")
-    if editor is not None and not re.fullmatch("[A-Za-z0-9-]{1,64}", editor):
-        raise Problem("bad-field", f"Gleansr-Editor is {editor[:80]!r}, but must be up to 64 letters, digits and hyphens")
-    return editor
+def _random_name(request: Request, header: str) -> str | None:
+    """The name in a header: of an editor, of whose requests only the newest counts, or of a request, to ask for its progress."""
+    name = request.headers.get(header)
+    if name is not None and not re.fullmatch("[A-Za-z0-9-]{1,64}", name):
+        raise Problem("bad-field", f"{header} is {name[:80]!r}, but must be up to 64 letters, digits and hyphens")
+    return name

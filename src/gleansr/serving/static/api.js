@@ -10,6 +10,17 @@ export class Problem extends Error {
   }
 }
 
+const ASKED = 700;  // ms between questions for the progress
+
+/** What a stage of the service's work is called, see /v1/progress. */
+const STAGES = {
+  waiting: () => "Waiting for other images…",
+  searching: () => "Looking for faces and cats…",
+  objects: (done, total) => total > 1 ? `Head ${Math.min(done + 1, total)} of ${total}…` : "",
+  background: (done, total) => total > 1 ? `Background, ${Math.round(100 * done / total)} %…` : "Background…",
+  finishing: () => "Writing the file…",
+};
+
 const pause = (seconds, signal) => new Promise((resolve, reject) => {
   signal?.throwIfAborted();
   const timer = setTimeout(resolve, seconds * 1000);
@@ -36,19 +47,22 @@ export class Service {
    * Sends images and settings.
    * @param {"upscale"|"retouch"} what
    * @param {Object<string, Blob|string|number|null>} fields of the form; those that are null are left out
-   * @param {{signal?: AbortSignal, editor?: string, waits?: (why: string) => void}} options
-   *   editor: by which a newer request replaces an older one; waits: is told why nothing happens yet
+   * @param {{signal?: AbortSignal, editor?: string, waits?: (why: string) => void, progress?: (stage: string) => void}} options
+   *   editor: by which a newer request replaces an older one; waits: is told why nothing happens yet; progress: is told what is being done
    * @returns {Promise<{blob: Blob, model: string, note: string, summary: string, box: number[]|null, seconds: number}>}
    * @throws {Problem} and an AbortError when aborted
    */
-  async process(what, fields, { editor, ...options } = {}) {
+  async process(what, fields, { editor, progress, ...options } = {}) {
     const body = new FormData();
     for (const [name, value] of Object.entries(fields)) {
       if (value instanceof Blob) body.append(name, value, `${name}.${value.type.split("/")[1] || "bin"}`);
       else if (value !== null && value !== undefined) body.append(name, value);
     }
     const text = (name) => decodeURIComponent(response.headers.get(name) ?? "");
-    const response = await this.send(`v1/${what}`, { method: "POST", body, headers: editor ? { "Gleansr-Editor": editor } : {}, ...options });
+    const name = progress && randomName(), headers = { ...editor && { "Gleansr-Editor": editor }, ...name && { "Gleansr-Progress": name } };
+    const asked = new AbortController(), sent = this.send(`v1/${what}`, { method: "POST", body, headers, ...options });
+    if (name) this.follow(name, progress, asked.signal);
+    const response = await sent.finally(() => asked.abort());
     return {
       blob: await response.blob(),
       model: text("Gleansr-Model"),
@@ -57,6 +71,20 @@ export class Service {
       box: response.headers.get("Gleansr-Box")?.split(",").map(Number) ?? null,
       seconds: Number(response.headers.get("Gleansr-Seconds") ?? NaN),
     };
+  }
+
+  /** Tells how far a request is, until that is aborted. */
+  async follow(name, progress, signal) {
+    try {
+      for (;;) {
+        await pause(ASKED / 1000, signal);
+        const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
+        const { stage, done, total } = await (await fetch(`v1/progress/${name}`, { signal, headers, cache: "no-store" })).json();
+        if (!signal.aborted) progress(STAGES[stage]?.(done, total) ?? "");
+      }
+    } catch {
+      // The request has ended, or the server does not answer, which `send` notices.
+    }
   }
 
   /** An image will be retouched: a service is ready for that. */
@@ -113,6 +141,9 @@ export class Service {
     return true;
   }
 }
+
+/** A name that nobody guesses. */
+export const randomName = () => [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 async function fieldsOf(response) {
   if (!response.headers.get("Content-Type")?.includes("json")) return {};

@@ -1,4 +1,5 @@
 // From an edit to the refined image: what is sent to the server, and that only the newest answer counts.
+import { randomName } from "./api.js";
 import { decode } from "./files.js";
 import { clip, shrink, whole, words } from "./pixels.js";
 import { holds } from "./region.js";
@@ -30,7 +31,7 @@ export class Refiner {
   /** @param {import("./api.js").Service|import("./engine/browser.js").Browser} service */
   constructor(service) {
     this.service = service;
-    this.editor = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    this.editor = randomName();
     this.current = null;
     this.results = new Map();
     this.bases = new WeakMap();
