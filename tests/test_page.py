@@ -625,15 +625,17 @@ def test_a_token_is_asked_for_and_a_busy_or_gone_server_waited_for(drive: Callab
     driver.errors.clear()
 
 
+@pytest.mark.parametrize("contrast", ["no-preference", "more"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(drive: Callable[..., Driver], service: str, scheme: str) -> None:
-    """WCAG AA: 4.5 to 1 for text, 3 to 1 for the outlines of fields and for focus."""
-    driver = drive(service, color_scheme=scheme)
+def test_text_can_be_read(drive: Callable[..., Driver], service: str, scheme: str, contrast: str) -> None:
+    """WCAG AA: 4.5 to 1 for text, 3 to 1 for the outlines of fields and for focus; AAA and more where the user asks for contrast."""
+    driver = drive(service, color_scheme=scheme, contrast=contrast)
     driver.open()
     texts = (
         "text page, text card, text stage, soft card, soft page, soft stage, accent tint, on-accent accent, warn-text warn, bad-text bad"
     )
-    pairs = {4.5: texts, 3: "edge card, edge page, edge stage, accent card, accent page, accent stage"}
+    text, edge = (7, 4.5) if contrast == "more" else (4.5, 3)
+    pairs = {text: texts, edge: "edge card, edge page, edge stage, accent card, accent page, accent stage"}
     for least, names in pairs.items():
         for pair in names.split(", "):
             ratio = driver.page.evaluate(
@@ -650,3 +652,34 @@ def test_text_can_be_read(drive: Callable[..., Driver], service: str, scheme: st
                 pair.split(),
             )
             assert ratio >= least, f"{pair}: {ratio:.2f}"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_forced_colours_hide_nothing(drive: Callable[..., Driver], service: str, scheme: str) -> None:
+    """What is chosen differs from what is not; what lies over images keeps its colours; what had only a background has a border."""
+    driver = drive(service, color_scheme=scheme, forced_colors="active")
+    driver.open()
+    driver.page.evaluate("document.body.removeAttribute('data-empty')")
+    for id_ in ("divider", "shimmer", "found", "working"):
+        driver.page.evaluate(f"document.querySelector('#{id_}').hidden = false")
+    driver.shot(f"forced-{scheme}")
+
+    def style(selector: str, name: str) -> str:
+        return driver.page.evaluate(f"getComputedStyle(document.querySelector({selector!r})).getPropertyValue({name!r})")
+
+    for chosen, other in (
+        (".tools label:has(:checked)", ".tools label:not(:has(:checked))"),
+        ("#modes :checked + span", "#modes :not(:checked) + span"),
+    ):
+        assert style(chosen, "background-color") != style(other, "background-color")
+        assert style(chosen, "color") != style(chosen, "background-color")
+    assert style("#divider", "background-color") == "rgb(255, 255, 255)"
+    assert style("#shimmer", "outline-style") == "dashed"
+    assert style("#working i", "border-top-color") != style("#working i", "border-left-color")
+    for selector in ("#found", ".warning"):
+        assert float(style(selector, "border-top-width").removesuffix("px")) >= 1
+    driver.page.focus("#open")
+    driver.page.keyboard.press("Tab")
+    driver.page.keyboard.press("Shift+Tab")
+    assert style("#open", "outline-style") == "solid"
+    assert float(style("#open", "outline-width").removesuffix("px")) >= 2
