@@ -52,7 +52,7 @@ def site_path(path: str) -> str:
         return OUTSIDE[path]
     if path == "docs":
         return START
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and not path.endswith(".py"):
         return path.removeprefix("docs/")
     return f"source/{path}" if Path(path).suffix in IMAGES else f"source/{path}.md"
 
@@ -81,7 +81,7 @@ def gather(folder: Path) -> None:
     for page, text in texts.items():
         _write(folder / site_path(page), rewrite(page, text))
     linked = {resolve(page, target) for page, text in texts.items() for target, _ in links(text)}
-    for path in sorted(path for path in linked if not path.startswith("docs") and path not in OUTSIDE):
+    for path in sorted(path for path in linked if site_path(path).startswith("source/")):
         target = folder / site_path(path)
         if target.suffix in IMAGES:
             target.parent.mkdir(parents=True, exist_ok=True)
