@@ -155,6 +155,7 @@ def commands() -> Iterator[Call]:
         finally:
             requests.close()
             process.wait()
+            answers.close()
 
 
 def _serve() -> None:
