@@ -72,24 +72,19 @@ def image_route(endpoint: Endpoint, path: str, *examples: str) -> dict[str, Any]
         "headers": {name: {"description": text, "schema": {"type": schema}} for name, (schema, text) in headers.items()},
         "content": {**{f"image/{name}": image for name in ("png", "jpeg", "webp")}, "application/json": facts},
     }
-    editor = {
-        "name": "Gleansr-Editor",
-        "in": "header",
-        "description": "Random name of an interactive editor, whose newer request replaces a waiting one",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
-        "example": "b7f3c2d09a41",
+    headers = {
+        "Gleansr-Editor": ("Random name of an interactive editor, whose newer request replaces a waiting one", "b7f3c2d09a41"),
+        "Gleansr-Progress": ("Random name of the request, by which /v1/progress/NAME tells how far it is", "5d01e7f86b3a"),
     }
-    progress = {
-        "name": "Gleansr-Progress",
-        "in": "header",
-        "description": "Random name of the request, by which /v1/progress/NAME tells how far it is",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
-        "example": "5d01e7f86b3a",
-    }
+    schema = {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"}
+    parameters = [
+        {"name": name, "in": "header", "description": description, "schema": schema, "example": example}
+        for name, (description, example) in headers.items()
+    ]
     samples = [{"lang": "Shell", "source": f"curl {arguments} http://127.0.0.1:8008{path}"} for arguments in examples]
     return {
         "responses": {200: success, **problems(*(name for name in PROBLEMS if name not in _NOT_OF_IMAGES))},
-        "openapi_extra": {"requestBody": forms.request_body(endpoint.fields), "parameters": [editor, progress], "x-codeSamples": samples},
+        "openapi_extra": {"requestBody": forms.request_body(endpoint.fields), "parameters": parameters, "x-codeSamples": samples},
     }
 
 
