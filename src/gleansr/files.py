@@ -29,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary, descriptor = _create_temporary(path)
-    permissions = temporary.stat().st_mode
+    permissions = os.fstat(descriptor).st_mode
     if sys.platform == "win32":  # which renames no open file
         os.close(descriptor)
     try:
@@ -47,7 +47,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def _create_temporary(path: Path) -> tuple[Path, int]:
     """The first name is always the same, so that a file that a killed process left is found without listing the folder. A living process
-    holds a lock on its file, and one that comes second takes a random name."""
+    holds a lock on its file, and one that comes second takes a random name. Not by filelock, which empties a file before it has the
+    lock."""
     for number in ("0" * 8, secrets.token_hex(4)):
         temporary = path.with_name(f".{temporary_stem(path.name)}.{number}.part")
         with suppress(OSError):

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+from gleansr.files import sha256_of
 from tests.fuzz import finding
 
 _SET = ["--size", 8, "--scales", 2, "--workers", 1]
@@ -190,8 +190,8 @@ def _serve() -> None:
 def make_inputs(folder: Path) -> None:
     """Images, a clip, a tiny GLEAN 8 -> 32, and recipes of a few steps."""
     from gleansr.checkpoints import native
-    from gleansr.models.glean import GLEAN, GLEANConfig
     from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
+    from tests.serving_parts import save_vivid
     from tests.video_parts import clip, numbered
 
     (folder / "in" / "deep").mkdir(parents=True)
@@ -199,9 +199,7 @@ def make_inputs(folder: Path) -> None:
         pixels = np.random.default_rng(i).integers(0, 255, (4, 4, 3), np.uint8)
         Image.fromarray(pixels).resize((16, 16)).save(folder / "in" / ("deep" if i > 5 else "") / f"{i}.png")
     clip(folder / "clip.mkv", numbered(4, (8, 8)))
-    torch.manual_seed(0)
-    model = GLEAN(GLEANConfig(8, StyleGAN2Config((8, 8, 6, 4), code_dim=8, mapping_layers=1), n_rrdb=1, features=4, growth=3))
-    native.save(folder / "tiny.safetensors", {"generator": model}, native.About("tiny", "blobs", "CC0-1.0", "nobody"))
+    save_vivid(folder / "tiny.safetensors")
     config = StyleGAN2Config((8, 8, 4), code_dim=8, mapping_layers=1)
     networks = {"generator": StyleGAN2(config), "discriminator": StyleGAN2Discriminator(config)}
     native.save(folder / "bank.safetensors", networks, native.About("bank"))
@@ -222,7 +220,7 @@ def make_inputs(folder: Path) -> None:
 def _files(pattern: str) -> Callable[[Path], str]:
     def result(folder: Path) -> str:
         paths = sorted(path for path in folder.rglob(pattern) if path.is_file() and not path.name.endswith(".part"))
-        return " ".join(f"{path.relative_to(folder)}:{_sha256(path.read_bytes())}" for path in paths)
+        return " ".join(f"{path.relative_to(folder)}:{sha256_of(path)}" for path in paths)
 
     return result
 

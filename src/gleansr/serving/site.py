@@ -169,7 +169,7 @@ def _write_models(folder: Path, names: Sequence[str], exports: _Exports) -> dict
     listed, general = [], None
     for name in sorted(names, key=_place):
         upscaler = load(name, device="cpu", precision="float32")
-        entry = {**_facts(upscaler), **_stored(folder, name, exports.model(name, upscaler))}
+        entry = {**_facts(upscaler), **_network(folder, name, exports.model(name, upscaler))}
         if name == GENERAL:
             general = entry
         elif upscaler.input_size is None or not upscaler.category:
@@ -178,8 +178,8 @@ def _write_models(folder: Path, names: Sequence[str], exports: _Exports) -> dict
             listed.append({**entry, "default": not listed})
     features, head = exports.classifier()
     classifier = {
-        "features": _stored(folder, "the classifier", features),
-        "head": _stored(folder, "the classifier", head),
+        "features": _network(folder, "the classifier", features),
+        "head": _network(folder, "the classifier", head),
         "threshold": export_parts.threshold(),
     }
     return {"gleansr": version(), "models": listed, "general": general, "classifier": classifier, "automatic": True}
@@ -204,26 +204,22 @@ def _facts(upscaler: Upscaler) -> dict[str, Any]:
     }
 
 
-def _stored(folder: Path, name: str, source: Path) -> dict[str, Any]:
-    """Copies a network to the site, and its entry in the list. The name of the file changes with its contents."""
-    digest = sha256_of(source)
-    stem = source.stem.rpartition("-")[0]
-    file = f"models/{stem}-{digest[:8]}.onnx"
-    shutil.copyfile(source, folder / file)
-    return {"name": name, "file": file, "size": source.stat().st_size, "sha256": digest}
+def _stored(folder: Path, name: str, file: str, contents: bytes) -> dict[str, Any]:
+    """Writes a file of the site, and returns its entry in the list. For a * in its name come digits that change with its contents."""
+    digest = hashlib.sha256(contents).hexdigest()
+    file = file.replace("*", digest[:8])
+    (folder / file).write_bytes(contents)
+    return {"name": name, "file": file, "size": len(contents), "sha256": digest}
+
+
+def _network(folder: Path, name: str, source: Path) -> dict[str, Any]:
+    return _stored(folder, name, f"models/{source.stem.rpartition('-')[0]}-*.onnx", source.read_bytes())
 
 
 def _write_runtime(folder: Path, contents: dict[str, bytes]) -> dict[str, Any]:
     for name, ours in _SCRIPTS.items():
         (folder / "runtime" / ours).write_bytes(contents[name])
-    packed = gzip.compress(contents[WASM], 9, mtime=0)
-    (folder / "runtime" / _PACKED_WASM).write_bytes(packed)
-    return {
-        "name": "ONNX Runtime",
-        "file": f"runtime/{_PACKED_WASM}",
-        "size": len(packed),
-        "sha256": hashlib.sha256(packed).hexdigest(),
-    }
+    return _stored(folder, "ONNX Runtime", f"runtime/{_PACKED_WASM}", gzip.compress(contents[WASM], 9, mtime=0))
 
 
 def _write_cascades(folder: Path, report: Report) -> dict[str, Any]:
@@ -232,23 +228,18 @@ def _write_cascades(folder: Path, report: Report) -> dict[str, Any]:
     if source is None:
         report("heads are not looked for: pip install 'gleansr[photos]' adds the detectors")
         return {}
-    listed = {}
-    for category, name in cascades.FILES.items():
-        contents = cascades.text(source / name).encode()
-        digest = hashlib.sha256(contents).hexdigest()
-        file = f"models/heads-{category}-{digest[:8]}.json"
-        (folder / file).write_bytes(contents)
-        listed[category] = {"name": f"the detector of {category}", "file": file, "size": len(contents), "sha256": digest}
-    return listed
+    return {
+        category: _stored(folder, f"the detector of {category}", f"models/heads-{category}-*.json", cascades.text(source / name).encode())
+        for category, name in cascades.FILES.items()
+    }
 
 
 def _licences() -> str:
     """Those of the package, and of the detectors, whose files state them."""
     texts, source = [asset("LICENSES.md").read_text(encoding="utf-8")], cascades.folder()
-    for name in cascades.FILES.values():
-        if source is None:
-            break
-        texts.append(f"## Licence of the detector from OpenCV\u2019s {name}\n\n```\n{cascades.licence(source / name)}\n```\n")
+    if source:
+        for name in cascades.FILES.values():
+            texts.append(f"## Licence of the detector from OpenCV\u2019s {name}\n\n```\n{cascades.licence(source / name)}\n```\n")
     return "\n".join(texts)
 
 

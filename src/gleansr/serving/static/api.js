@@ -78,8 +78,7 @@ export class Service {
     try {
       for (;;) {
         await pause(ASKED / 1000, signal);
-        const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-        const { stage, done, total } = await (await fetch(`v1/progress/${name}`, { signal, headers, cache: "no-store" })).json();
+        const { stage, done, total } = await (await fetch(`v1/progress/${name}`, { signal, headers: this.authorized(), cache: "no-store" })).json();
         if (!signal.aborted) progress(STAGES[stage]?.(done, total) ?? "");
       }
     } catch {
@@ -95,12 +94,17 @@ export class Service {
     return encode(image);
   }
 
+  /** Headers with the token, if there is one. */
+  authorized(headers = {}) {
+    return this.token ? { ...headers, Authorization: `Bearer ${this.token}` } : headers;
+  }
+
   async send(path, { waits = () => {}, headers = {}, ...request }) {
     for (;;) {
       const sent = this.token;
       let response;
       try {
-        response = await fetch(path, { ...request, headers: sent ? { ...headers, Authorization: `Bearer ${sent}` } : headers });
+        response = await fetch(path, { ...request, headers: this.authorized(headers) });
       } catch (error) {
         if (request.signal?.aborted) throw error;
         waits("The server does not answer. Trying again by itself…");
