@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Compiled modules are kept, whatever the environment says: the tests start some two hundred processes that import the package.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test docs coverage clean
 
 demo: .venv/demo
@@ -14,7 +17,7 @@ test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 docs: .venv/docs
 	rm -rf build/site
@@ -23,7 +26,7 @@ docs: .venv/docs
 
 coverage: .venv/test
 	mkdir -p .coverage
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -42,7 +42,6 @@ class Driver:
 
     page: Any
     address: str
-    shots: Path
     errors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,8 +84,9 @@ class Driver:
         return self.page.inner_text("#status")
 
     def shot(self, name: str) -> None:
-        """Keeps an image of the page, to be looked at."""
-        self.page.screenshot(path=self.shots / f"{name}.png")
+        """Keeps an image of the page, to be looked at, in the folder that the environment variable GLEANSR_SHOTS names."""
+        if folder := os.environ.get("GLEANSR_SHOTS"):
+            self.page.screenshot(path=Path(folder, f"{name}.png"))
 
     def refined(self) -> int:
         """How many strokes were refined and shown so far."""

@@ -52,7 +52,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body) - start))
         self.send_header(self.server.version_header, self.server.version)
         self.end_headers()
-        self.server.sent[self.number] = self.wfile.write(body[start:upto])
+        self.server.sent[self.number] = len(body[start:upto])  # before the client can have it all
+        self.wfile.write(body[start:upto])
         return None
 
     def answer(self, status: int, headers: dict[str, str]) -> None:

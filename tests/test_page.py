@@ -52,13 +52,13 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def drive(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+def drive(browser: Any) -> Iterator[Callable[..., Driver]]:
     """Opens the page at an address; nothing may have gone wrong in it at the end."""
     opened = []
 
     def start(address: str, **options: Any) -> Driver:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
-        opened.append((context, Driver(context.new_page(), address, tmp_path)))
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce"} | options)
+        opened.append((context, Driver(context.new_page(), address)))
         return opened[-1][1]
 
     yield start

@@ -82,15 +82,15 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def drive(browser: Any, built: site.Site, tmp_path: Path) -> Iterator[Callable[[], tuple[Driver, Server]]]:
+def drive(browser: Any, built: site.Site) -> Iterator[Callable[[], tuple[Driver, Server]]]:
     """Opens the site in a browser that reaches nothing else; nothing may have gone wrong in it, and nothing may have been sent."""
     opened = []
 
     def start() -> tuple[Driver, Server]:
         server = Server(built.folder)
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
         context.route(lambda url: urlsplit(url).netloc not in ("", urlsplit(server.address).netloc), lambda route: route.abort())
-        driver = Driver(context.new_page(), server.address, tmp_path)
+        driver = Driver(context.new_page(), server.address)
         driver.page.on("request", lambda request: request.method != "GET" and driver.errors.append(f"{request.method} {request.url}"))
         opened.append((context, driver, server))
         return driver, server
@@ -294,10 +294,9 @@ def test_cascades_find_what_opencv_finds(drive: Callable[[], tuple[Driver, Serve
     body = """(m, v) => {
       const image = {data: v.data, height: v.size[0], width: v.size[1]};
       return {found: m.find(m.compiled(v.cascade), image, v.options)}; }"""
-    images = [_sample("astronaut.jpg", (0, 0, 450, 450)), _sample("chelsea.jpg", (0, 0, 451, 300))]
-    images += [images[0].resize((301, 301)), images[1].resize((160, 107))]
-    images += [
+    images = [
         Image.open(_collage(tmp_path / "collage.png")),
+        _sample("chelsea.jpg", (0, 0, 451, 300)).resize((160, 107)),
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 130, 3), np.uint8)),
     ]
     count = 0
@@ -316,7 +315,7 @@ def test_cascades_find_what_opencv_finds(drive: Callable[[], tuple[Driver, Serve
                 assert [one[:4] for one in found] == [one[:4] for one in expected]
                 assert np.allclose([one[4] for one in found], [one[4] for one in expected], atol=2e-3)
                 count += len(found)
-    assert count >= 6
+    assert count >= 3
 
 
 CALL = """async ([module, values]) => {
