@@ -16,7 +16,10 @@ from gleansr.images import png, tiff
 from gleansr.images.codec import decode, to_image
 from tests.fuzz import finding
 
-KINDS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "TGA", "PPM", "ICO", "PCX", "JPEG2000", "AVIF")
+KINDS = (
+    *("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "TGA", "PPM", "ICO", "PCX", "JPEG2000", "AVIF"),
+    *("DDS", "DIB", "SGI", "QOI", "MSP", "XBM"),
+)
 
 
 def seeds() -> dict[str, bytes]:

@@ -241,7 +241,7 @@ def _decode_file(
     with reading(name):
         if layout:
             return _decode_tiff(layout, file, name, notes)
-        cicp = png.read_cicp(contents)
+        cicp = png.read_cicp(contents) if image and image.format == "PNG" else None
         image = opening.load_pixels(image, contents, file, name, kinds, notes, allow_truncated=allow_truncated)
         return _decode_image(image, name, notes, cicp, owned=True)
 

@@ -123,7 +123,7 @@ def load_pixels(
 
 def _load(image: Image.Image, contents: BinaryIO) -> None:
     """Reads the pixels. Raises for missing ones that Pillow does not report."""
-    if png.is_too_short(contents):
+    if image.format == "PNG" and png.is_too_short(contents):  # of PNG alone: other readers go on where opening left the file, or close it
         raise OSError("image file is truncated")
     image.load()
     if image.format == "PNG":
