@@ -28,7 +28,7 @@ from gleansr.video.pipeline import process_frames
 from gleansr.video.reading import Footage, FrameFolder, VideoFrame
 from gleansr.video.tracking import TrackedObjects, link, local_linear_fit, median_filter, smooth_frames, track_objects
 from tests.photo_parts import stripes, upscaler
-from tests.video_parts import clip
+from tests.video_parts import av, clip
 
 EVERY = TrackConfig(detect_every=1)
 
@@ -248,7 +248,12 @@ def test_a_video_gets_the_models_that_its_objects_need(tmp_path: Path, monkeypat
     assert summary.notes[0] == "1 cat tracked in 12 of 12 frames"
     [said] = summary.details["objects"]
     assert (said["category"], said["found"]) == ("cats", 12)
-    assert "known" in json.loads((tmp_path / "b.json").read_text())["options"]
+    facts = json.loads((tmp_path / "b.json").read_text())
+    assert "known" in facts["options"]
+    assert facts["model"] == "cats-2x, general-4x"
+    with av.open(tmp_path / "b.mkv") as container:
+        comments = {name.lower(): text for name, text in container.metadata.items()}
+        assert "(model cats-2x, general-4x)" in comments["comment"]
     results: list[TaskResult] = []
     process_frames(Clip(source).frames(), task.with_objects({}), 4, lambda _, result: results.append(result))
     for i, (frame, without) in enumerate(zip(Clip(tmp_path / "b.mkv").frames(), results, strict=True)):

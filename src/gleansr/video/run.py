@@ -69,6 +69,11 @@ class Tracking:
             *self.task.missing_extras(),
         ]
 
+    @property
+    def models(self) -> list[str]:
+        """Names of the models of all objects."""
+        return list(dict.fromkeys(one.upscaler.about.name or one.upscaler.method.name for objects in self._known().values() for one in objects))
+
     def _known(self) -> dict[str, list[PhotoObject]]:
         """The objects that a model enlarges, by the name of the image."""
         known: dict[str, list[PhotoObject]] = {}
@@ -170,12 +175,15 @@ def upscale(
     image_notes: Counter[str] = Counter()
     consistencies: list[float] = []
     written = 0
+    models = dict.fromkeys(tracking.models if tracking else ())
 
-    with open_sink(target, footage, quality=work.quality, model=task.upscaler.about.name, overwrite=work.overwrite) as sink:
+    with open_sink(target, footage, quality=work.quality, models=[*models], overwrite=work.overwrite) as sink:
 
         def write(frame: VideoFrame, result: TaskResult) -> None:
             nonlocal written
-            sink.add(result.image, frame.time, frame.duration)
+            names = [*filter(None, (result.model or task.upscaler.about.name or "").split(", "))]
+            models.update(dict.fromkeys(names))
+            sink.add(result.image, frame.time, frame.duration, names)
             image_notes.update(list(dict.fromkeys(result.notes)))
             consistencies.extend(_consistencies(result.details))
             written += 1
@@ -202,7 +210,7 @@ def upscale(
         ]
     summary = Summary(written, tuple(dict.fromkeys(notes)), details)
     if work.sidecar:
-        _write_sidecar(footage, target, work, task, summary)
+        _write_sidecar(footage, target, work, task.options, ", ".join(models), summary)
     return summary
 
 
@@ -224,15 +232,15 @@ def _consistencies(details: Mapping[str, Any]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _write_sidecar(footage: Footage, target: Path, work: Work, task: ImageTask, summary: Summary) -> None:
+def _write_sidecar(footage: Footage, target: Path, work: Work, options: Mapping[str, Any], models: str, summary: Summary) -> None:
     """Writes NAME.json beside a result."""
     contents = {
         "source": footage.name,
         "target": str(target),
         "sha256": footage.source and sha256_of(footage.source),
-        "model": task.upscaler.about.name,
+        "model": models,
         "model_sha256": work.model_sha256,
-        "options": {**work.settings, **task.options, "quality": work.quality},
+        "options": {**work.settings, **options, "quality": work.quality},
         "notes": summary.notes,
         "details": summary.details,
     }

@@ -5,7 +5,7 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,37 +36,40 @@ class Sink(Protocol):
     notes: list[str]
     """What could not be written."""
 
-    def add(self, image: Image.Image, time: int, duration: int) -> None:
-        """Adds an image with its time and duration, in time bases of the footage. Raises ImageError, OutputError."""
+    def add(self, image: Image.Image, time: int, duration: int, models: Sequence[str]) -> None:
+        """Adds an image with its time and duration, in time bases of the footage, and the names of its models.
+
+        Raises ImageError, OutputError.
+        """
         ...
 
 
 class FrameWriter:
     """Writes numbered PNG files, starting with 000001.png. A `Sink`."""
 
-    def __init__(self, folder: Path, model: str | None):
+    def __init__(self, folder: Path):
         self.notes: list[str] = []
-        self._folder, self._model, self._number = folder, model, 0
+        self._folder, self._number = folder, 0
 
-    def add(self, image: Image.Image, time: int, duration: int) -> None:  # noqa: ARG002, a folder has no times
+    def add(self, image: Image.Image, time: int, duration: int, models: Sequence[str]) -> None:  # noqa: ARG002, a folder has no times
         self._number += 1
-        save(image, self._folder / f"{self._number:06d}.png", "PNG", Metadata(), self._model, compress_level=1)
+        save(image, self._folder / f"{self._number:06d}.png", "PNG", Metadata(), ", ".join(models) or None, compress_level=1)
 
 
 class VideoEncoder:
     """Encodes a video: H.264 in .mp4 and .mkv, VP9 in .webm, 4:2:0 with 8 bits; lossless FFV1 (RGB) in .mkv of quality 100. A `Sink`."""
 
-    def __init__(self, raw: Any, target: Path, footage: Footage, quality: int, model: str | None):
+    def __init__(self, raw: Any, target: Path, footage: Footage, quality: int, models: Sequence[str]):
         """
         Args:
             raw: the file to write to, unbuffered, open for reading and writing.
             target: its final name, whose suffix determines the container.
             footage: the source of the times and the sound.
             quality: 1 to 100.
-            model: name of the model, for the metadata.
+            models: names of those of the objects in later images; the metadata has these and the first image's.
         """
         self.notes: list[str] = []
-        self._file, self._target, self._footage, self._quality, self._model = _File(raw), target, footage, quality, model
+        self._file, self._target, self._footage, self._quality, self._models = _File(raw), target, footage, quality, models
         self._container: Any = None
         self._stream: Any = None
         self._copier: StreamCopier | None = None
@@ -74,11 +77,11 @@ class VideoEncoder:
         self._pixel_format = "yuv420p"
         self._durations: dict[int, int] = {}
 
-    def add(self, image: Image.Image, time: int, duration: int) -> None:
+    def add(self, image: Image.Image, time: int, duration: int, models: Sequence[str]) -> None:
         with self._translated_errors():
             pixels = np.asarray(image.convert("RGB"))
             if self._container is None:
-                self._open(*pixels.shape[:2])
+                self._open(pixels.shape[0], pixels.shape[1], ", ".join(dict.fromkeys([*self._models, *models])))
             if pixels.shape[:2] != self._shape:
                 (height, width), (height2, width2) = pixels.shape[:2], self._shape
                 raise ImageError(f"{self._target}: a video's frames are of one size, not {width2}x{height2} and {width}x{height}")
@@ -108,7 +111,7 @@ class VideoEncoder:
             with suppress(Exception):  # the file is incomplete and will be removed
                 self._container.close()
 
-    def _open(self, height: int, width: int) -> None:
+    def _open(self, height: int, width: int, models: str) -> None:
         suffix, footage = self._target.suffix.lower(), self._footage
         options = {}
         if suffix == ".mp4":
@@ -134,7 +137,7 @@ class VideoEncoder:
         context.time_base = stream.time_base = footage.time_base
         context.bit_rate = 0
         set_tags(context, self._pixel_format, footage.tags)
-        mark = f"{software()}{f' (model {self._model})' if self._model else ''}: detail by a generative model; {EDITED}"
+        mark = f"{software()}{f' (model {models})' if models else ''}: detail by a generative model; {EDITED}"
         self._container.metadata["comment"] = mark
         if footage.source:
             self._copier = StreamCopier(footage.source, self._container)
@@ -201,7 +204,7 @@ class _File(io.RawIOBase):
 
 
 @contextmanager
-def open_sink(target: Path, footage: Footage, *, quality: int, model: str | None, overwrite: bool) -> Iterator[Sink]:
+def open_sink(target: Path, footage: Footage, *, quality: int, models: Sequence[str], overwrite: bool) -> Iterator[Sink]:
     """Opens a sink: a video file if the suffix of `target` is one of `WRITTEN`, otherwise a folder.
 
     Writes to a temporary neighbour of the target, which replaces the target when the block succeeds.
@@ -217,7 +220,7 @@ def open_sink(target: Path, footage: Footage, *, quality: int, model: str | None
             with (
                 replacing(target) as temporary,
                 temporary.open("w+b", buffering=0) as raw,
-                closing(VideoEncoder(raw, target, footage, quality, model)) as encoder,
+                closing(VideoEncoder(raw, target, footage, quality, models)) as encoder,
             ):
                 yield encoder
                 encoder.finish()
@@ -225,7 +228,7 @@ def open_sink(target: Path, footage: Footage, *, quality: int, model: str | None
             temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
             temporary.mkdir()
             try:
-                yield FrameWriter(temporary, model)
+                yield FrameWriter(temporary)
                 _move(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
