@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from skimage import data as skimage_data
 
@@ -19,6 +19,7 @@ from gleansr.data.negatives import generate
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode, to_image
 from gleansr.images.pixels import to_bytes
+from gleansr.inference import categories
 from gleansr.inference.categories import category_of
 from gleansr.models.categories import NAMES, CategoryHead
 from gleansr.models.stylegan2 import StyleGAN2
@@ -55,6 +56,20 @@ def test_recognises_a_photo_at_many_sizes(image: Image.Image, name: str, side: i
 @pytest.mark.parametrize("quality", [50, 75, 90])
 def test_recognises_a_small_compressed_face(side: int, quality: int):
     assert gleansr.classify(_jpeg(FACE.resize((side, side), Image.Resampling.BICUBIC), quality)).name == "faces"
+
+
+@pytest.mark.parametrize(("side", "quality"), [(40, 85), (44, 50)])
+def test_a_compressed_cat_is_recognised_at_the_second_look(side: int, quality: int, monkeypatch: pytest.MonkeyPatch):
+    with Image.open(Path(__file__).parents[1] / "examples/chelsea-256.png") as cat:
+        small = _jpeg(cat.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), quality)
+    assert gleansr.classify(small).name == "cats"
+    monkeypatch.setattr(categories, "_cleaned", lambda image: image)
+    assert gleansr.classify(small).name == "other"
+
+
+def test_a_mirrored_image_is_classified_alike():
+    small = CAT.resize((30, 30), Image.Resampling.LANCZOS)
+    assert gleansr.classify(small).confidence == pytest.approx(gleansr.classify(ImageOps.mirror(small)).confidence, abs=1e-6)
 
 
 @pytest.mark.parametrize("bank", ["cats-bank", "faces-bank"])

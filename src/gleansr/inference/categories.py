@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints import native
@@ -20,6 +21,8 @@ from gleansr.models.features import SqueezeNet
 
 WEIGHTS = "categories.safetensors"
 """Name of the head's file in the package's assets."""
+GENERAL = "general-4x.safetensors"
+"""Name of the general model's file, which takes blocks and noise away."""
 OTHER = NAMES[-1]
 SMALL = 32
 """Images are reduced to about this side, so that a photo and its thumbnail are classified alike."""
@@ -69,11 +72,23 @@ def category_of(probabilities: Tensor, threshold: float) -> Category:
 
 
 def _probabilities(image: Source | DecodedImage) -> Tensor:
-    """Of the six `NAMES`."""
-    decoded = image if isinstance(image, DecodedImage) else decode(image)
+    """Of the six `NAMES`. An image that seems to be none of the five is looked at again as the general model sees it."""
+    small = small_image(image if isinstance(image, DecodedImage) else decode(image))
+    probabilities = _of_both_ways(small)
+    threshold = float(classifier()[1].threshold)
+    return _of_both_ways(_cleaned(small)) if category_of(probabilities, threshold).name == OTHER else probabilities
+
+
+def _of_both_ways(small: Tensor) -> Tensor:
+    """The mean of the probabilities of a small image and its mirror image."""
     network, head = classifier()
-    logits = head(grid_features(network, network_input(small_image(decoded)[None])))[0]
-    return logits.double().softmax(0)
+    logits = head(grid_features(network, network_input(torch.stack([small, small.flip(2)]))))
+    return logits.double().softmax(1).mean(0)
+
+
+def _cleaned(small: Tensor) -> Tensor:
+    """A small image without blocks and noise, which hide bedrooms, towers and cats from the classifier."""
+    return cast("Tensor", resize(_general_network()(small[None])[0], size=(small.shape[1], small.shape[2]))).clamp(-1, 1)
 
 
 def small_image(image: DecodedImage) -> Tensor:
@@ -111,6 +126,12 @@ def _sides(size: tuple[int, ...], side: int) -> tuple[int, int]:
     """Height and width of about side x side pixels with the aspect ratio of `size`."""
     stretch = math.sqrt(size[0] / size[1])
     return max(1, round(side * stretch)), max(1, round(side / stretch))
+
+
+@functools.cache
+def _general_network() -> nn.Module:
+    path = asset(GENERAL)
+    return native.read(path).build("generator", path).requires_grad_(False)
 
 
 @functools.cache

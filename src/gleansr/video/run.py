@@ -72,7 +72,9 @@ class Tracking:
     @property
     def models(self) -> list[str]:
         """Names of the models of all objects."""
-        return list(dict.fromkeys(one.upscaler.about.name or one.upscaler.method.name for objects in self._known().values() for one in objects))
+        return list(
+            dict.fromkeys(one.upscaler.about.name or one.upscaler.method.name for objects in self._known().values() for one in objects)
+        )
 
     def _known(self) -> dict[str, list[PhotoObject]]:
         """The objects that a model enlarges, by the name of the image."""

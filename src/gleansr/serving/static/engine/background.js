@@ -37,7 +37,7 @@ export async function enlarge(runtime, { colour, alpha, grey }, scale, report) {
 }
 
 /** Planes in [0, 1] enlarged by the general model, a residual network: bicubic, and what it adds. */
-async function tile(runtime, part, scale) {
+export async function tile(runtime, part, scale) {
   const { general } = runtime.list, lr = signed(part), residual = await runtime.forward(general, "low", lr);
   const smooth = resize(lr, residual.height, residual.width);
   const sr = unsigned(map(smooth, (value, i) => value + residual.data[i]));

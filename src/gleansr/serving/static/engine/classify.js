@@ -1,6 +1,7 @@
 // What an image shows: gleansr.inference.categories, with the same classifier.
+import { tile } from "./background.js";
 import { asPlanes } from "./fit.js";
-import { clamp, crop, map, planes, round, signed } from "./planes.js";
+import { clamp, crop, map, planes, round, signed, unsigned } from "./planes.js";
 import { resize } from "./resize.js";
 
 /** @typedef {import("./planes.js").Planes} Planes */
@@ -24,7 +25,11 @@ export const NOUNS = { faces: "face", cats: "cat", cars: "car", bedrooms: "bedro
  * @returns {Promise<Category>}
  */
 export async function classify(runtime, picture) {
-  const all = await probabilities(runtime, picture), best = mostProbable(all, NAMES.slice(0, -1)), { threshold } = runtime.list.classifier;
+  return chosen(runtime, await probabilities(runtime, picture));
+}
+
+function chosen(runtime, all) {
+  const best = mostProbable(all, NAMES.slice(0, -1)), { threshold } = runtime.list.classifier;
   return best.confidence >= threshold && best.confidence > all.other ? best : { name: "other", confidence: all.other };
 }
 
@@ -34,9 +39,27 @@ export function mostProbable(all, names) {
   return { name, confidence: all[name] };
 }
 
-/** @returns {Promise<Object<string, number>>} by category */
+/**
+ * Of each category. An image that seems to be none of the five is looked at again as the general model sees it: without blocks and noise.
+ * @returns {Promise<Object<string, number>>} by category
+ */
 export async function probabilities(runtime, picture) {
-  const small = reduced(picture), [height, width] = sides(small, ENLARGED), { features, head } = runtime.list.classifier;
+  const small = reduced(picture), all = await ofBothWays(runtime, small), { general } = runtime.list;
+  if (!general || chosen(runtime, all).name !== "other") return all;
+  const enlarged = signed(await tile(runtime, unsigned(small), general.scale));
+  return ofBothWays(runtime, map(resize(enlarged, small.height, small.width), (value) => clamp(value, -1, 1)));
+}
+
+/** The mean of a small image's probabilities and its mirror image's. */
+async function ofBothWays(runtime, small) {
+  const one = await ofView(runtime, small), other = await ofView(runtime, mirrored(small));
+  return Object.fromEntries(NAMES.map((name) => [name, (one[name] + other[name]) / 2]));
+}
+
+const mirrored = (from) => map(from, (_, i) => from.data[i + from.width - 1 - 2 * (i % from.width)]);
+
+async function ofView(runtime, small) {
+  const [height, width] = sides(small, ENLARGED), { features, head } = runtime.list.classifier;
   const layers = await runtime.run(features, { image: resize(small, height, width) });
   const cells = ["fire5", "fire7", "fire9"].map((name) => grid(asPlanes(layers[name])));
   const { logits } = await runtime.run(head, { cells: joined(cells) });
