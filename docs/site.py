@@ -1,9 +1,11 @@
 """Gathers the pages of the site: `python docs/site.py FOLDER` writes those of docs/ and of the root, with links that hold there.
 
 The Markdown is written for the repository, and this changes its links alone. A link to a page outside of docs/ leads to its copy on the
-site; a link to any other file outside of docs/ leads to a page with that file's text, or to the image. Standard library only.
+site; a link to any other file outside of docs/ leads to a page with that file's text, or to the image. Notebooks become Markdown. Standard
+library only.
 """
 
+import json
 import posixpath
 import re
 import shutil
@@ -18,6 +20,10 @@ OUTSIDE = {
     "SECURITY.md": "security.md",
     "CODE_OF_CONDUCT.md": "conduct.md",
     "examples/README.md": "examples.md",
+    "examples/notebooks/upscale.ipynb": "notebooks/upscale.md",
+    "examples/notebooks/retouch.ipynb": "notebooks/retouch.md",
+    "examples/notebooks/compare.ipynb": "notebooks/compare.md",
+    "examples/notebooks/train.ipynb": "notebooks/train.md",
 }
 """Pages outside of docs/: path in the repository, path on the site."""
 START = "get-started.md"
@@ -31,7 +37,27 @@ _LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#]+)(#[^)\s]*)?\)")
 def pages() -> dict[str, str]:
     """The Markdown of all pages, by their path in the repository."""
     paths = [*(ROOT / "docs").rglob("*.md"), *(ROOT / path for path in OUTSIDE)]
-    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
+    return {path: from_notebook(text) if path.endswith(".ipynb") else text for path, text in texts.items()}
+
+
+def from_notebook(text: str) -> str:
+    """The Markdown of a notebook: its text, its code and their outputs, with the images inside the page."""
+    blocks = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        blocks.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = {kind: "".join(lines) for kind, lines in output.get("data", {}).items()}
+            image = next((kind for kind in ("image/jpeg", "image/png") if kind in data), None)
+            if image:
+                blocks.append(f"![output of the code above](data:{image};base64,{''.join(data[image].split())})")
+            elif "text/markdown" in data:
+                blocks.append(data["text/markdown"])
+            else:
+                printed = "".join(output.get("text", [])) or data["text/plain"]
+                blocks.append(f"```text\n{printed.rstrip()}\n```")
+    return "\n\n".join(blocks) + "\n"
 
 
 def links(text: str) -> list[tuple[str, str]]:
