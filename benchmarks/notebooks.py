@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -49,9 +48,8 @@ def main() -> None:
     for name in parser.parse_args().names or NAMES:
         shutil.rmtree(FOLDER / "output", ignore_errors=True)
         notebook, start = read(name), time.perf_counter()
-        kernel = KernelManager(kernel_name="python3", transport="ipc")
-        client = NotebookClient(notebook, km=kernel, timeout=None, coalesce_streams=True, resources={"metadata": {"path": str(FOLDER)}})
-        client.execute(cleanup_kc=True)
+        options = {"kernel_name": "python3", "coalesce_streams": True, "resources": {"metadata": {"path": str(FOLDER)}}}
+        NotebookClient(notebook, timeout=None, **options).execute()
         file = FOLDER / f"{name}.ipynb"
         nbformat.write(normalised(notebook), file)
         print(f"{file.name}: {time.perf_counter() - start:.0f} s, {file.stat().st_size / 1e3:.0f} kB")
