@@ -109,6 +109,9 @@ def test_refreshing_its_tables_changes_what_is_stale_and_nothing_else():
 
 def test_metadata_agree():
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert f"\nversion: {PROJECT['version']}\n" in citation
+    [released] = re.findall(r"^date-released: (.*)$", citation, re.MULTILINE)
+    assert re.findall(r"^## \[?([^\]\n]*)\]?(.*)$", changes, re.MULTILINE)[:2] == [("Unreleased", ""), (PROJECT["version"], f" - {released}")]
     extras = PROJECT["optional-dependencies"]
     assert not {"test", "docs"} & set(re.findall(r"[a-z]+", extras["all"][0].partition("[")[2]))

@@ -75,7 +75,7 @@ def test_the_public_surface_is_there_and_nothing_else():
 
 def test_the_command_says_its_version(capsys: pytest.CaptureFixture[str]):
     main(["--version"])
-    assert capsys.readouterr().out == f"gleansr {version()}\n"
+    assert capsys.readouterr().out == f"gleansr {version()}\n" == f"gleansr {gleansr.__version__}\n"
 
 
 @pytest.mark.parametrize(("asked", "same"), [(["help"], ["--help"]), (["help", "models"], ["models", "--help"])])

@@ -39,7 +39,7 @@ class Manifest:
     The last line of each target counts; torn lines are ignored. Several threads may add lines at once. The lines, with paths relative to
     the manifest's folder and forward slashes:
 
-        {"format": "gleansr-results/1", "version": "gleansr 0.1.0"}              the first line
+        {"format": "gleansr-results/1", "version": "gleansr 1.0.0"}              the first line
         {"status": "begun", "targets": ["a.png", "sub/b.png"]}                  gleansr is about to write these files
         {"status": "done", "source": "../images/a.jpg", "target": "a.png", "bytes": ..., "mtime_ns": ..., "sha256": ..., "model": ...,
          "model_sha256": ..., "options": {...}, "notes": [...], "details": {...}, "result_sha256": ..., "seconds": ...}
