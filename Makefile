@@ -1,13 +1,14 @@
 # make demo: install and upscale a cat.  make test: install what tests need and check everything.  make docs: the documentation as a site, in
-# build/site.  make coverage: the lines that the tests run.
+# build/site.  make coverage: the lines that the tests run.  make dist: what is released, in dist (docs/releasing.md).
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip $(INSTALL)
 
 # Compiled modules are kept, whatever the environment says: the tests start some two hundred processes that import the package.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test docs coverage clean
+.PHONY: demo test docs coverage dist clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -28,6 +29,19 @@ coverage: .venv/test
 	mkdir -p .coverage
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
+# The time of the commit makes files of the same bytes each time. The wheel is built from the sdist.
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+dist: .venv/release
+	rm -rf dist build/sbom
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python -m venv --without-pip build/sbom
+	$(BIN)/python -m pip --python build/sbom/bin/python $(INSTALL) "$$(echo dist/*.whl)[all]"
+	$(BIN)/python release/inventory.py build/sbom sbom "$$(echo dist/*.whl | sed s/-py3-none-any.whl/.cdx.json/)"
+	build/sbom/bin/gleansr upscale examples/chelsea-32.png -o build/sbom/cat.png
+	cd dist && sha256sum *
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -41,6 +55,10 @@ coverage: .venv/test
 
 .venv/docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e '.[docs]'
+	@touch $@ .venv/demo
+
+.venv/release: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[release]'
 	@touch $@ .venv/demo
 
 clean:

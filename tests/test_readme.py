@@ -112,6 +112,6 @@ def test_metadata_agree():
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert f"\nversion: {PROJECT['version']}\n" in citation
     [released] = re.findall(r"^date-released: (.*)$", citation, re.MULTILINE)
-    assert re.findall(r"^## \[?([^\]\n]*)\]?(.*)$", changes, re.MULTILINE)[:2] == [("Unreleased", ""), (PROJECT["version"], f" - {released}")]
+    assert re.findall(r"^## (.*)$", changes, re.MULTILINE)[:2] == ["[Unreleased]", f"[{PROJECT['version']}] - {released}"]
     extras = PROJECT["optional-dependencies"]
     assert not {"test", "docs"} & set(re.findall(r"[a-z]+", extras["all"][0].partition("[")[2]))
