@@ -224,6 +224,35 @@ def test_degrade_rounds_exact_halves_to_even_in_every_form(scale):
         assert torch.equal(degrade(form, scale)[:, 0, 1, 1].float(), expected)
 
 
+def edges(left, right, scale=6):
+    """Images (N, 3, 3 * scale, 3 * scale), in float64, with an edge in the middle of an output pixel."""
+    steps = torch.empty(len(left), 3, 3 * scale, 3 * scale, dtype=torch.float64)
+    middle = 3 * scale // 2
+    steps[..., :middle] = torch.as_tensor(left, dtype=torch.float64)[:, None, None, None]
+    steps[..., middle:] = torch.as_tensor(right, dtype=torch.float64)[:, None, None, None]
+    return (steps - 127.5) / 127.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_degrade_takes_8_bit_values_exactly_and_leaves_its_input(dtype):
+    dark = np.arange(255)  # odd values too: in float32 they are a little off, which must not decide how a half is rounded
+    images = edges(dark, dark + 1).to(dtype)
+    before = images.clone()
+    result = degrade(images, 6)
+    assert result.dtype == dtype
+    assert torch.equal(result[:, 0, 1, 1].float(), normalised(np.rint(dark + 0.5)))
+    assert torch.equal(images, before)
+
+
+def test_degrade_takes_other_values_as_they_are():
+    result = degrade(edges([100.4], [101.3]), 6)  # 100.85, where 100 and 101 would give an exact half
+    assert result[0, 0, 1, 1] * 127.5 + 127.5 == 101
+
+
+def test_the_smallest_scale_is_taken():
+    assert resize(torch.zeros(3, 5), scale=1e-6).shape == (1, 1)
+
+
 def test_degrade_is_clipped_exact_and_independent_of_the_batch():
     steps = np.random.default_rng(0).integers(0, 2, (5, 3, 64, 64), dtype=np.uint8) * 255
     images = normalised(steps)
