@@ -247,7 +247,8 @@ def train_network(
 
             end = images >= run.images
             stopping = meter.agree_on_stop(stop.name)
-            if end or stopping or is_due(images, run.batch_size, run.checkpoint_every):
+            due = end or stopping or is_due(images, run.batch_size, run.checkpoint_every)
+            if due:
                 meter.check(checkpoints)
                 if held_out is not None and not stopping:
                     sheet = output / "samples" / f"{images:09d}.png"
@@ -255,6 +256,13 @@ def train_network(
                     model.train()
                     if log:
                         log.add_image("samples", sheet, images)
+            if end or stopping or is_due(images, run.batch_size, run.log_every):
+                warn_skipped(batches.skipped)
+                batches.skipped.clear()
+                line = meter.write(images, checkpoints, rate=rate, **figures)
+                if progress and line:
+                    progress(images, line)
+            if due:  # after its line of the log: a run that is killed between them writes the line again
                 if first:
                     checkpoint = {
                         "recipe": resolved,
@@ -271,12 +279,6 @@ def train_network(
                     del checkpoint
                 checkpoints.last = checkpoints.path(images)
                 fabric.barrier()
-            if end or stopping or is_due(images, run.batch_size, run.log_every):
-                warn_skipped(batches.skipped)
-                batches.skipped.clear()
-                line = meter.write(images, checkpoints, rate=rate, **figures)
-                if progress and line:
-                    progress(images, line)
             if stopping and not end:
                 raise TrainingStoppedError(stopping, checkpoints.describe_last())
             step_ended = time.perf_counter()
