@@ -106,7 +106,7 @@ def test_what_is_not_installed_is_named_with_the_way_to_it(monkeypatch: pytest.M
 
 def test_every_extra_has_a_purpose():
     provided = set(importlib.metadata.metadata("gleansr").get_all("Provides-Extra") or [])
-    assert set(doctor.EXTRAS) == provided - {"test", "docs", "all"}
+    assert set(doctor.EXTRAS) == provided - {"test", "docs", "release", "all"}
 
 
 def test_the_environment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
