@@ -114,4 +114,4 @@ def test_metadata_agree():
     [released] = re.findall(r"^date-released: (.*)$", citation, re.MULTILINE)
     assert re.findall(r"^## (.*)$", changes, re.MULTILINE)[:2] == ["[Unreleased]", f"[{PROJECT['version']}] - {released}"]
     extras = PROJECT["optional-dependencies"]
-    assert not {"test", "docs"} & set(re.findall(r"[a-z]+", extras["all"][0].partition("[")[2]))
+    assert not {"test", "docs", "release"} & set(re.findall(r"[a-z]+", extras["all"][0].partition("[")[2]))
