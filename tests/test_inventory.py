@@ -1,20 +1,14 @@
 """The inventory of a release: the licences of all direct dependencies are on their page, and all bundled weights are in the SBOM."""
 
-import importlib.util
 import re
 from email.message import Message
-from pathlib import Path
 
 import pytest
 
 from gleansr.checkpoints import zoo
+from tests.scripts import script
 
-ROOT = Path(__file__).parents[1]
-_SPEC = importlib.util.spec_from_file_location("inventory", ROOT / "release" / "inventory.py")
-assert _SPEC
-assert _SPEC.loader
-inventory = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(inventory)
+inventory = script("release/inventory.py")
 
 
 def test_the_page_lists_each_direct_dependency_with_its_extra():

@@ -15,7 +15,7 @@ import torch
 
 from gleansr.checkpoints import native
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config
-from tests.test_site import site
+from tests.scripts import script
 
 _reason = "notebooks need pip install 'gleansr[test]'"
 nbformat = pytest.importorskip("nbformat", reason=_reason)
@@ -132,7 +132,7 @@ def test_all_notebooks_are_tested():
 
 
 def test_pages_of_the_site_have_their_text_code_and_outputs():
-    page, notebook = site.pages()["examples/notebooks/upscale.ipynb"], notebooks.read("upscale")
+    page, notebook = script("docs/site.py").pages()["examples/notebooks/upscale.ipynb"], notebooks.read("upscale")
     for cell in notebook.cells:
         assert cell.source in page
     data = [

@@ -1,7 +1,6 @@
 """The documentation: every page is in the navigation of the site, every link and anchor leads somewhere, and its commands exist."""
 
 import functools
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,13 +10,10 @@ import pytest
 import tyro
 
 from gleansr.cli import main
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[1]
-_SPEC = importlib.util.spec_from_file_location("docs_site", ROOT / "docs" / "site.py")
-assert _SPEC
-assert _SPEC.loader
-site = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(site)
+site = script("docs/site.py")
 
 PAGES: dict[str, str] = site.pages()
 FENCE = re.compile(r"^(`{3,})(\w*)\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
