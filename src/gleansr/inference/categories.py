@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gleansr.ambient import plain_torch
-from gleansr.checkpoints import native
+from gleansr.checkpoints import load_model, native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.zoo import asset
 from gleansr.images.codec import DecodedImage, Source, decode
@@ -21,8 +21,8 @@ from gleansr.models.features import SqueezeNet
 
 WEIGHTS = "categories.safetensors"
 """Name of the head's file in the package's assets."""
-GENERAL = "general-4x.safetensors"
-"""Name of the general model's file, which takes blocks and noise away."""
+GENERAL = "general-4x"
+"""The model of what belongs to no category that has models. It takes images of any size, and blocks and noise away."""
 OTHER = NAMES[-1]
 SMALL = 32
 """Images are reduced to about this side, so that a photo and its thumbnail are classified alike."""
@@ -130,8 +130,7 @@ def _sides(size: tuple[int, ...], side: int) -> tuple[int, int]:
 
 @functools.cache
 def _general_network() -> nn.Module:
-    path = asset(GENERAL)
-    return native.read(path).build("generator", path).requires_grad_(False)
+    return load_model(GENERAL).requires_grad_(False)
 
 
 @functools.cache
