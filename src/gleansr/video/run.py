@@ -62,19 +62,21 @@ class Tracking:
         counts = [_count(category, objects) for category, objects in self.objects.items() if objects.tracks]
         if isinstance(self.task, Photo):
             return counts or [f"no {category} found in {objects.searched} searched frames" for category, objects in self.objects.items()]
-        chosen = [self._upscaler(category, track) for category, objects in self.objects.items() for track in objects.tracks]
         return [
             *(counts or filter(None, [self.task.nothing_found])),
-            *large_objects(chosen.count(None), len(chosen)),
+            *large_objects(self._upscalers.count(None), len(self._upscalers)),
             *self.task.missing_extras(),
         ]
 
     @property
     def models(self) -> list[str]:
         """Names of the models of all objects."""
-        return list(
-            dict.fromkeys(one.upscaler.about.name or one.upscaler.method.name for objects in self._known().values() for one in objects)
-        )
+        return list(dict.fromkeys(one.about.name or one.method.name for one in self._upscalers if one))
+
+    @property
+    def _upscalers(self) -> list[Upscaler | None]:
+        """The model of each object; None for one that none enlarges."""
+        return [self._upscaler(category, track) for category, objects in self.objects.items() for track in objects.tracks]
 
     def _known(self) -> dict[str, list[PhotoObject]]:
         """The objects that a model enlarges, by the name of the image."""
@@ -212,7 +214,7 @@ def upscale(
         ]
     summary = Summary(written, tuple(dict.fromkeys(notes)), details)
     if work.sidecar:
-        _write_sidecar(footage, target, work, task.options, ", ".join(models), summary)
+        _write_sidecar(footage, target, work, task.options, ", ".join(models) or None, summary)
     return summary
 
 
@@ -234,7 +236,7 @@ def _consistencies(details: Mapping[str, Any]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _write_sidecar(footage: Footage, target: Path, work: Work, options: Mapping[str, Any], models: str, summary: Summary) -> None:
+def _write_sidecar(footage: Footage, target: Path, work: Work, options: Mapping[str, Any], models: str | None, summary: Summary) -> None:
     """Writes NAME.json beside a result."""
     contents = {
         "source": footage.name,
