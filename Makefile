@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 PIP := $(BIN)/python -m pip $(INSTALL)
 
-# Compiled modules are kept, whatever the environment says: the tests start some two hundred processes that import the package.
+# Compiled modules are kept, whatever the environment says: the tests start many processes that import the package.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test docs coverage dist clean
