@@ -602,6 +602,32 @@ def test_latents_begin_at_the_mean_of_the_bank(dataset: str, bank: str, light: b
     build(dataclasses.replace(recipe, bank="none", mean_latents=True))  # no effect
 
 
+@pytest.mark.parametrize("light", [False, True])
+def test_a_wide_network_starts_as_the_narrower_one_that_it_is_given(dataset: str, bank: str, tmp_path: Path, light: bool):
+    def network(features: int, growth: int) -> GLEAN:
+        sizes = dataclasses.replace(small_network(light=light), features=features, growth=growth)
+        model, _ = build(glean_recipe(dataset, bank, network=sizes))
+        return cast("GLEAN", model)
+
+    narrow = network(8, 4)
+    with torch.no_grad():
+        for parameter in narrow.trainable_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    native.save(tmp_path / "narrow.safetensors", {"generator": narrow}, native.About("narrow"))
+    wide = network(12, 7)
+    assert start_from(str(tmp_path / "narrow.safetensors"), wide) == []
+    lr = torch.rand(2, 3, 4, 4) * 2 - 1
+    sr = wide(lr)
+    torch.testing.assert_close(sr, narrow(lr), atol=1e-5, rtol=1e-4)
+    sr.square().mean().backward()
+    reads = wide.encoder.get_parameter("trunk.body.0.blocks.0.convs.1.weight")  # of the input's 12 channels and the 7 that grew
+    assert not reads[:4, [8, 19 - 1]].any(), "old outputs read new inputs"
+    assert reads.grad is not None
+    assert reads.grad[:4, [8, 19 - 1]].any(), "what is new cannot be learnt"
+    fewer = start_from(str(tmp_path / "narrow.safetensors"), network(4, 4))
+    assert "encoder.trunk.first.weight" in fewer
+
+
 def test_a_start_may_leave_layers_out(dataset: str, bank: str, tmp_path: Path):
     recipe = dataclasses.replace(glean_recipe(dataset, bank), mean_latents=True)
     trained, _ = build(recipe)

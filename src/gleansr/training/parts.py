@@ -27,6 +27,7 @@ from gleansr.models.stylegan import StyleGAN, StyleGANConfig, StyleGANDiscrimina
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discriminator
 from gleansr.training.config import BankRecipe, NetworkRecipe
 from gleansr.training.networks import GLEANNetworkConfig
+from gleansr.training.widen import widen
 
 Bank = StyleGAN2 | StyleGAN
 BankConfig = StyleGAN2Config | StyleGANConfig
@@ -137,9 +138,9 @@ def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tenso
 def start_from(source: str, model: SRNetwork, exclude: tuple[str, ...] = ()) -> list[str]:
     """Copies the layers of a trained network that fit into `model`, and returns the names of those that start untrained.
 
-    A GLEAN starts from a GLEAN around a bank of the same architecture, of this scale or another, and keeps its own bank; an ESRGAN+ from an
-    ESRGAN+ or, as officially, an ESRGAN; a residual network from a residual one. Layers whose names begin with one of
-    `exclude` are left out.
+    A GLEAN starts from a GLEAN around a bank of the same architecture, of this scale or another, as wide or narrower, and keeps its own
+    bank; an ESRGAN+ from an ESRGAN+ or, as officially, an ESRGAN; a residual network from a residual one. Layers whose names begin with
+    one of `exclude` are left out.
 
     Raises:
         RequestError: the file holds no such network, no layer of it fits, or `exclude` names none of the model's.
@@ -151,6 +152,8 @@ def start_from(source: str, model: SRNetwork, exclude: tuple[str, ...] = ()) -> 
             raise RequestError(f"{path}: start must be a GLEAN around a bank of the same architecture")
         source_tensors = {name: tensor for name, tensor in align_scales(model, trained).items() if not name.startswith("bank.")}
         source_tensors |= {f"bank.{name}": tensor for name, tensor in model.bank_state().items()}
+        if trained.config.in_size == model.config.in_size:
+            source_tensors |= widen(source_tensors, model.state_dict(), trained.config, model.config)
     else:
         if not isinstance(trained, ESRGANPlus | RRDBNet if isinstance(model, ESRGANPlus) else ResidualNet):
             expected = "an ESRGAN+ or an ESRGAN" if isinstance(model, ESRGANPlus) else "a residual network"
