@@ -241,6 +241,8 @@ def test_models_list_info_and_convert(run, tiny_model: Path, tmp_path: Path):
     assert out.stat().st_size < 0.7 * tiny_model.stat().st_size
     assert run("models", "info", out)[0] == 0
     assert run("models", "convert", tiny_model, "-o", out)[0] == 2  # exists
+    assert run("models", "convert", tiny_model, "-o", tmp_path / "eight.safetensors", "--dtype", "int8")[0] == 0
+    assert run("models", "info", tmp_path / "eight.safetensors")[0] == 0
     assert run("models", "convert", tiny_model, "-o", tmp_path / "x.pth")[0] == 2
     assert run("models", "info")[0] == 2
 

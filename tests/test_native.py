@@ -129,6 +129,59 @@ def test_half_precision_is_stored_and_float32_built(path):
         assert torch.equal(tensor, model.state_dict()[name].half().float())
 
 
+def eight_bits(path: Path) -> nn.Module:
+    """Saves a network with a weight of more than 4,096 numbers as int8, and returns it."""
+    model = RRDBNet(RRDBNetConfig(2, 24, 16, 1))
+    native.save(path, {"generator": model}, About(), dtype=torch.int8)
+    return model
+
+
+def test_int8_stores_large_weights_with_a_scale_for_each_channel(path):
+    model = eight_bits(path)
+    stored = load_file(path)
+    kinds = {name: tensor.dtype for name, tensor in stored.items()}
+    large = "generator.trunk.body.0.blocks.0.convs.4.weight"
+    assert (kinds[large], kinds[f"{large}.int8_scale"]) == (torch.int8, torch.float32)
+    assert kinds["generator.out.weight"] == kinds["generator.out.bias"] == torch.float16, "the last layer's error is seen most"
+    for name, tensor in load_model(path).state_dict().items():
+        expected = model.state_dict()[name]
+        if f"generator.{name}.int8_scale" in stored:
+            step = stored[f"generator.{name}.int8_scale"].view(-1, 1, 1, 1)
+            assert ((tensor - expected).abs() <= step * 0.5001).all(), name
+            assert torch.equal(tensor.flatten(1).abs().amax(1), 127 * step.flatten()), name  # the whole range is in use
+        else:
+            assert torch.equal(tensor, expected.half().float()), name
+    again = path.with_name("again.safetensors")
+    native.write(again, read(path), dtype=torch.int8)
+    assert all(torch.equal(a, b) for a, b in zip(load_model(again).parameters(), load_model(path).parameters(), strict=True))
+
+
+def test_int8_keeps_channels_of_zeros(path):
+    model = RRDBNet(RRDBNetConfig(2, 24, 16, 1))
+    with torch.no_grad():
+        model.get_parameter("trunk.last.weight")[3] = 0
+    native.save(path, {"generator": model}, About(), dtype=torch.int8)
+    assert not load_model(path).get_parameter("trunk.last.weight")[3].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"weight.int8_scale": torch.ones(5)}, r"last\.weight must be int8 with a scale for each output"),
+        ({"weight.int8_scale": torch.ones(24, dtype=torch.int32)}, r"last\.weight must be int8 with a scale for each output"),
+        ({"weight.int8_scale": torch.full((24,), torch.nan)}, r"last\.weight holds NaN"),
+        ({"weight.int8_scale": None}, r"last\.weight is torch\.int8"),
+        ({"weight": None}, r"missing trunk\.last\.weight .*unexpected trunk\.last\.weight\.int8_scale"),
+        ({"weight": torch.zeros(24, 24, 3, 3)}, r"last\.weight must be int8 with a scale"),
+    ],
+)
+def test_int8_weights_and_scales_that_do_not_fit(changes, match, path):
+    eight_bits(path)
+    rewrite(path, tensors={f"generator.trunk.last.{name}": tensor for name, tensor in changes.items()})
+    with pytest.raises(CheckpointError, match=match):
+        load_model(path)
+
+
 def test_a_module_without_a_format(path):
     with pytest.raises(TypeError, match="Linear has no native format"):
         native.save(path, {"generator": nn.Linear(1, 1)}, About())

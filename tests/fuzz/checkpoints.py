@@ -72,6 +72,8 @@ def _wholes(path: Path) -> list[bytes]:
     found.append(path.read_bytes())
     native.save(path, {"generator": RRDBNet(RRDBNetConfig(2, 4, 2, 1))}, native.About("tiny"))
     found.append(path.read_bytes())
+    native.save(path, {"generator": RRDBNet(RRDBNetConfig(2, 24, 16, 1))}, native.About("tiny"), dtype=torch.int8)
+    found.append(path.read_bytes())
     return found
 
 

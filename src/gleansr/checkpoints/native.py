@@ -2,7 +2,8 @@
 
 Metadata, all JSON: `format` "gleansr/1"; `networks` {part: {"kind", "config"}}; `about` {"name", "category", "licence", "credit",
 "training"}; for a GLEAN with a bundled bank, `bank` {"name", "sha256"} in place of its tensors, see `shared`. The tensors of a part are
-named "part.name". Weights may be stored in half precision; models are built in float32. Equal checkpoints are equal files, byte for byte.
+named "part.name". Weights may be stored in half precision or 8 bits (`int8`); models are built in float32. Equal checkpoints are equal
+files, byte for byte.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gleansr.ambient import plain_torch
+from gleansr.checkpoints import int8
 from gleansr.configs import from_dict
 from gleansr.documents import parse_json
 from gleansr.errors import CheckpointError, RequestError
@@ -38,8 +40,11 @@ from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Discri
 
 FORMAT = "gleansr/1"
 
-DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
-"""Data types of stored weights, and their names in safetensors; networks are built in float32 from any of them."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Data types from which networks are built, in float32."""
+
+NAMES = {torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+"""Names in safetensors of the data types in which weights are stored."""
 
 # Limits of a file's header; a large model's has 300 kB and 1000 tensors.
 MAX_HEADER = 2**24
@@ -220,7 +225,7 @@ def check_values(name: str, tensor: Tensor, source: str | Path) -> None:
 
 
 def save(path: str | Path, models: Mapping[str, nn.Module], about: About, *, dtype: torch.dtype = torch.float32) -> None:
-    """Writes `models` by part to `path`, floating-point tensors stored as `dtype`."""
+    """Writes `models` by part to `path`, stored as `dtype`: floating-point, or int8 as described in `int8`."""
     networks = {part: StoredNetwork.of(model) for part, model in models.items()}
     write(path, Checkpoint("gleansr", networks, about), dtype=dtype)
 
@@ -234,18 +239,21 @@ def write(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torc
     if checkpoint.bank:
         metadata["bank"] = json.dumps(dataclasses.asdict(checkpoint.bank), sort_keys=True)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("generator.bank.")}
+    if dtype == torch.int8:
+        tensors = int8.quantise(tensors)
+    dtypes = {name: tensor.dtype if dtype == torch.int8 else dtype for name, tensor in tensors.items()}
     # Not written by safetensors, whose order of metadata differs from process to process.
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in sorted(tensors):
-        begin, end = end, end + tensors[name].numel() * dtype.itemsize
-        header[name] = {"dtype": DTYPES[dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        begin, end = end, end + tensors[name].numel() * dtypes[name].itemsize
+        header[name] = {"dtype": NAMES[dtypes[name]], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
     encoded = json.JSONEncoder(separators=(",", ":")).encode(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in sorted(tensors):
-            plain = tensors[name].detach().to("cpu", dtype).contiguous().reshape(-1)
+            plain = tensors[name].detach().to("cpu", dtypes[name]).contiguous().reshape(-1)
             file.write(plain.view(torch.uint8).numpy().data)
 
 
@@ -275,6 +283,7 @@ def try_read(path: str | Path) -> Checkpoint | None:
         return None
     if file_format != FORMAT:
         raise CheckpointError(f"{path}: a safetensors file with format {file_format!r} in its metadata, but {FORMAT!r} is expected")
+    tensors = int8.dequantise(tensors, path)
     try:
         if len(metadata["networks"]) > MAX_NETWORKS_TEXT or len(metadata["about"]) > MAX_ABOUT_TEXT:
             raise ValueError(f"it is longer than {MAX_NETWORKS_TEXT:,} characters of networks or {MAX_ABOUT_TEXT:,} about them")

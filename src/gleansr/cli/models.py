@@ -60,7 +60,7 @@ def info(model: tyro.conf.Positional[str], offline: bool = False) -> None:
 def convert(
     model: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
     bank: str | None = None,
     overwrite: bool = False,
     offline: bool = False,
@@ -72,7 +72,8 @@ def convert(
     Args:
         model: Name of a model, or a file of any supported layout.
         output: The .safetensors file to write.
-        dtype: How tensors are stored; float16 and bfloat16 take half the space and load as float32.
+        dtype: How tensors are stored; all load as float32. float16 and bfloat16 take half the space, int8, with a scale for each channel, a
+            quarter.
         bank: Refer to this bundled bank, which must be the one in the GLEAN, instead of storing it.
         overwrite: Replace an existing file.
         offline: Never download a model.
