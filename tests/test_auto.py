@@ -385,7 +385,7 @@ def test_a_run_over_images_of_all_kinds(shows: Shows, tmp_path: Path):
         result = results[f"{number}.png"]
         alone = run(AutoTask(), decode(folder / f"{number}.png"))
         assert np.array_equal(np.array(Image.open(tmp_path / "out" / f"{number}.png")), np.array(alone.image))
-        assert result.entry["model"] == alone.model
+        assert result.entry["model"] == ", ".join(alone.models)
     assert results["0.png"].summary == "32\N{MULTIPLICATION SIGN}32 → 256\N{MULTIPLICATION SIGN}256, face (98%), faces-8x"
     assert results["3.png"].entry["model"] == "faces-8x, faces-16x, general-4x"
     assert results["3.png"].entry["details"]["factor"] == 4

@@ -44,11 +44,11 @@ def upscale_piped(source: str, output: Path | None, extension: str, work: Work, 
     with warnings_above(console):
         decoded = decode(data, name=name, max_pixels=work.max_pixels, allow_truncated=work.allow_truncated)
         result = run(work.task, decoded)
-        model = result.model or work.task.upscaler.about.name
         if file:
+            model = ", ".join(result.models) or work.task.upscaler.about.name
             encode(result.image, file, metadata=decoded.metadata, model=model, quality=work.quality, overwrite=overwrite)
         else:
-            encoded, _ = encode_result(result.image, f"standard output{extension}", decoded.metadata, work, model)
+            encoded, _ = encode_result(result.image, f"standard output{extension}", decoded.metadata, work, result.models)
             sys.stdout.buffer.write(encoded)
             sys.stdout.buffer.flush()
     if not quiet:

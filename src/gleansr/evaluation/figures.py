@@ -197,7 +197,7 @@ def _data(request: FigureRequest) -> str:
 def _method_fact(label: str, upscaler: Upscaler) -> str:
     """Model and licence of a method; of a search also its seed and the settings that differ from the defaults."""
     about, config = upscaler.about, getattr(upscaler.method, "config", None)
-    parts = [about.name or upscaler.method.name, about.licence]
+    parts = [upscaler.name, about.licence]
     if config is not None:
         defaults = type(config)()
         parts += [f"{key} {value}" for key, value in vars(config).items() if key == "seed" or value != getattr(defaults, key)]

@@ -27,8 +27,8 @@ class TaskResult:
     """Notes for the user, one line each."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Measurements and detections, as plain JSON values."""
-    model: str | None = None
-    """Names of the models that made the image; None: the task's model."""
+    models: tuple[str, ...] = ()
+    """Names of the models that made the image; empty: the task's model."""
     summary: str = ""
     """What was recognised and which models enlarged it, for the user."""
 

@@ -77,6 +77,11 @@ class Upscaler:
         self.category = about.category
         self.license = about.licence
 
+    @property
+    def name(self) -> str:
+        """Name of the model, or of its kind if it has none."""
+        return self.about.name or self.method.name
+
     def __repr__(self) -> str:
         size = f"{self.input_size} px to {self.output_size} px" if self.input_size else "any size"
         facts = [self.method.name, f"{size}, {self.scale}x", *filter(None, [self.category]), str(self.device)]

@@ -193,13 +193,13 @@ def write_result(decoded: DecodedJob, passes: Sequence[SRResult], work: Work) ->
             "bytes": decoded.state.size,
             "mtime_ns": decoded.state.mtime_ns,
             "sha256": decoded.sha256,
-            "model": result.model or work.task.upscaler.about.name,
+            "model": ", ".join(result.models) or work.task.upscaler.about.name,
             "model_sha256": work.model_sha256,
             "options": work.options,
             "notes": [],
             "details": dict(result.details),
         }
-        data, dropped = encode_result(result.image, job.target, decoded.metadata, work, result.model)
+        data, dropped = encode_result(result.image, job.target, decoded.metadata, work, result.models)
         entry["notes"] = notes = [*result.notes, *dropped]
         entry["result_sha256"] = hashlib.sha256(data).hexdigest()
         if work.sidecar:
@@ -216,7 +216,7 @@ def describe_result(size: tuple[int, int], result: TaskResult, work: Work) -> st
     """Sizes of an image (height, width) and its result, what was recognised and which model enlarged it."""
     upscaler = work.task.upscaler
     sizes = [f"{width}{_TIMES}{height}" for width, height in (size[::-1], result.image.size)]
-    return f"{' → '.join(sizes)}, {result.summary or upscaler.about.name or upscaler.method.name}"
+    return f"{' → '.join(sizes)}, {result.summary or upscaler.name}"
 
 
 def check_targets(job: Job, work: Work, known: ManifestEntry | None) -> None:
@@ -263,7 +263,7 @@ def failed_result(job: Job, error: GleansrError) -> JobResult:
 
 
 def encode_result(
-    image: Image.Image, target: str, metadata: Metadata, work: Work, model: str | None = None
+    image: Image.Image, target: str, metadata: Metadata, work: Work, models: Sequence[str] = ()
 ) -> tuple[bytes, tuple[str, ...]]:
     """Encodes a result in the format of its suffix. Returns the bytes and notes on metadata that the format cannot hold.
 
@@ -273,7 +273,7 @@ def encode_result(
     file = io.BytesIO()
     options: dict[str, Any] = {"compress_type": zlib.Z_RLE, "compress_level": 1} if file_format == "PNG" else {}
     try:
-        notes = save(image, file, file_format, metadata, model or work.task.upscaler.about.name, work.quality, **options)
+        notes = save(image, file, file_format, metadata, ", ".join(models) or work.task.upscaler.about.name, work.quality, **options)
     except (*DAMAGE, MemoryError) as error:  # programming errors propagate
         raise ImageError(f"{target}: cannot be written: {error or type(error).__name__}") from error
     return file.getvalue(), notes

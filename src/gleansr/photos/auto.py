@@ -214,15 +214,15 @@ class AutoTask:
             report = report or self.report
             prepared = prepare_objects(decoded, planes, plan.objects, plan.scale, self.config, background, notes, report)
         models = [one.upscaler for one in plan.objects] + ([] if fills else [self._rest])
-        names = ", ".join(dict.fromkeys(one.about.name or one.method.name for one in models))
+        names = tuple(dict.fromkeys(one.name for one in models))
 
         def finish(srs: Sequence[Tensor], notes: Sequence[str]) -> TaskResult:
             result = prepared.finish(srs, notes)
             category = plan.category and {"name": plan.category.name, "confidence": round(plan.category.confidence, 4)}
-            summary = ", ".join(filter(None, [plan.summary, names]))
+            summary = ", ".join(filter(None, [plan.summary, *names]))
             details = {"objects": [], **result.details, "factor": plan.scale, "category": category}
             result_notes = tuple(dict.fromkeys([*plan.notes, *result.notes]))
-            return replace(result, notes=result_notes, details=details, model=names, summary=summary)
+            return replace(result, notes=result_notes, details=details, models=names, summary=summary)
 
         return replace(prepared, finish=finish, upscalers=(whole.upscaler,) if whole else prepared.upscalers)
 

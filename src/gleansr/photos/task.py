@@ -83,7 +83,7 @@ class Photo:
         """
         if upscaler.input_size is None or upscaler.content_height is None:
             raise RequestError(
-                f"--photo takes a model of objects, with an input size, a GLEAN; {upscaler.about.name or upscaler.method.name} takes "
+                f"--photo takes a model of objects, with an input size, a GLEAN; {upscaler.name} takes "
                 "images of any size: omit --photo, or use it as --background"
             )
         self.upscaler = upscaler

@@ -180,7 +180,7 @@ def prepare(
         views = [view.crop(old_planes[:3]) for view in views_of(square, edited_box)]
         upscaler, summary = _choose(views, model, config.scale, old.name)
     else:
-        upscaler, summary = model, model.about.name or model.method.name
+        upscaler, summary = model, model.name
     size, scale = _geometry(upscaler, config)
     region = choose_region(config.box, (height, width), size, edited_box, new.name)
     _check_large_enough(region, upscaler, new.name)

@@ -163,7 +163,7 @@ def retouch(
     headers = {"Gleansr-Box": ",".join(map(str, prepared.box))}
     if values["output"] == "mask":
         mask, notes = prepared.mask, tuple(note for image in images.values() for note in image.notes)
-        chosen = TaskResult(mask, notes, model=prepared.upscaler.about.name, summary=prepared.summary)
+        chosen = TaskResult(mask, notes, models=(prepared.upscaler.name,), summary=prepared.summary)
         return PreparedRequest((), (), lambda _srs, _notes: chosen, headers=headers, synthetic=False)
     metadata = images.get("original", images["edited"]).metadata
     read_notes = [note for name, image in images.items() if name != "edited" for note in image.notes]
@@ -171,7 +171,7 @@ def retouch(
     def finish(srs: Sequence[Tensor], _: Sequence[str]) -> TaskResult:
         image = prepared.finish(srs[0] if srs else None)
         notes = tuple(filter(None, [image.info.get("gleansr"), *read_notes]))  # the image has those of `edited`
-        return TaskResult(image, notes, model=prepared.upscaler.about.name, summary=prepared.summary)
+        return TaskResult(image, notes, models=(prepared.upscaler.name,), summary=prepared.summary)
 
     lrs = () if prepared.lr is None else (prepared.lr,)
     return PreparedRequest(lrs, (prepared.upscaler,) * len(lrs), finish, metadata, headers)

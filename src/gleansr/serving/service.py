@@ -189,12 +189,13 @@ class Service:
         try:
             result = prepared.finish([output.sr for output in outputs], [output.note for output in outputs])
             seconds = sum({output.batch: output.seconds for output in outputs}.values())
-            named = self.upscalers[model].about.name if model in self.upscalers else result.model
+            used = ", ".join(result.models) or None
+            named = self.upscalers[model].about.name if model in self.upscalers else used
             encoded = endpoints.encode(result, prepared, values["format"], named, seconds=seconds, as_json=as_json)
         except GleansrError as error:
             log.exception("the result of %s cannot be written", model)
             raise Problem("failed", f"the result cannot be written: {error}") from None
-        headers = {**encoded.headers, "Gleansr-Model": quote(model if model in self.upscalers else result.model or model)}
+        headers = {**encoded.headers, "Gleansr-Model": quote(model if model in self.upscalers else used or model)}
         if outputs:
             headers["Gleansr-Seconds"] = f"{seconds:.4f}"
         return replace(encoded, headers=headers)

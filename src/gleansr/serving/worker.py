@@ -113,7 +113,7 @@ class ModelWorker:
             try:
                 images, notes, seconds = await loop.run_in_executor(self._thread, self._forward, upscaler, lrs)
             except Exception:  # drivers raise errors of any type; the next batch may succeed
-                log.exception("a batch of %d through %s failed", len(batch), _name(upscaler))
+                log.exception("a batch of %d through %s failed", len(batch), upscaler.name)
                 for queued in batch:
                     if not queued.result.done():
                         queued.result.set_exception(Problem("failed", _FAILED))
@@ -139,7 +139,7 @@ class ModelWorker:
             queued.on_start()
             self._metrics.seconds.labels("waiting").observe(now - queued.since)
         self._metrics.queue.set(len(self._queue))
-        self._metrics.batches.labels(_name(oldest.upscaler)).observe(len(batch))
+        self._metrics.batches.labels(oldest.upscaler.name).observe(len(batch))
         return batch
 
     def _forward(self, upscaler: Upscaler, lrs: list[Tensor]) -> tuple[list[Tensor], Sequence[str], float]:
@@ -151,10 +151,6 @@ class ModelWorker:
         # Copies, so that no image keeps the whole batch in memory.
         images = [sr[0]] if len(sr) == 1 else [image.clone() for image in sr]
         return images, output.notes or [""] * len(images), seconds
-
-
-def _name(upscaler: Upscaler) -> str:
-    return upscaler.about.name or upscaler.method.name
 
 
 @cache

@@ -71,7 +71,7 @@ class Tracking:
     @property
     def models(self) -> list[str]:
         """Names of the models of all objects."""
-        return list(dict.fromkeys(one.about.name or one.method.name for one in self._upscalers if one))
+        return list(dict.fromkeys(one.name for one in self._upscalers if one))
 
     @property
     def _upscalers(self) -> list[Upscaler | None]:
@@ -185,7 +185,7 @@ def upscale(
 
         def write(frame: VideoFrame, result: TaskResult) -> None:
             nonlocal written
-            names = [*filter(None, (result.model or task.upscaler.about.name or "").split(", "))]
+            names = result.models or (*filter(None, [task.upscaler.about.name]),)
             models.update(dict.fromkeys(names))
             sink.add(result.image, frame.time, frame.duration, names)
             image_notes.update(list(dict.fromkeys(result.notes)))
