@@ -476,6 +476,9 @@ def test_the_page_and_its_modules(client: Client):
     page = client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
+    again = client.get("/", headers={"if-none-match": page.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/", headers={"if-none-match": '"another"'}).content == page.content
     module = client.get("/static/main.js")
     assert module.headers["content-type"].startswith("text/javascript")
     assert module.headers["cache-control"] == "no-cache"

@@ -1,5 +1,6 @@
 """The service as an ASGI application: its routes and middleware."""
 
+import hashlib
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import NotModifiedResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gleansr.inference.router import Models
@@ -142,13 +144,17 @@ def _routes(service: Service) -> ASGIApp:
 
     contents = html()
 
+    etag = f'"{hashlib.sha256(contents.encode()).hexdigest()}"'
+    static = StaticFiles(directory=PAGE)
+
     @get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(contents)
+    async def page(request: Request) -> Response:
+        response = HTMLResponse(contents, headers={"ETag": etag})
+        return NotModifiedResponse(response.headers) if static.is_not_modified(response.headers, request.headers) else response
 
     for suffix, media_type in ((".js", "text/javascript"), (".css", "text/css"), (".svg", "image/svg+xml")):
         mimetypes.add_type(media_type, suffix)  # a system's own types may differ, and browsers refuse them
-    app.mount("/static", StaticFiles(directory=PAGE))
+    app.mount("/static", static)
     app.openapi = lambda: _openapi(app, secured=service.config.secret is not None)
     return app
 
