@@ -1,5 +1,5 @@
 # make demo: install and upscale a cat.  make test: install what tests need and check everything.  make docs: the documentation as a site, in
-# build/site.  make coverage: the lines that the tests run.  make dist: what is released, in dist (docs/releasing.md).
+# build/site.  make site: the same with the page that runs in the browser.  make coverage: the lines that the tests run.  make dist: what is released, in dist (docs/releasing.md).
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip $(INSTALL)
 # Compiled modules are kept, whatever the environment says: the tests start many processes that import the package.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test docs coverage dist clean
+.PHONY: demo test docs site coverage dist clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -22,8 +22,12 @@ test: .venv/test
 
 docs: .venv/docs
 	rm -rf build/site
-	$(BIN)/python docs/site.py build/pages
+	$(BIN)/python docs/site.py build/pages $(PAGE)
 	$(BIN)/zensical build --strict --config-file mkdocs.yml
+
+site: .venv/site
+	$(BIN)/gleansr page -o build/page --overwrite
+	$(MAKE) docs PAGE=build/page
 
 coverage: .venv/test
 	mkdir -p .coverage
@@ -56,6 +60,10 @@ dist: .venv/release
 .venv/docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e '.[docs]'
 	@touch $@ .venv/demo
+
+.venv/site: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[docs,export]'
+	@touch $@ .venv/demo .venv/docs
 
 .venv/release: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e '.[release]'

@@ -1,4 +1,6 @@
-"""Gathers the pages of the site: `python docs/site.py FOLDER` writes those of docs/ and of the root, with links that hold there.
+"""Gathers the pages of the site: `python docs/site.py FOLDER [PAGE]` writes those of docs/ and of the root, with links that hold there.
+
+PAGE is a folder that `gleansr page` wrote; it becomes the part "Try it".
 
 The Markdown is written for the repository, and this changes its links alone. A link to a page outside of docs/ leads to its copy on the
 site; a link to any other file outside of docs/ leads to a page with that file's text, or to the image. Notebooks become Markdown. Standard
@@ -30,6 +32,9 @@ START = "get-started.md"
 """Where a link to the folder docs/ leads."""
 LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml", ".md": "markdown", ".yml": "yaml"}
 IMAGES = {".png", ".jpg", ".svg"}
+TRY = "[Open the page](try/index.html)"
+NO_PAGE = "This copy of the site was made without it; `make site` makes one that has it."
+"""Ends of the page "Try it"."""
 _FENCE = re.compile(r"^(`{3,}).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#]+)(#[^)\s]*)?\)")
 
@@ -99,14 +104,18 @@ def rewrite(page: str, text: str) -> str:
     return "".join([*parts, _LINK.sub(replaced, text[end:])])
 
 
-def gather(folder: Path) -> None:
-    """Writes all pages and what they need into a new folder."""
+def gather(folder: Path, page: Path | None = None) -> None:
+    """Writes all pages and what they need into a new folder, with the page that runs in the browser if there is one."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("*.md", "*.py", "__pycache__"))
     texts = pages()
-    for page, text in texts.items():
-        _write(folder / site_path(page), rewrite(page, text))
-    linked = {resolve(page, target) for page, text in texts.items() for target, _ in links(text)}
+    for path, text in texts.items():
+        _write(folder / site_path(path), rewrite(path, text))
+    if page:
+        shutil.copytree(page, folder / "try")
+    with (folder / "try.md").open("a", encoding="utf-8") as file:
+        file.write(f"\n{TRY if page else NO_PAGE}\n")
+    linked = {resolve(path, target) for path, text in texts.items() for target, _ in links(text)}
     for path in sorted(path for path in linked if site_path(path).startswith("source/")):
         target = folder / site_path(path)
         if target.suffix in IMAGES:
@@ -126,4 +135,4 @@ def _write(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    gather(Path(sys.argv[1]))
+    gather(*map(Path, sys.argv[1:3]))

@@ -56,6 +56,20 @@ def test_gathered_pages_hold_links_of_the_site_only(tmp_path: Path):
     assert (tmp_path / "source/examples/chelsea-256.png").is_file()
 
 
+def test_the_page_that_runs_in_the_browser_is_part_of_the_site_if_it_was_made(tmp_path: Path):
+    page = tmp_path / "page"
+    (page / "static").mkdir(parents=True)
+    (page / "index.html").write_text("the page")
+    (page / "static" / "main.js").write_text("")
+    site.gather(tmp_path / "with", page)
+    assert (tmp_path / "with" / "try" / "index.html").read_text() == "the page"
+    assert (tmp_path / "with" / "try" / "static" / "main.js").exists()
+    assert "(try/index.html)" in (tmp_path / "with" / "try.md").read_text("utf-8")
+    site.gather(tmp_path / "without")
+    assert not (tmp_path / "without" / "try").exists()
+    assert "make site" in (tmp_path / "without" / "try.md").read_text("utf-8")
+
+
 def commands(text: str) -> Iterator[str]:
     """The commands of gleansr in the blocks of code of a page, joined where they are continued, and in its tables those with an output."""
     for fence in FENCE.finditer(text):
