@@ -8,7 +8,7 @@ import os
 import signal
 import zipfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -353,6 +353,26 @@ def test_an_interrupted_glean_run_ends_as_an_uninterrupted_one(dataset: str, ban
         assert torch.equal(tensor, _tensors(cut)[name]), name
     for run in ("whole", "cut"):
         assert [line["images"] for line in log_lines(tmp_path / run)] == [4, 8, 12, 16]
+
+
+def test_no_run_resumes_while_another_may_still_write(dataset: str, bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The folder is locked before its newest checkpoint is looked for: a process that was told to stop may yet write a newer one."""
+    looked = []
+    load = Checkpoints.load
+
+    def locked(checkpoints: Checkpoints, *arguments: Any) -> Any:
+        with pytest.raises(RequestError, match="another process"), lock_folder(checkpoints.folder.parent, "training"):
+            raise AssertionError("the folder is not locked")
+        looked.append(checkpoints.folder.parent.name)
+        return load(checkpoints, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "load", locked)
+    glean(glean_recipe(dataset, bank), tmp_path / "glean")
+    train_bank(bank_recipe(dataset), tmp_path / "bank", CPU)
+    assert looked == ["glean", "bank"]
+    with pytest.raises(RequestError):
+        glean(glean_recipe(dataset, bank, bank="stylegan"), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(dataset: str, bank: str, tmp_path: Path):

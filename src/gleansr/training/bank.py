@@ -16,7 +16,6 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.errors import RequestError
-from gleansr.files import lock_folder
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.layers import to_channels_last
 from gleansr.models.projected import ProjectedDiscriminator
@@ -30,6 +29,7 @@ from gleansr.training.checkpoint import (
     compare_inputs,
     fingerprint_inputs,
     load_errors,
+    lock_run,
     make_folder,
 )
 from gleansr.training.config import BankRecipe
@@ -64,6 +64,11 @@ def train_bank(
         GleansrError: a loss was not finite, or a file could not be written.
         TrainingStoppedError: SIGTERM or SIGINT stopped the run after it saved a checkpoint.
     """
+    with lock_run(output):
+        return _train(recipe, output, device, progress, resume)
+
+
+def _train(recipe: BankRecipe, output: Path, device: torch.device, progress: TrainingProgress | None, resume: str) -> Path:
     run, network = recipe.run, recipe.network
     checkpoints, resolved = Checkpoints(output / "states", run.keep, "generator"), dataclasses.asdict(recipe)
     checkpoint = checkpoints.load(resolved, device, resume)
@@ -124,7 +129,7 @@ def train_bank(
         checkpoint.clear()  # as large as all networks and optimisers
     resumed = images
 
-    with lock_folder(output, "training"), stop_on_signal() as stop:
+    with stop_on_signal() as stop:
         log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard)
         log.write(images, pictures=len(dataset), in_memory=dataset.in_memory, device=str(device), **checkpoints.resume_facts(images))
         meter = Meter(log, run.batch_size)

@@ -18,7 +18,7 @@ import torch
 
 from gleansr.documents import read_json
 from gleansr.errors import CheckpointError, GleansrError, ImageError, RequestError, one_line
-from gleansr.files import replacing, sha256_of
+from gleansr.files import lock_folder, replacing, sha256_of
 from gleansr.training.data import TrainingImages
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,24 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GleansrError(f"{folder}: the folder cannot be created ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def lock_run(output: Path) -> Iterator[None]:
+    """Locks the folder of a run, made if it is missing, before its checkpoints are looked for: a process that was stopped may still be
+    writing its last one. A folder that was made for nothing is removed.
+
+    Raises:
+        RequestError: another process trains there.
+    """
+    made = not output.exists()
+    make_folder(output)
+    try:
+        with lock_folder(output, "training"):
+            yield
+    finally:
+        if made and all(file.name == ".lock" for file in output.iterdir()):
+            shutil.rmtree(output)
 
 
 def compare_recipes(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

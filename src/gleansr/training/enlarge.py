@@ -20,7 +20,6 @@ from gleansr.checkpoints import native
 from gleansr.checkpoints.bundled import squeezenet
 from gleansr.errors import CheckpointError, GleansrError
 from gleansr.evaluation.metrics import psnr, ssim
-from gleansr.files import lock_folder
 from gleansr.images.pixels import from_bytes
 from gleansr.images.resize import resize
 from gleansr.inference.runner import enlarge
@@ -36,6 +35,7 @@ from gleansr.training.checkpoint import (
     compare_inputs,
     fingerprint_inputs,
     load_errors,
+    lock_run,
     make_folder,
 )
 from gleansr.training.config import NetworkRecipe
@@ -88,6 +88,12 @@ def train_network(
         GleansrError: a loss was not finite, a file could not be written, or the bank has changed.
         TrainingStoppedError: SIGTERM or SIGINT stopped the run after it saved a checkpoint.
     """
+    with lock_run(output) if fabric.global_rank == 0 else nullcontext():
+        fabric.barrier()  # all processes resume from the same checkpoint
+        return _train(recipe, output, fabric, progress, resume)
+
+
+def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: TrainingProgress | None, resume: str) -> Path:
     run, device, first = recipe.run, fabric.device, fabric.global_rank == 0
     in_size, out_size = recipe.network.in_size, recipe.network.out_size
     scale = out_size // in_size
@@ -152,7 +158,7 @@ def train_network(
         device=device,
         share=Share(fabric.global_rank, fabric.world_size),
     )
-    with lock_folder(output, "training") if first else nullcontext(), stop_on_signal() as stop:
+    with stop_on_signal() as stop:
         log = Log(output / "log.jsonl", images, tensorboard=run.tensorboard) if first else None
         if log:
             if "run.iterations" in checkpoints.changed and recipe.schedule == "cosine":
