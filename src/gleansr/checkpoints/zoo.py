@@ -262,7 +262,7 @@ _MODELS = (
     _bundled("cars-16x", 16, "fe01cca199eb1e62", category="cars"),
     _bundled("bedrooms-8x", 32, "e59d54c63c677f87", category="bedrooms"),
     _bundled("bedrooms-16x", 16, "e9150964795da20f", category="bedrooms"),
-    _bundled("towers-8x", 32, "37090e4773971c9e", category="towers"),
+    _bundled("towers-8x", 32, "a388d0941eea6ed4", category="towers"),
     _bundled("towers-16x", 16, "3d1ec9821abdd485", category="towers"),
     _bundled("general-4x", 32, "9b4cd4d3d1eefc72", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
