@@ -14,6 +14,7 @@ from PIL import Image
 import gleansr
 from gleansr import baselines as baselines
 from gleansr import doctor
+from gleansr.checkpoints.int8 import round_weights
 from gleansr.checkpoints.native import About
 from gleansr.cli import main
 from gleansr.errors import CheckpointError, GleansrError, RequestError
@@ -106,6 +107,23 @@ def test_half_precision_is_near_and_smaller(tmp_path: Path):
     result = gleansr.load(tmp_path / "half.onnx").method(lr).images
     assert result.dtype == torch.float32
     assert (result.clamp(-1, 1) - ours.method(lr).images.clamp(-1, 1)).std() < 0.01
+
+
+def test_a_small_file_holds_weights_in_eight_bits_where_they_are_exact(tmp_path: Path):
+    """Convolutions by their first axis, linear layers, which the exporter transposes, by their last."""
+    torch.manual_seed(0)
+    network = GLEAN(lighten(GLEANConfig(8, StyleGAN2Config((64, 64, 32, 16), 64, 1), n_rrdb=1, features=64, growth=32)))
+    plain = export(Upscaler(FeedForwardModel(network, device="cpu"), About("tiny")), tmp_path / "plain.onnx", small_file=True)
+    round_weights(network)
+    ours = Upscaler(FeedForwardModel(network, device="cpu"), About("tiny"))
+    small = export(ours, tmp_path / "small.onnx", small_file=True)
+    assert small.size < 0.35 * plain.size
+    assert small.psnr > 100, "another function than that of the network's weights"
+    held = {tensor.name: tensor for tensor in onnx.load(small.path).graph.initializer}
+    floats = [tensor for tensor in held.values() if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert sum(np.prod(tensor.dims) for tensor in floats) < 0.1 * weights(ours)
+    lr = images(1, 8, 8)
+    assert (gleansr.load(small.path).method(lr).images - ours.method(lr).images).abs().max() < 1e-4
 
 
 def test_the_file_tells_nothing_of_the_machine_that_wrote_it(exported: Path):

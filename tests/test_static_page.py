@@ -20,11 +20,14 @@ from page_driver import ARGUMENTS, CHROMIUM, Driver
 from PIL import Image
 
 import gleansr
+from gleansr.checkpoints.int8 import round_weights
+from gleansr.checkpoints.native import StoredNetwork
 from gleansr.errors import DownloadError, RequestError
 from gleansr.images.codec import decode
 from gleansr.images.decoded import DecodedImage
 from gleansr.images.resize import resize
 from gleansr.inference.upscaler import Fit
+from gleansr.models.glean import GLEAN
 from gleansr.photos import AutoTask, PhotoConfig
 from gleansr.retouching.mask import dilate, feather_mask, find_edits
 from gleansr.serving import cascades, site, web_runtime
@@ -58,6 +61,22 @@ class Server:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rounded_weights() -> Iterator[None]:
+    """gleansr's results are compared with the same weights as the site's, in 8 bits."""
+    build = StoredNetwork.build
+
+    def rounding(network: StoredNetwork, source: str | Path) -> Any:
+        model = build(network, source)
+        if isinstance(model, GLEAN):
+            round_weights(model)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredNetwork, "build", rounding)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gleansr.ambient import plain_torch
+from gleansr.checkpoints import int8
 from gleansr.errors import GleansrError, RequestError
 from gleansr.files import replacing
 from gleansr.inference.exportable import exportable
@@ -72,8 +73,8 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
         path: of the file; an existing file is replaced.
         batch: N; None: any number, which some programs cannot optimise as well.
         half: compute in float16, except demodulation. Half the size; intended for GPUs.
-        small_file: store weights that float16 holds exactly, as all bundled ones, in float16. The file is half as large and computes the
-            same, in float32.
+        small_file: store weights that float16 or 8 bits hold exactly, as all bundled ones, in those. The file is half or a quarter as
+            large and computes the same, in float32.
 
     Raises:
         RequestError: the method is not a network, a package is missing, or the network is too large for one file.
@@ -102,7 +103,7 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
             proto = convert_float_to_float16(proto, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS])
     _describe(proto, method, upscaler, batch)
     if small_file:
-        store_in_half(proto)
+        store_compactly(proto)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         difference, psnr = _compare(OnnxModel(temporary, torch.device("cpu")), method)
@@ -118,25 +119,45 @@ def check_installed() -> None:
             raise RequestError(f"export requires {package}: pip install 'gleansr[export]'")
 
 
-def store_in_half(proto: Any) -> None:
-    """Stores the weights of an ONNX model that float16 holds exactly in float16. They are cast to float32 when the model is loaded."""
+def store_compactly(proto: Any) -> None:
+    """Stores the weights of an ONNX model that float16, or 8 bits with a scale for each channel, hold exactly in those.
+
+    They become float32 again when the model is loaded.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
-    casts = []
-    for tensor in proto.graph.initializer:
+    nodes = []
+    for tensor in list(proto.graph.initializer):
         if tensor.data_type != TensorProto.FLOAT:
             continue
-        values = numpy_helper.to_array(tensor)
+        values, name = numpy_helper.to_array(tensor), tensor.name
+        if values.size < _FEW:
+            continue
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
-        if values.size < _FEW or not np.array_equal(half.astype(np.float32), values):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]
+        if np.array_equal(half.astype(np.float32), values):
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+            nodes.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+        elif found := _eight_bits(torch.from_numpy(values.copy())):
+            steps, scale, axis = found
+            tensor.CopyFrom(numpy_helper.from_array(steps.numpy(), f"{name}_int8"))
+            proto.graph.initializer.append(numpy_helper.from_array(scale.numpy(), f"{name}_scale"))
+            nodes.append(helper.make_node("DequantizeLinear", [tensor.name, f"{name}_scale"], [name], axis=axis))
+    nodes += proto.graph.node
     proto.graph.ClearField("node")
     proto.graph.node.extend(nodes)
+
+
+def _eight_bits(values: Tensor) -> tuple[Tensor, Tensor, int] | None:
+    """Values as int8, their scales, and the axis of these; None if 8 bits do not hold them exactly."""
+    if not int8.is_large(values):
+        return None
+    for axis in (0, values.ndim - 1):  # of the outputs: the exporter transposes linear layers
+        rows = values.movedim(axis, 0)
+        steps, scale = int8.steps(rows)
+        if torch.equal(int8.weight_of(steps, scale), rows):
+            return steps.movedim(0, axis).contiguous(), scale, axis
+    return None
 
 
 def _proto(model: nn.Module, method: FeedForwardModel, batch: int | None) -> Any:

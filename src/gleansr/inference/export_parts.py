@@ -12,7 +12,7 @@ from gleansr.ambient import plain_torch
 from gleansr.errors import GleansrError
 from gleansr.files import replacing
 from gleansr.inference.categories import classifier
-from gleansr.inference.export import check_installed, store_in_half, to_onnx, without_sources
+from gleansr.inference.export import check_installed, store_compactly, to_onnx, without_sources
 from gleansr.models.categories import CHANNELS, GRID
 from gleansr.models.features import SqueezeNet
 from gleansr.models.residual import ResidualNet
@@ -102,7 +102,7 @@ def _write(network: nn.Module, example: Tensor, free: dict[str, Any] | None, giv
     check_installed()
     proto = to_onnx(network, example, free, given, made)
     without_sources(proto)
-    store_in_half(proto)
+    store_compactly(proto)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         difference = _difference(network, example, given, temporary)

@@ -25,8 +25,8 @@ LARGEST_SHAPE = 2**28
 
 OPERATORS = frozenset(
     """
-    Add BatchNormalization Cast Clip Concat Constant Conv ConvTranspose DepthToSpace Div Einsum Exp Expand Flatten Gather Gemm
-    GlobalAveragePool Identity InstanceNormalization LeakyRelu MatMul Max Min Mul Neg PRelu Pad Pow Reciprocal ReduceMean ReduceSum
+    Add BatchNormalization Cast Clip Concat Constant Conv ConvTranspose DepthToSpace DequantizeLinear Div Einsum Exp Expand Flatten Gather
+    Gemm GlobalAveragePool Identity InstanceNormalization LeakyRelu MatMul Max Min Mul Neg PRelu Pad Pow Reciprocal ReduceMean ReduceSum
     ReduceSumSquare Relu Reshape Resize Shape Sigmoid Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze
     """.split()  # noqa: SIM905, as a list it would be as long as the rest
 )

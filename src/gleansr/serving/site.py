@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from gleansr.checkpoints.int8 import round_weights
 from gleansr.checkpoints.zoo import asset, cache_folder, file_of, find
 from gleansr.errors import ImageError, RequestError
 from gleansr.files import sha256_of
@@ -17,7 +18,9 @@ from gleansr.inference import export_parts
 from gleansr.inference.categories import WEIGHTS
 from gleansr.inference.export import check_installed, export
 from gleansr.inference.router import GENERAL
+from gleansr.inference.runner import FeedForwardModel
 from gleansr.inference.upscaler import Upscaler, load
+from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
 from gleansr.serving import cascades
 from gleansr.serving.page import PAGE, html
@@ -34,7 +37,7 @@ _PACKED_WASM = "ort.wasm.packed"
 """No server takes a file of this name for something to unpack."""
 _HEAD_MODELS = 3
 """Of a photo at most, see `static/engine/upscale.js`."""
-_FORMAT = 1
+_FORMAT = 2
 """Of exported files in the cache: changes when models are exported otherwise."""
 
 POLICY = "; ".join(
@@ -153,10 +156,16 @@ class _Exports:
         return path
 
     def model(self, name: str, upscaler: Upscaler) -> Path:
-        network = getattr(upscaler.method, "model", None)
+        """The exported file of a model.
+
+        A GLEAN's weights are rounded to 8 bits: half of the size, the same images to about 60 dB. The general model's are not, since the
+        classifier sees through it.
+        """
+        network = cast("SRNetwork", cast("FeedForwardModel", upscaler.method).model)
         source = file_of(find(name))
         if isinstance(network, ResidualNet):
             return self.file(name, source, lambda path: export_parts.export_residual(network, path))
+        round_weights(network)
         return self.file(name, source, lambda path: export(upscaler, path, small_file=True))
 
     def classifier(self) -> tuple[Path, Path]:
