@@ -280,6 +280,7 @@ def test_a_required_object(shows: Shows):
 def test_missing_detectors_are_noted_once(shows: Shows):
     shows.missing = {"faces"}
     task = AutoTask()
+    task.scale_of(Image.new("RGB", (48, 48)))  # for the name of the result, before there is one
     first, second = (details(task, photo(140, 140)) for _ in range(2))
     assert first[1] == second[1] == "no cat found, general-4x"
     assert first[3] == ("faces are not looked for: pip install 'gleansr[photos]' adds that",)

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import re
 import struct
 import tempfile
 import zlib
@@ -431,6 +432,11 @@ def test_the_token(upscaler: Upscaler):
         for path in ("/", "/static/style.css", "/healthz", "/readyz"):
             assert client.get(path).status_code == 200, path
         assert client.post("/v1/upscale", files={"image": IMAGE}).status_code == 401
+        assert client.get("/v1/progress/abc").status_code == 401
+        text = client.get("/metrics", headers={"authorization": f"Bearer {token}"}).text
+        refused = dict(re.findall(r'^gleansr_requests_total\{route="(\S+)",status="401"\} (\S+)$', text, re.MULTILINE))
+        assert refused.pop("/v1/upscale") == refused.pop("/v1/progress/{name}") == "1.0"
+        assert set(refused) == {"/v1/models", "/metrics", "/openapi.json", "other"}
         assert client.get("/openapi.json", headers={"authorization": f"Bearer {token}"}).json()["security"] == [{"token": []}]
 
 

@@ -68,6 +68,16 @@ def test_results_are_limited(models: Models):
         assert client.post("/v1/upscale", files=files).headers["gleansr-size"] == "200x200"
 
 
+def test_the_answer_names_the_models_that_worked(client: Client):
+    """A named one works on objects that it takes; the rest of a photo is another's."""
+    files = {"image": encoded(blotchy(2, 300))}
+    response = client.post("/v1/upscale", files=files, data={"model": "faces-8x"}, headers={"accept": "application/json"})
+    answer = response.json()
+    assert answer["model"] == GENERAL, "no face was found"
+    assert answer["model"] in answer["summary"]
+    assert client.post("/v1/upscale", files=files, data={"model": "faces-8x"}).headers["gleansr-model"] == GENERAL
+
+
 def test_fit_is_for_a_named_model(client: Client):
     files = {"image": encoded(FACE)}
     assert problem(client.post("/v1/upscale", files=files, data={"fit": "crop"}))[2].startswith("fit is for one model")

@@ -35,13 +35,13 @@ def serve(
         raise RequestError(f"serving needs {error.name}: pip install 'gleansr[serve]'") from None
 
     with server.listen(config.host, config.port) as listener:  # what is not possible is said before the models are loaded
+        console = Console(stderr=True, soft_wrap=True)
+        console.print("gleansr: loading the models", markup=False, highlight=False)
         upscalers, models = server.load_models(config, partial(fetched, offline=offline))
 
         def started(url: str) -> None:
             device = next(iter(upscalers.values())).device
-            Console(stderr=True, soft_wrap=True).print(
-                f"gleansr: serving {', '.join(config.models)} on {device} at {url} (Ctrl-C stops)", markup=False, highlight=False
-            )
+            console.print(f"gleansr: serving {', '.join(config.models)} on {device} at {url} (Ctrl-C stops)", markup=False, highlight=False)
             if open_page:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 

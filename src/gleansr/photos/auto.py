@@ -221,8 +221,8 @@ class AutoTask:
             category = plan.category and {"name": plan.category.name, "confidence": round(plan.category.confidence, 4)}
             summary = ", ".join(filter(None, [plan.summary, *names]))
             details = {"objects": [], **result.details, "factor": plan.scale, "category": category}
-            result_notes = tuple(dict.fromkeys([*plan.notes, *result.notes]))
-            return replace(result, notes=result_notes, details=details, models=names, summary=summary)
+            result_notes = self._once(list(dict.fromkeys([*plan.notes, *result.notes])))
+            return replace(result, notes=tuple(result_notes), details=details, models=names, summary=summary)
 
         return replace(prepared, finish=finish, upscalers=(whole.upscaler,) if whole else prepared.upscalers)
 
@@ -364,13 +364,16 @@ class AutoTask:
         return installed_detectors()
 
     def missing_extras(self) -> list[str]:
-        """A note for the first image, if a detector is not installed."""
+        """A note, if a detector is not installed."""
         missing = [] if self._model else [category for category in DETECTED if category not in self.detectors]
+        return [f"{' and '.join(missing)} are not looked for: pip install 'gleansr[photos]' adds that"] if missing else []
+
+    def _once(self, notes: list[str]) -> list[str]:
+        """The notes of a result, with that on missing extras only for the first one: plans are also made for the names of results."""
+        extras = [note for note in self.missing_extras() if note in notes]
         with self._lock:
-            if not missing or self._told:
-                return []
-            self._told = True
-        return [f"{' and '.join(missing)} are not looked for: pip install 'gleansr[photos]' adds that"]
+            told, self._told = self._told, self._told or bool(extras)
+        return [note for note in notes if not (told and note in extras)]
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_lock", "detectors", "_background_model", "report")

@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import NotModifiedResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gleansr.inference.router import Models
 from gleansr.inference.upscaler import Upscaler
@@ -27,6 +27,7 @@ from gleansr.serving.openapi import DESCRIPTION, image_route, problems
 from gleansr.serving.page import PAGE, html
 from gleansr.serving.problems import Problem
 from gleansr.serving.service import Service
+from gleansr.version import version
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class App:
     def __init__(self, config: ServingConfig, upscalers: Mapping[str, Upscaler], models: Models | None = None):
         """`upscalers` by name, each with an input size; the first is the default, unless there are `models` to choose from."""
         self.service = Service(config, upscalers, models)
-        self.requests = RequestMetrics(BrowserHeaders(CloseUnread(Guard(_routes(self.service), config))), self.service.metrics)
+        routed = _routes(self.service)
+        self.requests = RequestMetrics(BrowserHeaders(CloseUnread(Guard(routed, config))), self.service.metrics, routed.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.requests(scope, receive, send)
 
 
-def _routes(service: Service) -> ASGIApp:
+def _routes(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
@@ -73,7 +75,7 @@ def _routes(service: Service) -> ASGIApp:
         await service.stop()
 
     # FastAPI's documentation pages are disabled: they load scripts from another host.
-    app = FastAPI(title="gleansr", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="gleansr", version=version(), description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_failure)

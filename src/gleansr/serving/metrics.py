@@ -3,9 +3,11 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gleansr.serving.middleware import connection_of
@@ -30,7 +32,7 @@ class Metrics:
         self.batches = Histogram("batch_size", "Images in a forward pass", ("model",), buckets=(1, 2, 4, 8, 16, 32, 64, 128), **own)
         self.seconds = Histogram(
             "seconds",
-            "Seconds by stage: reading, preparing, waiting, forward (of a batch), finishing, whole",
+            "Seconds by stage: reading, decoding, preparing, waiting, forward (of a batch), finishing, whole",
             ("stage",),
             buckets=_SECONDS,
             **own,
@@ -47,8 +49,8 @@ class Metrics:
 class RequestMetrics:
     """Counts, times and logs each request. The outermost middleware, which sees the final response."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics):
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[BaseRoute]):
+        self.app, self.metrics, self.routes = app, metrics, routes
         self.total = self.answered = 0
         """Number of requests, and of those whose client received the complete response."""
 
@@ -78,7 +80,7 @@ class RequestMetrics:
             if connection:
                 connection.end()
             seconds = time.perf_counter() - started
-            route = route_of(scope)
+            route = route_of(scope, self.routes)
             self.answered += complete and status != 499
             self.metrics.in_flight.dec()
             self.metrics.requests.labels(route, str(status)).inc()
@@ -112,10 +114,12 @@ def outcome_of(status: int, complete: bool) -> str:
     return "answered" if status < 400 else "refused"
 
 
-def route_of(scope: Scope) -> str:
-    """The route of a request. A metric's label cannot be the path, whose values are unlimited."""
+def route_of(scope: Scope, routes: Sequence[BaseRoute]) -> str:
+    """The route of a request, also of one that was refused before it was routed, for want of a token.
+
+    A metric's label cannot be the path, whose values are unlimited.
+    """
     if "route" in scope:
         return scope["route"].path
-    if scope["path"].startswith("/static/"):
-        return "/static"
-    return "/openapi.json" if scope["path"] == "/openapi.json" else "other"
+    known = (route.path for route in routes if isinstance(route, Route) and route.path_regex.match(scope["path"]))
+    return next(known, "/static" if scope["path"].startswith("/static/") else "other")

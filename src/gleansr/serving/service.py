@@ -190,12 +190,12 @@ class Service:
             result = prepared.finish([output.sr for output in outputs], [output.note for output in outputs])
             seconds = sum({output.batch: output.seconds for output in outputs}.values())
             used = ", ".join(result.models) or None
-            named = self.upscalers[model].about.name if model in self.upscalers else used
+            named = used or (self.upscalers[model].about.name if model in self.upscalers else None)
             encoded = endpoints.encode(result, prepared, values["format"], named, seconds=seconds, as_json=as_json)
         except GleansrError as error:
             log.exception("the result of %s cannot be written", model)
             raise Problem("failed", f"the result cannot be written: {error}") from None
-        headers = {**encoded.headers, "Gleansr-Model": quote(model if model in self.upscalers else used or model)}
+        headers = {**encoded.headers, "Gleansr-Model": quote(used or model)}
         if outputs:
             headers["Gleansr-Seconds"] = f"{seconds:.4f}"
         return replace(encoded, headers=headers)
