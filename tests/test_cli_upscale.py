@@ -151,6 +151,13 @@ def test_a_full_disk_ends_in_one_line(run, folder: Path, tiny_model: Path, tmp_p
     assert results(tmp_path / "out") == {}
 
 
+def test_a_missing_image_is_named_before_a_model_is_loaded(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gleansr.jobs.plan.plan_task", None)
+    status, said = run(tmp_path / "nope.jpg")
+    assert status == 1
+    assert "nope.jpg: cannot be read: No such file or directory" in said
+
+
 def test_other_folders_are_told_of(run, folder: Path, tiny_model: Path, tmp_path: Path):
     (folder / "loop").symlink_to("..")
     assert run(folder, "-m", tiny_model, "-o", folder / "out")[0] == 0

@@ -1,5 +1,7 @@
 """`gleansr upscale`: images and folders of images."""
 
+import errno
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,7 +10,7 @@ import tyro
 
 from gleansr.cli.options import BatchOptions
 from gleansr.cli.progress import fetched
-from gleansr.errors import RequestError
+from gleansr.errors import ImageError, RequestError
 
 if TYPE_CHECKING:
     from gleansr.inference.upscaler import Upscaler
@@ -146,6 +148,12 @@ def upscale(
     Args:
         sources: Images, folders of images, videos; - is the standard input.
     """
+    from gleansr.stores import is_url, normalize
+
+    [alone] = sources if len(sources) == 1 and cluster.ray is None else [""]
+    if alone.strip() not in ("", "-") and not is_url(normalize(Path(alone))) and not Path(alone).exists():
+        raise ImageError(f"{alone}: cannot be read: {os.strerror(errno.ENOENT)}")  # before slow imports
+
     from gleansr.cli.clusters import requested
     from gleansr.cli.pipes import PIPE, upscale_piped
     from gleansr.cli.results import upscale_all
@@ -153,7 +161,6 @@ def upscale(
     from gleansr.inference.devices import find_device, find_precision
     from gleansr.jobs import Work
     from gleansr.photos import Photo, PhotoConfig
-    from gleansr.stores import is_url, normalize
 
     if not all(source.strip() for source in sources):
         raise RequestError("an input is empty: give the path of an image or a folder, or . for the current folder")
