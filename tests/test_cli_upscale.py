@@ -158,6 +158,12 @@ def test_a_missing_image_is_named_before_a_model_is_loaded(run, tmp_path: Path, 
     assert "nope.jpg: cannot be read: No such file or directory" in said
 
 
+def test_a_name_that_the_system_does_not_take_is_one_line(run, tmp_path: Path):
+    status, said = run(tmp_path / ("x" * 300 + ".jpg"))
+    assert status == 1
+    assert said.strip().endswith("x.jpg: File name too long")
+
+
 def test_other_folders_are_told_of(run, folder: Path, tiny_model: Path, tmp_path: Path):
     (folder / "loop").symlink_to("..")
     assert run(folder, "-m", tiny_model, "-o", folder / "out")[0] == 0

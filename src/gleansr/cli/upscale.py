@@ -1,7 +1,5 @@
 """`gleansr upscale`: images and folders of images."""
 
-import errno
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -151,8 +149,13 @@ def upscale(
     from gleansr.stores import is_url, normalize
 
     [alone] = sources if len(sources) == 1 and cluster.ray is None else [""]
-    if alone.strip() not in ("", "-") and not is_url(normalize(Path(alone))) and not Path(alone).exists():
-        raise ImageError(f"{alone}: cannot be read: {os.strerror(errno.ENOENT)}")  # before slow imports
+    if alone.strip() not in ("", "-") and not is_url(normalize(Path(alone))):
+        try:
+            Path(alone).stat()
+        except FileNotFoundError as error:
+            raise ImageError(f"{alone}: cannot be read: {error.strerror}") from None  # before slow imports
+        except OSError:
+            pass  # reported below, as for several images
 
     from gleansr.cli.clusters import requested
     from gleansr.cli.pipes import PIPE, upscale_piped

@@ -189,9 +189,10 @@ class Service:
         try:
             result = prepared.finish([output.sr for output in outputs], [output.note for output in outputs])
             seconds = sum({output.batch: output.seconds for output in outputs}.values())
-            used = ", ".join(result.models) or None
-            named = used or (self.upscalers[model].about.name if model in self.upscalers else None)
-            encoded = endpoints.encode(result, prepared, values["format"], named, seconds=seconds, as_json=as_json)
+            own = self.upscalers.get(model)
+            names = result.models or ([own.name] if own else [])
+            used = ", ".join(model if own and name == own.name else name for name in names)  # a file's model may have no name of its own
+            encoded = endpoints.encode(result, prepared, values["format"], used or None, seconds=seconds, as_json=as_json)
         except GleansrError as error:
             log.exception("the result of %s cannot be written", model)
             raise Problem("failed", f"the result cannot be written: {error}") from None
