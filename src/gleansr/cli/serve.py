@@ -36,7 +36,8 @@ def serve(
 
     with server.listen(config.host, config.port) as listener:  # what is not possible is said before the models are loaded
         console = Console(stderr=True, soft_wrap=True)
-        console.print("gleansr: loading the models", markup=False, highlight=False)
+        if console.is_terminal:  # somebody waits; a log has the line below
+            console.print("gleansr: loading the models", markup=False, highlight=False)
         upscalers, models = server.load_models(config, partial(fetched, offline=offline))
 
         def started(url: str) -> None:

@@ -27,6 +27,8 @@ from gleansr.photos.detect import Detection, Detector, nouns
 from gleansr.photos.search import CROP, DETECTED, detect_all, has_face_inside, installed_detectors, large_objects
 from gleansr.photos.task import PhotoObject, choose_scale, load_detector, prepare_objects, size_warnings, whole_object
 
+_MISSING = " are not looked for: pip install 'gleansr[photos]' adds that"
+"""Ends the note on detectors that are not installed."""
 _MIN_THUMBNAIL = 4
 """Longer side in pixels from which an image is recognised."""
 _MAX_SHRINKAGE = 1.5
@@ -366,11 +368,11 @@ class AutoTask:
     def missing_extras(self) -> list[str]:
         """A note, if a detector is not installed."""
         missing = [] if self._model else [category for category in DETECTED if category not in self.detectors]
-        return [f"{' and '.join(missing)} are not looked for: pip install 'gleansr[photos]' adds that"] if missing else []
+        return [f"{' and '.join(missing)}{_MISSING}"] if missing else []
 
     def _once(self, notes: list[str]) -> list[str]:
         """The notes of a result, with that on missing extras only for the first one: plans are also made for the names of results."""
-        extras = [note for note in self.missing_extras() if note in notes]
+        extras = {note for note in notes if note.endswith(_MISSING)}
         with self._lock:
             told, self._told = self._told, self._told or bool(extras)
         return [note for note in notes if not (told and note in extras)]
