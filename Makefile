@@ -1,5 +1,6 @@
 # make demo: install and upscale a cat.  make test: install what tests need and check everything.  make docs: the documentation as a site, in
-# build/site.  make site: the same with the page that runs in the browser.  make coverage: the lines that the tests run.  make dist: what is released, in dist (docs/releasing.md).
+# build/site.  make site: the same with the page that runs in the browser.  make coverage: the lines that the tests run.
+# make dist: what is released, in dist (docs/releasing.md).
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt

@@ -646,6 +646,8 @@ def test_a_wide_network_starts_as_the_narrower_one_that_it_is_given(dataset: str
     assert reads.grad[:4, [8, 19 - 1]].any(), "what is new cannot be learnt"
     fewer = start_from(str(tmp_path / "narrow.safetensors"), network(4, 4))
     assert "encoder.trunk.first.weight" in fewer
+    mixed = start_from(str(tmp_path / "narrow.safetensors"), network(6, 9))  # 12 inputs of old ones fit into 15, but not 8 of them into 6
+    assert "encoder.trunk.body.0.blocks.0.convs.1.weight" in mixed
 
 
 def test_a_start_may_leave_layers_out(dataset: str, bank: str, tmp_path: Path):

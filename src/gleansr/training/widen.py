@@ -20,28 +20,25 @@ def widen(tensors: Mapping[str, Tensor], wide: Mapping[str, Tensor], source: GLE
     Old outputs do not read new inputs, so that the wide network gives the images of the narrow one; new outputs keep their untrained
     weights. Layers with fewer channels than the trained ones are left out.
     """
-    return {
-        name: widened(tensors[name], tensor, name, source, target)
-        for name, tensor in wide.items()
-        if name in tensors
-        and tensors[name].shape != tensor.shape
-        and all(old <= new for old, new in zip(tensors[name].shape, tensor.shape, strict=True))
-    }
-
-
-def widened(tensor: Tensor, wide: Tensor, name: str, source: GLEANConfig, target: GLEANConfig) -> Tensor:
-    """A weight (out, in, ...) or bias (out,) of the narrow network in the shape of `wide`, the wide network's."""
-    result = wide.clone()
-    outputs = len(tensor)  # before a pixel shuffle too, where the four of a channel follow each other
-    if tensor.ndim == 1:
-        result[:outputs] = tensor
-        return result
-    old, new = input_channels(name, source, tensor.shape[1]), input_channels(name, target, wide.shape[1])
-    starts = itertools.accumulate(new, initial=0)
-    inputs = torch.cat([torch.arange(start, start + width) for start, width in zip(starts, old, strict=False)])
-    result[:outputs] = 0
-    result[:outputs, inputs] = tensor
-    return result
+    layers = {}
+    for name, untrained in wide.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape == untrained.shape or len(tensor) > len(untrained):
+            continue
+        result = untrained.clone()
+        outputs = len(tensor)  # before a pixel shuffle too, where the four of a channel follow each other
+        if tensor.ndim == 1:
+            result[:outputs] = tensor
+        else:
+            old, new = input_channels(name, source, tensor.shape[1]), input_channels(name, target, untrained.shape[1])
+            if any(a > b for a, b in zip(old, new, strict=True)):
+                continue
+            starts = itertools.accumulate(new, initial=0)
+            inputs = torch.cat([torch.arange(start, start + width) for start, width in zip(starts, old, strict=False)])
+            result[:outputs] = 0
+            result[:outputs, inputs] = tensor
+        layers[name] = result
+    return layers
 
 
 def input_channels(name: str, config: GLEANConfig, n_in: int) -> list[int]:
