@@ -130,6 +130,44 @@ def test_equation_2_is_the_distance_of_features_and_reaches_the_result_only(netw
         assert torch.allclose(loss, by_hand)
 
 
+def test_views_show_result_and_ground_truth_alike_and_all_of_the_image():
+    rows, columns = torch.arange(40.0)[:, None].expand(40, 56), torch.arange(56.0).expand(40, 56)
+    image = torch.stack([rows, columns, rows * 56 + columns]).expand(2, 3, 40, 56)
+    sizes, corners = set(), set()
+    for seed in range(200):
+        torch.manual_seed(seed)
+        a, b = losses.random_view(image, -image)
+        assert torch.equal(a, -b)
+        assert torch.equal(a[:, 2], a[:, 0] * 56 + a[:, 1])  # pixels stay whole
+        (a_rows, _), (a_columns, _) = (torch.unique(a[0, channel], return_counts=True) for channel in (0, 1))
+        assert (len(a_rows), len(a_columns)) == (24, 40)
+        sizes.add(tuple(a.shape[-2:]))
+        corners.add((float(a_rows[0]), float(a_columns[0]), *(bool(axis.diff()[0] > 0) for axis in (a[0, 2, 0], a[0, 2, :, 0]))))
+    assert sizes == {(24, 40), (40, 24)}
+    assert {top for top, *_ in corners} == {left for _, left, *_ in corners} == set(range(17))
+    assert len({corner[2:] for corner in corners}) == 4
+
+
+def test_equation_2_of_views_depends_on_no_offset():
+    torch.manual_seed(0)
+    features, gt = squeezenet(), torch.rand(1, 3, 64, 64).mul(2).sub(1)
+    result = (gt + 0.1 * torch.randn_like(gt)).requires_grad_()
+    seen = torch.zeros(64, 64, dtype=torch.bool)
+    distances = set()
+    for seed in range(24):
+        torch.manual_seed(seed)
+        result.grad = None
+        distance = losses.equation2_perceptual(features, result, gt, views=True)
+        distance.backward()
+        assert result.grad is not None
+        seen |= result.grad.abs().sum((0, 1)) > 0
+        distances.add(float(distance.detach()))
+        torch.manual_seed(seed)
+        assert float(losses.equation2_perceptual(features, result, gt, views=True).detach()) == distance
+    assert seen[8:-8, 8:-8].all()
+    assert len(distances) > 16
+
+
 def test_lattice_loss_sees_what_repeats_and_nothing_else():
     gt = torch.rand(2, 3, 64, 64) * 2 - 1
     pattern = torch.randn(4, 4)

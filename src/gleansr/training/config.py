@@ -22,6 +22,8 @@ LIGHT = "-light"
 """Suffix of a GLEAN recipe's name: the same recipe with `network.light`."""
 SMALLEST_PERCEPTUAL = 16
 """Minimum rows and columns of images for the perceptual networks."""
+VIEW_MARGIN = 16
+"""Pixels by which random views are smaller than the images: the period of SqueezeNet's and VGG19's coarsest grid."""
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
@@ -264,6 +266,9 @@ class NetworkRecipe:
     takes [0, 1]."""
     perceptual_weight: Weight = 1e-2
     """alpha_percep of equation (4); 0 trains without a perceptual loss."""
+    perceptual_views: bool = False
+    """Compare the features of random views: crops at random offsets, mirrored, turned and transposed, the same for result and ground truth,
+    so that no pattern fits the grid of the network of equation (2); False: of whole images, as in the paper."""
     adversarial_weight: Weight = 1e-2
     """alpha_gen of equation (4); 0 trains without a discriminator."""
     lattice_weight: Weight = 0
@@ -335,6 +340,10 @@ class NetworkRecipe:
             (
                 not self.perceptual_weight or size >= SMALLEST_PERCEPTUAL,
                 f"perceptual_weight needs images of {SMALLEST_PERCEPTUAL} px or more, but they have {size}; set it to 0",
+            ),
+            (
+                not (self.perceptual_weight and self.perceptual_views) or size >= SMALLEST_PERCEPTUAL + VIEW_MARGIN,
+                f"perceptual_views needs images of {SMALLEST_PERCEPTUAL + VIEW_MARGIN} px or more, but they have {size}; leave it out",
             ),
             (
                 not self.data.validation or network.out_size >= SMALLEST_PERCEPTUAL,

@@ -199,7 +199,7 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
                 pixel = functools.partial(L.l1_error if recipe.pixel == "l1" else L.equation1_mse, sr)
                 losses = {recipe.pixel: L.blend_targets(pixel, gt, teacher_sr, recipe.teacher_share)}
                 if perceptual_network is not None:
-                    equation2 = functools.partial(L.equation2_perceptual, perceptual_network, sr)
+                    equation2 = functools.partial(L.equation2_perceptual, perceptual_network, sr, views=recipe.perceptual_views)
                     losses["perceptual"] = L.blend_targets(equation2, gt, teacher_sr, recipe.teacher_share)
                 if discriminator is not None and adversarial:
                     discriminator.requires_grad_(False)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gleansr.models.features import VGG16, VGG19, SqueezeNet, feature_distance
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
+from gleansr.training.config import VIEW_MARGIN
 
 FLOOR = 1e-2
 """Added to power spectra: about the noise of 8 bits."""
@@ -35,12 +36,14 @@ def l1_error(prediction: Tensor, gt: Tensor) -> Tensor:
     return F.l1_loss(prediction.float(), gt)
 
 
-def equation2_perceptual(network: SqueezeNet | VGG16 | VGG19, prediction: Tensor, gt: Tensor) -> Tensor:
-    """Equation (2): distance between features of images (N, 3, H, W) in [-1, 1]; no gradient reaches `gt`.
+def equation2_perceptual(network: SqueezeNet | VGG16 | VGG19, prediction: Tensor, gt: Tensor, *, views: bool = False) -> Tensor:
+    """Equation (2): distance between features of images (N, 3, H, W) in [-1, 1], or of a random view of them; no gradient reaches `gt`.
 
     With VGG16, as in the paper, the mean squared difference of conv4_3 before its ReLU, N being the number of values; with VGG19, as in
     ESRGAN+, the mean absolute difference of conv5_4 before its ReLU; with SqueezeNet its `feature_distance`, mean over images.
     """
+    if views:
+        prediction, gt = random_view(prediction, gt)
     with torch.no_grad():
         gt_features = network(gt)
     if isinstance(network, VGG16):
@@ -48,6 +51,26 @@ def equation2_perceptual(network: SqueezeNet | VGG16 | VGG19, prediction: Tensor
     if isinstance(network, VGG19):
         return F.l1_loss(network(prediction).float(), gt_features.float())
     return feature_distance(network(prediction), gt_features).mean()
+
+
+def random_view(*images: Tensor) -> tuple[Tensor, ...]:
+    """The same random view of images (N, 3, H, W) of one size: a crop smaller by `VIEW_MARGIN` pixels, at a random offset, mirrored, turned
+    upside down and transposed, each in half of the cases. Not in the paper.
+
+    Networks of the perceptual loss downsample, so that their features depend on where their grid falls. Where it always falls alike, a
+    pattern that suits it passes for texture; other networks, and eyes, see the pattern. These are some of the transformations of E-LPIPS
+    (Kettunen et al., 2019).
+    """
+    top, left = (int(torch.randint(VIEW_MARGIN + 1, ())) for _ in range(2))
+    mirror, turn, transpose = (bool(torch.randint(2, ())) for _ in range(3))
+    height, width = (side - VIEW_MARGIN for side in images[0].shape[-2:])
+    flipped = [axis for axis, chosen in ((3, mirror), (2, turn)) if chosen]
+
+    def view(image: Tensor) -> Tensor:
+        crop = image[..., top : top + height, left : left + width].flip(flipped)
+        return (crop.transpose(2, 3) if transpose else crop).contiguous(memory_format=torch.channels_last)
+
+    return tuple(view(image) for image in images)
 
 
 def equation3_adversarial(logits: Tensor, form: str = "non-saturating") -> Tensor:

@@ -203,7 +203,7 @@ def _objective(recipe: NetworkRecipe) -> str:
     some = f" (of {recipe.spectrum_images} of a batch)" if recipe.spectrum_images else ""
     terms = [
         (recipe.pixel_weight, "(1)" if recipe.pixel == "mse" else "L1 error"),
-        (recipe.perceptual_weight, f"(2) on {recipe.perceptual}"),
+        (recipe.perceptual_weight, f"(2) on {recipe.perceptual}{' of random views' if recipe.perceptual_views else ''}"),
         (recipe.adversarial_weight, f"(3){begins}, {recipe.adversarial}"),
         (recipe.lattice_weight, "lattice loss"),
         (recipe.checkerboard_weight, "checkerboard loss"),
