@@ -20,7 +20,7 @@ from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode, to_image
 from gleansr.images.pixels import to_bytes
 from gleansr.inference import categories
-from gleansr.inference.categories import category_of
+from gleansr.inference.categories import Category, category_of
 from gleansr.models.categories import NAMES, CategoryHead
 from gleansr.models.stylegan2 import StyleGAN2
 from gleansr.training.classifier import calibration_error, train_classifier
@@ -91,6 +91,11 @@ def test_other_photos_are_other(name: str):
 def test_nearly_all_generated_images_are_other():
     names = [gleansr.classify(generate(seed)).name for seed in range(10_000, 10_060)]
     assert names.count("other") >= 58
+
+
+def test_no_confidence_is_told_as_certain():
+    told = {confidence: Category("cats", confidence).percent for confidence in (0.5, 0.984, 0.994, 0.996, 1.0)}
+    assert told == {0.5: "50%", 0.984: "98%", 0.994: "99%", 0.996: ">99%", 1.0: ">99%"}
 
 
 def test_every_kind_of_input_gives_the_same_category(tmp_path: Path):

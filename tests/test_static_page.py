@@ -194,7 +194,7 @@ def test_the_classifier_agrees_with_the_commands(drive: Callable[[], tuple[Drive
         small.save(path)
         _enlarged(driver, path, tmp_path / "large.png")
         category = gleansr.classify(path)
-        expected = f" ({category.confidence:.0%})" if category.name != "other" else "nothing recognised"
+        expected = f" ({category.percent})" if category.name != "other" else "nothing recognised"
         assert expected in driver.page.inner_text("#chip")
 
 

@@ -40,6 +40,11 @@ class Category:
     confidence: float
     """Probability of the category in [0, 1]; low for an "other" that may be one of the five."""
 
+    @property
+    def percent(self) -> str:
+        """The confidence as text, such as "98%". Never "100%", since no classifier is certain."""
+        return ">99%" if self.confidence >= 0.995 else f"{self.confidence:.0%}"
+
 
 @plain_torch()
 def classify(image: Source | DecodedImage) -> Category:

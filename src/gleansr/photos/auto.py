@@ -387,4 +387,4 @@ class AutoTask:
 
 def describe(category: Category) -> str:
     """What was recognised, for the user."""
-    return f"{NOUNS[category.name]} ({category.confidence:.0%})" if category.name in NOUNS else "nothing recognised"
+    return f"{NOUNS[category.name]} ({category.percent})" if category.name in NOUNS else "nothing recognised"

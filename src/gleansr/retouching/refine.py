@@ -208,7 +208,7 @@ def _choose(views: Sequence[Tensor], models: Models, scale: int | None, name: st
         )
     upscaler = _model_of(category.name, models, scale)
     unsure = ", unsure: --model names another" if category.confidence < 0.5 else ""
-    return upscaler, f"{NOUNS[category.name]} ({category.confidence:.0%}{unsure}), {upscaler.about.name}"
+    return upscaler, f"{NOUNS[category.name]} ({category.percent}{unsure}), {upscaler.about.name}"
 
 
 def _model_of(category: str, models: Models, scale: int | None) -> Upscaler:

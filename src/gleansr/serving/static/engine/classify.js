@@ -33,6 +33,11 @@ function chosen(runtime, all) {
   return best.confidence >= threshold && best.confidence > all.other ? best : { name: "other", confidence: all.other };
 }
 
+/** A confidence as text, such as "98%". Never "100%", since no classifier is certain. */
+export function percent(confidence) {
+  return confidence >= 0.995 ? ">99%" : `${Math.round(100 * confidence)}%`;
+}
+
 /** The most probable of some categories. */
 export function mostProbable(all, names) {
   const name = names.reduce((best, one) => all[one] > all[best] ? one : best);

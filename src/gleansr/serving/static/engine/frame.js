@@ -1,5 +1,5 @@
 // The part of an image that a model sees when it refines an edit, and what is recognised in it: gleansr.retouching.region.
-import { mostProbable, NOUNS, probabilities } from "./classify.js";
+import { mostProbable, NOUNS, percent, probabilities } from "./classify.js";
 import { clamp, crop, round } from "./planes.js";
 import { bestModel } from "./router.js";
 
@@ -53,7 +53,7 @@ export async function recognise(runtime, image, square, edits, scale) {
     throw Object.assign(new Error("Nothing is recognised in the part that the model sees. Choose a model, or a model region."), { type: UNFIT });
   }
   const model = bestModel(models, best.name, SIZE / (scale ?? USUAL_SCALE)), unsure = best.confidence < 0.5 ? ", unsure" : "";
-  return { model, summary: `${NOUNS[best.name]} (${Math.round(100 * best.confidence)}%${unsure}), ${model.name}` };
+  return { model, summary: `${NOUNS[best.name]} (${percent(best.confidence)}${unsure}), ${model.name}` };
 }
 
 /** Squares in which the object may be, from the whole frame to the smallest: at its centre, above it, and around the edits. */

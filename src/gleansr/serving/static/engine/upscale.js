@@ -2,7 +2,7 @@
 import { open } from "../files.js";
 import { png } from "../png.js";
 import { enlarge } from "./background.js";
-import { classify, NOUNS } from "./classify.js";
+import { classify, NOUNS, percent } from "./classify.js";
 import { finished, finishedExactly, fitted, shrinkage } from "./fit.js";
 import { content, detected, modelFor, search, summary } from "./heads.js";
 import { octaves, paste, resolved } from "./paste.js";
@@ -64,7 +64,7 @@ async function automatic(runtime, picture, report) {
     : await search(runtime, picture, report, sought.filter((one) => !sought.includes(category.name) || one === category.name));
   const fills = heads.length === 1 && heads[0].category === category.name && heads[0].width >= FILLS * Math.min(colour.width, colour.height);
   if (heads.length && !fills) return { ...REST, heads, summary: summary(heads, sought) };
-  const known = category.name in NOUNS, said = known ? `${NOUNS[category.name]} (${Math.round(100 * category.confidence)}%)` : "nothing recognised";
+  const known = category.name in NOUNS, said = known ? `${NOUNS[category.name]} (${percent(category.confidence)})` : "nothing recognised";
   if (!model) return { ...REST, summary: said, notes: known ? [`this page has no model of ${category.name}`] : [] };
   if (shrinkage(model, colour) <= MAX_SHRINKAGE) return { ...REST, model, summary: said };
   return { ...REST, summary: said, notes: [`larger than what ${model.name} sees; choose it to have its detail nevertheless`] };
