@@ -353,7 +353,7 @@ def test_a_run_without_a_new_result_says_so(run, folder: Path, tiny_model: Path,
 
 def test_a_large_image_shows_its_progress(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gleansr.photos.search.DETECTED", ())
-    monkeypatch.setattr("gleansr.cli.results.INTERVAL", 0)
+    monkeypatch.setattr("gleansr.cli.progress.Pace.INTERVAL", 0)
     Image.new("RGB", (460, 24)).save(tmp_path / "wide.png")
     status, said = run(tmp_path / "wide.png", "--scale", 2)
     assert status == 0

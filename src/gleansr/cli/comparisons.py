@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
-from gleansr.cli.progress import COUNTED, Printing
+from gleansr.cli.progress import CountedProgress, Printing
 
 if TYPE_CHECKING:
     from gleansr.evaluation.compare import Watcher
@@ -39,14 +38,14 @@ def finish(report: dict[str, Any], folder: Path | None) -> None:
 
 @contextmanager
 def watching() -> Iterator["Watcher"]:
-    """Bars on the terminal: of the images, and of the steps of a slow method."""
+    """Bars, or lines in a log: of the images, and of the steps of a slow method."""
     from gleansr.evaluation.compare import Watcher
 
     console = Console(stderr=True, soft_wrap=True)
     handler = Printing(console)
     logging.getLogger("gleansr").addHandler(handler)
     try:
-        with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as bars:
+        with CountedProgress(console) as bars:
             images = bars.add_task("", total=None)
             steps = bars.add_task("steps", total=None, visible=False)
             current = ""

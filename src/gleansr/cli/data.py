@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from gleansr.cli.progress import CountedProgress
 from gleansr.data.choices import Aspect, Small
 from gleansr.errors import RequestError
 
@@ -148,7 +149,7 @@ def _prepare(preparation: "Preparation", output: Path, running: RunOptions) -> N
     console = Console(stderr=True, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     problems = 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with CountedProgress(console, columns) as bar:
         task = bar.add_task("listing", total=None)
 
         def fetched(done: int, total: int) -> None:

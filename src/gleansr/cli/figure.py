@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
 from gleansr.cli.options import DeviceOptions
-from gleansr.cli.progress import COUNTED, fetched, steps_of
+from gleansr.cli.progress import CountedProgress, fetched, steps_of
 from gleansr.errors import RequestError
 from gleansr.evaluation.config import Category, FigureLayout, ImageSelection
 from gleansr.files import check_not_input
@@ -199,7 +198,7 @@ def _load(entries: "Mapping[str, ComparedMethod]", computing: DeviceOptions, lab
 def _run(console: Console, label: str, upscaler: "Upscaler", lrs: "Sequence[Tensor]", names: Sequence[str]) -> "list[np.ndarray]":
     from gleansr.evaluation.figures import upscale_images
 
-    with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with CountedProgress(console) as progress:
         task = progress.add_task(label, total=len(lrs))
 
         def finished(index: int, note: str) -> None:

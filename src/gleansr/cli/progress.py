@@ -1,7 +1,8 @@
-"""Progress of downloads and of training on the terminal."""
+"""Progress of downloads, of training and of what is counted: bars on a terminal, lines in a log."""
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,81 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
+from gleansr.files import printable
+
 COUNTED = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 """Columns of a bar over images."""
+
+
+class Pace:
+    """When a log receives a line of progress."""
+
+    INTERVAL, SHARE, PAUSE = 30.0, 0.05, 2.0
+    """After so many seconds, or after so large a share of the work and so long a pause."""
+
+    def __init__(self):
+        self.started = self._printed = time.monotonic()
+        self._printed_at = 0.0
+
+    def is_due(self, done: float, total: float) -> bool:
+        """Whether a line about `done` of `total` is due, which then counts as printed. At the end none is: a summary follows."""
+        passed = time.monotonic() - self._printed
+        due = passed >= self.INTERVAL or (passed >= self.PAUSE and done - self._printed_at >= self.SHARE * total)
+        if not due or not self._printed_at < done < total:
+            return False
+        self._printed, self._printed_at = time.monotonic(), done
+        return True
+
+    def left(self, done: float, total: float) -> str:
+        """The time left, at the speed so far."""
+        return f"about {duration((time.monotonic() - self.started) / done * (total - done))} left"
+
+
+class CountedProgress(Progress):
+    """Bars over what is counted, which vanish at the end; without a terminal, lines in a log."""
+
+    def __init__(self, console: Console, columns: Sequence[ProgressColumn] = COUNTED, *, lines: bool = True):
+        """`lines`: print lines where there is no terminal."""
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._lines = lines and not console.is_terminal
+        self._paces: dict[TaskID, Pace] = {}
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As of `Progress`."""
+        super().update(task_id, **changes)
+        self._log(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As of `Progress`."""
+        super().advance(task_id, advance)
+        self._log(task_id)
+
+    def reset(self, task_id: TaskID, **changes: Any) -> None:
+        """As of `Progress`."""
+        super().reset(task_id, **changes)
+        self._paces[task_id] = Pace()
+
+    def _log(self, task_id: TaskID) -> None:
+        task, pace = self._tasks[task_id], self._paces.setdefault(task_id, Pace())
+        done, total = task.completed, task.total
+        if self._lines and task.visible and total and pace.is_due(done, total):
+            text = f"{task.description}: {done:,.0f} of {total:,.0f} ({done / total:.0%}), {pace.left(done, total)}"
+            self.console.print(printable(text), markup=False, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 12.3 s, 4 min, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def fetched(model: str, offline: bool) -> Path:
@@ -67,8 +135,7 @@ def steps_of(progress: Progress, what: str = "searching") -> Callable[[int, int]
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar that counts; yields what to call with the number done and the total."""
-    console = Console(stderr=True)
-    with Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with CountedProgress(Console(stderr=True)) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from gleansr.cli.progress import COUNTED, steps_of, warnings_above
+from gleansr.cli.progress import COUNTED, Pace, duration, steps_of, warnings_above
 from gleansr.files import printable
 from gleansr.jobs import Destination, InputCounts, JobResult, Manifest, OutputError, UnreadableFolder, Work
 from gleansr.jobs.folder import describe_model, describe_run
@@ -30,10 +30,6 @@ FEW = 10
 
 SHOWN_FAILURES = 20
 """Rows of the table of failures."""
-
-INTERVAL, SHARE, PAUSE = 30.0, 0.05, 2.0
-"""Where there is no terminal, progress is a line after so many seconds or so large a share of the images, with a pause of at least so many
-seconds."""
 
 
 def upscale_all(
@@ -166,8 +162,7 @@ class Tally:
         self._console, self._progress, self._each = console, progress, each
         self._lines = lines and not each and not console.is_terminal
         self.total, self._expected = total, expected
-        self._started = self._printed = time.monotonic()
-        self._printed_at = 0
+        self._pace, self._tiles_pace = Pace(), Pace()
         self._task: TaskID = progress.add_task("upscaling", total=self.remaining, visible=total > 1)
 
     @property
@@ -196,24 +191,15 @@ class Tally:
 
     def _print_progress(self) -> None:
         """A line for logs, where there is no terminal."""
-        ended, now = self.done + self.failed, time.monotonic()
-        passed = now - self._printed
-        due = passed >= INTERVAL or (passed >= PAUSE and ended - self._printed_at >= SHARE * self.remaining)
-        if not self._lines or not due or ended == self._printed_at or ended == self.remaining:
-            return
-        self._printed, self._printed_at = now, ended
-        failed = f", {self.failed:,} failed" if self.failed else ""
-        left = (now - self._started) / ended * (self.remaining - ended)
-        self._print(f"{ended:,} of {self.remaining:,} images ({ended / self.remaining:.0%}){failed}, about {_duration(left)} left")
+        ended, total = self.done + self.failed, self.remaining
+        if self._lines and self._pace.is_due(ended, total):
+            failed = f", {self.failed:,} failed" if self.failed else ""
+            self._print(f"{ended:,} of {total:,} images ({ended / total:.0%}){failed}, {self._pace.left(ended, total)}")
 
     def print_tiles(self, done: int, total: int) -> None:
         """A line on the tiles of a large image, for logs."""
-        now = time.monotonic()
-        if now - self._printed >= INTERVAL and done < total:
-            self._printed = now
-            self._print(
-                f"{done:,} of {total:,} tiles ({done / total:.0%}), about {_duration((now - self._started) / done * (total - done))} left"
-            )
+        if self._tiles_pace.is_due(done, total):
+            self._print(f"{done:,} of {total:,} tiles ({done / total:.0%}), {self._tiles_pace.left(done, total)}")
 
     def summarise(self, what: str, where: Sequence[str], manifests: Sequence[Path | str], *, quiet: bool) -> None:
         """Prints how many images are where, and a table of failures.
@@ -224,13 +210,13 @@ class Tally:
             manifests: files that list all failures.
             quiet: print failures only.
         """
-        seconds = time.monotonic() - self._started
+        seconds = time.monotonic() - self._pace.started
         if self.failed:
             self._console.print(self._table(manifests))
         if quiet:
             return
         folder = " and ".join(where[:2]) + (f" and {len(where) - 2} more folders" if len(where) > 2 else "")
-        pace = f" in {_duration(seconds)}"
+        pace = f" in {duration(seconds)}"
         if self.done > FEW and not self.failed:
             pace += f", {self.done / max(seconds, 1e-9):.3g} images/s"
         missing = self.remaining - self.done - self.failed
@@ -257,10 +243,3 @@ class Tally:
 
     def _print(self, text: str) -> None:
         self._console.print(printable(text), markup=False, highlight=False)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from gleansr.cli.progress import COUNTED, steps_of, warnings_above
+from gleansr.cli.progress import CountedProgress, steps_of, warnings_above
 from gleansr.errors import GleansrError, ImageError, RequestError
 from gleansr.files import check_not_input, printable
 from gleansr.signals import Stop, stop_on_signal
@@ -92,7 +92,7 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
     with ExitStack() as ending:
         stop = ending.enter_context(stop_on_signal())
         ending.enter_context(warnings_above(console))
-        progress = ending.enter_context(Progress(*COUNTED, console=console, transient=True, disable=not console.is_terminal))
+        progress = ending.enter_context(CountedProgress(console, lines=not quiet))
         for source, target in targets.items():
             try:
                 footage = FrameFolder(source, videos.rate) if source.is_dir() else Clip(source)
