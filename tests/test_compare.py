@@ -25,6 +25,7 @@ from PIL import Image
 
 from gleansr.cli import main
 from gleansr.errors import ImageError, RequestError
+from gleansr.evaluation import runner
 from gleansr.evaluation.compare import Watcher, compare, read_png
 from gleansr.evaluation.config import ComputeConfig, GroundTruthConfig, MetricConfig
 from gleansr.evaluation.entries import ComparedMethod, parse_entries
@@ -33,6 +34,7 @@ from gleansr.evaluation.ground_truth import EvaluationTask, GroundTruth
 from gleansr.evaluation.metrics import frechet_distance, psnr
 from gleansr.evaluation.plan import Comparison, plan
 from gleansr.evaluation.records import Records
+from gleansr.evaluation.report import remarks
 from gleansr.evaluation.runner import MethodError, MethodProcess
 from gleansr.evaluation.summary import MethodSummary, summarise, tables
 from gleansr.images.pixels import quantize
@@ -96,7 +98,7 @@ def done(images: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
 def without_costs(value: Any) -> Any:
     """`value` without time and memory."""
     if isinstance(value, dict):
-        return {key: without_costs(item) for key, item in value.items() if key not in ("seconds", "memory", "peak", "own")}
+        return {key: without_costs(item) for key, item in value.items() if key not in ("seconds", "waited", "memory", "peak", "own")}
     return [without_costs(item) for item in value] if isinstance(value, list) else value
 
 
@@ -235,6 +237,36 @@ def test_sets_are_compared_over_the_same_images():
     assert report["methods"][0]["means"]["psnr"] == "inf"
     assert report["methods"][0]["standard_errors"] == {}
     assert list(tables(report))[1].rows["a"][0].text == "inf"
+
+
+def test_times_of_a_busy_machine_are_told_as_too_long(monkeypatch: pytest.MonkeyPatch):
+    clocks = {"waiting": iter([5.0, 5.5]), "worked": iter([1.0, 2.5]), "time": iter([10.0, 13.0])}
+    monkeypatch.setattr(runner, "_waiting_time", lambda: next(clocks["waiting"]))
+    monkeypatch.setattr(runner.time, "process_time", lambda: next(clocks["worked"]))
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: next(clocks["time"]))
+    stopwatch = runner.Stopwatch(torch.device("cpu"))
+    stopwatch.stop()
+    assert (stopwatch.seconds, stopwatch.waited) == (3.0, 0.25)
+
+    def said(*waited: float | None) -> str:
+        costs = [{"seconds": seconds, "waited": share} for seconds, share in zip((3.0, 1.0), waited, strict=True)]
+        records = {str(i): cost | {"peak": None, "own": None, "note": "", "metrics": {"psnr": 20.0}} for i, cost in enumerate(costs)}
+        report = summarise([MethodSummary("a", "glean", None, None, {}, None, None, records)])
+        return "\n".join(remarks({"protocol": {"judge": {"metrics": []}}} | report))
+
+    assert "waited for a free processor 20% of the time, so that its times are too long" in said(0.2, 0.2)
+    assert "processor 15%" in said(0.2, 0.0)  # the longer image counts more
+    assert "processor 20%" in said(0.2, None)
+    assert "processor" not in said(0.1, 0.0)
+    assert "processor" not in said(None, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts it")
+def test_linux_counts_how_long_threads_wait_for_a_processor():
+    before = runner._waiting_time()  # pyright: ignore[reportPrivateUsage]
+    if before is None:
+        pytest.skip("this kernel does not count it")
+    assert 0 < before <= (runner._waiting_time() or 0)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_the_least_time_and_memory_are_the_best(done: FinishedComparison):

@@ -207,7 +207,7 @@ def _store(comparison: Comparison, batch: range, examples: Sequence[Example], ru
             f"returned NaN or infinite values for {' or '.join(example.name for example in examples)}; try --precision float32"
         )
     for i, example, image, note in zip(batch, examples, run.images.split(1), run.notes, strict=True):
-        cost = {"seconds": run.seconds / len(batch), "peak": run.peak, "own": run.own}
+        cost = {"seconds": run.seconds / len(batch), "waited": run.waited, "peak": run.peak, "own": run.own}
         record = _source_record(example) | cost | {"note": note, "metrics": _measure(comparison, example, image)}
         path = folder / f"{gts.files[i]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Evaluates methods on test images in this process, without storing images."""
 
 import itertools
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from gleansr.errors import RequestError
 from gleansr.evaluation.compare import QUIET, Watcher
 from gleansr.evaluation.plan import Comparison
-from gleansr.evaluation.runner import synchronise
+from gleansr.evaluation.runner import Stopwatch
 from gleansr.evaluation.summary import concatenated, summarise
 from gleansr.images.pixels import quantize
 
@@ -42,11 +41,9 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
         features["truth"] += [suite.pooled(inside(gt[group])) for group, inside in groups]
         for label, method in methods.items():
             batch = lr.to(method.device)
-            synchronise(method.device)
-            start_time = time.perf_counter()
+            stopwatch = Stopwatch(method.device)
             output = method(batch)
-            synchronise(method.device)
-            seconds = (time.perf_counter() - start_time) / len(examples)
+            stopwatch.stop()
             result = output.images.float().contiguous()
             if not result.isfinite().all():
                 raise RequestError(f"{label} returned NaN or infinite values; try --precision float32")
@@ -55,7 +52,7 @@ def evaluate(comparison: Comparison, watcher: Watcher = QUIET) -> dict[str, Any]
                 rows += suite(inside(lr[group]), inside(result[group]), inside(gt[group]))
                 features[label].append(suite.pooled(inside(quantize(result[group]))))
             for example, note, row in zip(examples, output.notes or [""] * len(examples), rows, strict=True):
-                cost = {"seconds": seconds, "peak": None, "own": None}
+                cost = {"seconds": stopwatch.seconds / len(examples), "waited": stopwatch.waited, "peak": None, "own": None}
                 records[label][example.name] = {"name": example.name, "sha256": example.sha256, "note": note, "metrics": row} | cost
     summaries = [
         replace(

@@ -19,6 +19,7 @@ from gleansr.files import replacing
 
 _TITLES = {"low": "input", "truth": "ground truth"}
 """Of the folders that are not of a method; in the words of figures."""
+_BUSY = 0.1  # share of the time in which a method had no processor, above which its times are no results
 _ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
@@ -107,6 +108,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
             parts.append(", ".join(f"{key}={value}" for key, value in method["settings"].items()))
         if method["notes"]:
             parts.append(f"notes on {method['notes']:,} images, see comparison.csv")
+        if (method["waited"] or 0) > _BUSY:
+            parts.append(f"waited for a free processor {method['waited']:.0%} of the time, so that its times are too long")
         if method["licence"]:
             parts.append(f"licence of the model: {method['licence']}")
         if method["failed"]:

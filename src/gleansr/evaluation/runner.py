@@ -37,6 +37,8 @@ class Run:
     """The method's note on each image, or ""."""
     seconds: float
     """Time of the batch, until the results are complete on the device."""
+    waited: float | None
+    """Share of that time that threads waited for a free processor, see `Stopwatch`."""
     peak: int | None
     """Peak memory of the process in bytes, see `peak_memory`."""
     own: int | None
@@ -125,15 +127,13 @@ def _serve(pipe: Connection, entry: ComparedMethod, scale: int, compute: Compute
             lr, reporting = pipe.recv()
             batch = torch.from_numpy(lr).to(device)
             report = _throttled(pipe) if reporting else None
-            synchronise(device)
-            start = time.perf_counter()
+            stopwatch = Stopwatch(device)
             output = method(batch, report)
-            synchronise(device)
-            seconds = time.perf_counter() - start
+            stopwatch.stop()
             peak = peak_memory(device)
             own = None if peak is None or before is None else peak - before
             images = output.images.detach().float().cpu().numpy()
-            pipe.send(("done", images, list(output.notes) or [""] * len(lr), seconds, peak, own))
+            pipe.send(("done", images, list(output.notes) or [""] * len(lr), stopwatch.seconds, stopwatch.waited, peak, own))
     except (EOFError, BrokenPipeError):  # the parent has ended
         return
     except (GleansrError, OSError, MemoryError, RuntimeError) as error:  # torch and its drivers raise RuntimeErrors
@@ -154,6 +154,39 @@ def _throttled(pipe: Connection) -> StepReport:
             pipe.send(("step", done, total))
 
     return report
+
+
+class Stopwatch:
+    """The time of work on a device, from its creation to `stop`."""
+
+    seconds: float
+    """Time until the work was complete."""
+    waited: float | None
+    """Share of the time in which threads of this process that could have worked waited for a free processor, because of other programs or
+    of too many threads; None where the system does not count it (other systems than Linux)."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        synchronise(device)
+        self._waited, self._worked, self._started = _waiting_time(), time.process_time(), time.perf_counter()
+
+    def stop(self) -> None:
+        """Sets `seconds` and `waited`."""
+        synchronise(self._device)
+        self.seconds = time.perf_counter() - self._started
+        worked, waited = time.process_time() - self._worked, _waiting_time()
+        # A thread that ends takes its count with it.
+        waited = None if waited is None or self._waited is None else max(0.0, waited - self._waited)
+        self.waited = None if waited is None else waited / max(waited + worked, 1e-9)
+
+
+def _waiting_time() -> float | None:
+    """Seconds that the threads of this process have waited for a free processor; None where the system does not count them."""
+    try:
+        # The fields: nanoseconds on a processor, nanoseconds waiting for one, number of times.
+        return sum(int(file.read_text().split()[1]) for file in Path("/proc/self/task").glob("*/schedstat")) / 1e9 or None
+    except (OSError, ValueError, IndexError):  # also a thread that ended meanwhile
+        return None
 
 
 def synchronise(device: torch.device) -> None:

@@ -30,7 +30,8 @@ class MethodSummary:
     failed: str | None
     """Reason of a failure, otherwise None."""
     records: Mapping[str, Record]
-    """By image name: "seconds", "peak" and "own" memory in bytes or None, "note", and "metrics"."""
+    """By image name: "seconds", the share of it "waited" for a processor or None, "peak" and "own" memory in bytes or None, "note", and
+    "metrics"."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
     """Features (N, D) of the results by metric of sets, in the order of `records`."""
     gt_features: Mapping[str, Tensor] = field(default_factory=dict)
@@ -89,6 +90,7 @@ def summarise(summaries: Sequence[MethodSummary], groups: Mapping[str, str] | No
                 **summary.values(list(summary.records)),
                 "above_bicubic": _above_bicubic(summary, summaries),
                 "seconds": {"median": statistics.median(seconds), "mean": statistics.fmean(seconds)} if seconds else None,
+                "waited": _waited(records),
                 "memory": memory,
             }
         )
@@ -99,6 +101,13 @@ def summarise(summaries: Sequence[MethodSummary], groups: Mapping[str, str] | No
         names = [name for name in whole[0].records if all(name in summary.records for summary in whole)]
         common = {"pictures": len(names), "methods": [{"label": summary.label, **summary.values(names)} for summary in whole]}
     return plain({"methods": methods, "common": common, "groups": _by_group(whole, groups) if groups else None})
+
+
+def _waited(records: Sequence[Record]) -> float | None:
+    """The share of their time in which a method had no processor; None if it is unknown, as in records of earlier versions."""
+    known = [record for record in records if record.get("waited") is not None]
+    seconds = math.fsum(record["seconds"] for record in known)
+    return math.fsum(record["seconds"] * record["waited"] for record in known) / seconds if seconds else None
 
 
 def _above_bicubic(summary: MethodSummary, summaries: Sequence[MethodSummary]) -> float | None:
