@@ -591,9 +591,33 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_to_the_same_end(dataset
     with pytest.raises(TrainingStoppedError, match=f"stopped by {name}; the last good checkpoint is .*000000012.pt") as stopped:
         glean(recipe, tmp_path / "cut", ask)
     assert stopped.value.exit_code == 128 + signal.Signals[name]
+    so_far = tmp_path / "cut" / "tiny-glean.safetensors"
+    assert f"the model so far {so_far}" in str(stopped.value)
+    averaged = torch.load(tmp_path / "cut" / "states" / "000000012.pt", weights_only=True)["averaged"]
+    assert averaged.keys() == {part.removeprefix("generator.") for part in _tensors(so_far)}
+    assert all(torch.equal(tensor, averaged[part.removeprefix("generator.")]) for part, tensor in _tensors(so_far).items())
     cut = glean(recipe, tmp_path / "cut")
     for tensor_name, tensor in _tensors(whole).items():
         assert torch.equal(tensor, _tensors(cut)[tensor_name]), tensor_name
+
+
+def test_the_model_of_the_best_checkpoint_is_kept(dataset: str, bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    distances = iter([3.0, 1.0, 2.0])
+
+    def validate(*_: object) -> dict[str, float]:
+        return {"feature_distance": next(distances)}
+
+    monkeypatch.setattr("gleansr.training.enlarge.validate", validate)
+    last = glean(
+        glean_recipe(dataset, bank, run=RunConfig(iterations=6, batch_size=4, checkpoint_every=8, log_every=8, tensorboard=False)), tmp_path
+    )
+    best = native.read(tmp_path / "tiny-glean-best.safetensors").about
+    assert (best.name, best.training["images"], best.training["figures"]) == ("tiny-glean", 16, {"feature_distance": 1.0})
+    assert native.read(last).about.training["images"] == 24
+    state = torch.load(tmp_path / "states" / "best.pt", weights_only=True)
+    assert state["images"] == 16
+    of_best = _tensors(tmp_path / "tiny-glean-best.safetensors")
+    assert all(torch.equal(tensor, state["averaged"][part.removeprefix("generator.")]) for part, tensor in of_best.items())
 
 
 def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(dataset: str, bank: str, tmp_path: Path):

@@ -58,15 +58,16 @@ class Checkpoints:
         """The checkpoint at that number of images."""
         return self.folder / f"{images:09d}.pt"
 
-    def save(self, checkpoint: dict[str, Any], score: float | None = None) -> None:
-        """Writes a checkpoint and removes old ones. It becomes best.pt if its `score` is below that in best.json."""
+    def save(self, checkpoint: dict[str, Any], score: float | None = None) -> bool:
+        """Writes a checkpoint and removes old ones. Returns whether it becomes best.pt, its `score` being below that in best.json."""
         path = self.path(checkpoint["images"])
         try:
             make_folder(self.folder)
             # torch hides the system's error when it opens the file itself.
             with replacing(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-            if score is not None and score < self._best_score(before=checkpoint["images"]):
+            best = score is not None and score < self._best_score(before=checkpoint["images"])
+            if best:
                 _link(path, self.folder / "best.pt")
                 with replacing(self.folder / "best.json") as temporary:
                     temporary.write_text(json.dumps({"images": checkpoint["images"], "score": score}) + "\n", encoding="utf-8")
@@ -75,6 +76,7 @@ class Checkpoints:
         self.last = path
         for old in self._files()[: -self.keep]:
             old.unlink(missing_ok=True)
+        return best
 
     def load(self, recipe: dict[str, Any], device: torch.device, resume: str = "auto") -> dict[str, Any] | None:
         """Returns the checkpoint to resume from, or None for a new run, and sets `skipped` and `changed`.

@@ -80,8 +80,8 @@ def train_network(
 ) -> Path:
     """Trains the network of a recipe and returns its file.
 
-    `output` receives states/ (checkpoints; see `Checkpoints.load` for `resume`), log.jsonl, samples/ (lr | bicubic | sr | gt) and the
-    model.
+    `output` receives states/ (checkpoints; see `Checkpoints.load` for `resume`), log.jsonl, samples/ (lr | bicubic | sr | gt) and, at each
+    checkpoint, the model so far, NAME.safetensors; that of the best checkpoint by validation is NAME-best.safetensors.
 
     Raises:
         RequestError: the recipe, the bank and the images do not fit together.
@@ -133,6 +133,7 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
         )
 
     make_folder(output / "samples")
+    path = output / f"{recipe.about.name}.safetensors"
     images = 0
     figures: dict[str, Any] = {}
     if checkpoint:
@@ -147,6 +148,7 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
         if changed := changed_bank(model, frozen):
             raise CheckpointError(f"{checkpoints.last}: the run has another bank than {recipe.bank_file} ({changed} differs)")
         checkpoint.clear()  # as large as all networks and optimisers
+    resumed = images
 
     batches = TrainingBatches(
         dataset,
@@ -281,25 +283,33 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
                         "discriminator": None if discriminator is None else discriminator.state_dict(),
                         "d_optimizer": None if discriminator is None else d_optimizer.state_dict(),
                     }
-                    checkpoints.save(checkpoint, None if stopping else figures.get("feature_distance"))
+                    best = checkpoints.save(checkpoint, None if stopping else figures.get("feature_distance"))
                     del checkpoint
+                    for model_file in (path, path.with_stem(f"{path.stem}-best")) if best else (path,):
+                        _save_model(model_file, averaged, frozen, recipe, images, figures)
                 checkpoints.last = checkpoints.path(images)
                 fabric.barrier()
             if stopping and not end:
-                raise TrainingStoppedError(stopping, checkpoints.describe_last())
+                raise TrainingStoppedError(stopping, f"{checkpoints.describe_last()}, the model so far {path}")
             step_ended = time.perf_counter()
 
-    path = output / f"{recipe.about.name}.safetensors"
-    if first:
-        if changed := changed_bank(averaged, frozen):
-            raise GleansrError(f"the bank changed during training ({changed} differs), which is a defect; the model was not saved")
-        about = describe_model(recipe, images, figures=figures)
-        if isinstance(recipe.network, GLEANNetworkConfig):
-            border = recipe.data.border if content_height else None
-            about = dataclasses.replace(about, content_height=content_height, border=border)
-        native.save(path, {"generator": averaged}, about)
+    if first and images == resumed:  # a run that was killed after its last checkpoint has an older model, or none
+        _save_model(path, averaged, frozen, recipe, images, figures)
     fabric.barrier()
     return path
+
+
+def _save_model(
+    path: Path, model: SRNetwork, frozen: dict[str, Tensor], recipe: NetworkRecipe, images: int, figures: dict[str, Any]
+) -> None:
+    if changed := changed_bank(model, frozen):
+        raise GleansrError(f"the bank changed during training ({changed} differs), which is a defect; the model was not saved")
+    about = describe_model(recipe, images, figures=figures)
+    if isinstance(recipe.network, GLEANNetworkConfig):
+        content_height = recipe.network.content_height
+        border = recipe.data.border if content_height else None
+        about = dataclasses.replace(about, content_height=content_height, border=border)
+    native.save(path, {"generator": model}, about)
 
 
 def changed_bank(model: SRNetwork, frozen: dict[str, Tensor]) -> str | None:

@@ -189,9 +189,8 @@ def _steps(recipe: NetworkRecipe) -> list[str]:
         steps.append(f"discriminator: {name} on the same results and the ground truth; Adam")
     if recipe.ema_half_life:
         steps.append(f"average the weights, half-life {recipe.ema_half_life:g} images")
-    steps.append(
-        f"every {recipe.run.checkpoint_every} images: validate and save a checkpoint; every {recipe.run.log_every}: a line of the log"
-    )
+    steps.append(f"every {recipe.run.checkpoint_every} images: validate, save a checkpoint and the model so far")
+    steps.append(f"every {recipe.run.log_every} images: a line of the log")
     compare = "compare the bank bit for bit with its file, " if isinstance(recipe.network, GLEANNetworkConfig) else ""
     steps.append(f"at the end: {compare}write the model")
     return steps
