@@ -254,7 +254,7 @@ _MODELS = (
     _bundled("cats-bank", None, "593c74b648e554bb", "stylegan2", ("generator", "discriminator", "encoder")),
     _bundled("cats-bank-first", None, "054a62f3f32c0377", "stylegan2", ("generator",)),
     _bundled("faces-4x", 64, "c0068ec84a0d463a", category="faces"),
-    _bundled("faces-8x", 32, "e2dec27aed8a5f2f", category="faces"),
+    _bundled("faces-8x", 32, "f0fbd24b17f35cbc", category="faces"),
     _bundled("faces-16x", 16, "6a3bb0b5707b3cc2", category="faces"),
     _bundled("faces-32x", 8, "3d1bfe4090490e09", category="faces"),
     _bundled("faces-64x", 4, "2a83bbf792abce65", category="faces"),
