@@ -279,7 +279,7 @@ def test_training_from_the_command_line(run, folder: Path, tmp_path: Path):
     assert plan["images"] == 4
     assert plan["parameters"]["bank and other frozen"] > 10_000_000  # no bank is given: the published one
     assert sum(list(plan["memory per device, MiB (estimate)"].values())[:2]) == plan["memory per device, MiB (estimate)"]["sum"] > 0
-    assert len(plan["step"]) == 5
+    assert len(plan["step"]) == 6
     status, said = run("train", glean, "--dry-run", "--bank", tmp_path / "runs" / "b.safetensors")
     assert json.loads(said)["bank"]["channels"] == [4, 4, 4]
     status, said = run("train-bank", bank, "--dry-run")
