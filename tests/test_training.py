@@ -608,9 +608,8 @@ def test_the_model_of_the_best_checkpoint_is_kept(dataset: str, bank: str, tmp_p
         return {"feature_distance": next(distances)}
 
     monkeypatch.setattr("gleansr.training.enlarge.validate", validate)
-    last = glean(
-        glean_recipe(dataset, bank, run=RunConfig(iterations=6, batch_size=4, checkpoint_every=8, log_every=8, tensorboard=False)), tmp_path
-    )
+    run = RunConfig(iterations=6, batch_size=4, checkpoint_every=8, log_every=8, tensorboard=False)
+    last = glean(glean_recipe(dataset, bank, run=run), tmp_path)
     best = native.read(tmp_path / "tiny-glean-best.safetensors").about
     assert (best.name, best.training["images"], best.training["figures"]) == ("tiny-glean", 16, {"feature_distance": 1.0})
     assert native.read(last).about.training["images"] == 24
@@ -618,6 +617,13 @@ def test_the_model_of_the_best_checkpoint_is_kept(dataset: str, bank: str, tmp_p
     assert state["images"] == 16
     of_best = _tensors(tmp_path / "tiny-glean-best.safetensors")
     assert all(torch.equal(tensor, state["averaged"][part.removeprefix("generator.")]) for part, tensor in of_best.items())
+    # A run that is killed between a best checkpoint and its model writes the model when it resumes.
+    (tmp_path / "tiny-glean-best.safetensors").unlink()
+    (tmp_path / "states" / "000000024.pt").unlink()
+    distances = iter([2.0])
+    glean(glean_recipe(dataset, bank, run=run), tmp_path)
+    again = _tensors(tmp_path / "tiny-glean-best.safetensors")
+    assert all(torch.equal(tensor, again[part]) for part, tensor in of_best.items())
 
 
 def test_a_bank_that_does_not_fit_is_refused_with_both_numbers(dataset: str, bank: str, tmp_path: Path):

@@ -66,7 +66,9 @@ class Checkpoints:
             # torch hides the system's error when it opens the file itself.
             with replacing(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-            best = score is not None and score < self._best_score(before=checkpoint["images"])
+            best_images, best_score = self._best()
+            # A best checkpoint that lies ahead is of a part of the run that is done again.
+            best = score is not None and (best_images >= checkpoint["images"] or score < best_score)
             if best:
                 _link(path, self.folder / "best.pt")
                 with replacing(self.folder / "best.json") as temporary:
@@ -119,12 +121,17 @@ class Checkpoints:
         numbered = [path for path in self.folder.glob("*.pt") if re.fullmatch("[0-9]{9,}", path.stem)]
         return sorted(numbered, key=lambda path: int(path.stem))
 
-    def _best_score(self, before: int) -> float:
+    def is_best(self, images: int) -> bool:
+        """Whether the checkpoint at that number of images is best.pt."""
+        return self._best()[0] == images
+
+    def _best(self) -> tuple[int, float]:
+        """The images and the score of best.pt; (-1, infinity) without it."""
         try:
             best = read_json(self.folder / "best.json")
-            return best["score"] if best["images"] < before else math.inf
+            return best["images"], best["score"]
         except (OSError, ValueError, KeyError, TypeError):
-            return math.inf
+            return -1, math.inf
 
     def _read(self, path: Path, recipe: dict[str, Any], device: torch.device) -> dict[str, Any]:
         try:

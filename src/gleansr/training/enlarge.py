@@ -134,6 +134,7 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
 
     make_folder(output / "samples")
     path = output / f"{recipe.about.name}.safetensors"
+    best_path = path.with_stem(f"{path.stem}-best")
     images = 0
     figures: dict[str, Any] = {}
     if checkpoint:
@@ -149,6 +150,8 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
             raise CheckpointError(f"{checkpoints.last}: the run has another bank than {recipe.bank_file} ({changed} differs)")
         checkpoint.clear()  # as large as all networks and optimisers
     resumed = images
+    if first and resumed and checkpoints.is_best(resumed):  # a run that was killed after it has an older best model, or none
+        _save_model(best_path, averaged, frozen, recipe, images, figures)
 
     batches = TrainingBatches(
         dataset,
@@ -285,7 +288,7 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
                     }
                     best = checkpoints.save(checkpoint, None if stopping else figures.get("feature_distance"))
                     del checkpoint
-                    for model_file in (path, path.with_stem(f"{path.stem}-best")) if best else (path,):
+                    for model_file in (path, best_path) if best else (path,):
                         _save_model(model_file, averaged, frozen, recipe, images, figures)
                 checkpoints.last = checkpoints.path(images)
                 fabric.barrier()
