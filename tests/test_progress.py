@@ -48,6 +48,13 @@ def test_bars_are_lines_without_a_terminal(clock: list[float]):
         clock[0] += 3
         bars.advance(task, 3)
     assert log.getvalue().splitlines() == ["bicubic: 10 of 100 (10%), about 6 min left", "[glean]: 1 of 4 (25%), about 9.0 s left"]
+    resumed = io.StringIO()
+    with CountedProgress(Console(file=resumed)) as bars:
+        task = bars.add_task("listing", total=None)
+        bars.reset(task, description="preparing", total=100, completed=80)  # by an earlier run: it says nothing of this one's speed
+        clock[0] += 40
+        bars.update(task, completed=90)
+    assert resumed.getvalue() == "preparing: 90 of 100 (90%), about 40.0 s left\n"
     quiet = io.StringIO()
     with CountedProgress(Console(file=quiet), lines=False) as bars:
         task = bars.add_task("upscaling", total=3)

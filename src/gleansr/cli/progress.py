@@ -32,9 +32,10 @@ class Pace:
     INTERVAL, SHARE, PAUSE = 30.0, 0.05, 2.0
     """After so many seconds, or after so large a share of the work and so long a pause."""
 
-    def __init__(self):
+    def __init__(self, done: float = 0):
+        """`done`: what was done before, of which nothing is said and which counts for no speed."""
         self.started = self._printed = time.monotonic()
-        self._printed_at = 0.0
+        self._first = self._printed_at = done
 
     def is_due(self, done: float, total: float) -> bool:
         """Whether a line about `done` of `total` is due, which then counts as printed. At the end none is: a summary follows."""
@@ -47,7 +48,7 @@ class Pace:
 
     def left(self, done: float, total: float) -> str:
         """The time left, at the speed so far."""
-        return f"about {duration((time.monotonic() - self.started) / done * (total - done))} left"
+        return f"about {duration((time.monotonic() - self.started) / (done - self._first) * (total - done))} left"
 
 
 class CountedProgress(Progress):
@@ -72,7 +73,7 @@ class CountedProgress(Progress):
     def reset(self, task_id: TaskID, **changes: Any) -> None:
         """As of `Progress`."""
         super().reset(task_id, **changes)
-        self._paces[task_id] = Pace()
+        self._paces[task_id] = Pace(self._tasks[task_id].completed)
 
     def _log(self, task_id: TaskID) -> None:
         task, pace = self._tasks[task_id], self._paces.setdefault(task_id, Pace())

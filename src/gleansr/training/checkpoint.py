@@ -129,7 +129,7 @@ class Checkpoints:
         """The images and the score of best.pt; (-1, infinity) without it."""
         try:
             best = read_json(self.folder / "best.json")
-            return best["images"], best["score"]
+            return int(best["images"]), float(best["score"])
         except (OSError, ValueError, KeyError, TypeError):
             return -1, math.inf
 

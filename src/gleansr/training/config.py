@@ -267,8 +267,8 @@ class NetworkRecipe:
     perceptual_weight: Weight = 1e-2
     """alpha_percep of equation (4); 0 trains without a perceptual loss."""
     perceptual_views: bool = False
-    """Compare the features of random views: crops at random offsets, mirrored, turned and transposed, the same for result and ground truth,
-    so that no pattern fits the grid of the network of equation (2); False: of whole images, as in the paper."""
+    """Compare the features of random views: crops at random offsets, flipped and transposed at random, the same for result and ground
+    truth; False: of whole images, as in the paper."""
     adversarial_weight: Weight = 1e-2
     """alpha_gen of equation (4); 0 trains without a discriminator."""
     lattice_weight: Weight = 0

@@ -54,12 +54,12 @@ def equation2_perceptual(network: SqueezeNet | VGG16 | VGG19, prediction: Tensor
 
 
 def random_view(*images: Tensor) -> tuple[Tensor, ...]:
-    """The same random view of images (N, 3, H, W) of one size: a crop smaller by `VIEW_MARGIN` pixels, at a random offset, mirrored, turned
-    upside down and transposed, each in half of the cases. Not in the paper.
+    """The same random view of images (N, 3, H, W) of one size: a crop smaller by `VIEW_MARGIN` pixels, at a random offset, flipped
+    horizontally, vertically and transposed, each in half of the cases. Not in the paper.
 
-    Networks of the perceptual loss downsample, so that their features depend on where their grid falls. Where it always falls alike, a
-    pattern that suits it passes for texture; other networks, and eyes, see the pattern. These are some of the transformations of E-LPIPS
-    (Kettunen et al., 2019).
+    The networks of the perceptual loss downsample, so that their features depend on the position of their sampling grid. If it is always
+    the same, they take a pattern aligned with it for texture; other networks and people do not. These are some of the transformations
+    of E-LPIPS (Kettunen et al., 2019).
     """
     top, left = (int(torch.randint(VIEW_MARGIN + 1, ())) for _ in range(2))
     mirror, turn, transpose = (bool(torch.randint(2, ())) for _ in range(3))
