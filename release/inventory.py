@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "gleansr"
 PAGE = ROOT / "docs" / "licenses.md"
 TABLE = re.compile(r"^\| package \|.*?\n(?!\|)", re.MULTILINE | re.DOTALL)
-SPDX = {"CC BY-NC 4.0": "CC-BY-NC-4.0", "MIT": "MIT", "BSD-2-Clause": "BSD-2-Clause"}
+SPDX = {"CC BY-NC 4.0": "CC-BY-NC-4.0", "MIT": "MIT", "Apache-2.0": "Apache-2.0", "BSD-2-Clause": "BSD-2-Clause"}
 """Licences in assets/LICENSES.md, as their column begins."""
 PHOTOS = {
     "chelsea.jpg": ({"id": "CC0-1.0"}, "Chelsea, a photograph by Stéfan van der Walt, from scikit-image"),

@@ -1,4 +1,4 @@
-"""VGG16, AlexNet and MobileNetV2 against plain functional code on the same weights, and the reading and fetching of their files."""
+"""The feature networks against plain functional code on the same weights, and the reading and fetching of their files."""
 
 import hashlib
 import http.server
@@ -6,16 +6,20 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from gleansr.checkpoints import torchvision
+from gleansr.checkpoints.bundled import efficientnet
 from gleansr.checkpoints.torchvision import load_alexnet, load_mobilenet_v2, load_vgg16, load_vgg16_stages
 from gleansr.errors import CheckpointError, DownloadError, RequestError
-from gleansr.models.features import VGG16, AlexNet, InputRange, MobileNetV2
+from gleansr.models.features import VGG16, AlexNet, EfficientNetLite0, InputRange, MobileNetV2
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -346,3 +350,48 @@ def test_mobilenet_v2_agrees_with_plain_code(tmp_path: Path):
         assert torch.allclose(found, outputs[i], rtol=1e-9, atol=1e-9), i
     assert pooled.shape == (2, 1280)
     assert torch.allclose(pooled, wanted_pooled, rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------- EfficientNet-Lite0
+
+
+def test_efficientnet_agrees_with_plain_code_at_even_and_odd_sides():
+    torch.manual_seed(0)
+    network = EfficientNetLite0().double().requires_grad_(False)
+    weights = network.state_dict()
+    # As published, without the last convolution and the classifier; batch normalisation has two numbers for each bias here.
+    counts = [tensor.numel() * (2 if name.endswith("bias") else 1) for name, tensor in weights.items()]
+    assert sum(counts) == 4_652_008 - (320 + 2) * 1280 - 1_281_000
+
+    def convolved(x: Tensor, name: str) -> Tensor:
+        kernel, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        stride = 2 if name == "stem" or name in {f"blocks.{i}.depthwise" for i in (1, 3, 5, 11)} else 1
+        side = kernel.shape[2]
+        # TensorFlow's "same": as many zeros as the last position needs, the odd one below and right.
+        needed = [max((-(-n // stride) - 1) * stride + side - n, 0) for n in (x.shape[3], x.shape[2])]
+        x = F.pad(x, [side for n in needed for side in (n // 2, n - n // 2)])
+        return F.conv2d(x, kernel, bias, stride, groups=len(kernel) if kernel.shape[1] == 1 else 1)
+
+    for height, width in ((64, 96), (63, 41)):
+        image = torch.rand(2, 3, height, width, dtype=torch.float64) * 2 - 1
+        x = convolved(((image + 1) * 127.5 - 127) / 128, "stem").clamp(0, 6)
+        outputs = []
+        for i in range(16):
+            y = x if i == 0 else convolved(x, f"blocks.{i}.expand").clamp(0, 6)
+            y = convolved(convolved(y, f"blocks.{i}.depthwise").clamp(0, 6), f"blocks.{i}.project")
+            x = x + y if x.shape == y.shape else y
+            outputs.append(x)
+        found = network(image)
+        assert [f.shape[1] for f in found] == [16, 24, 40, 112, 320]
+        assert [f.shape[2] for f in found] == [-(-height // 2**n) for n in (1, 2, 3, 4, 5)]
+        for f, i in zip(found, (0, 2, 4, 10, 15), strict=True):
+            assert torch.allclose(f, outputs[i], rtol=1e-9, atol=1e-12), i
+
+
+def test_the_bundled_efficientnet_is_the_published_one():
+    image = torch.from_numpy(np.array(Image.open(EXAMPLES / "chelsea-256.png").convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
+    network = efficientnet()
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    found = [float(feature.abs().mean()) for feature in network(image)]
+    # Of the published weights in float32 with batch normalisation, of which the classifier says "Egyptian cat, tiger cat, tabby".
+    assert found == pytest.approx([4.39375, 6.55866, 5.40736, 5.10211, 2.81144], rel=5e-3)

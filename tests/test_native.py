@@ -21,7 +21,7 @@ from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
 from gleansr.models.categories import CategoryHead
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
-from gleansr.models.features import SqueezeNet
+from gleansr.models.features import EfficientNetLite0, SqueezeNet
 from gleansr.models.glean import GLEAN, GLEANConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
 from gleansr.models.rrdb import RRDBNet, RRDBNetConfig
@@ -42,6 +42,7 @@ MODELS = {
     "srvgg": lambda: SRVGGNet(SRVGGNetConfig(2, 4, 1)),
     "residual": lambda: ResidualNet(ResidualNetConfig(3, 4, 1)),
     "squeezenet": SqueezeNet,
+    "efficientnet-lite0": EfficientNetLite0,
     "categories": CategoryHead,
     "biggan": lambda: BigGAN(BigGANConfig(4, 64, n_classes=3, z_chunk=2, shared_dim=4)),
     "biggan-discriminator": lambda: BigGANDiscriminator(BigGANConfig(4, 64, attention=(16,), n_classes=3)),

@@ -18,7 +18,7 @@ from PIL import Image
 
 import gleansr
 from gleansr.checkpoints import native
-from gleansr.checkpoints.bundled import squeezenet
+from gleansr.checkpoints.bundled import efficientnet, squeezenet
 from gleansr.errors import CheckpointError, GleansrError, RequestError
 from gleansr.files import lock_folder
 from gleansr.models.features import VGG16
@@ -111,10 +111,10 @@ def test_both_forms_of_equation_3_pull_the_same_way_but_differently_hard():
     assert float(gradients["non-saturating"]) < 100 * float(gradients["saturating"]) < 0
 
 
-@pytest.mark.parametrize("network", ["squeezenet", "vgg16"])
+@pytest.mark.parametrize("network", ["squeezenet", "efficientnet", "vgg16"])
 def test_equation_2_is_the_distance_of_features_and_reaches_the_result_only(network: str):
     torch.manual_seed(0)
-    features = squeezenet() if network == "squeezenet" else VGG16().requires_grad_(False)
+    features = {"squeezenet": squeezenet, "efficientnet": efficientnet, "vgg16": lambda: VGG16().requires_grad_(False)}[network]()
     gt = torch.rand(2, 3, 32, 32).mul(2).sub(1).requires_grad_()
     result = (gt.detach() + 0.1 * torch.randn_like(gt)).requires_grad_()
     loss = losses.equation2_perceptual(features, result, gt)
@@ -166,6 +166,18 @@ def test_equation_2_of_views_depends_on_no_offset():
         assert float(losses.equation2_perceptual(features, result, gt, views=True).detach()) == distance
     assert seen[8:-8, 8:-8].all()
     assert len(distances) > 16
+
+
+def test_each_iteration_takes_one_of_the_perceptual_networks():
+    networks = [squeezenet(), efficientnet()]
+    torch.manual_seed(0)
+    taken = [networks.index(losses.one_of(networks)) for _ in range(400)]
+    assert 150 < sum(taken) < 250
+    torch.manual_seed(0)
+    assert taken == [networks.index(losses.one_of(networks)) for _ in range(400)]
+    state = torch.get_rng_state()
+    assert losses.one_of(networks[:1]) is networks[0]
+    assert torch.equal(torch.get_rng_state(), state)  # recipes with one network train as they did
 
 
 def test_lattice_loss_sees_what_repeats_and_nothing_else():

@@ -29,7 +29,7 @@ from gleansr.models.biggan import BigGAN, BigGANConfig, BigGANDiscriminator
 from gleansr.models.categories import CategoryHead
 from gleansr.models.encoder import LatentEncoder
 from gleansr.models.esrgan_plus import ESRGANPlus, ESRGANPlusConfig
-from gleansr.models.features import SqueezeNet
+from gleansr.models.features import EfficientNetLite0, SqueezeNet
 from gleansr.models.generator import Generator
 from gleansr.models.glean import GLEAN, GLEANConfig, NoBankConfig
 from gleansr.models.residual import ResidualNet, ResidualNetConfig
@@ -73,6 +73,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "residual": (ResidualNet, ResidualNetConfig),
     "srvgg": (SRVGGNet, SRVGGNetConfig),
     "squeezenet": (SqueezeNet, NoConfig),
+    "efficientnet-lite0": (EfficientNetLite0, NoConfig),
     "categories": (CategoryHead, NoConfig),
 }
 

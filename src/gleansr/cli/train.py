@@ -191,7 +191,7 @@ def _fetch(recipe: "NetworkRecipe") -> None:
     for model in (recipe.bank_file, recipe.start, recipe.teacher):
         if model:
             fetched(model, offline=False)
-    if recipe.perceptual != "squeezenet" and recipe.perceptual_weight and not recipe.perceptual_file:
+    if recipe.perceptual in ("vgg16", "vgg19") and recipe.perceptual_weight and not recipe.perceptual_file:
         with fetching(recipe.perceptual.upper()) as progress:
             (vgg16_file if recipe.perceptual == "vgg16" else vgg19_file)(progress=progress)
 

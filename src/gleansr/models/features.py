@@ -1,5 +1,6 @@
 """Networks trained on ImageNet, for perceptual losses and distances."""
 
+import math
 from typing import Any, Literal, cast
 
 import torch
@@ -214,6 +215,74 @@ class MobileNetV2(ImageNetNetwork):
             if i in (1, 3, 6, 13, 17):
                 features.append(x)
         return features, x.mean((2, 3))
+
+
+class EfficientNetBlock(nn.Module):
+    """A block of EfficientNet-Lite: widen by 1x1, k x k within each channel, narrow by 1x1 without activation.
+
+    Batch normalisation is folded into the convolutions.
+
+    x (N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride)); the input is added where the shape allows.
+    """
+
+    def __init__(self, n_in: int, n_out: int, stride: int, expansion: int, kernel: int):
+        super().__init__()
+        self.residual = stride == 1 and n_in == n_out
+        hidden = n_in * expansion
+        self.expand = nn.Conv2d(n_in, hidden, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = nn.Conv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = nn.Conv2d(hidden, n_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.expand(x)) if isinstance(self.expand, nn.Conv2d) else x
+        y = self.project(F.relu6(self.depthwise(pad_same(y, self.depthwise))))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 up to its last block: EfficientNet (Tan and Le, 2019) without squeeze-and-excitation and with ReLU6, as TensorFlow
+    publishes it."""
+
+    def __init__(self):
+        super().__init__()
+        stages = (
+            (1, 16, 1, 1, 3),
+            (6, 24, 2, 2, 3),
+            (6, 40, 2, 2, 5),
+            (6, 80, 3, 2, 3),
+            (6, 112, 3, 1, 5),
+            (6, 192, 4, 2, 5),
+            (6, 320, 1, 1, 3),
+        )
+        self.stem = nn.Conv2d(3, 32, 3, stride=2)
+        self.blocks = nn.ModuleList()
+        n_in = 32
+        for expansion, width, blocks, stride, kernel in stages:
+            for block in range(blocks):
+                self.blocks.append(EfficientNetBlock(n_in, width, stride if block == 0 else 1, expansion, kernel))
+                n_in = width
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (N, 3, H, W), RGB in [-1, 1] -> the outputs of blocks 1, 3, 5, 11 and 16, of 1/2 to 1/32 of the image's sides."""
+        pixels = (image + 1) * 127.5
+        x = F.relu6(self.stem(pad_same((pixels - 127) / 128, self.stem)))
+        features = []
+        for i, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if i in (1, 3, 5, 11, 16):
+                features.append(x)
+        return features
+
+
+def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Zeros around x (N, C, H, W) for an output of ceil(side / stride), as TensorFlow's "same" places them: an odd one below and right."""
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    height, width = (max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+PerceptualNetwork = SqueezeNet | EfficientNetLite0 | VGG16 | VGG19
+"""Networks of equation (2)."""
 
 
 def _conv_bn_relu6(n_in: int, n_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -256,9 +256,9 @@ class NetworkRecipe:
     """Equation (1): the mean squared error, or the mean absolute error as in ESRGAN+. Images are in [-1, 1]."""
     pixel_weight: Weight = 1.0
     """Weight of equation (1) in equation (4), 1 in the paper. ESRGAN+ has 0.01 for images in [0, 1], hence 0.005 here."""
-    perceptual: Literal["vgg16", "vgg19", "squeezenet"] = "squeezenet"
-    """Network of equation (2): VGG16 as in the paper, fetched at first use (528 MB); VGG19 as in ESRGAN+ (548 MB); or SqueezeNet 1.1,
-    bundled."""
+    perceptual: Literal["vgg16", "vgg19", "squeezenet", "efficientnet", "alternating"] = "squeezenet"
+    """Network of equation (2): VGG16 as in the paper, fetched at first use (528 MB); VGG19 as in ESRGAN+ (548 MB); SqueezeNet 1.1 or
+    EfficientNet-Lite0, bundled; alternating is one of these two at random in each iteration."""
     perceptual_file: str | None = None
     """File with the weights of VGG16 or VGG19 (torchvision's vgg16-397923af.pth, vgg19-dcbb9e9d.pth), instead of fetching it."""
     perceptual_input: Literal["signed", "unit"] = "signed"

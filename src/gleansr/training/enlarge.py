@@ -108,15 +108,14 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
     frozen = {name: tensor.clone() for name, tensor in model.bank_state().items()}
     model = to_channels_last(model, device)
     averaged = copy.deepcopy(model) if recipe.ema_half_life else model
-    perceptual_network, perceptual_name = load_perceptual(recipe)
-    if perceptual_network is not None:
-        perceptual_network = perceptual_network.to(device)
+    perceptual_networks, perceptual_name = load_perceptual(recipe)
+    perceptual_networks = [network.to(device) for network in perceptual_networks]
     teacher = load_teacher(recipe, device)
     teacher_file = model_files.model_path(recipe.teacher) if recipe.teacher else None
     inputs = fingerprint_inputs(dataset, teacher=teacher_file, perceptual_file=recipe.perceptual_file)
     if checkpoint:
         compare_inputs(checkpoints.last or output, checkpoint.get("inputs", {}), inputs, resolved)
-    metric_network = perceptual_network if isinstance(perceptual_network, SqueezeNet) else squeezenet().to(device)
+    metric_network = next((network for network in perceptual_networks if isinstance(network, SqueezeNet)), None) or squeezenet().to(device)
 
     learner, optimizer = fabric.setup(
         compiled(Learner(model), enabled=run.compile),
@@ -203,7 +202,8 @@ def _train(recipe: NetworkRecipe, output: Path, fabric: Fabric, progress: Traini
                 sr = learner(lr)
                 pixel = functools.partial(L.l1_error if recipe.pixel == "l1" else L.equation1_mse, sr)
                 losses = {recipe.pixel: L.blend_targets(pixel, gt, teacher_sr, recipe.teacher_share)}
-                if perceptual_network is not None:
+                if perceptual_networks:
+                    perceptual_network = L.one_of(perceptual_networks)
                     equation2 = functools.partial(L.equation2_perceptual, perceptual_network, sr, views=recipe.perceptual_views)
                     losses["perceptual"] = L.blend_targets(equation2, gt, teacher_sr, recipe.teacher_share)
                 if discriminator is not None and adversarial:

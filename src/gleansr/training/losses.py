@@ -1,12 +1,12 @@
 """Losses of GLEAN, named after the equations of its supplement, of ESRGAN+ and of StyleGAN2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gleansr.models.features import VGG16, VGG19, SqueezeNet, feature_distance
+from gleansr.models.features import VGG16, VGG19, PerceptualNetwork, SqueezeNet, feature_distance
 from gleansr.models.stylegan2 import StyleGAN2, StyleGAN2Discriminator
 from gleansr.training.config import VIEW_MARGIN
 
@@ -36,11 +36,11 @@ def l1_error(prediction: Tensor, gt: Tensor) -> Tensor:
     return F.l1_loss(prediction.float(), gt)
 
 
-def equation2_perceptual(network: SqueezeNet | VGG16 | VGG19, prediction: Tensor, gt: Tensor, *, views: bool = False) -> Tensor:
+def equation2_perceptual(network: PerceptualNetwork, prediction: Tensor, gt: Tensor, *, views: bool = False) -> Tensor:
     """Equation (2): distance between features of images (N, 3, H, W) in [-1, 1], or of a random view of them; no gradient reaches `gt`.
 
     With VGG16, as in the paper, the mean squared difference of conv4_3 before its ReLU, N being the number of values; with VGG19, as in
-    ESRGAN+, the mean absolute difference of conv5_4 before its ReLU; with SqueezeNet its `feature_distance`, mean over images.
+    ESRGAN+, the mean absolute difference of conv5_4 before its ReLU; with the others their `feature_distance`, mean over images.
     """
     if views:
         prediction, gt = random_view(prediction, gt)
@@ -51,6 +51,12 @@ def equation2_perceptual(network: SqueezeNet | VGG16 | VGG19, prediction: Tensor
     if isinstance(network, VGG19):
         return F.l1_loss(network(prediction).float(), gt_features.float())
     return feature_distance(network(prediction), gt_features).mean()
+
+
+def one_of(networks: Sequence[PerceptualNetwork]) -> PerceptualNetwork:
+    """One of the networks of equation (2), at random. Not in the paper: a model learns what deceives one network, but hardly what deceives
+    each of several, as in the ensembles of E-LPIPS (Kettunen et al., 2019)."""
+    return networks[int(torch.randint(len(networks), ()))] if len(networks) > 1 else networks[0]
 
 
 def random_view(*images: Tensor) -> tuple[Tensor, ...]:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from gleansr import checkpoints
 from gleansr.checkpoints import native
-from gleansr.checkpoints.bundled import squeezenet
+from gleansr.checkpoints.bundled import efficientnet, squeezenet
 from gleansr.checkpoints.native import bank_within
 from gleansr.checkpoints.torchvision import load_vgg16, load_vgg19
 from gleansr.errors import CheckpointError, RequestError
 from gleansr.inference.runner import FeedForwardModel
 from gleansr.models.esrgan_plus import ESRGANDiscriminator, ESRGANDiscriminatorConfig, ESRGANPlus
-from gleansr.models.features import VGG16, VGG19, SqueezeNet
+from gleansr.models.features import PerceptualNetwork
 from gleansr.models.glean import GLEAN, Encoder, GLEANConfig, NoBankConfig, lighten
 from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
@@ -111,16 +111,18 @@ def glean_config(network: GLEANNetworkConfig, kind: str | None, bank: BankConfig
     return lighten(full) if network.light else full
 
 
-def load_perceptual(recipe: NetworkRecipe) -> tuple[SqueezeNet | VGG16 | VGG19 | None, str]:
-    """Loads the network of equation (2), None if its weight is 0, and describes it for the log."""
+def load_perceptual(recipe: NetworkRecipe) -> tuple[list[PerceptualNetwork], str]:
+    """Loads the networks of equation (2), of which each iteration takes one, none if its weight is 0, and describes them for the log."""
     if not recipe.perceptual_weight:
-        return None, "none"
-    if recipe.perceptual == "squeezenet":
-        return squeezenet(), "SqueezeNet 1.1, bundled"
+        return [], "none"
     if recipe.perceptual == "vgg19":
-        return load_vgg19(recipe.perceptual_file).requires_grad_(False), "VGG19 conv5_4 on images as unit"
-    network = load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input)
-    return network.requires_grad_(False), f"VGG16 conv4_3 on images as {recipe.perceptual_input}"
+        return [load_vgg19(recipe.perceptual_file).requires_grad_(False)], "VGG19 conv5_4 on images as unit"
+    if recipe.perceptual == "vgg16":
+        network = load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input)
+        return [network.requires_grad_(False)], f"VGG16 conv4_3 on images as {recipe.perceptual_input}"
+    bundled = {"squeezenet": (squeezenet, "SqueezeNet 1.1"), "efficientnet": (efficientnet, "EfficientNet-Lite0")}
+    chosen = bundled.values() if recipe.perceptual == "alternating" else [bundled[recipe.perceptual]]
+    return [load() for load, _ in chosen], " or ".join(name for _, name in chosen) + ", bundled"
 
 
 def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tensor], Tensor] | None:

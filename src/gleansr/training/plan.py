@@ -11,7 +11,7 @@ from gleansr.checkpoints import zoo
 from gleansr.checkpoints.native import bank_within
 from gleansr.inference.runner import enlarge
 from gleansr.models.encoder import LatentEncoder
-from gleansr.models.features import VGG16, VGG19, SqueezeNet
+from gleansr.models.features import VGG16, VGG19, EfficientNetLite0, PerceptualNetwork, SqueezeNet
 from gleansr.models.glean import GLEAN
 from gleansr.models.network import SRNetwork, to_range
 from gleansr.models.stylegan import StyleGANConfig
@@ -28,6 +28,13 @@ from gleansr.training.parts import (
 )
 
 MIB = 2**20
+PERCEPTUAL: dict[str, tuple[type[PerceptualNetwork], ...]] = {
+    "vgg16": (VGG16,),
+    "vgg19": (VGG19,),
+    "squeezenet": (SqueezeNet,),
+    "efficientnet": (EfficientNetLite0,),
+    "alternating": (SqueezeNet, EfficientNetLite0),
+}
 
 
 def network_plan(recipe: NetworkRecipe, devices: int | None = None) -> dict[str, Any]:
@@ -48,9 +55,9 @@ def network_plan(recipe: NetworkRecipe, devices: int | None = None) -> dict[str,
             model = GLEAN(glean_config(recipe.network, recipe.bank, bank))
         else:
             model = recipe.network.build()
-        perceptual = {"vgg16": VGG16, "vgg19": VGG19, "squeezenet": SqueezeNet}[recipe.perceptual]() if recipe.perceptual_weight else None
+        perceptual = [network() for network in PERCEPTUAL[recipe.perceptual]] if recipe.perceptual_weight else []
         discriminator = new_discriminator(d_config) if d_config and recipe.adversarial_weight else None
-    for part in (model, perceptual, discriminator):
+    for part in (model, *perceptual, discriminator):
         if part:
             part.to("meta")  # constants are created on the CPU
     trainable = sum(p.numel() for p in model.trainable_parameters())
@@ -58,13 +65,14 @@ def network_plan(recipe: NetworkRecipe, devices: int | None = None) -> dict[str,
         "trainable": trainable,
         "bank and other frozen": _count(model) - trainable,
         "discriminator": _count(discriminator),
-        "perceptual network": _count(perceptual),
+        "perceptual networks": sum(map(_count, perceptual)),
     }
     # Adam stores a weight, a gradient and two moments of each trained parameter.
     trained = parameters["trainable"] + parameters["discriminator"]
-    frozen = parameters["bank and other frozen"] + parameters["perceptual network"]
+    frozen = parameters["bank and other frozen"] + parameters["perceptual networks"]
     copies = trainable if recipe.ema_half_life else 0
-    activations = _activations(model, perceptual, discriminator, recipe, share)
+    # Each iteration takes one of the perceptual networks.
+    activations = max(_activations(model, network, discriminator, recipe, share) for network in perceptual or [None])
     memory = {
         "weights, gradients and optimiser": round((16 * trained + 4 * (frozen + copies)) / MIB),
         "activations": round(activations / MIB),
@@ -135,7 +143,7 @@ def _count(module: nn.Module | None) -> int:
 
 def _activations(
     model: SRNetwork,
-    perceptual: SqueezeNet | VGG16 | VGG19 | None,
+    perceptual: PerceptualNetwork | None,
     discriminator: Discriminator | None,
     recipe: NetworkRecipe,
     batch_size: int,
