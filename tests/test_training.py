@@ -8,7 +8,7 @@ import os
 import signal
 import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -591,9 +591,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path):
     assert loaded["images"] == 4
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_a_checkpoint_and_the_run_resumes_to_the_same_end(dataset: str, bank: str, tmp_path: Path, name: str):
-    recipe = glean_recipe(dataset, bank, run=RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4, tensorboard=False))
+@pytest.mark.parametrize(("name", "perceptual"), [("SIGTERM", "squeezenet"), ("SIGINT", "alternating")])
+def test_a_signal_saves_a_checkpoint_and_the_run_resumes_to_the_same_end(
+    dataset: str, bank: str, tmp_path: Path, name: str, perceptual: Literal["squeezenet", "alternating"]
+):
+    run = RunConfig(iterations=4, batch_size=4, checkpoint_every=16, log_every=4, tensorboard=False)
+    recipe = glean_recipe(dataset, bank, run=run, perceptual=perceptual)
     whole = glean(recipe, tmp_path / "whole")
 
     def ask(images: int, line: dict) -> None:

@@ -252,6 +252,15 @@ def test_the_plan_counts_what_is_trained(dataset: str):
     assert len(network_plan(esrgan_recipe(dataset, adversarial_weight=0.0))["step"]) == len(plan["step"]) - 1
 
 
+def test_the_plan_counts_each_perceptual_network(dataset: str):
+    plans = {name: network_plan(plain_recipe(dataset, perceptual=name)) for name in ("squeezenet", "efficientnet", "alternating")}
+    counts = {name: plan["parameters"]["perceptual networks"] for name, plan in plans.items()}
+    assert counts["alternating"] == counts["squeezenet"] + counts["efficientnet"]
+    activations = {name: plan["memory per device, MiB (estimate)"]["activations"] for name, plan in plans.items()}
+    assert activations["alternating"] == max(activations["squeezenet"], activations["efficientnet"]) > 0
+    assert "(2) on squeezenet or efficientnet" in plans["alternating"]["step"][1]
+
+
 def test_validation_images_that_are_mostly_border_are_looked_at_whole(tmp_path: Path):
     """Their features could not be compared: what is left of a strip of 32x4 px has too few rows."""
     for i in range(2):

@@ -208,9 +208,10 @@ def _objective(recipe: NetworkRecipe) -> str:
     """Equation (4) with the weights of the recipe."""
     begins = f" after {recipe.adversarial_from} images" if recipe.adversarial_from else ""
     some = f" (of {recipe.spectrum_images} of a batch)" if recipe.spectrum_images else ""
+    network = "squeezenet or efficientnet" if recipe.perceptual == "alternating" else recipe.perceptual
     terms = [
         (recipe.pixel_weight, "(1)" if recipe.pixel == "mse" else "L1 error"),
-        (recipe.perceptual_weight, f"(2) on {recipe.perceptual}{' of random views' if recipe.perceptual_views else ''}"),
+        (recipe.perceptual_weight, f"(2) on {network}{' of random views' if recipe.perceptual_views else ''}"),
         (recipe.adversarial_weight, f"(3){begins}, {recipe.adversarial}"),
         (recipe.lattice_weight, "lattice loss"),
         (recipe.checkerboard_weight, "checkerboard loss"),
