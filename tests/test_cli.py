@@ -243,6 +243,14 @@ def test_models_list_info_and_convert(run, tiny_model: Path, tmp_path: Path):
     assert run("models", "convert", tiny_model, "-o", out)[0] == 2  # exists
     assert run("models", "convert", tiny_model, "-o", tmp_path / "eight.safetensors", "--dtype", "int8")[0] == 0
     assert run("models", "info", tmp_path / "eight.safetensors")[0] == 0
+    both = tmp_path / "both.safetensors"
+    assert run("models", "convert", tiny_model, "-o", both, "--self-ensemble", "on")[0] == 0
+    assert "self_ensemble: True" in run("models", "info", both)[1]
+    assert run("models", "convert", both, "-o", tmp_path / "same.safetensors")[0] == 0
+    assert "self_ensemble: True" in run("models", "info", tmp_path / "same.safetensors")[1]
+    assert run("models", "convert", both, "-o", both, "--self-ensemble", "off", "--overwrite")[0] == 2  # an input
+    assert run("models", "convert", both, "-o", tmp_path / "one.safetensors", "--self-ensemble", "off")[0] == 0
+    assert "self_ensemble" not in run("models", "info", tmp_path / "one.safetensors")[1]
     assert run("models", "convert", tiny_model, "-o", tmp_path / "x.pth")[0] == 2
     assert run("models", "info")[0] == 2
 

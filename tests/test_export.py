@@ -98,6 +98,19 @@ def test_every_kind_of_network(tmp_path: Path, model: torch.nn.Module):
         assert (theirs.method(lr).images - ours.method(lr).images).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("batch", [2, None])
+def test_a_self_ensemble_is_in_the_file_once(tmp_path: Path, ours: Upscaler, batch: int | None):
+    assert isinstance(ours.method, FeedForwardModel)
+    method = FeedForwardModel(cast("torch.nn.Module", ours.method.model), device="cpu", self_ensemble=True)
+    both = Upscaler(method, replace(ours.about, self_ensemble=True))
+    done = export(both, tmp_path / "both.onnx", batch=batch)
+    assert done.size < 1.5 * 4 * weights(ours) + 2**18, "the weights are stored twice"
+    theirs, lr = gleansr.load(done.path), images(2, 8, 8)
+    assert theirs.about == both.about
+    assert (theirs.method(lr).images - method(lr).images).abs().max() < 1e-4
+    assert (theirs.method(lr).images - ours.method(lr).images).abs().max() > 1e-3
+
+
 def test_half_precision_is_near_and_smaller(tmp_path: Path):
     ours = upscaler(GLEAN(GLEANConfig(8, StyleGAN2Config((64, 64, 32, 16), 64, 1), n_rrdb=1, features=16, growth=8)))
     half = export(ours, tmp_path / "half.onnx", half=True)

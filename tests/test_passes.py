@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import logging
-from typing import Any, cast
+import pickle
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import gleansr
+from gleansr import baselines
+from gleansr.checkpoints import native
 from gleansr.checkpoints.native import About
 from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode, to_image
@@ -125,6 +130,40 @@ def test_what_is_not_finite_in_half_precision_is_computed_in_float32(model: GLEA
     assert torch.equal(as_bytes.images, to_bytes(made.images))
     images = list(Upscaler(method, About("half")).upscale([((lr + 1) / 2) for lr in inputs], batch_size=3))
     assert ["float32" in image.info.get("gleansr", "") for image in images] == [False, True, False]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", [glean(), plain()], ids=["GLEAN", "plain"])
+def test_a_self_ensemble_is_the_mean_of_both_views_and_mirrors_exactly(
+    model: GLEAN | ResidualNet, precision: Literal["float32", "bfloat16"]
+):
+    """For the frozen network of the CPU and for others, in one pass and where half precision overflowed."""
+    once = FeedForwardModel(model, device="cpu", precision=precision)
+    both = FeedForwardModel(model, device="cpu", precision=precision, self_ensemble=True)
+    lr = torch.stack(lrs(2, 8))
+    result, mirrored = both(lr).images, both(lr.flip(3)).images
+    assert torch.equal(result, (once(lr).images + once(lr.flip(3)).images.flip(3)) / 2)
+    assert torch.equal(result, mirrored.flip(3))
+    assert not torch.allclose(result, once(lr).images, atol=1e-3)
+    assert torch.equal(both.in_float32(lr), (once.in_float32(lr) + once.in_float32(lr.flip(3)).flip(3)) / 2)
+    again = pickle.loads(pickle.dumps(both))  # as for the workers of a cluster
+    assert torch.equal(again(lr).images, result)
+
+
+def test_a_file_and_the_one_who_loads_it_say_whether_there_is_a_self_ensemble(tmp_path: Path):
+    lr, model = torch.stack(lrs(1, 8)), glean()
+    means = {}
+    for stored in (False, True):
+        native.save(tmp_path / "g.safetensors", {"generator": model}, About("g", self_ensemble=stored))
+        for asked in (None, False, True):
+            upscaler = gleansr.load(tmp_path / "g.safetensors", device="cpu", self_ensemble=asked)
+            assert upscaler.about.self_ensemble == (stored if asked is None else asked)
+            means[stored, asked] = upscaler.method(lr).images
+        named = baselines.load("glean", tmp_path / "g.safetensors", device="cpu")
+        assert torch.allclose(named.method(lr).images, means[stored, None], atol=1e-5)
+    assert torch.allclose(means[False, None], means[True, False], atol=1e-5)
+    assert torch.allclose(means[True, None], means[False, True], atol=1e-5)
+    assert not torch.allclose(means[True, True], means[True, False], atol=1e-3)
 
 
 def test_weights_beyond_half_precision_give_no_black_images():

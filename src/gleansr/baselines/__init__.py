@@ -82,7 +82,8 @@ def load(
         network = checkpoint.build(None, path)
         if not isinstance(network, _NETWORKS[method]):
             raise RequestError(f"{path}: holds a {type(network).__name__}, not a network of the method {method}")
-        upscaler = Upscaler(FeedForwardModel(network, device=torch_device, precision=precision), checkpoint.about)
+        forward = FeedForwardModel(network, device=torch_device, precision=precision, self_ensemble=checkpoint.about.self_ensemble)
+        upscaler = Upscaler(forward, checkpoint.about)
         if scale not in (None, upscaler.scale):
             raise RequestError(f"{path}: has a scale of {upscaler.scale}x, not {scale}x; give a model of that scale or leave --scale out")
         return upscaler

@@ -94,6 +94,8 @@ class About:
     """Rows of the image in the middle of a result, between bars (384 of 512 for LSUN's cars); None for all."""
     border: str | None = None
     """Contents of the bars: "repeat" for the outermost rows; None or "black"."""
+    self_ensemble: bool = False
+    """Whether a result is the mean of the results for the image and for its mirror image."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts of the training: data, images seen, recipe, figures."""
 

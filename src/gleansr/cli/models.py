@@ -62,6 +62,7 @@ def convert(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
     bank: str | None = None,
+    self_ensemble: Literal["on", "off"] | None = None,
     overwrite: bool = False,
     offline: bool = False,
 ) -> None:
@@ -75,6 +76,8 @@ def convert(
         dtype: How tensors are stored; all load as float32. float16 and bfloat16 take half the space, int8, with a scale for each channel, a
             quarter.
         bank: Refer to this bundled bank, which must be the one in the GLEAN, instead of storing it.
+        self_ensemble: Whether the model's results are the mean of those for the image and for its mirror image: better, in twice the time.
+            By default as in MODEL.
         overwrite: Replace an existing file.
         offline: Never download a model.
     """
@@ -95,6 +98,9 @@ def convert(
         network.build(path)  # what does not fit its architecture is not worth converting
     if bank:
         checkpoint = shared.detach_bank(checkpoint, bank, path)
+    if self_ensemble:
+        about = dataclasses.replace(checkpoint.about, self_ensemble=self_ensemble == "on")
+        checkpoint = dataclasses.replace(checkpoint, about=about)
     try:
         native.write(output, checkpoint, dtype=getattr(torch, dtype))
     except OSError as error:

@@ -180,7 +180,8 @@ def _to_gpu(upscaler: Upscaler) -> Upscaler:
     if not isinstance(method, FeedForwardModel) or method.device.type != "cpu":
         return upscaler
     precision = cast("Precision", str(method.precision).removeprefix("torch."))
-    return Upscaler(FeedForwardModel(method.model, device="cuda", precision=precision), upscaler.about)
+    moved = FeedForwardModel(method.model, device="cuda", precision=precision, self_ensemble=method.self_ensemble)
+    return Upscaler(moved, upscaler.about)
 
 
 def _sendable(error: GleansrError | None) -> GleansrError | None:

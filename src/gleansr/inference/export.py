@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gleansr.errors import GleansrError, RequestError
 from gleansr.files import replacing
 from gleansr.inference.exportable import exportable
 from gleansr.inference.onnx_runtime import KEY, OnnxModel
-from gleansr.inference.runner import FeedForwardModel, enlarge
+from gleansr.inference.runner import FeedForwardModel, enlarge, mirror_mean
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
@@ -53,12 +54,13 @@ class Exported:
 class _ExportedNetwork(nn.Module):
     """A network with RGB in [-1, 1] as input and output."""
 
-    def __init__(self, model: SRNetwork):
+    def __init__(self, model: SRNetwork, *, self_ensemble: bool):
         super().__init__()
-        self.model = model
+        self.model, self.self_ensemble = model, self_ensemble
 
     def forward(self, lr: Tensor) -> Tensor:
-        return enlarge(self.model, lr)
+        forward = partial(enlarge, self.model)
+        return mirror_mean(forward, lr) if self.self_ensemble else forward(lr)
 
 
 @plain_torch()
@@ -90,7 +92,7 @@ def export(upscaler: Upscaler, path: str | Path, *, batch: int | None = 1, half:
     if batch is not None and batch < 1:
         raise RequestError(f"batch must be at least 1, not {batch}")
     check_installed()
-    network = _ExportedNetwork(method.model if half else exportable(method.model))
+    network = _ExportedNetwork(method.model if half else exportable(method.model), self_ensemble=method.self_ensemble)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     if weights > LARGEST:
         raise RequestError(f"the weights have {weights:,} bytes, but one ONNX file holds at most {LARGEST:,}")
@@ -233,6 +235,6 @@ def _samples(method: FeedForwardModel) -> Tensor:
 @torch.inference_mode()
 def _compare(exported: OnnxModel, method: FeedForwardModel) -> tuple[float, float]:
     lr = _samples(method)
-    expected, result = enlarge(method.model, lr).clamp(-1, 1), exported(lr).clamp(-1, 1)
+    expected, result = method.in_float32(lr).clamp(-1, 1), exported(lr).clamp(-1, 1)
     error = (expected - result).double()
     return float(error.abs().max()), float(10 * torch.log10(4 / error.square().mean()))

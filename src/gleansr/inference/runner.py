@@ -38,12 +38,20 @@ class FeedForwardModel:
     recorded: GraphedCall | None = None
     """CUDA graphs of a GLEAN on a GPU."""
 
-    def __init__(self, model: nn.Module | OnnxModel, *, device: str | torch.device = "auto", precision: Precision = "auto"):
-        """`device` and `precision` as in `load`; an `OnnxModel` has its own. The weights must not change any more.
+    def __init__(
+        self,
+        model: nn.Module | OnnxModel,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision = "auto",
+        self_ensemble: bool = False,
+    ):
+        """`device`, `precision` and `self_ensemble` as in `load`; an `OnnxModel` has its own. The weights must not change any more.
 
         Raises:
             RequestError: the network is of another kind.
         """
+        self.self_ensemble = self_ensemble and not isinstance(model, OnnxModel)
         if isinstance(model, OnnxModel):
             if full_name(precision) not in ("auto", "float32"):
                 raise RequestError(f"an ONNX file computes in the precision that it was exported in, not in {precision}")
@@ -76,14 +84,21 @@ class FeedForwardModel:
 
     @torch.inference_mode()
     def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, too fast to report
-        if self._frozen:
-            return ModelOutput(self._frozen(lr).float())
-        return ModelOutput(self.recorded(lr) if self.recorded else self._forward(self.precision, self.model, lr))
+        return ModelOutput(self._ensemble(self._pass, lr))
 
     @torch.inference_mode()
     def in_float32(self, lr: Tensor) -> Tensor:
         """lr (N, 3, h, w) -> (N, 3, scale * h, scale * w) in float32, where half precision overflowed."""
-        return self._forward(torch.float32, self.model, lr)
+        return self._ensemble(partial(self._forward, torch.float32, self.model), lr)
+
+    def _pass(self, lr: Tensor) -> Tensor:
+        if self._frozen:
+            return self._frozen(lr).float()
+        return self.recorded(lr) if self.recorded else self._forward(self.precision, self.model, lr)
+
+    def _ensemble(self, forward: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
+        """The result of one pass, or the mean of two, of the image and of its mirror image."""
+        return mirror_mean(forward, lr) if self.self_ensemble else forward(lr)
 
     def free_caches(self) -> None:
         """Frees memory that only makes passes faster."""
@@ -102,6 +117,12 @@ class FeedForwardModel:
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32, cache_enabled=self.recorded is None):
             sr = enlarge(model, lr)
         return sr[..., : height * self.scale, : width * self.scale]
+
+
+def mirror_mean(forward: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
+    """The mean of the results for images (N, 3, h, w) and for their mirror images, mirrored back: geometric self-ensemble (Lim et al.,
+    "Enhanced Deep Residual Networks for Single Image Super-Resolution", 2017) of two instead of eight."""
+    return (forward(lr) + forward(lr.flip(3)).flip(3)) / 2
 
 
 def enlarge(model: SRNetwork | OnnxModel, lr: Tensor) -> Tensor:

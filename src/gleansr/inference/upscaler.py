@@ -1,5 +1,6 @@
 """Images in, images out: fits images to the model's input, runs batches and assembles the results."""
 
+import dataclasses
 import itertools
 import os
 import weakref
@@ -308,6 +309,7 @@ def load(
     *,
     device: str | torch.device = "auto",
     precision: Precision = "auto",
+    self_ensemble: bool | None = None,
     offline: bool | None = None,
 ) -> Upscaler:
     """Loads a named model ("cats-8x", see `gleansr models`) or a file of any supported layout with a GLEAN or another upscaling network,
@@ -317,6 +319,9 @@ def load(
     "float16", or short "fp32", "bf16", "fp16"; "auto" is float32 on a CPU and bfloat16 on a GPU that supports it; "float16" is for other
     GPUs. Results that overflow in half precision are recomputed in float32.
 
+    `self_ensemble`: whether a result is the mean of the results for the image and for its mirror image, which is better and takes twice as
+    long; None: as the model's file says. An ONNX file always computes what it was exported from.
+
     An official model is downloaded on first use, unless `offline` or the environment variable GLEANSR_OFFLINE forbids it.
     """
     find_precision(precision, chosen := find_device(device))  # refuse impossible requests before any work
@@ -325,8 +330,9 @@ def load(
         onnx = OnnxModel(path, chosen)
         return Upscaler(FeedForwardModel(onnx, precision=precision), onnx.about)
     checkpoint = checkpoints.read(path)
+    about = checkpoint.about if self_ensemble is None else dataclasses.replace(checkpoint.about, self_ensemble=self_ensemble)
     try:
-        method = FeedForwardModel(checkpoint.build(None, path), device=chosen, precision=precision)
+        method = FeedForwardModel(checkpoint.build(None, path), device=chosen, precision=precision, self_ensemble=about.self_ensemble)
     except RequestError as error:
         raise RequestError(f"{name_or_path}: {error}") from None
-    return Upscaler(method, checkpoint.about)
+    return Upscaler(method, about)

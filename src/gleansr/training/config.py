@@ -147,6 +147,8 @@ class AboutConfig:
     """Licence of the weights, following that of the data."""
     credit: str = ""
     """Required attribution."""
+    self_ensemble: bool = False
+    """Results are the mean of those for the image and for its mirror image: better, in twice the time. Training has one pass."""
 
     def __post_init__(self):
         name = self.name

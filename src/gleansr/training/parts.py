@@ -130,7 +130,10 @@ def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tenso
     if not recipe.teacher:
         return None
     path = checkpoints.model_path(recipe.teacher)
-    teacher = FeedForwardModel(checkpoints.read(path).build(None, path), device=device, precision=recipe.run.precision)
+    checkpoint, precision = checkpoints.read(path), recipe.run.precision
+    teacher = FeedForwardModel(
+        checkpoint.build(None, path), device=device, precision=precision, self_ensemble=checkpoint.about.self_ensemble
+    )
     in_size, out_size = recipe.network.in_size, recipe.network.out_size
     if teacher.in_size not in (None, in_size) or teacher.scale * in_size != out_size:
         raise RequestError(f"{path}: the teacher must upscale {in_size} -> {out_size} as the recipe does, but its scale is {teacher.scale}")
