@@ -107,6 +107,9 @@ def test_a_self_ensemble_is_in_the_file_once(tmp_path: Path, ours: Upscaler, bat
     assert done.size < 1.5 * 4 * weights(ours) + 2**18, "the weights are stored twice"
     theirs, lr = gleansr.load(done.path), images(2, 8, 8)
     assert theirs.about == both.about
+    assert gleansr.load(done.path, self_ensemble=True).about == both.about
+    with pytest.raises(RequestError, match="computes as it was exported, with one self-ensemble"):
+        gleansr.load(done.path, self_ensemble=False)
     assert (theirs.method(lr).images - method(lr).images).abs().max() < 1e-4
     assert (theirs.method(lr).images - ours.method(lr).images).abs().max() > 1e-3
 

@@ -53,6 +53,28 @@ def test_it_resumes_what_it_and_the_command_did(folder: Path, tiny_model: Path, 
     assert other.done == 4
 
 
+def test_a_self_ensemble_is_asked_for_alike_and_remembered(folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "broken.png").unlink()
+    options = ("--model", str(tiny_model), "--device", "cpu")
+    first = gleansr.upscale_folder(folder, model=tiny_model, device="cpu", self_ensemble=True)
+    assert first.done == 3
+    main(["upscale", str(folder), *options, "--self-ensemble", "on"])
+    assert "Nothing to do: all 3 images" in capsys.readouterr().err
+    both = gleansr.load(tiny_model, device="cpu", self_ensemble=True)(folder / "a.png")
+    with Image.open(folder.with_name("cats_4x") / "a.png") as image:
+        assert image.tobytes() == both.tobytes()
+    assert gleansr.upscale(folder / "a.png", model=tiny_model, device="cpu", self_ensemble=True).tobytes() == both.tobytes()
+    main(["upscale", str(folder), *options, "--self-ensemble", "off"])
+    with Image.open(folder.with_name("cats_4x") / "a.png") as image:
+        once = image.tobytes()
+    assert once != both.tobytes()
+    assert once == gleansr.load(tiny_model, device="cpu")(folder / "a.png").tobytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["upscale", str(folder / "a.png"), "--method", "bicubic", "--self-ensemble", "on"])
+    assert ended.value.code == 2
+    assert "--self-ensemble is for networks given with --model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

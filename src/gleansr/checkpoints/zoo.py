@@ -245,7 +245,7 @@ def _real_esrgan(name: str, kind: Literal["rrdbnet", "srvgg"], release: str, siz
 
 
 _MODELS = (
-    _bundled("cats-8x", 32, "8390144b8e67d346"),
+    _bundled("cats-8x", 32, "572f7799f645a699"),
     _bundled("cats-8x-light", 32, "cd49798e33542ff1"),
     _bundled("cats-4x", 64, "76e6bc8c1ffab5b9", also=_PORTRAITS),
     _bundled("cats-16x", 16, "f7bbb7ca03983534", also=_PORTRAITS),
@@ -256,11 +256,11 @@ _MODELS = (
     _bundled("faces-4x", 64, "c0068ec84a0d463a", category="faces"),
     _bundled("faces-8x", 32, "f0fbd24b17f35cbc", category="faces"),
     _bundled("faces-16x", 16, "6a3bb0b5707b3cc2", category="faces"),
-    _bundled("faces-32x", 8, "3d1bfe4090490e09", category="faces"),
-    _bundled("faces-64x", 4, "2a83bbf792abce65", category="faces"),
-    _bundled("cars-8x", 32, "b8fc6da449b1dd48", category="cars"),
+    _bundled("faces-32x", 8, "055f5ab1a0a75510", category="faces"),
+    _bundled("faces-64x", 4, "f9b0b36ff14f34b1", category="faces"),
+    _bundled("cars-8x", 32, "3743d0009d4f62fc", category="cars"),
     _bundled("cars-16x", 16, "fe01cca199eb1e62", category="cars"),
-    _bundled("bedrooms-8x", 32, "24e7ed83ba529c94", category="bedrooms"),
+    _bundled("bedrooms-8x", 32, "b86652cbe593a46e", category="bedrooms"),
     _bundled("bedrooms-16x", 16, "e9150964795da20f", category="bedrooms"),
     _bundled("towers-8x", 32, "a388d0941eea6ed4", category="towers"),
     _bundled("towers-16x", 16, "3d1ec9821abdd485", category="towers"),

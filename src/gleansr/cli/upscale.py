@@ -61,6 +61,9 @@ class ModelOptions:
     scale: int | None = None
     """How many times larger the result is, 1 to 64; by default that of the model for thumbnails and 4 for larger images, less if the result
     would exceed 50 megapixels."""
+    self_ensemble: Literal["on", "off"] | None = None
+    """Whether a result is the mean of those for the image and for its mirror image: better, in twice the time. By default as in the model's
+    file: on for the bundled models of a category."""
     option: tuple[str, ...] = ()
     """Settings of pulse and dgp, such as steps=50 seed=1."""
     fit: Literal["auto", "crop", "pad", "stretch", "exact"] = "auto"
@@ -76,6 +79,11 @@ class ModelOptions:
     def automatic(self) -> bool:
         """Whether each image gets the models that it needs."""
         return self.method == self.model == "auto"
+
+    @property
+    def ensemble(self) -> bool | None:
+        """`self_ensemble` as the library takes it."""
+        return None if self.self_ensemble is None else self.self_ensemble == "on"
 
     @property
     def strength(self) -> float:
@@ -309,7 +317,8 @@ def _plan(network: ModelOptions, photos: PhotoOptions, computing: BatchOptions, 
     upscaler, file = (None, None) if network.automatic else _upscaler(network, computing, photo=photos.photo or network.fit == "auto")
     if network.automatic and network.option:
         raise RequestError("--option is for pulse and dgp: give --method pulse or --method dgp too")
-    background, background_file = _upscaler(ModelOptions(photos.background), computing) if photos.background else (None, None)
+    around = ModelOptions(photos.background, self_ensemble=network.self_ensemble) if photos.background else None
+    background, background_file = _upscaler(around, computing) if around else (None, None)
     plan = plan_task(
         upscaler,
         file,
@@ -321,6 +330,7 @@ def _plan(network: ModelOptions, photos: PhotoOptions, computing: BatchOptions, 
         options=network.option,
         device=computing.device,
         precision=computing.precision,
+        self_ensemble=network.ensemble,
     )
     return replace(plan, label=f"{network.method} {plan.label if file else ''}".strip()) if network.method != "auto" else plan
 
@@ -334,7 +344,9 @@ def _upscaler(network: ModelOptions, computing: BatchOptions, *, photo: bool = F
         if network.option:
             raise RequestError("--option is for pulse and dgp: give --method pulse or --method dgp too")
         file = fetched(network.model, computing.offline)
-        return load(file, device=computing.device, precision=computing.precision), file
+        return load(file, device=computing.device, precision=computing.precision, self_ensemble=network.ensemble), file
+    if network.self_ensemble:
+        raise RequestError("--self-ensemble is for networks given with --model: leave --method out")
     from gleansr import baselines
     from gleansr.configs import parse_override
     from gleansr.inference.router import AUTO

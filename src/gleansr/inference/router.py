@@ -73,21 +73,22 @@ def fingerprint() -> str:
 class Models:
     """Named models, loaded at their first use. Thread-safe; pickled without the loaded ones."""
 
-    def __init__(self, *, device: str = "auto", precision: Precision = "auto"):
+    def __init__(self, *, device: str = "auto", precision: Precision = "auto", self_ensemble: bool | None = None):
         """As for `gleansr.load`."""
         self.device = device
         self.precision: Precision = precision
+        self.self_ensemble = self_ensemble
         self._loaded: dict[str, Upscaler] = {}
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Upscaler:
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = load(find(name).name, device=self.device, precision=self.precision)
+                self._loaded[name] = load(find(name).name, **self.__getstate__())
             return self._loaded[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"device": self.device, "precision": self.precision}
+        return {"device": self.device, "precision": self.precision, "self_ensemble": self.self_ensemble}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)

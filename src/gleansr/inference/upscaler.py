@@ -320,7 +320,7 @@ def load(
     GPUs. Results that overflow in half precision are recomputed in float32.
 
     `self_ensemble`: whether a result is the mean of the results for the image and for its mirror image, which is better and takes twice as
-    long; None: as the model's file says. An ONNX file always computes what it was exported from.
+    long; None: as the model's file says. That of an ONNX file cannot be changed.
 
     An official model is downloaded on first use, unless `offline` or the environment variable GLEANSR_OFFLINE forbids it.
     """
@@ -328,6 +328,9 @@ def load(
     path = checkpoints.model_path(name_or_path, offline=offline)
     if is_onnx(path):
         onnx = OnnxModel(path, chosen)
+        if self_ensemble not in (None, onnx.about.self_ensemble):
+            state = "one" if onnx.about.self_ensemble else "no"
+            raise RequestError(f"{name_or_path}: an ONNX file computes as it was exported, with {state} self-ensemble")
         return Upscaler(FeedForwardModel(onnx, precision=precision), onnx.about)
     checkpoint = checkpoints.read(path)
     about = checkpoint.about if self_ensemble is None else dataclasses.replace(checkpoint.about, self_ensemble=self_ensemble)

@@ -79,6 +79,7 @@ def plan_task(
     options: Sequence[str] = (),
     device: str = "auto",
     precision: Precision = "auto",
+    self_ensemble: bool | None = None,
 ) -> TaskPlan:
     """The task for images of any kind.
 
@@ -92,8 +93,9 @@ def plan_task(
         background_file: of its model.
         fit: for a given model, see `Upscaler.fit`; "auto" lets results be exactly the scale times as large as their images.
         options: of PULSE and DGP.
-        device: for models that are still to be loaded, as `precision`; see `gleansr.load`.
+        device: for models that are still to be loaded, as `precision` and `self_ensemble`; see `gleansr.load`.
         precision: of the models.
+        self_ensemble: of the models, those of `upscaler` and `background` included.
 
     Raises:
         RequestError: the arguments do not fit together.
@@ -103,9 +105,11 @@ def plan_task(
         task = Photo(upscaler, config, background=background)
     else:
         task = fitted_task(upscaler, fit, config.scale, config.back_project, measured=config.measure_consistency) or AutoTask(
-            config, device=device, precision=precision, model=upscaler, background=background, photo=photo
+            config, device=device, precision=precision, self_ensemble=self_ensemble, model=upscaler, background=background, photo=photo
         )
     settings = run_settings(upscaler or task.upscaler, precision, options)
+    if self_ensemble is not None:
+        settings["self_ensemble"] = self_ensemble
     if photo or background_file:
         settings["background_sha256"] = background_file and sha256_of(background_file)
     return TaskPlan(task, file.stem if file else router.AUTO, settings, file)

@@ -78,6 +78,7 @@ class AutoTask:
         *,
         device: str = "auto",
         precision: Precision = "auto",
+        self_ensemble: bool | None = None,
         models: Models | None = None,
         model: Upscaler | None = None,
         background: Upscaler | None = None,
@@ -88,8 +89,9 @@ class AutoTask:
         Args:
             config: settings of detection and pasting. The default scale is that of the model for thumbnails, otherwise 4, halved for
                 large photos (see `choose_scale`).
-            device: for the models, as `precision`; see `gleansr.load`.
+            device: for the models, as `precision` and `self_ensemble`; see `gleansr.load`.
             precision: of the models.
+            self_ensemble: of the models.
             models: those to choose from, already on a device; by default all on this machine.
             model: enlarges all objects, instead of a choice. If it takes images of any size, it enlarges whole images.
             background: enlarges what surrounds the objects, and images without any; by default the general model.
@@ -102,7 +104,7 @@ class AutoTask:
         self.config = config or PhotoConfig()
         self.report: StepReport | None = None
         """Receives the number of finished tiles of an image, and of all its tiles."""
-        self.models = models or Models(device=device, precision=precision)
+        self.models = models or Models(device=device, precision=precision, self_ensemble=self_ensemble)
         self._whole_images = model is not None and model.input_size is None
         if model and self._whole_images:
             if self.config.boxes or self.config.aligned or background:
@@ -153,7 +155,7 @@ class AutoTask:
         model, background = (one and move(one) for one in (self._model, self._background))
         if self._whole_images:
             model, background = background, None
-        models = Models(device=device, precision=self.models.precision)
+        models = Models(device=device, precision=self.models.precision, self_ensemble=self.models.self_ensemble)
         return AutoTask(self.config, models=models, model=model, background=background, photo=self._photo, objects=self._objects)
 
     def with_objects(self, objects: Mapping[str, Sequence[PhotoObject]]) -> "AutoTask":

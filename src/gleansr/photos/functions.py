@@ -72,6 +72,7 @@ def upscale(
     model: str | os.PathLike[str] | Upscaler = "auto",
     device: str = "auto",
     precision: Precision = "auto",
+    self_ensemble: bool | None = None,
 ) -> Image.Image:
     """Enlarges any image. The result is exactly `scale` times as large.
 
@@ -82,8 +83,9 @@ def upscale(
         image: a path, the bytes of a file, a PIL image, an HWC uint8 array or a CHW float tensor in [0, 1], RGB.
         scale: 1 to 64; by default that of the model for a thumbnail, otherwise 4, or 2 if the result would exceed 50 megapixels.
         model: name or file of the model instead of a choice, or an Upscaler.
-        device: as `precision`, see `gleansr.load`.
+        device: as `precision` and `self_ensemble`, see `gleansr.load`.
         precision: of the models.
+        self_ensemble: of the models; False halves the time.
 
     Returns:
         An RGB or RGBA image. Its `info["gleansr"]` says what was recognised and which models enlarged it.
@@ -92,8 +94,11 @@ def upscale(
         ImageError: the image cannot be read, or the result would be too large.
         RequestError: an option is out of range, or the model does not exist.
     """
-    upscaler = model if isinstance(model, Upscaler) else None if model == "auto" else load(model, device=device, precision=precision)
-    task = AutoTask(PhotoConfig(scale=scale, measure_consistency=False), device=device, precision=precision, model=upscaler)
+    upscaler = None if model == "auto" else model
+    if upscaler is not None and not isinstance(upscaler, Upscaler):
+        upscaler = load(upscaler, device=device, precision=precision, self_ensemble=self_ensemble)
+    config = PhotoConfig(scale=scale, measure_consistency=False)
+    task = AutoTask(config, device=device, precision=precision, self_ensemble=self_ensemble, model=upscaler)
     result = run(task, image if isinstance(image, DecodedImage) else decode(image))
     result.image.info["gleansr"] = "; ".join([result.summary, *result.notes])
     return result.image
