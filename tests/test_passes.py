@@ -161,6 +161,8 @@ def test_a_file_and_the_one_who_loads_it_say_whether_there_is_a_self_ensemble(tm
             means[stored, asked] = upscaler.method(lr).images
         named = baselines.load("glean", tmp_path / "g.safetensors", device="cpu")
         assert torch.allclose(named.method(lr).images, means[stored, None], atol=1e-5)
+    with pytest.raises(RequestError, match="must be True, False or None, not 'off'"):
+        gleansr.load(tmp_path / "g.safetensors", self_ensemble="off")  # pyright: ignore[reportArgumentType]
     assert torch.allclose(means[False, None], means[True, False], atol=1e-5)
     assert torch.allclose(means[True, None], means[False, True], atol=1e-5)
     assert not torch.allclose(means[True, True], means[True, False], atol=1e-3)

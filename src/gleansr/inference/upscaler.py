@@ -324,6 +324,8 @@ def load(
 
     An official model is downloaded on first use, unless `offline` or the environment variable GLEANSR_OFFLINE forbids it.
     """
+    if not isinstance(self_ensemble, bool | None):
+        raise RequestError(f"self_ensemble must be True, False or None, not {self_ensemble!r}")
     find_precision(precision, chosen := find_device(device))  # refuse impossible requests before any work
     path = checkpoints.model_path(name_or_path, offline=offline)
     if is_onnx(path):
