@@ -88,7 +88,7 @@ def test_its_figures_are_those_of_the_results():
     for row in re.findall(r"^\| \[(?!general)(.*?)\]\(.*?\) \| (.*)$", README, re.MULTILINE):
         cells = [cell.strip() for cell in row[1].split("|")]
         for part, told in ((clean, cells[3]), (real, cells[4])):
-            [measured] = re.findall(rf"^\| {row[0]} \| (.*)$", part.partition("## Benefit")[0], re.MULTILINE)
+            [measured] = re.findall(rf"^\| {row[0]} \| (.*)$", part.partition("## Self-ensemble")[0], re.MULTILINE)
             _, psnr, _, squeezenet, mobilenet, *_ = [cell.strip() for cell in measured.split("|")]
             assert told == f"{psnr.partition(' (')[0]}, {squeezenet}, {mobilenet}", row[0]
     [table] = re.findall(r"^### The 64 images.*?(?=^###)", results, re.MULTILINE | re.DOTALL)

@@ -1,7 +1,7 @@
 // What an image shows: gleansr.inference.categories, with the same classifier.
-import { tile } from "./background.js";
+import { forward } from "./background.js";
 import { asPlanes } from "./fit.js";
-import { clamp, crop, map, planes, round, signed, unsigned } from "./planes.js";
+import { clamp, crop, map, planes, round, signed } from "./planes.js";
 import { resize } from "./resize.js";
 
 /** @typedef {import("./planes.js").Planes} Planes */
@@ -51,7 +51,7 @@ export function mostProbable(all, names) {
 export async function probabilities(runtime, picture) {
   const small = reduced(picture), all = await ofBothWays(runtime, small), { general } = runtime.list;
   if (!general || chosen(runtime, all).name !== "other") return all;
-  const enlarged = signed(await tile(runtime, unsigned(small), general.scale));
+  const enlarged = await forward(runtime, small);
   return ofBothWays(runtime, map(resize(enlarged, small.height, small.width), (value) => clamp(value, -1, 1)));
 }
 
