@@ -20,7 +20,7 @@ from gleansr.errors import GleansrError, RequestError
 from gleansr.files import replacing
 from gleansr.inference.exportable import exportable
 from gleansr.inference.onnx_runtime import KEY, OnnxModel
-from gleansr.inference.runner import FeedForwardModel, enlarge, mirror_mean
+from gleansr.inference.runner import FeedForwardModel, enlarge, ensembled
 from gleansr.inference.upscaler import Upscaler
 from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
@@ -59,8 +59,7 @@ class _ExportedNetwork(nn.Module):
         self.model, self.self_ensemble = model, self_ensemble
 
     def forward(self, lr: Tensor) -> Tensor:
-        forward = partial(enlarge, self.model)
-        return mirror_mean(forward, lr) if self.self_ensemble else forward(lr)
+        return ensembled(partial(enlarge, self.model), lr, mirror=self.self_ensemble)
 
 
 @plain_torch()

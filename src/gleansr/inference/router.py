@@ -84,7 +84,7 @@ class Models:
     def __getitem__(self, name: str) -> Upscaler:
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = load(find(name).name, **self.__getstate__())
+                self._loaded[name] = load(find(name).name, device=self.device, precision=self.precision, self_ensemble=self.self_ensemble)
             return self._loaded[name]
 
     def __getstate__(self) -> dict[str, Any]:

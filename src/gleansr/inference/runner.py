@@ -51,7 +51,7 @@ class FeedForwardModel:
         Raises:
             RequestError: the network is of another kind.
         """
-        self.self_ensemble = self_ensemble and not isinstance(model, OnnxModel)
+        self.self_ensemble = self_ensemble
         if isinstance(model, OnnxModel):
             if full_name(precision) not in ("auto", "float32"):
                 raise RequestError(f"an ONNX file computes in the precision that it was exported in, not in {precision}")
@@ -84,21 +84,17 @@ class FeedForwardModel:
 
     @torch.inference_mode()
     def __call__(self, lr: Tensor, report: StepReport | None = None) -> ModelOutput:  # noqa: ARG002, too fast to report
-        return ModelOutput(self._ensemble(self._pass, lr))
+        return ModelOutput(ensembled(self._pass, lr, mirror=self.self_ensemble))
 
     @torch.inference_mode()
     def in_float32(self, lr: Tensor) -> Tensor:
         """lr (N, 3, h, w) -> (N, 3, scale * h, scale * w) in float32, where half precision overflowed."""
-        return self._ensemble(partial(self._forward, torch.float32, self.model), lr)
+        return ensembled(partial(self._forward, torch.float32, self.model), lr, mirror=self.self_ensemble)
 
     def _pass(self, lr: Tensor) -> Tensor:
         if self._frozen:
             return self._frozen(lr).float()
         return self.recorded(lr) if self.recorded else self._forward(self.precision, self.model, lr)
-
-    def _ensemble(self, forward: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
-        """The result of one pass, or the mean of two, of the image and of its mirror image."""
-        return mirror_mean(forward, lr) if self.self_ensemble else forward(lr)
 
     def free_caches(self) -> None:
         """Frees memory that only makes passes faster."""
@@ -119,10 +115,10 @@ class FeedForwardModel:
         return sr[..., : height * self.scale, : width * self.scale]
 
 
-def mirror_mean(forward: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
-    """The mean of the results for images (N, 3, h, w) and for their mirror images, mirrored back: geometric self-ensemble (Lim et al.,
-    "Enhanced Deep Residual Networks for Single Image Super-Resolution", 2017) of two instead of eight."""
-    return (forward(lr) + forward(lr.flip(3)).flip(3)) / 2
+def ensembled(forward: Callable[[Tensor], Tensor], lr: Tensor, *, mirror: bool) -> Tensor:
+    """The results for images (N, 3, h, w) or, with `mirror`, the mean of these and of those for the mirror images, mirrored back: geometric
+    self-ensemble (Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", 2017) of two instead of eight."""
+    return (forward(lr) + forward(lr.flip(3)).flip(3)) / 2 if mirror else forward(lr)
 
 
 def enlarge(model: SRNetwork | OnnxModel, lr: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ class EfficientNetBlock(nn.Module):
         self.residual = stride == 1 and n_in == n_out
         hidden = n_in * expansion
         self.expand = nn.Conv2d(n_in, hidden, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = nn.Conv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2 if stride == 1 else 0, groups=hidden)
         self.project = nn.Conv2d(hidden, n_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -275,7 +275,12 @@ class EfficientNetLite0(nn.Module):
 
 
 def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Zeros around x (N, C, H, W) for an output of ceil(side / stride), as TensorFlow's "same" places them: an odd one below and right."""
+    """Zeros around x (N, C, H, W) for an output of ceil(side / stride), as TensorFlow's "same" places them: an odd one below and right.
+
+    A convolution of stride 1 pads by itself, without a copy.
+    """
+    if conv.stride[0] == 1:
+        return x
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     height, width = (max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))

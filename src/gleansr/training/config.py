@@ -269,8 +269,8 @@ class NetworkRecipe:
     perceptual_weight: Weight = 1e-2
     """alpha_percep of equation (4); 0 trains without a perceptual loss."""
     perceptual_views: bool = False
-    """Compare the features of random views: crops at random offsets, flipped and transposed at random, the same for result and ground
-    truth; False: of whole images, as in the paper."""
+    """Compare the features of random views, the same of result and ground truth: crops at random offsets, flipped and transposed at
+    random. False: of whole images, as in the paper."""
     adversarial_weight: Weight = 1e-2
     """alpha_gen of equation (4); 0 trains without a discriminator."""
     lattice_weight: Weight = 0
@@ -290,6 +290,13 @@ class NetworkRecipe:
     mean; several processes use the mean of their share."""
     ema_half_life: Weight = 0
     """Half-life of the averaged weights in images; 0: no averaging, as in the paper."""
+
+    @property
+    def perceptual_networks(self) -> tuple[str, ...]:
+        """The networks of equation (2), of which each iteration takes one; none if its weight is 0."""
+        if not self.perceptual_weight:
+            return ()
+        return ("squeezenet", "efficientnet") if self.perceptual == "alternating" else (self.perceptual,)
 
     def __post_init__(self):
         network, patch = self.network, self.data.patch

@@ -112,17 +112,19 @@ def glean_config(network: GLEANNetworkConfig, kind: str | None, bank: BankConfig
 
 
 def load_perceptual(recipe: NetworkRecipe) -> tuple[list[PerceptualNetwork], str]:
-    """Loads the networks of equation (2), of which each iteration takes one, none if its weight is 0, and describes them for the log."""
-    if not recipe.perceptual_weight:
-        return [], "none"
-    if recipe.perceptual == "vgg19":
-        return [load_vgg19(recipe.perceptual_file).requires_grad_(False)], "VGG19 conv5_4 on images as unit"
-    if recipe.perceptual == "vgg16":
-        network = load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input)
-        return [network.requires_grad_(False)], f"VGG16 conv4_3 on images as {recipe.perceptual_input}"
-    bundled = {"squeezenet": (squeezenet, "SqueezeNet 1.1"), "efficientnet": (efficientnet, "EfficientNet-Lite0")}
-    chosen = bundled.values() if recipe.perceptual == "alternating" else [bundled[recipe.perceptual]]
-    return [load() for load, _ in chosen], " or ".join(name for _, name in chosen) + ", bundled"
+    """Loads the recipe's `perceptual_networks` and describes them for the log."""
+    networks, descriptions = [], []
+    for name in recipe.perceptual_networks:
+        if name == "vgg16":
+            networks.append(load_vgg16(recipe.perceptual_file, input_range=recipe.perceptual_input).requires_grad_(False))
+            descriptions.append(f"VGG16 conv4_3 on images as {recipe.perceptual_input}")
+        elif name == "vgg19":
+            networks.append(load_vgg19(recipe.perceptual_file).requires_grad_(False))
+            descriptions.append("VGG19 conv5_4 on images as unit")
+        else:
+            networks.append(squeezenet() if name == "squeezenet" else efficientnet())
+            descriptions.append("SqueezeNet 1.1, bundled" if name == "squeezenet" else "EfficientNet-Lite0, bundled")
+    return networks, " or ".join(descriptions) or "none"
 
 
 def load_teacher(recipe: NetworkRecipe, device: torch.device) -> Callable[[Tensor], Tensor] | None:

@@ -28,13 +28,7 @@ from gleansr.training.parts import (
 )
 
 MIB = 2**20
-PERCEPTUAL: dict[str, tuple[type[PerceptualNetwork], ...]] = {
-    "vgg16": (VGG16,),
-    "vgg19": (VGG19,),
-    "squeezenet": (SqueezeNet,),
-    "efficientnet": (EfficientNetLite0,),
-    "alternating": (SqueezeNet, EfficientNetLite0),
-}
+PERCEPTUAL = {"vgg16": VGG16, "vgg19": VGG19, "squeezenet": SqueezeNet, "efficientnet": EfficientNetLite0}
 
 
 def network_plan(recipe: NetworkRecipe, devices: int | None = None) -> dict[str, Any]:
@@ -55,7 +49,7 @@ def network_plan(recipe: NetworkRecipe, devices: int | None = None) -> dict[str,
             model = GLEAN(glean_config(recipe.network, recipe.bank, bank))
         else:
             model = recipe.network.build()
-        perceptual = [network() for network in PERCEPTUAL[recipe.perceptual]] if recipe.perceptual_weight else []
+        perceptual = [PERCEPTUAL[name]() for name in recipe.perceptual_networks]
         discriminator = new_discriminator(d_config) if d_config and recipe.adversarial_weight else None
     for part in (model, *perceptual, discriminator):
         if part:
@@ -208,10 +202,10 @@ def _objective(recipe: NetworkRecipe) -> str:
     """Equation (4) with the weights of the recipe."""
     begins = f" after {recipe.adversarial_from} images" if recipe.adversarial_from else ""
     some = f" (of {recipe.spectrum_images} of a batch)" if recipe.spectrum_images else ""
-    network = "squeezenet or efficientnet" if recipe.perceptual == "alternating" else recipe.perceptual
+    features = " or ".join(recipe.perceptual_networks) + (" of random views" if recipe.perceptual_views else "")
     terms = [
         (recipe.pixel_weight, "(1)" if recipe.pixel == "mse" else "L1 error"),
-        (recipe.perceptual_weight, f"(2) on {network}{' of random views' if recipe.perceptual_views else ''}"),
+        (recipe.perceptual_weight, f"(2) on {features}"),
         (recipe.adversarial_weight, f"(3){begins}, {recipe.adversarial}"),
         (recipe.lattice_weight, "lattice loss"),
         (recipe.checkerboard_weight, "checkerboard loss"),
