@@ -1,19 +1,26 @@
 """Time from the end of a stroke to the refined image in the browser, compared with the bare forward pass.
 
     python -m benchmarks.page [--strokes 30] [--image FILE] [--model cats-8x] [--json FILE]
+    python -m benchmarks.page --site DIRECTORY [--image FILE]
     python -m benchmarks.page --screenshot docs/page.jpg
 
 Starts `gleansr serve` on a free local port and draws strokes in headless Chromium. The bare forward pass of one image is timed in this
 process before and after the strokes, when the cores are free. Needs `pip install 'gleansr[serve]' playwright` and Chromium; CHROMIUM is its
-path if it is not called chromium. The screenshot is of the guide's last step, with the bundled models.
+path if it is not called chromium. With --site the strokes are those of a page that `gleansr page -o DIRECTORY` wrote: the browser computes
+them, by the model that the page chooses. The screenshot is of the guide's last step, with the bundled models.
 """
 
 import argparse
+import contextlib
+import functools
+import http.server
 import json
 import os
 import shutil
 import statistics
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +37,7 @@ BOUND = "1.2 x forward + 100 ms"
 
 def forward_seconds(model: str, rounds: int) -> list[float]:
     """Seconds of forward passes of one image."""
-    upscaler = gleansr.load(model, device="cpu")
+    upscaler = gleansr.load(model, device="cpu").one_pass  # as for strokes
     lr = torch.rand(1, 3, upscaler.method.in_size or 1, upscaler.method.in_size or 1) * 2 - 1
     upscaler.method(lr)
     seconds = []
@@ -83,28 +90,52 @@ def chromium() -> str | None:
 
 def measure(image: Path, model: str, count: int) -> dict[str, Any]:
     before = forward_seconds(model, count // 2)
-    with running("--models", model) as service, sync_playwright() as play:
+    with running("--models", model) as service:
+        drawn = stroke_times(service.url, image, count)
+    forward = statistics.median(before + forward_seconds(model, count // 2))
+    return {"model": model, **facts(image, drawn), "forward_seconds_median": forward, "bound_seconds": 1.2 * forward + 0.1}
+
+
+def measure_site(folder: Path, image: Path, count: int) -> dict[str, Any]:
+    """Times of a static page, from a plain file server."""
+    with served(folder) as url:
+        return facts(image, stroke_times(url, image, count))
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A plain file server, while it is needed. Gives its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+def stroke_times(url: str, image: Path, count: int) -> list[dict[str, float]]:
+    """Opens the page, and an image in it to retouch, and draws strokes; see `strokes`."""
+    with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(service.url)
+        page.goto(url)
         page.locator("input[value=retouch]").check(force=True)
         page.set_input_files("#file", str(image))
         while not page.inner_text("#status").startswith(image.name):
             page.wait_for_timeout(20)
         drawn = strokes(page, count)
         browser.close()
-    forward = statistics.median(before + forward_seconds(model, count // 2))
+    return drawn
+
+
+def facts(image: Path, drawn: list[dict[str, float]]) -> dict[str, Any]:
     seconds = [stroke["seconds"] for stroke in drawn]
     return {
         "image": image.name,
-        "model": model,
         "strokes": len(drawn),
         "machine": machine(torch.device("cpu")),
         "stroke_seconds_median": statistics.median(seconds),
         "stroke_seconds_min_max": (min(seconds), max(seconds)),
         "forward_in_service_median": statistics.median(stroke["forward"] for stroke in drawn),
-        "forward_seconds_median": forward,
-        "bound_seconds": 1.2 * forward + 0.1,
     }
 
 
@@ -114,15 +145,21 @@ def main() -> None:
     parser.add_argument("--image", type=Path, default=CAT)
     parser.add_argument("--model", default="cats-8x")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--site", type=Path, help="a static page, instead of a service")
     parser.add_argument("--screenshot", type=Path, help="draw this file instead")
     arguments = parser.parse_args()
     if arguments.screenshot:
         screenshot(arguments.screenshot)
         return
-    report = measure(arguments.image, arguments.model, arguments.strokes)
-    print("| stroke to refined, ms | bare forward pass, ms | in the service, ms | " + BOUND + " |\n| ---: | ---: | ---: | ---: |")
-    keys = ("stroke_seconds_median", "forward_seconds_median", "forward_in_service_median", "bound_seconds")
-    print(f"| {' | '.join(f'{1000 * report[key]:.0f}' for key in keys)} |")
+    if arguments.site:
+        report = measure_site(arguments.site, arguments.image, arguments.strokes)
+        columns = {"stroke to refined, ms": "stroke_seconds_median", "in the network, ms": "forward_in_service_median"}
+    else:
+        report = measure(arguments.image, arguments.model, arguments.strokes)
+        columns = {"stroke to refined, ms": "stroke_seconds_median", "in the service, ms": "forward_in_service_median"}
+        columns |= {"bare forward pass, ms": "forward_seconds_median", BOUND: "bound_seconds"}
+    print("| " + " | ".join(columns) + " |\n|" + " ---: |" * len(columns))
+    print(f"| {' | '.join(f'{1000 * report[key]:.0f}' for key in columns.values())} |")
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

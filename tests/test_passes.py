@@ -145,6 +145,9 @@ def test_a_self_ensemble_is_the_mean_of_both_views_and_mirrors_exactly(
     assert torch.equal(result, (once(lr).images + once(lr.flip(3)).images.flip(3)) / 2)
     assert torch.equal(result, mirrored.flip(3))
     assert not torch.allclose(result, once(lr).images, atol=1e-3)
+    assert torch.equal(both.in_one_pass()(lr).images, once(lr).images)
+    assert both.in_one_pass().model is both.model
+    assert torch.equal(both(lr).images, result)
     assert torch.equal(both.in_float32(lr), (once.in_float32(lr) + once.in_float32(lr.flip(3)).flip(3)) / 2)
     again = pickle.loads(pickle.dumps(both))  # as for the workers of a cluster
     assert torch.equal(again(lr).images, result)

@@ -22,7 +22,7 @@ from gleansr.inference.method import ModelOutput
 from gleansr.inference.router import Models
 from gleansr.inference.upscaler import Upscaler
 from gleansr.retouching.mask import _connected, bounding_box, dilate, feather_mask, find_edits
-from gleansr.retouching.refine import RetouchConfig, prepare, retouch
+from gleansr.retouching.refine import RetouchConfig, prepare, refine, retouch
 
 
 class Painter:
@@ -223,6 +223,19 @@ def test_transparency_is_kept():
 def test_infinite_results_are_refused():
     with pytest.raises(ImageError, match="NaN or infinite"):
         retouch(smooth(32, 32), model=painter(cast=float("nan")))
+
+
+def test_a_retouch_takes_one_pass_whatever_the_model_says(tiny_model: Path):
+    """Strokes are awaited; the page in the browser does the same."""
+    both, once = (gleansr.load(tiny_model, device="cpu", self_ensemble=asked) for asked in (True, False))
+    prepared = prepare(smooth(64, 64), None, both)
+    assert prepared.lr is not None
+    assert prepared.upscaler is both.one_pass is both.one_pass.one_pass
+    assert not prepared.upscaler.about.self_ensemble
+    assert torch.equal(prepared.upscaler.runner([prepared.lr]).images, once.runner([prepared.lr]).images)
+    assert not torch.equal(both.runner([prepared.lr]).images, once.runner([prepared.lr]).images)
+    assert refine(prepared).tobytes() == retouch(smooth(64, 64), model=once).tobytes()
+    assert once.one_pass is once
 
 
 @pytest.mark.parametrize(

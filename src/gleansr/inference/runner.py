@@ -96,6 +96,12 @@ class FeedForwardModel:
             return self._frozen(lr).float()
         return self.recorded(lr) if self.recorded else self._forward(self.precision, self.model, lr)
 
+    def in_one_pass(self) -> "FeedForwardModel":
+        """The same network on the same device, without self-ensemble. Shares its memory."""
+        other = object.__new__(FeedForwardModel)
+        other.__dict__.update(self.__dict__, self_ensemble=False)
+        return other
+
     def free_caches(self) -> None:
         """Frees memory that only makes passes faster."""
         if self.recorded:

@@ -181,6 +181,7 @@ def prepare(
         upscaler, summary = _choose(views, model, config.scale, old.name)
     else:
         upscaler, summary = model, model.name
+    upscaler = upscaler.one_pass  # a stroke's result is awaited
     size, scale = _geometry(upscaler, config)
     region = choose_region(config.box, (height, width), size, edited_box, new.name)
     _check_large_enough(region, upscaler, new.name)

@@ -37,7 +37,7 @@ _PACKED_WASM = "ort.wasm.packed"
 """No server takes a file of this name for something to unpack."""
 _HEAD_MODELS = 3
 """Of a photo at most, see `static/engine/upscale.js`."""
-_FORMAT = 2
+_FORMAT = 3
 """Of exported files in the cache: changes when models are exported otherwise."""
 
 POLICY = "; ".join(
@@ -156,7 +156,7 @@ class _Exports:
         return path
 
     def model(self, name: str, upscaler: Upscaler) -> Path:
-        """The exported file of a model.
+        """The exported file of a model without self-ensemble, which the page computes where it is worth its time.
 
         A GLEAN's weights are rounded to 8 bits: half of the size, the same images to about 60 dB. The general model's are not, since the
         classifier sees through it.
@@ -178,7 +178,7 @@ def _write_models(folder: Path, names: Sequence[str], exports: _Exports) -> dict
     listed, general = [], None
     for name in sorted(names, key=_place):
         upscaler = load(name, device="cpu", precision="float32")
-        entry = {**_facts(upscaler), **_network(folder, name, exports.model(name, upscaler))}
+        entry = {**_facts(upscaler), **_network(folder, name, exports.model(name, upscaler.one_pass))}
         if name == GENERAL:
             general = entry
         elif upscaler.input_size is None or not upscaler.category:
@@ -207,6 +207,7 @@ def _facts(upscaler: Upscaler) -> dict[str, Any]:
         "output_size": upscaler.output_size,
         "content_height": upscaler.content_height,
         "border": upscaler.border,
+        "self_ensemble": upscaler.about.self_ensemble,
         "licence": upscaler.about.licence,
         "credit": upscaler.about.credit,
         "loaded": True,

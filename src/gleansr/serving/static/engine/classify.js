@@ -1,7 +1,7 @@
 // What an image shows: gleansr.inference.categories, with the same classifier.
 import { forward } from "./background.js";
 import { asPlanes } from "./fit.js";
-import { clamp, crop, map, planes, round, signed } from "./planes.js";
+import { clamp, crop, map, mirrored, planes, round, signed } from "./planes.js";
 import { resize } from "./resize.js";
 
 /** @typedef {import("./planes.js").Planes} Planes */
@@ -60,8 +60,6 @@ async function ofBothWays(runtime, small) {
   const one = await ofView(runtime, small), other = await ofView(runtime, mirrored(small));
   return Object.fromEntries(NAMES.map((name) => [name, (one[name] + other[name]) / 2]));
 }
-
-const mirrored = (from) => map(from, (_, i) => from.data[i + from.width - 1 - 2 * (i % from.width)]);
 
 async function ofView(runtime, small) {
   const [height, width] = sides(small, ENLARGED), { features, head } = runtime.list.classifier;

@@ -14,6 +14,7 @@ import { resize } from "./resize.js";
  * @property {number} output_size
  * @property {number} content_height rows of the image in the square output; less than `output_size` if it has black bars
  * @property {"repeat"|"black"} border what fills the rest of an input
+ * @property {boolean} self_ensemble whether an enlarged image is the mean of two passes
  */
 
 /**

@@ -95,6 +95,9 @@ export function map(from, change) {
   return out;
 }
 
+/** The mirror image: left and right exchanged. */
+export const mirrored = (from) => map(from, (_, i) => from.data[i + from.width - 1 - 2 * (i % from.width)]);
+
 /** The planes with all values between 0 and 1. */
 export const clamped = (from) => map(from, (value) => clamp(value, 0, 1));
 

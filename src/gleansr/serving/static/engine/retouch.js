@@ -42,6 +42,7 @@ export async function retouch(runtime, { edited, original, mask: given, model: n
   if (!shown) return { ...answer, pixels: result };
   await report("");
   const scale = wanted ?? model.scale, seen = crop(now.colour, region.left, region.top, region.width, region.height), begun = performance.now();
+  // In one pass, as gleansr.retouching.refine does: a stroke's result is awaited.
   const sr = await runtime.forward(model, "low", input(seen, model, shape, scale));
   const seconds = (performance.now() - begun) / 1000;
   const refined = finish(sr, seen, model, shape, scale);

@@ -1,6 +1,6 @@
 // Runs networks by ONNX Runtime's WebAssembly: fetches each file when it is first needed, checks it, and keeps it for use without a network.
 import * as ort from "../../runtime/ort.js";
-import { planes } from "./planes.js";
+import { map, mirrored, planes } from "./planes.js";
 
 const CACHE = "gleansr-models";
 const LOADED = 4;  // networks in memory
@@ -34,6 +34,18 @@ export class Runtime {
   async forward(network, name, input) {
     const { data, dims } = Object.values(await this.run(network, { [name]: input }))[0];
     return planes(dims[1], dims[2], dims[3], data);
+  }
+
+  /**
+   * Enlarges by a model of a category: where its file says so, the mean of the results for the image and for its mirror image.
+   * @param {Stored & import("./fit.js").Model} model
+   * @param {import("./planes.js").Planes} lr in [-1, 1], of the model's input size
+   */
+  async enlarge(model, lr) {
+    const sr = await this.forward(model, "low", lr);
+    if (!model.self_ensemble) return sr;
+    const other = mirrored(await this.forward(model, "low", mirrored(lr)));
+    return map(sr, (value, i) => (value + other.data[i]) / 2);
   }
 
   /** Loads the classifier before it is needed. */

@@ -86,7 +86,7 @@ function named(model, { colour }, fit, scale) {
 
 async function whole(runtime, picture, { model, fit, exact }, scale) {
   const { colour, grey } = picture, fitting = fitted(picture, model, fit), wanted = scale ?? model.scale;
-  const sr = unsigned(await runtime.forward(model, "low", fitting.lr));
+  const sr = unsigned(await runtime.enlarge(model, fitting.lr));
   if (exact && (wanted !== model.scale || shrinkage(model, colour) !== 1)) {
     return { image: finishedExactly(fitting, sr, colour, model, wanted, grey), notes: [], heads: null };
   }
@@ -119,7 +119,7 @@ async function enlargedHeads(runtime, { colour }, heads, report) {
     if (!model) continue;
     await report(`${NOUNS[category][0].toUpperCase()}${NOUNS[category].slice(1)} ${treated.length} of ${heads.length}…`);
     const lr = signed(content(colour, square, model.input_size)), own = octaves(colour, square, model.input_size);
-    const sr = await runtime.forward(model, "low", lr);
+    const sr = await runtime.enlarge(model, lr);
     patches.push({ square, lr, sr, resolved: resolved(own, sr, square) });
   }
   return { treated, patches, models: treated.map(({ model }) => model).filter(Boolean) };
