@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import hashlib
 import http.server
 import io
 import json
@@ -26,6 +27,7 @@ from gleansr.errors import DownloadError, RequestError
 from gleansr.images.codec import decode
 from gleansr.images.decoded import DecodedImage
 from gleansr.images.resize import resize
+from gleansr.inference.export import export
 from gleansr.inference.upscaler import Fit
 from gleansr.models.glean import GLEAN
 from gleansr.photos import AutoTask, PhotoConfig
@@ -92,13 +94,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> site.Site:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def play() -> Iterator[Any]:
     with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=CHROMIUM, args=[*ARGUMENTS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        )
-        yield browser
-        browser.close()
+        yield play
+
+
+@pytest.fixture(scope="module")
+def browser(play: Any) -> Iterator[Any]:
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
@@ -410,6 +415,47 @@ def test_the_ported_arithmetic_agrees(drive: Callable[[], tuple[Driver, Server]]
             assert (result["weights"] - feather_mask(grown, feather).flatten()).abs().max() < 1e-5
 
 
+GPU = """async (v) => {
+  const {Runtime} = await import("./static/engine/runtime.js"), list = await (await fetch("models.json")).json();
+  if (!await navigator.gpu?.requestAdapter() || !("Suspending" in WebAssembly)) return null;
+  if (v.real) Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", {get: () => false});
+  const runtime = new Runtime(list, document.baseURI), input = {data: Float32Array.from(v.lr), count: 3, height: 8, width: 8};
+  const first = await runtime.forward(v.network, "low", input), onGpu = runtime.gpu;
+  if (v.lost) for (const session of runtime.sessions.values()) session.run = () => Promise.reject(new Error("lost"));
+  const again = await runtime.forward(v.network, "low", input);
+  return {onGpu, gpu: runtime.gpu, data: [...again.data], first: [...first.data]}; }"""
+
+
+@browsing
+def test_a_gpu_runs_the_networks_that_it_computes_right(play: Any, built: site.Site, tiny_model: Path, tmp_path: Path):
+    """On SwiftShader, a GPU in software, which the page leaves alone unless it is taken for a real one."""
+    folder, upscaler = tmp_path / "site", gleansr.load(tiny_model, device="cpu", precision="float32")
+    shutil.copytree(built.folder, folder)
+    export(upscaler, folder / "models" / "tiny.onnx", small_file=True)
+    contents = (folder / "models" / "tiny.onnx").read_bytes()
+    network = {"name": "tiny", "file": "models/tiny.onnx", "size": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
+    right = site.probe(folder / "models" / "tiny.onnx", 8)
+    wrong = {**right, "values": [value + 0.1 for value in right["values"]]}
+    lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = upscaler.method(lr).images.flatten()
+    arguments = [argument for argument in ARGUMENTS if argument != "--disable-gpu"]
+    arguments += ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--use-vulkan=swiftshader"]
+    server = Server(folder)
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    page = browser.new_page()
+    page.goto(server.address)
+    for probe, real, lost, gpu in ((right, False, False, False), (right, True, True, True), (wrong, True, False, False)):
+        given = {"network": {**network, "probe": probe}, "real": real, "lost": lost, "lr": lr.flatten().tolist()}
+        result = page.evaluate(GPU, given)
+        if result is None:
+            pytest.skip("this browser has no WebGPU")
+        assert result["onGpu"] == gpu
+        assert result["gpu"] == (gpu and not lost)
+        assert all((torch.tensor(result[name]) - expected).abs().max() < 1e-3 for name in ("first", "data"))
+    browser.close()
+    server.stop()
+
+
 @browsing
 @pytest.mark.parametrize("name", ["faces-16x", "cars-8x"])
 def test_images_of_any_shape_are_fitted_alike(drive: Callable[[], tuple[Driver, Server]], name: str):
@@ -496,6 +542,8 @@ def test_the_site_names_what_it_holds(built: site.Site):
     page = (built.folder / "index.html").read_text()
     assert not re.search(r"<script(?![^>]* src=)|\son\w+=|style=", page)  # the policy forbids them
     assert set(listed["cascades"]) == {"faces", "cats"}
+    assert all(len(model["probe"]["values"]) == 256 for model in (*listed["models"], listed["general"]))
+    assert built.first_use < FIRST_USE
     licences = (built.folder / "LICENSES.md").read_text()
     assert "Intel License Agreement" in licences
     assert "Joseph Howse" in licences

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from gleansr.checkpoints.int8 import round_weights
 from gleansr.checkpoints.zoo import asset, cache_folder, file_of, find
@@ -24,17 +27,21 @@ from gleansr.models.network import SRNetwork
 from gleansr.models.residual import ResidualNet
 from gleansr.serving import cascades
 from gleansr.serving.page import PAGE, html
-from gleansr.serving.web_runtime import GLUE, SCRIPT, WASM, runtime_files
+from gleansr.serving.web_runtime import GLUE, GPU_GLUE, GPU_SCRIPT, GPU_WASM, SCRIPT, WASM, runtime_files
 from gleansr.version import version
 
 MODELS = ("faces-8x", "faces-4x", "faces-16x", "cats-8x-light", "cats-4x", "cars-8x", "bedrooms-8x", "towers-8x", GENERAL)
 """The light bundled models."""
 
 LIST = "models.json"
-_SCRIPTS = {SCRIPT: "ort.js", GLUE: "ort-wasm.js"}
+_SCRIPTS = {SCRIPT: "ort.js", GLUE: "ort-wasm.js", GPU_SCRIPT: "ort-gpu.js", GPU_GLUE: "ort-gpu-wasm.js"}
 """Names on the site: some servers do not know that .mjs is JavaScript."""
-_PACKED_WASM = "ort.wasm.packed"
-"""No server takes a file of this name for something to unpack."""
+_PACKED_WASM = {WASM: "ort.wasm.packed", GPU_WASM: "ort-gpu.wasm.packed"}
+"""No server takes files of these names for something to unpack."""
+_PROBED = 256
+"""Values of a network's result that the page compares with a GPU's."""
+_PROBE_SIDE = 24
+"""Of the image for that, for a network of any input size."""
 _HEAD_MODELS = 3
 """Of a photo at most, see `static/engine/upscale.js`."""
 _FORMAT = 3
@@ -119,7 +126,9 @@ def write_site(
             shutil.rmtree(folder / part, ignore_errors=True)
             (folder / part).mkdir(parents=True)
         listed = _write_models(folder, names, exported)
-        listed["runtime"] = _write_runtime(folder, contents)
+        listed["runtime"], listed["gpu_runtime"] = (_write_runtime(folder, contents, name) for name in (WASM, GPU_WASM))
+        for name, ours in _SCRIPTS.items():
+            (folder / "runtime" / ours).write_bytes(contents[name])
         listed["cascades"] = _write_cascades(folder, report)
         (folder / LIST).write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _write_page(folder)
@@ -127,6 +136,7 @@ def write_site(
         raise ImageError(f"{folder}: cannot be written: {error.strerror or error}") from None
     size = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     shared = sum(count for path, count in size.items() if path.suffix != ".onnx")
+    shared -= min(listed["runtime"]["size"], listed["gpu_runtime"]["size"])  # a browser loads one of the two
     classifier = listed["classifier"]["features"]["size"] + listed["classifier"]["head"]["size"]
     return Site(folder, tuple(names), sum(size.values()), shared + classifier + _largest_use(listed))
 
@@ -178,7 +188,8 @@ def _write_models(folder: Path, names: Sequence[str], exports: _Exports) -> dict
     listed, general = [], None
     for name in sorted(names, key=_place):
         upscaler = load(name, device="cpu", precision="float32")
-        entry = {**_facts(upscaler), **_network(folder, name, exports.model(name, upscaler.one_pass))}
+        file = exports.model(name, upscaler.one_pass)
+        entry = {**_facts(upscaler), **_network(folder, name, file), "probe": probe(file, upscaler.input_size or _PROBE_SIDE)}
         if name == GENERAL:
             general = entry
         elif upscaler.input_size is None or not upscaler.category:
@@ -226,10 +237,24 @@ def _network(folder: Path, name: str, source: Path) -> dict[str, Any]:
     return _stored(folder, name, f"models/{source.stem.rpartition('-')[0]}-*.onnx", source.read_bytes())
 
 
-def _write_runtime(folder: Path, contents: dict[str, bytes]) -> dict[str, Any]:
-    for name, ours in _SCRIPTS.items():
-        (folder / "runtime" / ours).write_bytes(contents[name])
-    return _stored(folder, "ONNX Runtime", f"runtime/{_PACKED_WASM}", gzip.compress(contents[WASM], 9, mtime=0))
+def probe(file: Path, side: int) -> dict[str, Any]:
+    """What a network's file makes of `noise`, evenly spaced: a GPU on which the page runs the network must make the same."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    result = np.asarray(session.run(None, {"low": noise(side)})[0]).ravel()
+    return {"side": side, "values": [round(float(result[i * len(result) // _PROBED]), 4) for i in range(_PROBED)]}
+
+
+def noise(side: int) -> np.ndarray:
+    """Noise (1, 3, side, side) in [-1, 1], float32, that the page makes too: Lehmer's generator of Park and Miller (1988)."""
+    states = itertools.accumulate(range(3 * side * side), lambda state, _: state * 16807 % (2**31 - 1), initial=1)
+    values = np.fromiter(itertools.islice(states, 1, None), np.float64)
+    return (2 * values / (2**31 - 1) - 1).astype(np.float32).reshape(1, 3, side, side)
+
+
+def _write_runtime(folder: Path, contents: dict[str, bytes], name: str) -> dict[str, Any]:
+    return _stored(folder, "ONNX Runtime", f"runtime/{_PACKED_WASM[name]}", gzip.compress(contents[name], 9, mtime=0))
 
 
 def _write_cascades(folder: Path, report: Report) -> dict[str, Any]:

@@ -15,7 +15,9 @@ SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 """Of npm's archive of that version."""
 
 SCRIPT, GLUE, WASM = "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"
-FILES = (SCRIPT, GLUE, WASM)
+GPU_SCRIPT, GPU_GLUE, GPU_WASM = "ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-simd-threaded.jspi.wasm"
+"""With WebGPU, for browsers whose WebAssembly can wait for it (JSPI)."""
+FILES = (SCRIPT, GLUE, WASM, GPU_SCRIPT, GPU_GLUE, GPU_WASM)
 """Files of the package's folder dist/ that the page uses."""
 
 _TIMEOUT = 600

@@ -1,11 +1,13 @@
-// Runs networks by ONNX Runtime's WebAssembly: fetches each file when it is first needed, checks it, and keeps it for use without a network.
-import * as ort from "../../runtime/ort.js";
+// Runs networks by ONNX Runtime, on the processor or by WebGPU: fetches each file when it is first needed, checks it, and keeps it for use
+// without a network.
 import { map, mirrored, planes } from "./planes.js";
 
 const CACHE = "gleansr-models";
 const LOADED = 4;  // networks in memory
+const LEAST_PSNR = 45;  // dB of a GPU's result, for a network to run there
 
-/** @typedef {{name: string, file: string, size: number, sha256: string}} Stored  a file of the site */
+/** @typedef {{name: string, file: string, size: number, sha256: string, probe?: Probe}} Stored  a file; probe: of a network that a GPU may run */
+/** @typedef {{side: number, values: number[]}} Probe  values of the output, evenly spaced, for `noise` of that side */
 /** @typedef {(text: string) => void} Report  is told what takes time; "": nothing any more */
 
 /** The networks of a site. */
@@ -15,7 +17,7 @@ export class Runtime {
    * @param {string} root the site's address
    */
   constructor(list, root) {
-    Object.assign(this, { list, root, sessions: new Map(), started: null, report: () => {} });
+    Object.assign(this, { list, root, sessions: new Map(), started: null, ort: null, gpu: false, report: () => {} });
   }
 
   /**
@@ -25,8 +27,19 @@ export class Runtime {
    * @returns {Promise<Object<string, {data: Float32Array, dims: number[]}>>} outputs by name
    */
   async run(network, inputs) {
-    const session = await this.session(network), feeds = {};
-    for (const [name, { data, count, height, width }] of Object.entries(inputs)) feeds[name] = new ort.Tensor("float32", data, [1, count, height, width]);
+    const session = await this.session(network);
+    try {
+      return await this.pass(session, inputs);
+    } catch (error) {
+      if (!this.gpu) throw error;
+      await this.leaveGpu();  // it was lost, or has too little memory
+      return this.pass(await this.session(network), inputs);
+    }
+  }
+
+  pass(session, inputs) {
+    const feeds = {};
+    for (const [name, { data, count, height, width }] of Object.entries(inputs)) feeds[name] = new this.ort.Tensor("float32", data, [1, count, height, width]);
     return session.run(feeds);
   }
 
@@ -64,7 +77,7 @@ export class Runtime {
     await (this.started ??= this.start());
     const bytes = await this.fetch(network);
     this.report("Preparing the model…");
-    const session = await ort.InferenceSession.create(new Uint8Array(bytes), { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
+    const session = this.gpu && network.probe ? await this.onGpu(bytes, network.probe) : await this.onProcessor(bytes);
     this.report("");
     this.sessions.set(network.file, session);
     for (const [file, old] of this.sessions) {
@@ -75,12 +88,42 @@ export class Runtime {
     return session;
   }
 
+  onProcessor(bytes) {
+    return this.ort.InferenceSession.create(new Uint8Array(bytes), { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
+  }
+
+  /** A session on the GPU if its result of the probe is the expected one: drivers have faults. Else one on the processor. */
+  async onGpu(bytes, { side, values }) {
+    let session = null;
+    try {
+      session = await this.ort.InferenceSession.create(new Uint8Array(bytes), { executionProviders: ["webgpu"], graphOptimizationLevel: "all" });
+      const { data } = Object.values(await this.pass(session, { low: noise(side) }))[0];
+      const squares = values.reduce((sum, value, i) => sum + (data[Math.floor(i * data.length / values.length)] - value) ** 2, 0);
+      if (10 * Math.log10(4 * values.length / squares) >= LEAST_PSNR) return session;  // false for NaN
+    } catch (error) {
+      console.warn("The GPU cannot run this network; the processor does:", error);
+    }
+    await session?.release();
+    this.gpu = false;
+    return this.onProcessor(bytes);
+  }
+
+  /** Loads all networks anew, onto the processor. */
+  async leaveGpu() {
+    this.gpu = false;
+    for (const session of this.sessions.values()) await session.release().catch(() => {});
+    this.sessions.clear();
+  }
+
   async start() {
-    const { wasm } = ort.env;
-    wasm.wasmPaths = { mjs: new URL("runtime/ort-wasm.js", this.root).href };
+    this.gpu = Boolean(this.list.gpu_runtime) && await usableGpu();
+    const [script, glue] = this.gpu ? ["ort-gpu.js", "ort-gpu-wasm.js"] : ["ort.js", "ort-wasm.js"];
+    this.ort = await import(new URL(`runtime/${script}`, this.root).href);
+    const { wasm } = this.ort.env;
+    wasm.wasmPaths = { mjs: new URL(`runtime/${glue}`, this.root).href };
     // Threads share memory, which browsers allow to isolated pages only.
     wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-    const packed = new Blob([await this.fetch(this.list.runtime)]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const packed = new Blob([await this.fetch(this.gpu ? this.list.gpu_runtime : this.list.runtime)]).stream().pipeThrough(new DecompressionStream("gzip"));
     wasm.wasmBinary = await new Response(packed).arrayBuffer();
   }
 
@@ -122,8 +165,25 @@ export async function tidy(list, root) {
 }
 
 /** All files of a list that are fetched when they are needed. @returns {Stored[]} */
-const files = ({ runtime, classifier, general, models, cascades }) => (
-  [runtime, classifier?.features, classifier?.head, general, ...models, ...Object.values(cascades ?? {})].filter(Boolean)
+const files = ({ runtime, gpu_runtime: gpu, classifier, general, models, cascades }) => (
+  [runtime, gpu, classifier?.features, classifier?.head, general, ...models, ...Object.values(cascades ?? {})].filter(Boolean)
 );
+
+/** Whether there is a GPU, no program that acts as one, and WebAssembly can wait for it. */
+async function usableGpu() {
+  if (!("Suspending" in WebAssembly)) return false;
+  const adapter = await navigator.gpu?.requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
+  return Boolean(adapter) && !adapter.info.isFallbackAdapter;
+}
+
+/** Noise in [-1, 1], the same as `gleansr.serving.site.noise`. @returns {import("./planes.js").Planes} */
+function noise(side) {
+  const image = planes(3, side, side);
+  for (let i = 0, state = 1; i < image.data.length; i++) {
+    state = state * 16807 % 2147483647;
+    image.data[i] = 2 * state / 2147483647 - 1;
+  }
+  return image;
+}
 
 const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
