@@ -26,6 +26,12 @@ SPDX = {"CC BY-NC 4.0": "CC-BY-NC-4.0", "MIT": "MIT", "Apache-2.0": "Apache-2.0"
 """Licences in assets/LICENSES.md, as their column begins."""
 PHOTOS = {
     "chelsea.jpg": ({"id": "CC0-1.0"}, "Chelsea, a photograph by Stéfan van der Walt, from scikit-image"),
+    "car.jpg": ({"id": "CC0-1.0"}, "A car, a photograph from pxhere.com"),
+    "bedroom.jpg": ({"id": "CC0-1.0"}, "A bedroom, a photograph from pxhere.com"),
+    "tower.jpg": (
+        {"name": "public domain"},
+        "College Hall, a photograph by Carol M. Highsmith, from the Library of Congress",
+    ),
     "astronaut.jpg": ({"name": "public domain"}, "Eileen Collins, a photograph by NASA, from scikit-image"),
 }
 """Those of the page, in serving/static."""

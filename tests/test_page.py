@@ -375,6 +375,15 @@ def test_a_small_image_is_enlarged_saved_and_retouched(drive: Callable[..., Driv
     assert "pyproject.toml is not an image" in driver.page.inner_text("#problem")
 
 
+def test_each_category_has_a_sample_that_its_model_enlarges(drive: Callable[..., Driver], service: str) -> None:
+    driver = drive(service)
+    for category in ("car", "bedroom", "tower"):
+        driver.open("upscale")
+        driver.page.click(f"[data-sample={category}][data-mode-of=upscale]")
+        driver.says("Enlarged in")
+        assert re.fullmatch(rf"{category} \((?:\d\d?|>99)%\), {category}s-8x", driver.page.inner_text("#chip"))
+
+
 def test_a_result_is_zoomed_and_saved_in_other_formats_with_the_mark(drive: Callable[..., Driver], service: str, tmp_path: Path) -> None:
     driver = drive(service)
     page = driver.page

@@ -4,10 +4,13 @@ import { shrink } from "./pixels.js";
 import { png } from "./png.js";
 import { $, problem } from "./status.js";
 
-// The samples: their files, and the heads in them.
+// The samples: their files, and the heads or objects in them, of which a small image shows one.
 const SAMPLES = {
   cat: { file: "chelsea.jpg", head: { left: 70, top: 6, right: 358, bottom: 294 } },
   face: { file: "astronaut.jpg", head: { left: 145, top: 27, right: 305, bottom: 187 } },
+  car: { file: "car.jpg", head: { left: 55, top: 25, right: 695, bottom: 505 } },
+  bedroom: { file: "bedroom.jpg", head: { left: 0, top: 0, right: 512, bottom: 512 } },
+  tower: { file: "tower.jpg", head: { left: 46, top: 104, right: 526, bottom: 584 } },
 };
 const SMALL = 32;  // pixels of the samples for enlarging
 
