@@ -30,6 +30,7 @@ from gleansr.images.resize import resize
 from gleansr.inference.export import export
 from gleansr.inference.upscaler import Fit
 from gleansr.models.glean import GLEAN
+from gleansr.models.residual import ResidualNet
 from gleansr.photos import AutoTask, PhotoConfig
 from gleansr.retouching.mask import dilate, feather_mask, find_edits
 from gleansr.serving import cascades, site, web_runtime
@@ -72,7 +73,7 @@ def rounded_weights() -> Iterator[None]:
 
     def rounding(network: StoredNetwork, source: str | Path) -> Any:
         model = build(network, source)
-        if isinstance(model, GLEAN):
+        if isinstance(model, GLEAN | ResidualNet):
             round_weights(model)
         return model
 
@@ -191,7 +192,7 @@ def test_the_classifier_agrees_with_the_commands(drive: Callable[[], tuple[Drive
         _sample("astronaut.jpg", (0, 200, 60, 260)),
     ]
     smalls = [image.resize((60, round(60 * image.height / image.width))) for image in images]
-    with Image.open(EXAMPLES / "chelsea-256.png") as cat:  # compressed, it is recognised at the second look
+    with Image.open(EXAMPLES / "chelsea-256.png") as cat:
         compressed = io.BytesIO()
         cat.convert("RGB").resize((44, 44), Image.Resampling.LANCZOS).save(compressed, "JPEG", quality=50)
     for small in (*smalls, Image.open(compressed)):

@@ -8,25 +8,24 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gleansr.ambient import plain_torch
-from gleansr.checkpoints import load_model, native
-from gleansr.checkpoints.bundled import squeezenet
+from gleansr.checkpoints import native
+from gleansr.checkpoints.bundled import efficientnet
 from gleansr.checkpoints.zoo import asset
 from gleansr.images.codec import DecodedImage, Source, decode
 from gleansr.images.resize import resize
 from gleansr.models.categories import NAMES, CategoryHead, choose, grid_features
-from gleansr.models.features import SqueezeNet
+from gleansr.models.features import EfficientNetLite0
+from gleansr.models.layers import to_channels_last
 
 WEIGHTS = "categories.safetensors"
 """Name of the head's file in the package's assets."""
-GENERAL = "general-4x"
-"""The model of what belongs to no category that has models. It takes images of any size, and blocks and noise away."""
 OTHER = NAMES[-1]
 SMALL = 32
 """Images are reduced to about this side, so that a photo and its thumbnail are classified alike."""
-_ENLARGED = 96  # about the side that SqueezeNet sees
+_ENLARGED = 128  # about the side that EfficientNet sees
 _MAX_ASPECT = 2.0
 _PREREDUCED = 256  # larger images are averaged to at least this side first, which is faster
 
@@ -77,23 +76,11 @@ def category_of(probabilities: Tensor, threshold: float) -> Category:
 
 
 def _probabilities(image: Source | DecodedImage) -> Tensor:
-    """Of the six `NAMES`. An image that seems to be none of the five is looked at again as the general model sees it."""
+    """Of the six `NAMES`: the mean of those of the image and of its mirror image."""
     small = small_image(image if isinstance(image, DecodedImage) else decode(image))
-    probabilities = _of_both_ways(small)
-    threshold = float(classifier()[1].threshold)
-    return _of_both_ways(_cleaned(small)) if category_of(probabilities, threshold).name == OTHER else probabilities
-
-
-def _of_both_ways(small: Tensor) -> Tensor:
-    """The mean of the probabilities of a small image and its mirror image."""
     network, head = classifier()
     logits = head(grid_features(network, network_input(torch.stack([small, small.flip(2)]))))
     return logits.double().softmax(1).mean(0)
-
-
-def _cleaned(small: Tensor) -> Tensor:
-    """A small image without blocks and noise, which hide bedrooms, towers and cats from the classifier."""
-    return cast("Tensor", resize(_general_network()(small[None])[0], size=(small.shape[1], small.shape[2]))).clamp(-1, 1)
 
 
 def small_image(image: DecodedImage) -> Tensor:
@@ -110,7 +97,7 @@ def small_image(image: DecodedImage) -> Tensor:
 
 
 def network_input(images: Tensor) -> Tensor:
-    """Small images (N, 3, h, w), enlarged to about 96x96 by their aspect ratio."""
+    """Small images (N, 3, h, w), enlarged to about 128x128 by their aspect ratio."""
     return cast("Tensor", resize(images, size=_sides(images.shape[-2:], _ENLARGED)))
 
 
@@ -134,13 +121,8 @@ def _sides(size: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 @functools.cache
-def _general_network() -> nn.Module:
-    return load_model(GENERAL).requires_grad_(False)
-
-
-@functools.cache
-def classifier() -> tuple[SqueezeNet, CategoryHead]:
+def classifier() -> tuple[EfficientNetLite0, CategoryHead]:
     """The features and the head that reads them, see `grid_features`."""
     path = asset(WEIGHTS)
     head = native.read(path).build("classifier", path).requires_grad_(False)
-    return squeezenet(), cast("CategoryHead", head)
+    return to_channels_last(efficientnet(), torch.device("cpu")), cast("CategoryHead", head)

@@ -14,7 +14,7 @@ from gleansr.files import replacing
 from gleansr.inference.categories import classifier
 from gleansr.inference.export import check_installed, store_compactly, to_onnx, without_sources
 from gleansr.models.categories import CHANNELS, GRID
-from gleansr.models.features import SqueezeNet
+from gleansr.models.features import EfficientNetLite0
 from gleansr.models.residual import ResidualNet
 
 _TOLERANCE = 1e-3
@@ -22,28 +22,15 @@ _TOLERANCE = 1e-3
 
 
 class _Features(nn.Module):
-    """The three layers of SqueezeNet that the classifier's head reads.
+    """The layers of EfficientNet-Lite0 that the classifier's head reads."""
 
-    Pools over a row and a column of zeros more instead of rounding sizes up, which PyTorch's exporter cannot follow. No value is
-    negative.
-    """
-
-    def __init__(self, network: SqueezeNet):
+    def __init__(self, network: EfficientNetLite0):
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image (1, 3, H, W), RGB in [-1, 1] -> fire5, fire7 and fire9."""
-        network = self.network
-        x = F.relu(network.conv1((image.flip(1) + 1) * 127.5 - network.mean))
-        layers = []
-        for i, fire in enumerate(network.fires, start=2):
-            if i in (2, 4, 6):
-                x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, stride=2)
-            x = fire(x)
-            if i in (5, 7, 9):
-                layers.append(x)
-        return tuple(layers)
+        """image (1, 3, H, W), RGB in [-1, 1] -> the outputs of blocks 5, 11 and 16."""
+        return tuple(self.network(image)[2:])
 
 
 class _Residual(nn.Module):
@@ -74,18 +61,19 @@ def export_residual(model: ResidualNet, path: Path) -> None:
 def export_features(path: Path) -> None:
     """Writes the network whose features the classifier reads.
 
-    For an image "image" (1, 3, H, W) in [-1, 1], sides of 48 and more, it gives the layers "fire5", "fire7" and "fire9".
+    For an image "image" (1, 3, H, W) in [-1, 1], sides of 64 and more, it gives the outputs of blocks 5, 11 and 16: "block5", "block11" and
+    "block16".
 
     Raises:
         GleansrError: ONNX Runtime's result differs.
     """
-    free = {"image": {2: torch.export.Dim("h", min=48, max=512), 3: torch.export.Dim("w", min=48, max=512)}}
-    _write(_Features(classifier()[0]), torch.rand(1, 3, 96, 80) * 2 - 1, free, "image", ["fire5", "fire7", "fire9"], path)
+    free = {"image": {2: torch.export.Dim("h", min=64, max=512), 3: torch.export.Dim("w", min=64, max=512)}}
+    _write(_Features(classifier()[0]), torch.rand(1, 3, 111, 148) * 2 - 1, free, "image", ["block5", "block11", "block16"], path)
 
 
 @plain_torch()
 def export_head(path: Path) -> None:
-    """Writes the classifier's head: for the means of those layers in 3x3 cells, "cells" (1, 1152, 3, 3), the "logits" (1, 6).
+    """Writes the classifier's head: for the means of those layers in 3x3 cells, "cells" (1, 472, 3, 3), the "logits" (1, 6).
 
     Raises:
         GleansrError: ONNX Runtime's result differs.

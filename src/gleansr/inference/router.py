@@ -7,12 +7,14 @@ from typing import Any
 
 from gleansr.checkpoints.zoo import NamedModel, asset, find, installed, named_models
 from gleansr.files import sha256_of
-from gleansr.inference.categories import GENERAL, WEIGHTS
+from gleansr.inference.categories import WEIGHTS
 from gleansr.inference.precision import Precision
 from gleansr.inference.upscaler import Upscaler, load
 
 AUTO = "auto"
 """Instead of a model's name: each image gets the models that it needs."""
+GENERAL = "general-4x"
+"""The model of what belongs to no category that has models. It takes images of any size."""
 
 NOUNS = {"faces": "face", "cats": "cat", "cars": "car", "bedrooms": "bedroom", "towers": "tower"}
 """Categories with models, and the name of one object."""

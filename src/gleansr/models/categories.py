@@ -1,18 +1,18 @@
-"""A small classifier of images by their subject, on the features of SqueezeNet."""
+"""A small classifier of images by their subject, on the features of EfficientNet-Lite0."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gleansr.models.features import SqueezeNet
+from gleansr.models.features import EfficientNetLite0
 
 NAMES = ("faces", "cats", "cars", "bedrooms", "towers", "other")
 """The categories, in the order of the classifier's outputs."""
 
-CHANNELS = 256 + 384 + 512  # of fire5, fire7 and fire9
+CHANNELS = 40 + 112 + 320  # of blocks 5, 11 and 16
 GRID = 3
-_REDUCED = 48
-_HIDDEN = 32
+_REDUCED = 80
+_HIDDEN = 56
 
 
 class CategoryHead(nn.Module):
@@ -36,7 +36,7 @@ class CategoryHead(nn.Module):
         self.register_buffer("threshold", torch.full((1,), 0.5))
 
     def forward(self, features: Tensor, dropout: float = 0.0) -> Tensor:
-        """features (N, 1152, 3, 3), see `grid_features` -> logits (N, 6) in the order of `NAMES`.
+        """features (N, 472, 3, 3), see `grid_features` -> logits (N, 6) in the order of `NAMES`.
 
         `dropout` is the share of the channels, and then of the reduced features, that are left out.
         """
@@ -53,6 +53,7 @@ def choose(probabilities: Tensor, threshold: float) -> Tensor:
     return torch.where((best >= threshold) & (best > probabilities[:, -1]), names, len(NAMES) - 1)
 
 
-def grid_features(network: SqueezeNet, images: Tensor) -> Tensor:
-    """images (N, 3, H, W), RGB in [-1, 1], sides of 48 and more -> the means of fire5, fire7 and fire9 in 3x3 cells (N, 1152, 3, 3)."""
-    return torch.cat([F.adaptive_avg_pool2d(layer, GRID) for layer in network(images)[2:]], 1)
+def grid_features(network: EfficientNetLite0, images: Tensor) -> Tensor:
+    """images (N, 3, H, W), RGB in [-1, 1] -> the means of the outputs of blocks 5, 11 and 16 in 3x3 cells (N, 472, 3, 3)."""
+    layers = network(images.contiguous(memory_format=torch.channels_last))[2:]
+    return torch.cat([F.adaptive_avg_pool2d(layer, GRID) for layer in layers], 1)

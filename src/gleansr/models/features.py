@@ -1,6 +1,5 @@
 """Networks trained on ImageNet, for perceptual losses and distances."""
 
-import math
 from typing import Any, Literal, cast
 
 import torch
@@ -282,7 +281,7 @@ def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if conv.stride[0] == 1:
         return x
     kernel, stride = conv.kernel_size[0], conv.stride[0]
-    height, width = (max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
+    height, width = (kernel - stride + -side % stride for side in x.shape[-2:])
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 

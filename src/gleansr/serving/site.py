@@ -44,7 +44,7 @@ _PROBE_SIDE = 24
 """Of the image for that, for a network of any input size."""
 _HEAD_MODELS = 3
 """Of a photo at most, see `static/engine/upscale.js`."""
-_FORMAT = 3
+_FORMAT = 4
 """Of exported files in the cache: changes when models are exported otherwise."""
 
 POLICY = "; ".join(
@@ -168,19 +168,18 @@ class _Exports:
     def model(self, name: str, upscaler: Upscaler) -> Path:
         """The exported file of a model without self-ensemble, which the page computes where it is worth its time.
 
-        A GLEAN's weights are rounded to 8 bits: half of the size, the same images to about 60 dB. The general model's are not, since the
-        classifier sees through it.
+        Its weights are rounded to 8 bits: half of the size, the same images to about 60 dB.
         """
         network = cast("SRNetwork", cast("FeedForwardModel", upscaler.method).model)
         source = file_of(find(name))
+        round_weights(network)
         if isinstance(network, ResidualNet):
             return self.file(name, source, lambda path: export_parts.export_residual(network, path))
-        round_weights(network)
         return self.file(name, source, lambda path: export(upscaler, path, small_file=True))
 
     def classifier(self) -> tuple[Path, Path]:
         """Its features, and the head that reads them."""
-        features = self.file("features", asset("squeezenet.safetensors"), export_parts.export_features)
+        features = self.file("features", asset("efficientnet-lite0.safetensors"), export_parts.export_features)
         return features, self.file("categories", asset(WEIGHTS), export_parts.export_head)
 
 

@@ -1,7 +1,7 @@
 """Training of the classifier of `gleansr.classify`: images by category in, weights out.
 
 Each image gives several views: framed anew, of 8 to 64 pixels, 60 % of them with the "real" degradation. Their features are computed once
-by the frozen SqueezeNet, so that fitting the head takes a minute.
+by the frozen EfficientNet-Lite0, so that fitting the head takes a minute.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gleansr.ambient import plain_torch
 from gleansr.checkpoints import native
-from gleansr.checkpoints.bundled import squeezenet
+from gleansr.checkpoints.bundled import efficientnet
 from gleansr.checkpoints.native import About
 from gleansr.data.negatives import generate
 from gleansr.data.sources import Source, open_source
@@ -27,6 +27,7 @@ from gleansr.errors import ImageError, RequestError
 from gleansr.images.codec import decode, to_image
 from gleansr.inference.categories import network_input, small_image
 from gleansr.models.categories import NAMES, CategoryHead, choose, grid_features
+from gleansr.models.layers import to_channels_last
 from gleansr.training.classifier_config import ClassifierConfig
 from gleansr.training.classifier_views import Random, view_of
 
@@ -34,8 +35,8 @@ Progress = Callable[[int, int], object]
 
 _OTHER = len(NAMES) - 1
 _BATCH = 256
-_SHARES = torch.tensor([0.1] * _OTHER + [0.5])
-"""Weights of the categories: "other" is as frequent as the five together."""
+_SHARES = torch.tensor([0.15] * _OTHER + [0.25])
+"""Weights of the categories: one image in four is "other"."""
 _VALIDATION_SHARE = 10  # one image in so many is for calibration, of a category without images of its own for that
 
 
@@ -198,8 +199,8 @@ def _sample(rng: Random, files: Sequence[tuple[Source, int]], count: int) -> lis
 
 
 def features_of(sets: Sequence[Images], seed: int, count: Callable[[int], object], unreadable: list[str]) -> tuple[Tensor, Tensor]:
-    """Features (N, 1152, 3, 3), float16, and categories (N) of all views; `count` receives the numbers of views as they are done."""
-    network = squeezenet()
+    """Features (N, 472, 3, 3), float16, and categories (N) of all views; `count` receives the numbers of views as they are done."""
+    network = to_channels_last(efficientnet(), torch.device("cpu"))
     features, labels = [], []
     with torch.no_grad():
         for batch, categories in _batches(_views(sets, seed, unreadable)):
@@ -252,7 +253,7 @@ def _stacked(group: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 
 
 def fit(features: Tensor, labels: Tensor, config: ClassifierConfig) -> CategoryHead:
-    """A head fitted to features (N, 1152, 3, 3) of categories (N), by torch's random state."""
+    """A head fitted to features (N, 472, 3, 3) of categories (N), by torch's random state."""
     head = CategoryHead()
     head.mean.copy_(torch.stack([part.float().mean((0, 2, 3)) for part in features.split(1024)]).mean(0)[:, None, None])
     squares = [(part.float() - head.mean).square().mean((0, 2, 3)) for part in features.split(1024)]

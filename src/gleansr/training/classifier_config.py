@@ -10,7 +10,7 @@ from gleansr.configs import Range, check
 class ClassifierConfig:
     """How the classifier is trained."""
 
-    views: Annotated[int, Range(1)] = 2
+    views: Annotated[int, Range(1)] = 4
     """Views of each image; of a category with fewer images more, up to four times as many."""
     images: Annotated[int, Range(2)] = 2500
     """Images of each of the five categories, at most."""
@@ -18,13 +18,13 @@ class ClassifierConfig:
     """Generated images of "other": text, screenshots, drawings, patterns, noise."""
     details: Annotated[int, Range(0)] = 400
     """Details of each category's images that count as "other", such as fur, stone or a wheel."""
-    epochs: Annotated[int, Range(1)] = 16
+    epochs: Annotated[int, Range(1)] = 24
     """Passes over the features."""
     weight_decay: Annotated[float, Range(0)] = 0.1
     """Of AdamW."""
     dropout: Annotated[float, Range(0, 1, exclusive=True)] = 0.25
     """Share of the channels, and of the reduced features, that a step leaves out."""
-    passing: Annotated[float, Range(0, 1)] = 0.06
+    passing: Annotated[float, Range(0, 1)] = 0.11
     """Share of the "other" views for calibration that may pass for one of the five; it sets the threshold."""
     seed: Annotated[int, Range(0)] = 0
     """Of everything random."""

@@ -1,5 +1,4 @@
 // What an image shows: gleansr.inference.categories, with the same classifier.
-import { forward } from "./background.js";
 import { asPlanes } from "./fit.js";
 import { clamp, crop, map, mirrored, planes, round, signed } from "./planes.js";
 import { resize } from "./resize.js";
@@ -9,7 +8,7 @@ import { resize } from "./resize.js";
 const NAMES = ["faces", "cats", "cars", "bedrooms", "towers", "other"];
 const GRID = 3;
 const SMALL = 32;  // images are reduced to about this side
-const ENLARGED = 96;  // about the side that the network sees
+const ENLARGED = 128;  // about the side that the network sees
 const MAX_ASPECT = 2;
 const PREREDUCED = 256;  // larger images are averaged to at least this side first
 
@@ -25,11 +24,7 @@ export const NOUNS = { faces: "face", cats: "cat", cars: "car", bedrooms: "bedro
  * @returns {Promise<Category>}
  */
 export async function classify(runtime, picture) {
-  return chosen(runtime, await probabilities(runtime, picture));
-}
-
-function chosen(runtime, all) {
-  const best = mostProbable(all, NAMES.slice(0, -1)), { threshold } = runtime.list.classifier;
+  const all = await probabilities(runtime, picture), best = mostProbable(all, NAMES.slice(0, -1)), { threshold } = runtime.list.classifier;
   return best.confidence >= threshold && best.confidence > all.other ? best : { name: "other", confidence: all.other };
 }
 
@@ -45,26 +40,18 @@ export function mostProbable(all, names) {
 }
 
 /**
- * Of each category. An image that seems to be none of the five is looked at again as the general model sees it: without blocks and noise.
+ * Of each category: the mean of the probabilities of the image and of its mirror image.
  * @returns {Promise<Object<string, number>>} by category
  */
 export async function probabilities(runtime, picture) {
-  const small = reduced(picture), all = await ofBothWays(runtime, small), { general } = runtime.list;
-  if (!general || chosen(runtime, all).name !== "other") return all;
-  const enlarged = await forward(runtime, small);
-  return ofBothWays(runtime, map(resize(enlarged, small.height, small.width), (value) => clamp(value, -1, 1)));
-}
-
-/** The mean of a small image's probabilities and its mirror image's. */
-async function ofBothWays(runtime, small) {
-  const one = await ofView(runtime, small), other = await ofView(runtime, mirrored(small));
+  const small = reduced(picture), one = await ofView(runtime, small), other = await ofView(runtime, mirrored(small));
   return Object.fromEntries(NAMES.map((name) => [name, (one[name] + other[name]) / 2]));
 }
 
 async function ofView(runtime, small) {
   const [height, width] = sides(small, ENLARGED), { features, head } = runtime.list.classifier;
   const layers = await runtime.run(features, { image: resize(small, height, width) });
-  const cells = ["fire5", "fire7", "fire9"].map((name) => grid(asPlanes(layers[name])));
+  const cells = ["block5", "block11", "block16"].map((name) => grid(asPlanes(layers[name])));
   const { logits } = await runtime.run(head, { cells: joined(cells) });
   const powers = [...logits.data].map((value) => Math.exp(value - Math.max(...logits.data))), sum = powers.reduce((a, b) => a + b);
   return Object.fromEntries(NAMES.map((name, i) => [name, powers[i] / sum]));
