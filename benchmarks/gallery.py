@@ -2,10 +2,10 @@
 
     python -m benchmarks.gallery --drawn 0 -o docs/gallery.jpg --models cats-8x cats-16x faces-8x faces-16x faces-32x faces-64x \\
         cars-8x bedrooms-8x towers-8x
-    python -m benchmarks.gallery --models faces-16x --drawn 3 -o docs/models/faces-16x.jpg
+    python -m benchmarks.gallery --models faces-16x --drawn 2 -o docs/models/faces-16x.jpg
 
-Ground truths are those that the project may show: the photos in examples/, which no model was trained on, and images that the bank of the
-category draws from the seeds 0, 1, 2, ... Nothing is chosen: failures are shown too. Each is degraded twice, as in the paper (MATLAB's
+Ground truths are those that the project may show: one photo of each category, which no model was trained on, and images that the bank of
+the category draws from the seeds 0, 1, 2, ... Nothing is chosen: failures are shown too. Each is degraded twice, as in the paper (MATLAB's
 bicubic, 8 bits) and as thumbnails are (`--degradation real` of `gleansr evaluate`, with fixed seeds).
 """
 
@@ -21,22 +21,31 @@ from torch.nn import functional as F
 import gleansr
 from gleansr.checkpoints import zoo
 from gleansr.evaluation.config import Degradation
-from gleansr.evaluation.ground_truth import EvaluationTask
+from gleansr.evaluation.ground_truth import EvaluationTask, default_aspect
 from gleansr.images.codec import decode
 from gleansr.images.pixels import to_bytes
 from gleansr.images.resize import resize
 from gleansr.models.stylegan2 import StyleGAN2
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PHOTOS = {"cats": "chelsea-256.png", "faces": "astronaut-face-256.png"}
+PAGE = Path(gleansr.__file__).parent / "serving" / "static"
+PHOTOS = {
+    "cats": (EXAMPLES / "chelsea-256.png", (0, 0, 256, 256)),
+    "faces": (EXAMPLES / "astronaut-face-256.png", (0, 0, 256, 256)),
+    "cars": (PAGE / "car.jpg", (55, 25, 695, 505)),
+    "bedrooms": (PAGE / "bedroom.jpg", (0, 0, 512, 512)),
+    "towers": (PAGE / "tower.jpg", (46, 104, 526, 584)),
+}
+"""Of each category a photo, and what of it fills a small image, as the page's samples: left, top, right, bottom."""
 SIZE, GAP, HEADER = 256, 8, 28
 COLUMNS = ("lr", "bicubic", "GLEAN", "ground truth")
 
 
 def ground_truths(category: str, drawn: int) -> list[Tensor]:
-    """The category's photo and `drawn` images of its bank, at least one if there is no photo, each (3, 256, 256) in [0, 1]."""
-    images = [decode(EXAMPLES / PHOTOS[category]).premultiplied()] if category in PHOTOS else []
-    if drawn := drawn if images else max(1, drawn):
+    """The category's photo (3, h, w) and `drawn` images of its bank (3, 256, 256), in [0, 1]."""
+    path, (left, top, right, bottom) = PHOTOS[category]
+    images = [decode(path).premultiplied()[:, top:bottom, left:right]]
+    if drawn:
         bank = cast("StyleGAN2", gleansr.load_model(f"{category}-bank", part="generator"))
         for seed in range(drawn):
             z = torch.randn(1, bank.config.code_dim, generator=torch.Generator().manual_seed(seed))
@@ -47,11 +56,14 @@ def ground_truths(category: str, drawn: int) -> list[Tensor]:
 
 def row(upscaler: gleansr.Upscaler, image: Tensor, index: int, degradation: Degradation) -> Tensor:
     """(3, 256, 4 * 256) uint8: lr, bicubic, result and ground truth, as `gleansr evaluate` has them."""
-    task = EvaluationTask(SIZE, upscaler.scale, degradation=degradation)
+    aspect = "crop" if image.shape[1] == image.shape[2] else default_aspect([upscaler])  # the bank of cars draws bars too
+    task = EvaluationTask(SIZE, upscaler.scale, aspect, degradation=degradation)
     gt, content = task.fit(image)
     lr = task.degrade(gt, content, index)
     cells = F.interpolate(lr, size=SIZE), resize(lr, size=SIZE), upscaler.method(lr).images, gt
-    return to_bytes(torch.cat([cell[0] for cell in cells], 2))
+    inside = torch.cat([content.of(cell)[0] for cell in cells], 2)
+    above = (SIZE - inside.shape[1]) // 2
+    return to_bytes(F.pad(inside, (0, 0, above, SIZE - inside.shape[1] - above), value=1.0))
 
 
 def sheet(models: list[str], drawn: int) -> Image.Image:

@@ -263,7 +263,7 @@ _MODELS = (
     _bundled("bedrooms-8x", 32, "b86652cbe593a46e", category="bedrooms"),
     _bundled("bedrooms-16x", 16, "159bc8c88148eb09", category="bedrooms"),
     _bundled("towers-8x", 32, "ade196a952ba8e14", category="towers"),
-    _bundled("towers-16x", 16, "71666d62d40df15c", category="towers"),
+    _bundled("towers-16x", 16, "fc203414943e5f13", category="towers"),
     _bundled("general-4x", 32, "7a24cfc6a7b7cbd9", "residual", category="any", out_size=128),
     _bundled("faces-bank", None, "b595fea406ae92f3", "stylegan2", ("generator",), "faces"),
     _bundled("cars-bank", None, "d08178ca7d0fddc8", "stylegan2", ("generator",), "cars"),
