@@ -41,10 +41,15 @@ SIZE, GAP, HEADER = 256, 8, 28
 COLUMNS = ("lr", "bicubic", "GLEAN", "ground truth")
 
 
-def ground_truths(category: str, drawn: int) -> list[Tensor]:
-    """The category's photo (3, h, w) and `drawn` images of its bank (3, 256, 256), in [0, 1]."""
+def photo(category: str) -> Tensor:
+    """The category's photo (3, h, w) in [0, 1]; 4:3 for cars, otherwise square."""
     path, (left, top, right, bottom) = PHOTOS[category]
-    images = [decode(path).premultiplied()[:, top:bottom, left:right]]
+    return decode(path).premultiplied()[:, top:bottom, left:right]
+
+
+def ground_truths(category: str, drawn: int) -> list[Tensor]:
+    """The category's photo and `drawn` images of its bank (3, 256, 256), in [0, 1]."""
+    images = [photo(category)]
     if drawn:
         bank = cast("StyleGAN2", gleansr.load_model(f"{category}-bank", part="generator"))
         for seed in range(drawn):
