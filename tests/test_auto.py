@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import gleansr
 from gleansr.errors import ImageError, NoObjectError, RequestError
 from gleansr.images.codec import DecodedImage, decode
 from gleansr.images.resize import resize
@@ -329,6 +330,14 @@ def test_a_given_model_of_any_size_enlarges_everything(shows: Shows):
     assert details(AutoTask(PhotoConfig(scale=5), model=plain), photo(20, 30))[0].size == (150, 100)
     with pytest.raises(RequestError, match="takes images of any size: it needs no box"):
         AutoTask(PhotoConfig(aligned=True), model=plain)
+
+
+@pytest.mark.parametrize("size", [(700, 3), (3, 700), (2000, 3), (1000, 1), (1200, 14), (400, 30)])
+def test_very_narrow_images_have_no_heads(size: tuple[int, int]):
+    """OpenCV crashed on some, and a strip that is rotated takes seconds."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    result = gleansr.upscale(pixels, scale=2, device="cpu")
+    assert result.size == (2 * size[0], 2 * size[1])
 
 
 def test_a_large_image_in_tiles_is_the_same_as_in_one_pass(shows: Shows, monkeypatch: pytest.MonkeyPatch):

@@ -77,7 +77,7 @@ def test_the_default_output_of_a_video(run, tmp_path: Path):
     source = clip(tmp_path / "a.mp4", numbered(5))
     status, said = run(source)
     assert status == 0
-    assert said.strip() == f"{source} → {tmp_path / 'a_2x.mp4'} (5 frames)"
+    assert said.strip() == f"{source} → {tmp_path / 'a_2x.mp4'}: 24\u00d716 → 48\u00d732, made (5 frames)"
     assert len(planes(tmp_path / "a_2x.mp4")) == 5
     clip(tmp_path / "b.mkv", numbered(2))
     assert run(tmp_path / "b.mkv", clip(tmp_path / "c.gif", numbered(3)), output=tmp_path / "out")[0] == 0

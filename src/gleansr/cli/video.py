@@ -136,6 +136,7 @@ def upscale_videos(videos: Videos, work: "Work", *, model: str, slow: bool, fail
 def _one(
     console: Console, progress: Progress, stop: Stop, footage: "Footage", target: Path, work: "Work", config: "TrackConfig", *, slow: bool
 ) -> None:
+    from gleansr.jobs.steps import describe_sizes
     from gleansr.video import needs_tracking, upscale
 
     finding = progress.add_task("finding", total=footage.expected, visible=needs_tracking(work.task, footage))
@@ -165,7 +166,8 @@ def _one(
         progress.remove_task(finding)
         progress.remove_task(upscaling)
     notes = "; ".join([f"{summary.images} frames", *summary.notes])
-    _say(console, f"{footage.name} → {target} ({notes})")
+    sizes = describe_sizes(footage.size, summary.size)
+    _say(console, f"{footage.name} → {target}: {sizes}, {', '.join(summary.models)} ({notes})")
 
 
 def _followed(

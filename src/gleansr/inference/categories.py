@@ -25,7 +25,9 @@ WEIGHTS = "categories.safetensors"
 OTHER = NAMES[-1]
 SMALL = 32
 """Images are reduced to about this side, so that a photo and its thumbnail are classified alike."""
-_ENLARGED = 128  # about the side that EfficientNet sees
+ENLARGED = 128
+"""Side of what EfficientNet sees."""
+_GUESSED = 0.25
 _MAX_ASPECT = 2.0
 _PREREDUCED = 256  # larger images are averaged to at least this side first, which is faster
 
@@ -38,6 +40,8 @@ class Category:
     """faces, cats, cars, bedrooms, towers or other."""
     confidence: float
     """Probability of the category in [0, 1]; low for an "other" that may be one of the five."""
+    guess: str = ""
+    """Which of the five an "other" may be, if that has a probability of a quarter and more."""
 
     @property
     def percent(self) -> str:
@@ -72,7 +76,9 @@ def most_probable(image: Source | DecodedImage, names: Collection[str]) -> Categ
 def category_of(probabilities: Tensor, threshold: float) -> Category:
     """The category by `probabilities` (6), see `choose`."""
     chosen = int(choose(probabilities[None], threshold))
-    return Category(NAMES[chosen], float(probabilities[chosen]))
+    best = int(probabilities[:-1].argmax())
+    guess = NAMES[best] if NAMES[chosen] == OTHER and float(probabilities[best]) >= _GUESSED else ""
+    return Category(NAMES[chosen], float(probabilities[chosen]), guess)
 
 
 def _probabilities(image: Source | DecodedImage) -> Tensor:
@@ -97,8 +103,8 @@ def small_image(image: DecodedImage) -> Tensor:
 
 
 def network_input(images: Tensor) -> Tensor:
-    """Small images (N, 3, h, w), enlarged to about 128x128 by their aspect ratio."""
-    return cast("Tensor", resize(images, size=_sides(images.shape[-2:], _ENLARGED)))
+    """Small images (N, 3, h, w), enlarged to 128x128 whatever their aspect ratio, by which the training sets could be told."""
+    return cast("Tensor", resize(images, size=(ENLARGED, ENLARGED)))
 
 
 def _reduced(pixels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gleansr.ambient import plain_torch
 from gleansr.errors import GleansrError
 from gleansr.files import replacing
-from gleansr.inference.categories import classifier
+from gleansr.inference.categories import ENLARGED, classifier
 from gleansr.inference.export import check_installed, store_compactly, to_onnx, without_sources
 from gleansr.models.categories import CHANNELS, GRID
 from gleansr.models.features import EfficientNetLite0
@@ -29,7 +29,7 @@ class _Features(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image (1, 3, H, W), RGB in [-1, 1] -> the outputs of blocks 5, 11 and 16."""
+        """image (1, 3, 128, 128), RGB in [-1, 1] -> the outputs of blocks 5, 11 and 16."""
         return tuple(self.network(image)[2:])
 
 
@@ -61,14 +61,13 @@ def export_residual(model: ResidualNet, path: Path) -> None:
 def export_features(path: Path) -> None:
     """Writes the network whose features the classifier reads.
 
-    For an image "image" (1, 3, H, W) in [-1, 1], sides of 64 and more, it gives the outputs of blocks 5, 11 and 16: "block5", "block11" and
-    "block16".
+    For an image "image" (1, 3, 128, 128) in [-1, 1] it gives the outputs of blocks 5, 11 and 16: "block5", "block11" and "block16".
 
     Raises:
         GleansrError: ONNX Runtime's result differs.
     """
-    free = {"image": {2: torch.export.Dim("h", min=64, max=512), 3: torch.export.Dim("w", min=64, max=512)}}
-    _write(_Features(classifier()[0]), torch.rand(1, 3, 111, 148) * 2 - 1, free, "image", ["block5", "block11", "block16"], path)
+    image = torch.rand(1, 3, ENLARGED, ENLARGED) * 2 - 1
+    _write(_Features(classifier()[0]), image, None, "image", ["block5", "block11", "block16"], path)
 
 
 @plain_torch()

@@ -214,9 +214,12 @@ def write_result(decoded: DecodedJob, passes: Sequence[SRResult], work: Work) ->
 
 def describe_result(size: tuple[int, int], result: TaskResult, work: Work) -> str:
     """Sizes of an image (height, width) and its result, what was recognised and which model enlarged it."""
-    upscaler = work.task.upscaler
-    sizes = [f"{width}{_TIMES}{height}" for width, height in (size[::-1], result.image.size)]
-    return f"{' → '.join(sizes)}, {result.summary or upscaler.name}"
+    return f"{describe_sizes(size, result.image.size)}, {result.summary or work.task.upscaler.name}"
+
+
+def describe_sizes(size: tuple[int, int], made: tuple[int, int]) -> str:
+    """Of an image (height, width), and of its result (width, height)."""
+    return f"{size[1]}{_TIMES}{size[0]} → {made[0]}{_TIMES}{made[1]}"
 
 
 def check_targets(job: Job, work: Work, known: ManifestEntry | None) -> None:

@@ -389,4 +389,6 @@ class AutoTask:
 
 def describe(category: Category) -> str:
     """What was recognised, for the user."""
-    return f"{NOUNS[category.name]} ({category.percent})" if category.name in NOUNS else "nothing recognised"
+    if category.name in NOUNS:
+        return f"{NOUNS[category.name]} ({category.percent})"
+    return f"unsure, perhaps a {NOUNS[category.guess]}" if category.guess else "nothing recognised"

@@ -32,6 +32,8 @@ _CLOSE_UP_BORDER = 0.3
 """Border added on each side for that search, as a share of the shorter side: the cascade needs some background."""
 _CLOSE_UP = 0.6
 """Smallest frame of such a head, as a share of the photo's shorter side."""
+_STRIP = 4
+"""Longest photo that is rotated, in shorter sides."""
 _TILTS = (0.0, 12.0, -12.0, 24.0, -24.0)
 _ROTATIONS = tuple(float(angle) for angle in range(48, 336, 24))
 """Degrees. The cascade detects heads rotated by up to 10 degrees."""
@@ -67,11 +69,16 @@ class Cats:
     def detect(self, photo: Tensor, *, min_score: float | None = None, rotated: bool = True) -> list[Detection]:
         """See `Detector`. Scores are weights of the cascade's last stage: its threshold is 0, a good score is above 1."""
         height, width = photo.shape[-2:]
+        if min(height, width) * _MAX_SCALE < _MIN_SIDE:
+            return []
+        # A strip is searched upright alone: rotated, it becomes a canvas of many times its pixels.
+        strip = max(height, width) > _STRIP * min(height, width)
+        rotated = rotated and not strip
         size = search_size(height, width, max_pixels=_MAX_PIXELS, max_scale=_MAX_SCALE)
         grey, density = self._grey(photo, size), math.sqrt(size[0] * size[1] / (height * width))
         threshold = _MIN_SCORE if min_score is None else min_score
         tilts = _TILTS if rotated else _TILTS[:1]
-        detections = self._detect_close_ups(photo, tilts, threshold)
+        detections = [] if strip else self._detect_close_ups(photo, tilts, threshold)
         if any(detection.frame.width**2 > height * width / 2 for detection in detections):  # no room for further heads
             return non_maximum_suppression(inside_photo(detections, height, width))
         detections += self._detect_at_angles(grey, (width, height), density, tilts, threshold)

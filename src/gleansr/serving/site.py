@@ -44,7 +44,7 @@ _PROBE_SIDE = 24
 """Of the image for that, for a network of any input size."""
 _HEAD_MODELS = 3
 """Of a photo at most, see `static/engine/upscale.js`."""
-_FORMAT = 4
+_FORMAT = 5
 """Of exported files in the cache: changes when models are exported otherwise."""
 
 POLICY = "; ".join(

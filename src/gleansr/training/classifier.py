@@ -5,6 +5,7 @@ by the frozen EfficientNet-Lite0, so that fitting the head takes a minute.
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -203,10 +204,11 @@ def features_of(sets: Sequence[Images], seed: int, count: Callable[[int], object
     network = to_channels_last(efficientnet(), torch.device("cpu"))
     features, labels = [], []
     with torch.no_grad():
-        for batch, categories in _batches(_views(sets, seed, unreadable)):
-            features.append(grid_features(network, network_input(batch)).half())
-            labels.append(categories)
-            count(len(batch))
+        stream = _views(sets, seed, unreadable)
+        while views := list(itertools.islice(stream, _BATCH)):
+            features.append(grid_features(network, torch.cat([network_input(small[None]) for small, _ in views])).half())
+            labels.append(torch.tensor([category for _, category in views]))
+            count(len(views))
     return torch.cat(features), torch.cat(labels)
 
 
@@ -231,22 +233,6 @@ def _views(sets: Sequence[Images], seed: int, unreadable: list[str]) -> Iterator
                     unreadable.append(str(result))
                 else:
                     yield from result
-
-
-def _batches(views: Iterator[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of views of the same shape, as the network sees them, and their categories."""
-    waiting: dict[tuple[int, ...], list[tuple[Tensor, int]]] = {}
-    for small, category in views:
-        group = waiting.setdefault(tuple(small.shape), [])
-        group.append((small, category))
-        if len(group) == _BATCH:
-            yield _stacked(group)
-            group.clear()
-    yield from (_stacked(group) for group in waiting.values() if group)
-
-
-def _stacked(group: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([small for small, _ in group]), torch.tensor([category for _, category in group])
 
 
 # ---------------------------------------------------------------------------------------------------------------- fitting

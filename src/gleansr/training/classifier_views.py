@@ -15,6 +15,7 @@ SIZES = (8, 16, 24, 32, 32, 32, 48, 64)
 """Longer sides of the views in pixels, drawn evenly."""
 
 _SCALE = 4  # of the reduction that is degraded
+_LOG_RATIO = 0.6  # largest logarithm of an aspect ratio that images are cut to
 
 
 def view_of(image: Image.Image, rng: Random, *, detail: bool = False) -> Tensor:
@@ -43,19 +44,16 @@ def small_view(image: Image.Image, size: int, seed: int | None, max_scale: int =
 
 
 def _framed(image: Image.Image, rng: Random) -> Image.Image:
-    """Most of the image: as it is, its middle square, squashed to a square, or padded."""
+    """Most of the image, half of them cut to a random aspect ratio, so that sets of square images are not told by their shape."""
     width, height = image.size
     share = float(rng.uniform(0.75, 1.0)) if rng.random() < 0.6 else 1.0
-    left, top = rng.uniform(0, 1 - share) * width, rng.uniform(0, 1 - share) * height
-    image = image.crop((round(left), round(top), round(left + share * width), round(top + share * height)))
-    kind, shorter, longer = rng.random(), min(image.size), max(image.size)
-    if kind < 0.3:
-        return ImageOps.fit(image, (shorter, shorter))
-    if kind < 0.5:
-        return image.resize((longer, longer))
-    if kind < 0.6:
+    ratio = float(np.exp(rng.uniform(-_LOG_RATIO, _LOG_RATIO))) if rng.random() < 0.5 else width / height
+    width, height = share * min(width, height * ratio), share * min(height, width / ratio)
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    image = image.crop((round(left), round(top), max(round(left) + 1, round(left + width)), max(round(top) + 1, round(top + height))))
+    if rng.random() < 0.1:
         colour = ((0, 0, 0), (255, 255, 255), (128, 128, 128))[int(rng.integers(3))]
-        return ImageOps.pad(image, (longer, longer), color=colour)
+        return ImageOps.pad(image, (max(image.size), max(image.size)), color=colour)
     return image
 
 

@@ -33,6 +33,10 @@ class Summary:
     """The result of a video."""
 
     images: int
+    size: tuple[int, int]
+    """Width and height of the result, (0, 0) without frames."""
+    models: tuple[str, ...]
+    """Names of the models that worked."""
     notes: tuple[str, ...]
     details: Mapping[str, Any]
     """Measurements and tracked objects, as plain JSON values."""
@@ -178,15 +182,16 @@ def upscale(
         task = tracking.task_with_objects()
     image_notes: Counter[str] = Counter()
     consistencies: list[float] = []
-    written = 0
+    written, size = 0, (0, 0)
     models = dict.fromkeys(tracking.models if tracking else ())
 
     with open_sink(target, footage, quality=work.quality, models=[*models], overwrite=work.overwrite) as sink:
 
         def write(frame: VideoFrame, result: TaskResult) -> None:
-            nonlocal written
+            nonlocal written, size
             names = result.models or (*filter(None, [task.upscaler.about.name]),)
             models.update(dict.fromkeys(names))
+            size = result.image.size
             sink.add(result.image, frame.time, frame.duration, names)
             image_notes.update(list(dict.fromkeys(result.notes)))
             consistencies.extend(_consistencies(result.details))
@@ -212,7 +217,7 @@ def upscale(
             for category, objects in tracking.objects.items()
             for track in objects.tracks
         ]
-    summary = Summary(written, tuple(dict.fromkeys(notes)), details)
+    summary = Summary(written, size, tuple(models), tuple(dict.fromkeys(notes)), details)
     if work.sidecar:
         _write_sidecar(footage, target, work, task.options, ", ".join(models) or None, summary)
     return summary

@@ -8,14 +8,15 @@ import { resize } from "./resize.js";
 const NAMES = ["faces", "cats", "cars", "bedrooms", "towers", "other"];
 const GRID = 3;
 const SMALL = 32;  // images are reduced to about this side
-const ENLARGED = 128;  // about the side that the network sees
+const ENLARGED = 128;  // side of what the network sees
+const GUESSED = 0.25;
 const MAX_ASPECT = 2;
 const PREREDUCED = 256;  // larger images are averaged to at least this side first
 
 /** One object of each category. */
 export const NOUNS = { faces: "face", cats: "cat", cars: "car", bedrooms: "bedroom", towers: "tower" };
 
-/** @typedef {{name: string, confidence: number}} Category  name: one of five, or "other" */
+/** @typedef {{name: string, confidence: number, guess?: string}} Category  name: one of five, or "other"; guess: what that may be */
 
 /**
  * The category of an image; "other" if none is probable enough.
@@ -25,7 +26,8 @@ export const NOUNS = { faces: "face", cats: "cat", cars: "car", bedrooms: "bedro
  */
 export async function classify(runtime, picture) {
   const all = await probabilities(runtime, picture), best = mostProbable(all, NAMES.slice(0, -1)), { threshold } = runtime.list.classifier;
-  return best.confidence >= threshold && best.confidence > all.other ? best : { name: "other", confidence: all.other };
+  if (best.confidence >= threshold && best.confidence > all.other) return best;
+  return { name: "other", confidence: all.other, guess: best.confidence >= GUESSED ? best.name : "" };
 }
 
 /** A confidence as text, such as "98%". Never "100%", since no classifier is certain. */
@@ -49,8 +51,7 @@ export async function probabilities(runtime, picture) {
 }
 
 async function ofView(runtime, small) {
-  const [height, width] = sides(small, ENLARGED), { features, head } = runtime.list.classifier;
-  const layers = await runtime.run(features, { image: resize(small, height, width) });
+  const { features, head } = runtime.list.classifier, layers = await runtime.run(features, { image: resize(small, ENLARGED, ENLARGED) });
   const cells = ["block5", "block11", "block16"].map((name) => grid(asPlanes(layers[name])));
   const { logits } = await runtime.run(head, { cells: joined(cells) });
   const powers = [...logits.data].map((value) => Math.exp(value - Math.max(...logits.data))), sum = powers.reduce((a, b) => a + b);

@@ -64,10 +64,16 @@ async function automatic(runtime, picture, report) {
     : await search(runtime, picture, report, sought.filter((one) => !sought.includes(category.name) || one === category.name));
   const fills = heads.length === 1 && heads[0].category === category.name && heads[0].width >= FILLS * Math.min(colour.width, colour.height);
   if (heads.length && !fills) return { ...REST, heads, summary: summary(heads, sought) };
-  const known = category.name in NOUNS, said = known ? `${NOUNS[category.name]} (${percent(category.confidence)})` : "nothing recognised";
+  const known = category.name in NOUNS, said = recognised(category);
   if (!model) return { ...REST, summary: said, notes: known ? [`this page has no model of ${category.name}`] : [] };
   if (shrinkage(model, colour) <= MAX_SHRINKAGE) return { ...REST, model, summary: said };
   return { ...REST, summary: said, notes: [`larger than what ${model.name} sees; choose it to have its detail nevertheless`] };
+}
+
+/** @param {import("./classify.js").Category} category */
+function recognised({ name, confidence, guess }) {
+  if (name in NOUNS) return `${NOUNS[name]} (${percent(confidence)})`;
+  return guess ? `unsure, perhaps a ${NOUNS[guess]}` : "nothing recognised";
 }
 
 /** @returns {Plan} by the chosen model, which takes the image for one object of its category */
