@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -81,11 +82,10 @@ def test_small_faces_are_detected_in_small_photos():
 
 @needs_dlib
 def test_a_portrait_of_48_pixels_gets_the_model_of_faces():
-    image = astronaut(size=48)
-    result = run(AutoTask(), DecodedImage(image, name="portrait"))
-    assert (result.image.size, result.summary) == ((192, 192), "1 face, faces-8x, general-4x")
-    [frame] = [one["frame"] for one in result.details["objects"]]
-    assert 30 < math.dist(frame[0], frame[1]) < 44
+    """Of which the face takes three quarters and more of the width: as a whole."""
+    result = run(AutoTask(), DecodedImage(astronaut(size=48), name="portrait"))
+    assert result.image.size == (192, 192)
+    assert re.fullmatch(r"face \(\d\d%\), faces-4x", result.summary)
 
 
 @needs_dlib

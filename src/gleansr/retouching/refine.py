@@ -25,7 +25,7 @@ from gleansr.retouching.region import Region, choose_region, views_of
 _USUAL_SCALE = 4
 """Of the model that is chosen, if there is one of that scale: in heads of 170 px, 8x removes the detail around an edit too."""
 _SIZE = 256  # of the bundled models' output
-_RECOGNISED = 0.05
+_RECOGNISED = 0.15
 """Least probability of a category."""
 
 

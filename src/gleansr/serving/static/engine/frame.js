@@ -8,7 +8,7 @@ import { bestModel } from "./router.js";
 
 const USUAL_SCALE = 4;  // of the model that is chosen, if there is one of that scale
 const SIZE = 256;  // of the models' output
-const RECOGNISED = 0.05;  // least probability of a category
+const RECOGNISED = 0.15;  // least probability of a category
 const VIEWS = [0.75, 0.55];  // sides of smaller views, as shares of the frame's: the classifier knows heads that fill an image
 const UNFIT = "urn:gleansr:unfit";  // a problem's type, as the service names it
 
