@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from benchmarks.gallery import EXAMPLES, PHOTOS, ground_truths
+from benchmarks.gallery import PHOTOS, ground_truths
 from gleansr.cli import main as gleansr
 from gleansr.images.pixels import to_bytes
 
@@ -71,7 +71,7 @@ def retouching(folder: Path, category: str) -> tuple[Path, Path]:
     before, after = folder / f"{category}-photos", folder / f"{category}-retouched"
     for path in (before, after):
         path.mkdir()
-    with Image.open(EXAMPLES / PHOTOS[category]) as photo:
+    with Image.open(PHOTOS[category][0]) as photo:
         image = photo.convert("RGB")
     image.save(before / "photo.png")
     RETOUCHES[category](image)
