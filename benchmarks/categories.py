@@ -18,6 +18,7 @@ from gleansr.data.sources import open_source
 from gleansr.images.codec import decode, to_image
 from gleansr.inference.categories import WEIGHTS, classify
 from gleansr.models.categories import NAMES
+from gleansr.training.classifier import SHARES
 from gleansr.training.classifier_views import small_view
 
 
@@ -62,12 +63,12 @@ def main() -> None:
 
 
 def _calibration_error(judged: list[tuple[str, bool, float]], bins: int = 15) -> float:
-    """Expected calibration error, with "other" as frequent as the five together and these alike, as in training."""
+    """Expected calibration error, with the shares of the categories that training assumes."""
     counts = collections.Counter(category for category, _, _ in judged)
     gaps = [0.0] * bins
     total = 0.0
     for category, right, confidence in judged:
-        weight = (0.5 if category == "other" else 0.1) / counts[category]
+        weight = float(SHARES[NAMES.index(category)]) / counts[category]
         gaps[min(bins - 1, int(confidence * bins))] += weight * (right - confidence)
         total += weight
     return sum(map(abs, gaps)) / total

@@ -111,7 +111,7 @@ def _reduced(pixels: Tensor) -> Tensor:
     height, width = pixels.shape[-2:]
     if height * width <= SMALL**2:
         return pixels
-    return cast("Tensor", resize(pixels, size=_sides((height, width), SMALL))).clamp(-1, 1)
+    return cast("Tensor", resize(pixels, size=_sides(height, width))).clamp(-1, 1)
 
 
 def _middle(side: int, other: int) -> slice:
@@ -120,10 +120,10 @@ def _middle(side: int, other: int) -> slice:
     return slice(start, start + kept)
 
 
-def _sides(size: tuple[int, ...], side: int) -> tuple[int, int]:
-    """Height and width of about side x side pixels with the aspect ratio of `size`."""
-    stretch = math.sqrt(size[0] / size[1])
-    return max(1, round(side * stretch)), max(1, round(side / stretch))
+def _sides(height: int, width: int) -> tuple[int, int]:
+    """Height and width of about 32x32 pixels with the same aspect ratio."""
+    stretch = math.sqrt(height / width)
+    return max(1, round(SMALL * stretch)), max(1, round(SMALL / stretch))
 
 
 @functools.cache

@@ -36,7 +36,7 @@ Progress = Callable[[int, int], object]
 
 _OTHER = len(NAMES) - 1
 _BATCH = 256
-_SHARES = torch.tensor([0.15] * _OTHER + [0.25])
+SHARES = torch.tensor([0.15] * _OTHER + [0.25])
 """Weights of the categories: one image in four is "other"."""
 _VALIDATION_SHARE = 10  # one image in so many is for calibration, of a category without images of its own for that
 
@@ -245,7 +245,7 @@ def fit(features: Tensor, labels: Tensor, config: ClassifierConfig) -> CategoryH
     squares = [(part.float() - head.mean).square().mean((0, 2, 3)) for part in features.split(1024)]
     head.deviation.copy_(torch.stack(squares).mean(0).sqrt().clamp(min=1e-3)[:, None, None])
     counts = torch.bincount(labels, minlength=len(NAMES))
-    weights = len(labels) * _SHARES / counts.clamp(min=1)
+    weights = len(labels) * SHARES / counts.clamp(min=1)
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=config.weight_decay)
     steps = config.epochs * -(-len(labels) // _BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -270,7 +270,7 @@ def calibrate(head: CategoryHead, logits: Tensor, labels: Tensor, passing: float
     `logits` (N, 6) are the head's before, `labels` (N) the true categories.
     """
     counts = torch.bincount(labels, minlength=len(NAMES)).clamp(min=1)
-    weights = (_SHARES / counts)[labels]
+    weights = (SHARES / counts)[labels]
     temperatures = torch.logspace(-1, 1, 201)
     losses = [float((F.cross_entropy(logits / t, labels, reduction="none") * weights).sum()) for t in temperatures]
     temperature = float(temperatures[int(np.argmin(losses))])

@@ -219,7 +219,7 @@ def upscale(
         ]
     summary = Summary(written, size, tuple(models), tuple(dict.fromkeys(notes)), details)
     if work.sidecar:
-        _write_sidecar(footage, target, work, task.options, ", ".join(models) or None, summary)
+        _write_sidecar(footage, target, work, task.options, summary)
     return summary
 
 
@@ -241,13 +241,13 @@ def _consistencies(details: Mapping[str, Any]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _write_sidecar(footage: Footage, target: Path, work: Work, options: Mapping[str, Any], models: str | None, summary: Summary) -> None:
+def _write_sidecar(footage: Footage, target: Path, work: Work, options: Mapping[str, Any], summary: Summary) -> None:
     """Writes NAME.json beside a result."""
     contents = {
         "source": footage.name,
         "target": str(target),
         "sha256": footage.source and sha256_of(footage.source),
-        "model": models,
+        "model": ", ".join(summary.models) or None,
         "model_sha256": work.model_sha256,
         "options": {**work.settings, **options, "quality": work.quality},
         "notes": summary.notes,

@@ -36,15 +36,11 @@ export async function enlarge(runtime, { colour, alpha, grey }, scale, report) {
   return image;
 }
 
-/** Planes in [-1, 1] enlarged by the general model, a residual network: bicubic, and what it adds; not clamped. */
-export async function forward(runtime, lr) {
-  const residual = await runtime.forward(runtime.list.general, "low", lr), smooth = resize(lr, residual.height, residual.width);
-  return map(smooth, (value, i) => value + residual.data[i]);
-}
-
-/** Planes in [0, 1] enlarged by the general model. */
+/** Planes in [0, 1] enlarged by the general model, a residual network: bicubic, and what it adds. */
 async function tile(runtime, part, scale) {
-  const { general } = runtime.list, sr = unsigned(await forward(runtime, signed(part)));
+  const { general } = runtime.list, lr = signed(part), residual = await runtime.forward(general, "low", lr);
+  const smooth = resize(lr, residual.height, residual.width);
+  const sr = unsigned(map(smooth, (value, i) => value + residual.data[i]));
   return scale === general.scale ? sr : resize(sr, part.height * scale, part.width * scale);
 }
 

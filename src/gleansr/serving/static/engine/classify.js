@@ -68,7 +68,7 @@ function reduced({ colour, alpha }) {
   const cut = (from) => crop(from, left, top, width, height), opacity = alpha && cut(alpha), size = width * height;
   const part = cut(colour), pixels = opacity ? map(part, (value, i) => value + 1 - opacity.data[i % size]) : part;
   const all = signed(averaged(pixels, Math.floor(Math.min(height, width) / PREREDUCED)));
-  return all.height * all.width <= SMALL ** 2 ? all : map(resize(all, ...sides(all, SMALL)), (value) => clamp(value, -1, 1));
+  return all.height * all.width <= SMALL ** 2 ? all : map(resize(all, ...sides(all)), (value) => clamp(value, -1, 1));
 }
 
 /** Each pixel the mean of by x by pixels, or of as many as are left at the right and bottom. */
@@ -112,8 +112,8 @@ function joined(parts) {
   return out;
 }
 
-/** Height and width of about side x side pixels with an image's aspect ratio. */
-function sides({ height, width }, side) {
+/** Height and width of about 32x32 pixels with an image's aspect ratio. */
+function sides({ height, width }) {
   const stretch = Math.sqrt(height / width);
-  return [Math.max(1, round(side * stretch)), Math.max(1, round(side / stretch))];
+  return [Math.max(1, round(SMALL * stretch)), Math.max(1, round(SMALL / stretch))];
 }

@@ -104,11 +104,11 @@ export class Runtime {
       console.warn("The GPU cannot run this network; the processor does:", error);
     }
     await session?.release();
-    this.gpu = false;
+    await this.leaveGpu();
     return this.onProcessor(bytes);
   }
 
-  /** Loads all networks anew, onto the processor. */
+  /** All networks are loaded anew when they are needed, onto the processor. */
   async leaveGpu() {
     this.gpu = false;
     for (const session of this.sessions.values()) await session.release().catch(() => {});
